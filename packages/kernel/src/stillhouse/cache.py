@@ -1,0 +1,275 @@
+"""The teacher cache: outputs of a frozen role computed once and read back, memory-mapped, by sample id and view.
+
+The key is the role's digest, the data's digest, the output names and their storage, the augmentation with its seed, the
+code and the device type; under it lie one folder a view with safetensors shards. A shard is written aside and renamed,
+so a killed fill goes on where it stopped; a shard that does not match the manifest is computed again, never served.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from stillhouse.data.data import Data
+from stillhouse.digest import digest, file_digest
+from stillhouse.errors import BadSetting, ContractError, UnknownName
+from stillhouse.files import fsync, storage, write_text
+from stillhouse.objectives.objective import Tensors
+from stillhouse.recipe import Context, Event
+from stillhouse.training import Augment
+
+SHARD_ROWS = 4096
+IN_MEMORY = 256 << 20  # bytes of one view's outputs that are joined in memory when opened
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Which outputs of a frozen role are computed once.
+
+    The role must be a pure function of its input. `dtype` is that of storage. `top_k` keeps the k largest logits and
+    the log-sum-exp of the rest, which is spread evenly when read: exact mass at temperature 1, approximate above.
+    """
+
+    outputs: tuple[str, ...] = ("logits",)
+    dtype: Literal["fp32", "fp16"] = "fp32"
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and self.top_k < 1:
+            raise BadSetting(f"cache: top_k must be >= 1 (got {self.top_k})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What the stored outputs depend on; any difference is another key."""
+
+    role: str  # digest of the role's artifact
+    data: str  # digest of the data artifact
+    code: str
+    device: str  # "cpu" or "cuda": their last bits differ
+    cache: Cache
+    augment: Augment | None
+
+    @property
+    def key(self) -> str:
+        return digest(self, at="cache")
+
+
+class CachedRole(nn.Module):
+    """Stands in for a frozen role: its forward looks the stored outputs up by batch["id"] and batch["view"]."""
+
+    def __init__(self, views: Mapping[int, "_View"], cache: Cache) -> None:
+        super().__init__()
+        self.views, self.cache = views, cache
+
+    def forward(self, batch: Tensors) -> dict[str, Tensor]:
+        ids = batch["id"].cpu()
+        stored = self.views[int(batch["view"][0])].rows(ids)
+        outputs = {name: _unpack(name, stored, self.cache) for name in self.cache.outputs}
+        device = batch["id"].device
+        return outputs if device.type == "cpu" else {k: v.to(device) for k, v in outputs.items()}
+
+
+class _View:
+    """One view's shards, opened."""
+
+    def __init__(self, shards: Sequence[Mapping[str, Tensor]]) -> None:
+        size = sum(t.nbytes for shard in shards for t in shard.values())
+        if size <= IN_MEMORY:
+            shards = [{name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}]
+        self.shards = shards
+        self.starts = torch.tensor([0, *(len(shard["id"]) for shard in shards)]).cumsum(0)
+        ids = torch.cat([shard["id"] for shard in shards])
+        self.sorted, self.order = ids.sort()
+        self.direct = bool((ids == torch.arange(len(ids))).all())
+
+    def rows(self, ids: Tensor) -> dict[str, Tensor]:
+        places = ids if self.direct else self.order[torch.searchsorted(self.sorted, ids)]
+        if len(self.shards) == 1:
+            return {name: column[places] for name, column in self.shards[0].items()}
+        which = torch.searchsorted(self.starts, places, right=True) - 1
+        parts: dict[str, Tensor] = {}
+        for number in which.unique().tolist():
+            mask = which == number
+            for name, column in self.shards[number].items():
+                picked = column[places[mask] - self.starts[number]]
+                full = parts.setdefault(name, picked.new_empty(len(ids), *picked.shape[1:]))
+                full[mask] = picked
+        return parts
+
+
+def _pack(name: str, value: Tensor, cache: Cache) -> dict[str, Tensor]:
+    dtype = torch.float16 if cache.dtype == "fp16" else torch.float32
+    value = value.detach().cpu()
+    if cache.top_k is None or name != "logits":
+        return {name: value.to(dtype) if value.is_floating_point() else value}
+    top = value.float().topk(min(cache.top_k, value.shape[-1]), dim=-1)
+    rest = value.float().scatter(-1, top.indices, float("-inf")).logsumexp(-1)
+    classes = torch.full((len(value),), value.shape[-1])
+    return {
+        f"{name}.top": top.values.to(dtype),
+        f"{name}.index": top.indices.to(torch.int32),
+        f"{name}.rest": rest.to(dtype),
+        f"{name}.classes": classes,
+    }
+
+
+def _unpack(name: str, stored: Mapping[str, Tensor], cache: Cache) -> Tensor:
+    if cache.top_k is None or name != "logits":
+        value = stored[name]
+        return value.float() if value.is_floating_point() else value
+    top, index = stored[f"{name}.top"].float(), stored[f"{name}.index"].long()
+    classes, kept = int(stored[f"{name}.classes"][0]), top.shape[-1]
+    share = torch.log(torch.tensor(float(max(1, classes - kept))))
+    full = (stored[f"{name}.rest"].float() - share)[:, None].expand(-1, classes).clone()
+    return full.scatter(-1, index, top)
+
+
+def cached(
+    role: str,
+    module: nn.Module,
+    data: Data,
+    views: Sequence[int],
+    source: Source,
+    *,
+    batch: int,
+    ctx: Context,
+) -> CachedRole:
+    """The stand-in for `module`, after computing what of `views` is not stored yet; one process fills, others wait.
+
+    Raises UnknownName for an output the role does not have, ContractError for an augmentation that is not pure.
+    """
+    folder = ctx.caches / source.key[:2] / source.key
+    with storage(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(folder) + ".lock"):
+            fill = _Fill(
+                role=role,
+                module=module,
+                data=data,
+                folder=folder,
+                source=source,
+                batch=batch,
+                ctx=ctx,
+            )
+            opened = {view: _View(fill.view(view)) for view in views}
+    record = {"key": source.key, "views": len(views), "rows": len(data)}
+    record |= {
+        "computed_rows": fill.computed,
+        "reused_rows": len(views) * len(data) - fill.computed,
+    }
+    ctx.measured.setdefault("teacher_cache", {})[role] = record
+    return CachedRole(opened, source.cache)
+
+
+class _Fill:
+    def __init__(
+        self,
+        *,
+        role: str,
+        module: nn.Module,
+        data: Data,
+        folder: Path,
+        source: Source,
+        batch: int,
+        ctx: Context,
+    ) -> None:
+        self.role, self.module, self.data, self.folder = role, module.eval(), data, folder
+        self.source, self.batch, self.ctx = source, batch, ctx
+        self.computed = 0
+
+    def view(self, view: int) -> list[dict[str, Tensor]]:
+        """The shards of a view, in order; those missing or damaged are computed."""
+        folder = self.folder / f"view-{view}"
+        folder.mkdir(exist_ok=True)
+        manifest = folder / "manifest.json"
+        known = _read_manifest(manifest)
+        shards: list[dict[str, Tensor]] = []
+        for number, batches in enumerate(self._chunks()):
+            name = f"{number:05d}.safetensors"
+            shard = _read_shard(folder / name, known.get(name))
+            if shard is None:
+                shard = self._compute(batches, view)
+                _write_shard(folder / name, shard)
+                known[name] = file_digest(folder / name)
+                write_text(
+                    manifest, json.dumps({"key": self.source.key, "shards": known}, indent=1)
+                )
+            self._tell(view, number, len(shard["id"]))
+            shards.append(shard)
+        return shards
+
+    def _chunks(self) -> Iterator[list[Tensors]]:
+        size = max(1, SHARD_ROWS // self.batch)
+        chunk: list[Tensors] = []
+        for batch in self.data.batches(self.batch, rng=None):
+            chunk.append(batch)
+            if len(chunk) == size:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
+
+    @torch.no_grad()
+    def _compute(self, batches: Sequence[Tensors], view: int) -> dict[str, Tensor]:
+        self.module.to(self.ctx.device)
+        parts = [self._outputs(batch, view) for batch in batches]
+        self.computed += sum(len(part["id"]) for part in parts)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _outputs(self, batch: Tensors, view: int) -> dict[str, Tensor]:
+        seen: Tensors = {**batch, "view": torch.full_like(batch["id"], view)}
+        if self.source.augment is not None:
+            plain, seen = seen, self.source.augment(seen)
+            if self.computed == 0:
+                _check_pure(self.source.augment, plain, seen)
+        outputs = self.module({name: value.to(self.ctx.device) for name, value in seen.items()})
+        packed = {"id": batch["id"]}
+        for name in self.source.cache.outputs:
+            if name not in outputs:
+                raise UnknownName("output", name, outputs, where=f"cache of role '{self.role}'")
+            packed |= _pack(name, outputs[name], self.source.cache)
+        return packed
+
+    def _tell(self, view: int, number: int, rows: int) -> None:
+        done = min(len(self.data), (number + 1) * max(1, SHARD_ROWS // self.batch) * self.batch)
+        text = f"teacher cache of '{self.role}', view {view}"
+        self.ctx.observe(Event(stage=self.ctx.stage, text=text, done=done, total=len(self.data)))
+
+
+def _check_pure(augment: Augment, plain: Tensors, seen: Tensors) -> None:
+    """An augmentation that depends on a sample's neighbours or on a hidden state would make the cache lie."""
+    half = torch.arange(len(plain["id"]) - 1, -1, -2)
+    again = augment({name: value[half] for name, value in plain.items()})
+    for name, value in again.items():
+        if not torch.equal(value, seen[name][half]):
+            raise ContractError(
+                f"augmentation {type(augment).__name__} is not a pure function of (id, view): '{name}' differs for the "
+                "same samples in another batch; without that no teacher output can be cached"
+            )
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:  # Any: file name -> sha256
+    try:
+        return dict(json.loads(path.read_text())["shards"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _read_shard(path: Path, expected: str | None) -> dict[str, Tensor] | None:
+    if expected is None or not path.is_file() or file_digest(path) != expected:
+        return None
+    return load_file(str(path))
+
+
+def _write_shard(path: Path, shard: Mapping[str, Tensor]) -> None:
+    aside = path.with_name(f".{path.name}")
+    save_file({name: value.contiguous() for name, value in shard.items()}, str(aside))
+    fsync(aside)
+    aside.replace(path)

@@ -1,0 +1,174 @@
+"""Digests: sha256 over canonical JSON, files, folders, arrays and source code.
+
+A recipe is hashed by what it says: frozen dataclasses, mappings, sequences, plain values, and functions or classes by
+their module and name. A lambda or closure has no name that another process could find, so it is refused with its path.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import sys
+import types
+from collections.abc import Iterable, Mapping, Sequence, Set
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from stillhouse.errors import UnhashableRecipe
+
+CHUNK = 1 << 20
+
+
+def canonical(value: Any, *, at: str = "recipe") -> Any:  # Any: whatever a recipe may hold
+    """`value` as JSON data with one spelling only; `at` is the path named in the error.
+
+    Raises UnhashableRecipe for lambdas, closures, NaN and objects that are not frozen dataclasses.
+    """
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            if not math.isfinite(value):
+                raise UnhashableRecipe(f"{at}: {value} cannot be hashed; use a finite number")
+            return value
+        case Enum():
+            return {"enum": _name(type(value), at), "value": value.name}
+        case Path():
+            return {"path": value.as_posix()}
+        case functools.partial():
+            return {
+                "partial": canonical(value.func, at=at),
+                "args": canonical(value.args, at=at),
+                "kwargs": canonical(value.keywords, at=at),
+            }
+        case type() | types.FunctionType() | types.BuiltinFunctionType():
+            return {"name": _name(value, at)}
+        case Mapping():
+            return {
+                "map": {
+                    _key(k, at): canonical(v, at=f"{at}[{k!r}]")
+                    for k, v in sorted(value.items(), key=_by_key)
+                }
+            }
+        case Set():
+            return {"set": sorted(json.dumps(canonical(v, at=at), sort_keys=True) for v in value)}
+        case Sequence():
+            return [canonical(v, at=f"{at}[{i}]") for i, v in enumerate(value)]
+        case _ if dataclasses.is_dataclass(value):
+            return _dataclass(value, at)
+        case _ if hasattr(
+            value, "model_dump"
+        ):  # pydantic settings, without importing pydantic here
+            return {"settings": canonical(value.model_dump(mode="json"), at=at)}
+        case _:
+            raise UnhashableRecipe(
+                f"{at}: a {type(value).__module__}.{type(value).__qualname__} cannot be hashed; "
+                "use a frozen dataclass, a module-level function, or plain values"
+            )
+
+
+def _by_key(item: tuple[Any, Any]) -> str:
+    return str(item[0])
+
+
+def _key(key: object, at: str) -> str:
+    if not isinstance(key, str):
+        raise UnhashableRecipe(f"{at}: mapping keys must be strings (got {key!r})")
+    return key
+
+
+def _name(value: Any, at: str) -> str:  # Any: a function or a class
+    qualname = value.__qualname__
+    if "<lambda>" in qualname or "<locals>" in qualname:
+        kind = "a lambda" if "<lambda>" in qualname else f"'{qualname}', defined inside a function,"
+        raise UnhashableRecipe(
+            f"{at}: {kind} cannot be hashed; move it to a module-level function or a frozen dataclass"
+        )
+    return f"{value.__module__}:{qualname}"
+
+
+def _dataclass(value: Any, at: str) -> Any:  # Any: a dataclass instance
+    if not type(value).__dataclass_params__.frozen:
+        raise UnhashableRecipe(f"{at}: dataclass {type(value).__qualname__} must be frozen")
+    fields = {
+        f.name: canonical(getattr(value, f.name), at=f"{at}.{f.name}")
+        for f in dataclasses.fields(value)
+    }
+    return {"type": _name(type(value), at), "fields": fields}
+
+
+def digest(value: Any, *, at: str = "recipe") -> str:  # Any: as canonical
+    """sha256 of the canonical JSON of `value`, 64 hexadecimal characters."""
+    return text_digest(
+        json.dumps(
+            canonical(value, at=at), sort_keys=True, separators=(",", ":"), ensure_ascii=True
+        )
+    )
+
+
+def text_digest(text: str) -> str:
+    """sha256 of UTF-8 text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def path_digest(path: Path) -> str:
+    """sha256 of a file, or of a folder's sorted relative names and file digests."""
+    if path.is_file():
+        return file_digest(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return text_digest(
+        "\n".join(f"{p.relative_to(path).as_posix()} {file_digest(p)}" for p in files)
+    )
+
+
+def arrays_digest(arrays: Mapping[str, Any]) -> str:  # Any: numpy arrays or tensors
+    """sha256 over names, dtypes, shapes and bytes of arrays."""
+    import numpy as np
+
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
+# report, cli and testing do not change what a stage computes
+NOT_CODE = ("cli", "report", "testing")
+
+
+@functools.cache
+def code_version(package: str) -> str:
+    """sha256 over the sorted .py sources of `stillhouse` (without cli, report, testing) and of `package`."""
+    return text_digest(
+        "\n".join(
+            f"{name} {hashed}" for name, hashed in _sources(dict.fromkeys(["stillhouse", package]))
+        )
+    )
+
+
+def _sources(packages: Iterable[str]) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for package in packages:
+        root = source_root(package)
+        files = [root] if root.is_file() else sorted(root.rglob("*.py"))
+        for file in files:
+            inside = file.relative_to(root.parent)
+            if not (package == "stillhouse" and inside.parts[1] in NOT_CODE):
+                rows.append((inside.as_posix(), file_digest(file)))
+    return rows
+
+
+def source_root(package: str) -> Path:
+    """The folder (or single file) an imported top-level package's code lies in."""
+    __import__(package)
+    file = Path(str(sys.modules[package].__file__))
+    return file.parent if file.name == "__init__.py" else file

@@ -1,0 +1,77 @@
+"""Every error a user can cause, each one clear line: where, what was found, what would do, how to get it.
+
+StillhouseError
+|- UnknownName        a name that is not there, with the nearest one that is
+|- BadSetting         a setting or argument whose value cannot be used
+|- BadRecipe          a recipe whose parts do not fit together
+|- UnhashableRecipe   a lambda, closure or open object inside a recipe
+|- MissingData        an input that is not on this machine
+|- BadData            an input that is there and cannot be used: truncated, NaN, label out of range
+|- CorruptArtifact    bytes that differ from the digest written beside them
+|- MissingExtra       a package that is not installed
+|- StorageError       no space, read-only, not permitted
+|- ContractError      a frozen role that changed, a loss that is not finite
+`- PluginError        a plugin that cannot be loaded
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class StillhouseError(Exception):
+    """Something the user can put right. The command line prints it without a traceback and exits with 2."""
+
+
+class UnknownName(StillhouseError):
+    """A name that is not among the valid ones."""
+
+    def __init__(self, what: str, name: str, valid: Iterable[str], *, where: str = "") -> None:
+        names = sorted(valid)
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        known = f" Valid: {', '.join(names)}." if names else " There are none."
+        prefix = f"{where}: " if where else ""
+        super().__init__(f"{prefix}unknown {what} '{name}'.{hint}{known}")
+
+
+class BadSetting(StillhouseError):
+    """A setting or argument whose value cannot be used."""
+
+
+class BadRecipe(StillhouseError):
+    """A recipe whose parts do not fit together."""
+
+
+class UnhashableRecipe(BadRecipe):
+    """A value inside a recipe that has no reproducible digest."""
+
+
+class MissingData(StillhouseError):
+    """An input that is not on this machine."""
+
+
+class BadData(StillhouseError):
+    """An input that is there and cannot be used."""
+
+
+class CorruptArtifact(StillhouseError):
+    """Bytes that differ from the digest written beside them."""
+
+
+class MissingExtra(StillhouseError):
+    """A package that is not installed."""
+
+    def __init__(self, where: str, package: str, *, install: str) -> None:
+        super().__init__(f"{where} needs `{package}`, which is not installed. Run: {install}")
+
+
+class StorageError(StillhouseError):
+    """The file system refused: no space, read-only, not permitted."""
+
+
+class ContractError(StillhouseError):
+    """A promise of the kernel that a model or an objective broke during training."""
+
+
+class PluginError(StillhouseError):
+    """A plugin that cannot be loaded."""

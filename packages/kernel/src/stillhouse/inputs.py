@@ -1,0 +1,110 @@
+"""What a stage's ports refer to outside the recipe: project data, files, built-in arrays, hub repositories."""
+
+import functools
+import importlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stillhouse.artifact import Artifact
+from stillhouse.digest import arrays_digest, path_digest
+from stillhouse.errors import BadRecipe, MissingData, MissingExtra
+
+OPEN_PATH = "stillhouse.inputs:as_path"
+OPEN_BUILTIN = "stillhouse.inputs:builtin"
+
+
+def outside(ref: str, root: Path) -> Artifact:
+    """The artifact of "data:", "file:", "builtin:" or "hub:" references; raises MissingData with how to get it."""
+    scheme, _, rest = ref.partition(":")
+    match scheme:
+        case "data":
+            return _path_artifact(_inside(root / "data", rest, ref))
+        case "file":
+            return _path_artifact(_file(Path(rest).expanduser(), root, ref))
+        case "builtin":
+            return Artifact(
+                kind="data",
+                path=Path(rest),
+                digest=arrays_digest(builtin(Path(rest))),
+                opener=OPEN_BUILTIN,
+            )
+        case "hub":
+            return _path_artifact(_hub(rest))
+        case _:
+            raise BadRecipe(
+                f"'{ref}': inputs start with data:, file:, builtin: or hub:, or name a stage's port"
+            )
+
+
+def _path_artifact(path: Path) -> Artifact:
+    kind = "model" if (path / "model.json").is_file() else "data"
+    opener = "stillhouse.artifact:load_model" if kind == "model" else OPEN_PATH
+    if (path / "data.json").is_file():
+        opener = "stillhouse.data.shards:load_data"
+    return Artifact(kind=kind, path=path, digest=_known_digest(path, _stamp(path)), opener=opener)
+
+
+@functools.lru_cache(maxsize=64)
+def _known_digest(path: Path, stamp: int) -> str:
+    return path_digest(path)
+
+
+def _stamp(path: Path) -> int:
+    """Changes whenever a file below does: several stages of one process read the same data."""
+    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    return hash(tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files))
+
+
+def _inside(data: Path, name: str, ref: str) -> Path:
+    path = data / name
+    if not path.exists():
+        raise MissingData(
+            f"'{ref}': {path} is not there. Run: stillhouse data pull {name.partition('/')[0]} "
+            "(needs a DVC remote), or use --set data=file:<your folder>"
+        )
+    return path
+
+
+def _file(path: Path, root: Path, ref: str) -> Path:
+    full = path if path.is_absolute() else root / path
+    if not full.exists():
+        raise MissingData(f"'{ref}': {full} is not there; give an existing file or folder")
+    return full
+
+
+def _hub(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise MissingExtra(
+            f"'hub:{name}'", "huggingface_hub", install="uv add huggingface_hub"
+        ) from error
+    try:
+        return Path(snapshot_download(name))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise MissingData(
+            f"'hub:{name}' cannot be fetched ({reason}); with the files at hand use file:<folder> instead"
+        ) from error
+
+
+def as_path(path: Path) -> Path:
+    """The opener of raw input: its path."""
+    return path
+
+
+def builtin(name: Path) -> Mapping[str, Any]:  # Any: numpy arrays or tensors
+    """The arrays of "module:function", made by calling it."""
+    module, _, function = str(name).partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise BadRecipe(f"'builtin:{name}' cannot be found: {error}") from error
+
+
+def scratch() -> Path:
+    """A folder for what must not be kept."""
+    return Path(tempfile.mkdtemp(prefix="stillhouse-"))

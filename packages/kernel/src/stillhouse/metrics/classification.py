@@ -1,0 +1,57 @@
+"""Classification: accuracy, likelihood, calibration, agreement with the teacher, in one pass."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+)
+
+from stillhouse.data.data import Data
+from stillhouse.errors import BadData
+from stillhouse.objectives.objective import Models
+
+TOP5_FROM = 10  # with fewer classes nearly every top-5 guess is right
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """Scores of `role`'s "logits" [B, C] against the batch's "labels" [B]; fractions, but the loss.
+
+    accuracy; top5_accuracy (from 10 classes on); nll_loss (nats, mean); calibration_error (15 bins,
+    L1); with a `teacher`, teacher_agreement: how often both predict the same class.
+    `batch` is only the evaluation's batch size.
+    """
+
+    role: str = "student"
+    teacher: str | None = None
+    batch: int = 250
+
+    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+        logits, labels, taught = self._outputs(models, data)
+        classes = logits.shape[1]
+        scores = {"accuracy": multiclass_accuracy(logits, labels, classes, average="micro")}
+        if classes >= TOP5_FROM:
+            top5 = multiclass_accuracy(logits, labels, classes, top_k=5, average="micro")
+            scores["top5_accuracy"] = top5
+        scores["nll_loss"] = torch.nn.functional.cross_entropy(logits, labels)
+        scores["calibration_error"] = multiclass_calibration_error(logits, labels, classes)
+        if self.teacher is not None:
+            scores["teacher_agreement"] = (taught == logits.argmax(1)).float().mean()
+        return {name: float(value) for name, value in scores.items()}
+
+    def _outputs(self, models: Models, data: Data) -> tuple[Tensor, Tensor, Tensor]:
+        device = next(models[self.role].parameters()).device
+        rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        for batch in data.batches(self.batch, rng=None):
+            moved = {name: value.to(device) for name, value in batch.items()}
+            logits = models[self.role](moved)["logits"].float()
+            taught = models[self.teacher](moved)["logits"] if self.teacher else logits
+            rows.append((logits.cpu(), batch["labels"], taught.argmax(1).cpu()))
+        if not rows:
+            raise BadData("the evaluation data hold no sample")
+        logits, labels, taught = (torch.cat(column) for column in zip(*rows, strict=True))
+        return logits, labels, taught

@@ -1,0 +1,212 @@
+"""The objective protocol: phases (one optimizer update each within a step) and named loss terms.
+
+Letters: `step` counts optimizer steps from 0, `steps` is the run's length, `progress` = step / steps.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Generator, Tensor, nn
+
+from stillhouse.data.data import Data
+from stillhouse.errors import BadSetting
+
+Tensors = Mapping[str, Tensor]  # a batch; a model's outputs; an objective's loss terms
+Models = Mapping[str, nn.Module]  # by role: "teacher", "student", "generator", "client/3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """A torch optimizer class, its base learning rate and its other arguments."""
+
+    build: Callable[..., torch.optim.Optimizer] = torch.optim.SGD
+    lr: float
+    kwargs: Mapping[str, Any] = field(
+        default_factory=dict[str, Any]
+    )  # Any: the optimizer's own arguments
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise BadSetting(f"lr must be > 0 (got {self.lr})")
+
+    def new(self, groups: Iterable[Mapping[str, Any]]) -> torch.optim.Optimizer:
+        return self.build(list(groups), lr=self.lr, **self.kwargs)
+
+
+class Schedule(Protocol):
+    """A learning-rate factor as a pure function of the step, so that a resumed run has the same one."""
+
+    def factor(self, step: int, steps: int) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    """1 after a linear warm-up over the first `warmup` fraction of the run."""
+
+    warmup: float = 0.0
+
+    def factor(self, step: int, steps: int) -> float:
+        return _warm(step, steps, self.warmup)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """Half a cosine from 1 to `final` after a linear warm-up over the first `warmup` fraction of the run."""
+
+    warmup: float = 0.0
+    final: float = 0.0
+
+    def factor(self, step: int, steps: int) -> float:
+        start = self.warmup * steps
+        if step < start:
+            return _warm(step, steps, self.warmup)
+        done = (step - start) / max(1.0, steps - start)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """`gamma` to the power of the milestones passed; `at` are epochs out of `of`, rescaled to the run's length."""
+
+    at: tuple[float, ...]
+    of: float
+    gamma: float = 0.1
+    warmup: float = 0.0
+
+    def factor(self, step: int, steps: int) -> float:
+        passed = sum(step >= milestone / self.of * steps for milestone in self.at)
+        return self.gamma**passed * _warm(step, steps, self.warmup)
+
+
+def _warm(step: int, steps: int, warmup: float) -> float:
+    length = warmup * steps
+    return min(1.0, (step + 1) / length) if length > 0 else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One optimizer update within a step.
+
+    Roles outside `trains` are frozen while the phase runs: eval mode, no gradient to their parameters.
+    `lr_scale` multiplies the learning rate of a role; `clip_norm` bounds the gradient's 2-norm;
+    `accumulate` splits each batch into that many micro-batches (same effective batch);
+    the phase runs when step % every == 0; `ema` maps a role to the decay of its average, left as "<role>-ema".
+    """
+
+    trains: tuple[str, ...]
+    optimizer: Optimizer
+    schedule: Schedule = Constant()
+    lr_scale: Mapping[str, float] = field(default_factory=dict[str, float])
+    clip_norm: float | None = None
+    accumulate: int = 1
+    every: int = 1
+    ema: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def __post_init__(self) -> None:
+        if not self.trains:
+            raise BadSetting("phase: trains names no role")
+        if self.accumulate < 1 or self.every < 1:
+            raise BadSetting(
+                f"phase: accumulate and every must be >= 1 (got {self.accumulate}, {self.every})"
+            )
+        for name in (*self.lr_scale, *self.ema):
+            if name not in self.trains:
+                raise BadSetting(
+                    f"phase: '{name}' is not among the trained roles {', '.join(self.trains)}"
+                )
+
+
+class Objective(Protocol):
+    """Phases in running order, and the loss terms of each; a phase minimises the sum of its terms.
+
+    Implementations are frozen dataclasses. Randomness comes only from `rng`, a CPU generator whose state depends on
+    the stage's seed and the step.
+    """
+
+    @property
+    def phases(self) -> Mapping[str, Phase]: ...
+
+    def terms(
+        self, phase: str, models: Models, batch: Tensors, *, step: int, steps: int, rng: Generator
+    ) -> Tensors: ...
+
+
+@runtime_checkable
+class Refreshing(Protocol):
+    """An objective that re-selects its training data every `refresh_every` steps (at step 0 too)."""
+
+    @property
+    def refresh_every(self) -> int: ...
+
+    def refresh(self, models: Models, data: Data, *, step: int, rng: Generator) -> Data: ...
+
+
+class Term(Protocol):
+    """One named scalar of a composed objective, from the outputs of every role; a frozen dataclass."""
+
+    def __call__(
+        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted:
+    """A term times its weight; the weight grows linearly from 0 over the first `warmup` fraction of the run."""
+
+    term: Term
+    weight: float = 1.0
+    warmup: float = 0.0
+
+    def at(self, progress: float) -> float:
+        return self.weight * min(1.0, progress / self.warmup) if self.warmup > 0 else self.weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """Runs each role once a phase and adds up weighted terms: one forward, one BatchNorm update, however many terms.
+
+    `roles` run in order. A role in `feeds` reads the outputs of other roles instead of the batch: its forward gets
+    "<role>.<output>" for each source role, and "seed" (int64, []), drawn from the step's generator, for any noise it
+    needs. A role that is not trained in the phase runs without a graph, unless it is fed by a trained one.
+    """
+
+    phases: Mapping[str, Phase]
+    roles: tuple[str, ...]
+    losses: Mapping[str, Weighted]
+    feeds: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+
+    def terms(
+        self, phase: str, models: Models, batch: Tensors, *, step: int, steps: int, rng: Generator
+    ) -> Tensors:
+        trains = self.phases[phase].trains
+        outputs: dict[str, Tensors] = {}
+        live: set[str] = set()
+        for role in self.roles:
+            sources = self.feeds.get(role, ())
+            given = _fed(outputs, sources, batch, rng) if sources else batch
+            if role in trains or not live.isdisjoint(sources):
+                live.add(role)
+                outputs[role] = models[role](given)
+            else:
+                with torch.no_grad():
+                    outputs[role] = models[role](given)
+        progress = step / steps
+        return {
+            name: loss.at(progress) * loss.term(outputs, batch, progress=progress)
+            for name, loss in self.losses.items()
+        }
+
+
+def _fed(
+    outputs: Mapping[str, Tensors], sources: tuple[str, ...], batch: Tensors, rng: Generator
+) -> dict[str, Tensor]:
+    given = {
+        f"{source}.{name}": value for source in sources for name, value in outputs[source].items()
+    }
+    if "id" in batch:
+        given["id"] = batch["id"]
+    given["seed"] = torch.randint(2**62, (), generator=rng)
+    return given

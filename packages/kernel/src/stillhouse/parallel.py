@@ -1,0 +1,74 @@
+"""Several processes in one training run: torchrun's environment, gradient means, buffers of rank 0."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world() -> tuple[int, int]:
+    """(rank, number of processes) as torchrun set them; (0, 1) without torchrun."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join(device: str) -> None:
+    """Join torchrun's process group once: nccl on CUDA, gloo on CPU."""
+    if world()[1] > 1 and not dist.is_initialized():
+        if device.startswith("cuda"):
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+
+
+def leave() -> None:
+    """Leave the process group, if joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def agree(value: Any) -> Any:  # Any: a picklable value of our own making
+    """Rank 0's value, on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather(value: Any) -> list[Any]:  # Any: a picklable value of our own making
+    """Every rank's value, in rank order, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    box: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(box, value)
+    return box
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace each gradient by its mean over the processes; every rank must hold the same set of gradients."""
+    _flat([p.grad for p in parameters if p.grad is not None], _mean)
+
+
+def share_buffers(modules: Iterable[torch.nn.Module]) -> None:
+    """Give every rank the buffers of rank 0, as torch's own data parallelism does."""
+    _flat([buffer for module in modules for buffer in module.buffers()], _from_first)
+
+
+def _mean(flat: Tensor) -> None:
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+
+
+def _from_first(flat: Tensor) -> None:
+    dist.broadcast(flat, src=0)
+
+
+def _flat(tensors: Sequence[Tensor], collective: Callable[[Tensor], None]) -> None:
+    for dtype in dict.fromkeys(t.dtype for t in tensors):
+        group = [t for t in tensors if t.dtype == dtype]
+        flat = torch.cat([t.reshape(-1) for t in group])
+        collective(flat)
+        for tensor, part in zip(group, flat.split([t.numel() for t in group]), strict=True):
+            tensor.copy_(part.view_as(tensor))

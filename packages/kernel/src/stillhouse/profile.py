@@ -1,0 +1,133 @@
+"""What a model costs: parameters, MACs, size, latency, peak memory."""
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from stillhouse.data.data import Data
+from stillhouse.errors import BadSetting
+from stillhouse.objectives.objective import Models, Tensors
+
+WARMUP = 5
+
+
+def first_batch(data: Data, size: int, device: torch.device) -> Tensors:
+    """The first `size` samples, repeated where there are fewer."""
+    batch = next(iter(data.batches(size, rng=None)))
+    rows = torch.arange(size) % len(batch["id"])
+    return {name: value[rows].to(device) for name, value in batch.items()}
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def macs(module: nn.Module, batch: Tensors) -> int:
+    """Multiply-accumulates of one forward on `batch`: half of torch's flop count (convolutions, matrix products)."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(batch)
+    return counter.get_total_flops() // 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """parameters, macs (one sample) and size_mib (parameters and buffers as stored) of a role; the same everywhere."""
+
+    role: str = "student"
+
+    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+        module = models[self.role]
+        stored = sum(t.nbytes for t in module.state_dict().values())
+        return {
+            "parameters": sum(p.numel() for p in module.parameters()),
+            "macs": macs(module, first_batch(data, 1, _device(module))),
+            "size_mib": stored / 2**20,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """latency_b<size>_ms: median seconds of `runs` forwards after a warm-up, in milliseconds, at each batch size."""
+
+    role: str = "student"
+    batches: tuple[int, ...] = (1, 32)
+    runs: int = 30
+
+    def __post_init__(self) -> None:
+        if self.runs < 1 or min(self.batches) < 1:
+            raise BadSetting(
+                f"latency: runs and batch sizes must be >= 1 (got {self.runs}, {self.batches})"
+            )
+
+    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+        return {
+            f"latency_b{size}_ms": self._median(models[self.role], data, size)
+            for size in self.batches
+        }
+
+    def _median(self, module: nn.Module, data: Data, size: int) -> float:
+        batch = first_batch(data, size, _device(module))
+        times = [_timed(module, batch) for _ in range(WARMUP + self.runs)]
+        return 1000 * statistics.median(times[WARMUP:])
+
+
+def _timed(module: nn.Module, batch: Tensors) -> float:
+    on_gpu = batch["id"].is_cuda
+    start = time.perf_counter()
+    with torch.no_grad():
+        module(batch)
+    if on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """peak_memory_mib of one forward at `batch` samples: allocated on CUDA, activations held by the profiler on CPU."""
+
+    role: str = "student"
+    batch: int = 32
+
+    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+        module = models[self.role]
+        batch = first_batch(data, self.batch, _device(module))
+        peak = _cuda_peak(module, batch) if batch["id"].is_cuda else _cpu_peak(module, batch)
+        return {"peak_memory_mib": peak / 2**20}
+
+
+def _cuda_peak(module: nn.Module, batch: Tensors) -> int:
+    torch.cuda.reset_peak_memory_stats()
+    _timed(module, batch)
+    return torch.cuda.max_memory_allocated()
+
+
+def _cpu_peak(module: nn.Module, batch: Tensors) -> int:
+    """Weights plus the highest running sum of the allocations that torch's profiler saw during one forward."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with (
+        torch.profiler.profile(activities=activities, profile_memory=True) as seen,
+        torch.no_grad(),
+    ):
+        module(batch)
+    held = peak = 0
+    results: Any = seen.profiler.kineto_results if seen.profiler else None  # Any: untyped in torch
+    events = [event for event in results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak + sum(t.nbytes for t in module.state_dict().values())
+
+
+def process_peak_mib(device: str) -> float:
+    """The most memory this process held so far, in MiB: on the GPU when it trains there, else resident."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**20
+    usage = psutil.Process().memory_info()
+    return max(usage.rss, getattr(usage, "peak_wset", 0)) / 2**20

@@ -1,0 +1,137 @@
+"""Recipes: a frozen list of stages with the paper they come from, and what a stage is given when it runs."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from stillhouse.artifact import Artifact
+from stillhouse.errors import BadRecipe, UnknownName
+
+Scale = Literal["tiny", "small", "paper"]
+SCALES: tuple[Scale, ...] = ("tiny", "small", "paper")
+OUTSIDE = ("data:", "file:", "builtin:", "hub:")
+STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What a running stage tells whoever watches: a note, or `done` of `total` with the last scores."""
+
+    stage: str
+    text: str = ""
+    done: int = 0
+    total: int = 0
+    scores: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+Observer = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """The observer that shows nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Where and on what a stage runs. Nothing here is part of the stage's key."""
+
+    stage: str
+    out: Path  # the folder being written, moved into place on success
+    checkpoints: Path  # this input key's checkpoints, outside the outputs
+    caches: Path  # teacher caches
+    device: str = "cpu"
+    rank: int = 0
+    nproc: int = 1
+    code: str = ""  # digest of the code that runs, part of teacher-cache keys
+    digests: Mapping[str, str] = field(
+        default_factory=dict[str, str]
+    )  # port -> digest of the input
+    observe: Observer = silent
+    checkpoint_seconds: float = 60.0
+    checkpoint_steps: int | None = None
+    measured: dict[str, Any] = field(
+        default_factory=dict[str, Any]
+    )  # Any: JSON; what goes to <stage>.run.json
+    curves: list[Mapping[str, float]] = field(
+        default_factory=list[Mapping[str, float]]
+    )  # goes to <stage>.curves.tsv
+
+
+class Stage(Protocol):
+    """The unit of caching, retry, resumption and report. Implementations are frozen dataclasses."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """Port -> "stage.port", "data:<path>", "file:<path>", "builtin:<module:function>" or "hub:<id>"."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the ports this stage leaves."""
+        ...
+
+    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A method as a list of stages in running order.
+
+    `rows` maps a row of the report to its Evaluate stages, one a seed; `baseline` names the row the others are
+    compared with; `notes` are printed in every report (what is official, what is a reconstruction).
+    Raises BadRecipe or UnknownName when stages, ports or rows do not fit together.
+    """
+
+    name: str
+    reference: str
+    stages: Sequence[Stage]
+    rows: Mapping[str, tuple[str, ...]]
+    baseline: str
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        ports: set[str] = set()
+        seen: set[str] = set()
+        for stage in self.stages:
+            _check_stage(stage, seen, ports)
+            seen.add(stage.name)
+            ports |= {f"{stage.name}.{port}" for port in stage.outputs}
+        for row, names in self.rows.items():
+            for name in names:
+                if name not in seen:
+                    raise UnknownName("stage", name, seen, where=f"row '{row}'")
+        if self.rows and self.baseline not in self.rows:
+            raise UnknownName(
+                "baseline row", self.baseline, self.rows, where=f"recipe '{self.name}'"
+            )
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name; raises UnknownName with the nearest."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise UnknownName("stage", name, [s.name for s in self.stages], where=self.name)
+
+    def upstream(self, stage: Stage) -> tuple[str, ...]:
+        """Names of the stages `stage` reads, in order, each once."""
+        refs = (ref for ref in stage.inputs.values() if not ref.startswith(OUTSIDE))
+        return tuple(dict.fromkeys(ref.partition(".")[0] for ref in refs))
+
+
+def _check_stage(stage: Stage, seen: set[str], ports: set[str]) -> None:
+    if not STAGE_NAME.fullmatch(stage.name):
+        raise BadRecipe(f"stage '{stage.name}': a name has only letters, digits, '-' and '_'")
+    if stage.name in seen:
+        raise BadRecipe(f"stage '{stage.name}': two stages have this name")
+    for port, ref in stage.inputs.items():
+        if ref.startswith(OUTSIDE):
+            continue
+        if ref not in ports:
+            where = f"stage '{stage.name}': port '{port}'"
+            raise UnknownName("output", ref, ports, where=where)

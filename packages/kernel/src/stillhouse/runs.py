@@ -1,0 +1,299 @@
+"""Runs: one folder a stage, written aside and renamed, skipped while its key holds, safe for two processes.
+
+runs/<domain>/<recipe>/<variant>/settings.json
+                                 <stage>/stage.json      input key and output digests: reproducible bytes only
+                                 <stage>/<port>/...      the artifacts
+                                 <stage>.run.json        seconds, environment, measurements
+                                 <stage>.scores.json     scores of an evaluation
+                                 <stage>.curves.tsv      loss terms by step of a training
+"""
+
+import datetime
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from filelock import FileLock
+
+from stillhouse import parallel
+from stillhouse.artifact import Artifact, Kind
+from stillhouse.digest import code_version, digest, path_digest
+from stillhouse.domain import recipe_function
+from stillhouse.environment import environment
+from stillhouse.errors import CorruptArtifact, MissingData
+from stillhouse.files import storage, write_text, writing
+from stillhouse.inputs import outside, scratch
+from stillhouse.recipe import OUTSIDE, Context, Event, Observer, Recipe, Stage, silent
+from stillhouse.settings import Settings
+
+ROOT_MARKS = ("params.yaml", "data.dvc", ".git")
+
+
+def project_root(start: Path | None = None) -> Path:
+    """$STILLHOUSE_ROOT, else the nearest parent with params.yaml, data.dvc or .git, else the working directory."""
+    if chosen := os.environ.get("STILLHOUSE_ROOT"):
+        return Path(chosen).expanduser().resolve()
+    here = (start or Path.cwd()).resolve()
+    marked = (p for p in [here, *here.parents] if any((p / mark).exists() for mark in ROOT_MARKS))
+    return next(marked, here)
+
+
+def home() -> Path:
+    """$STILLHOUSE_HOME, else the platform's user-data folder: checkpoints, teacher caches, workspaces."""
+    chosen = os.environ.get("STILLHOUSE_HOME")
+    return (
+        Path(chosen).expanduser().resolve()
+        if chosen
+        else Path(platformdirs.user_data_dir("stillhouse"))
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """Where one variant of a recipe runs, on what, and who watches."""
+
+    root: Path
+    recipe: str  # "domain/recipe"
+    variant: str
+    device: str = "cpu"
+    observe: Observer = silent
+    checkpoint_seconds: float = 60.0
+    checkpoint_steps: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "runs" / self.recipe / self.variant
+
+    def note_settings(self, settings: Settings) -> None:
+        """Write settings.json, from which RECIPE@variant is found again."""
+        record = {
+            "recipe": self.recipe,
+            "variant": self.variant,
+            "scale": settings.scale,
+            "settings": settings.overrides(),
+        }
+        write_text(
+            self.folder / "settings.json", json.dumps(record, indent=1, sort_keys=True) + "\n"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRecord:
+    """What stage.json says: the key, and the outputs by port."""
+
+    key: str
+    outputs: Mapping[str, Artifact]
+
+
+def finished(stage: Stage, runs: Runs) -> StageRecord | None:
+    """The record of a stage that has run; None where it has not. Raises CorruptArtifact for an unreadable record."""
+    folder = runs.folder / stage.name
+    file = folder / "stage.json"
+    if not file.is_file():
+        return None
+    try:
+        record = json.loads(file.read_text())
+        outputs = {port: _artifact(folder, entry) for port, entry in record["outputs"].items()}
+        return StageRecord(key=record["key"], outputs=outputs)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptArtifact(
+            f"{file}: cannot be read ({error}); delete the folder {folder} and run again"
+        ) from error
+
+
+def _artifact(folder: Path, entry: Mapping[str, str]) -> Artifact:
+    kind: Any = entry["kind"]  # Any: narrowed by Artifact's own annotation
+    checked: Kind = kind
+    return Artifact(
+        kind=checked, path=folder / entry["path"], digest=entry["digest"], opener=entry["opener"]
+    )
+
+
+def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact]:
+    """Run one stage, or skip it while its key holds; returns its outputs by port.
+
+    The key covers the stage, the digests of its inputs and the code. Raises MissingData when an input's stage has not
+    run, CorruptArtifact when an input's bytes differ from their digest, StorageError when the file system refuses.
+    """
+    rank, nproc = parallel.world()
+    inputs = {port: _input(recipe, ref, runs) for port, ref in stage.inputs.items()}
+    code = _code(runs)
+    key = digest(
+        {"stage": stage, "inputs": {port: a.digest for port, a in inputs.items()}, "code": code}
+    )
+    if nproc > 1:
+        parallel.join(runs.device)
+    with _stage_lock(stage, runs, rank):
+        done = finished(stage, runs)
+        if parallel.agree(done is not None and done.key == key and _whole(done)):
+            runs.observe(Event(stage=stage.name, text="up to date"))
+            return done.outputs if done else {}
+        place = _Place(
+            runs=runs, stage=stage, inputs=inputs, key=key, code=code, rank=rank, nproc=nproc
+        )
+        return place.run()
+
+
+def run_recipe(recipe: Recipe, runs: Runs) -> None:
+    """Run every stage of a recipe in order, skipping what is up to date."""
+    for stage in recipe.stages:
+        run_stage(recipe, stage, runs)
+
+
+def _code(runs: Runs) -> str:
+    return code_version(recipe_function(runs.recipe).__module__.partition(".")[0])
+
+
+def _input(recipe: Recipe, ref: str, runs: Runs) -> Artifact:
+    if ref.startswith(OUTSIDE):
+        return outside(ref, runs.root)
+    name, _, port = ref.partition(".")
+    record = finished(recipe.stage(name), runs)
+    if record is None or port not in record.outputs:
+        raise MissingData(
+            f"'{ref}': stage '{name}' has not run. Run: stillhouse run {runs.recipe}@{runs.variant}"
+        )
+    artifact = record.outputs[port]
+    if not artifact.path.exists() or path_digest(artifact.path) != artifact.digest:
+        raise CorruptArtifact(
+            f"{artifact.path}: its bytes differ from the digest in stage.json; "
+            f"delete {runs.folder / name} and run stillhouse run {runs.recipe}@{runs.variant} again"
+        )
+    return artifact
+
+
+def _whole(record: StageRecord) -> bool:
+    """A skipped stage must still have what it left; a damaged output is an error where it is read."""
+    return all(artifact.path.exists() for artifact in record.outputs.values())
+
+
+def _stage_lock(stage: Stage, runs: Runs, rank: int) -> FileLock:
+    folder = runs.folder / ".locks"
+    with storage(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        # torchrun's other ranks belong to the process that holds the lock
+        return FileLock(
+            folder / (f"{stage.name}.lock" if rank == 0 else f"{stage.name}.{rank}.lock")
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """One run of one stage."""
+
+    runs: Runs
+    stage: Stage
+    inputs: Mapping[str, Artifact]
+    key: str
+    code: str
+    rank: int
+    nproc: int
+
+    def run(self) -> Mapping[str, Artifact]:
+        folder = self.runs.folder / self.stage.name
+        if self.rank:
+            return self._scratch_run()
+        with FileLock(self._checkpoints().with_suffix(".lock")), storage(folder):
+            with writing(folder) as out:
+                ctx, started = self._context(out), time.time()
+                outputs = self.stage.run(self.inputs, ctx)
+                write_text(
+                    out / "stage.json",
+                    json.dumps(self._record(outputs, out), indent=1, sort_keys=True) + "\n",
+                )
+                self._write_beside(ctx, started)
+            shutil.rmtree(self._checkpoints(), ignore_errors=True)
+        self.runs.observe(Event(stage=self.stage.name, text="done"))
+        record = finished(self.stage, self.runs)
+        assert record is not None
+        return record.outputs
+
+    def _scratch_run(self) -> Mapping[str, Artifact]:
+        out = scratch()
+        try:
+            self.stage.run(self.inputs, self._context(out))
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
+        return {}
+
+    def _context(self, out: Path) -> Context:
+        runs = self.runs
+        return Context(
+            stage=self.stage.name,
+            out=out,
+            checkpoints=self._checkpoints(),
+            caches=home() / "teacher-cache",
+            device=runs.device,
+            rank=self.rank,
+            nproc=self.nproc,
+            code=self.code,
+            digests={port: artifact.digest for port, artifact in self.inputs.items()},
+            observe=runs.observe if self.rank == 0 else silent,
+            checkpoint_seconds=runs.checkpoint_seconds,
+            checkpoint_steps=runs.checkpoint_steps,
+        )
+
+    def _checkpoints(self) -> Path:
+        folder = home() / "checkpoints"
+        with storage(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder / self.key
+
+    def _record(self, outputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:  # Any: JSON
+        return {
+            "stage": self.stage.name,
+            "kind": type(self.stage).__name__,
+            "key": self.key,
+            "inputs": {
+                port: {"ref": self.stage.inputs[port], "digest": artifact.digest}
+                for port, artifact in self.inputs.items()
+            },
+            "outputs": {
+                port: {
+                    "kind": artifact.kind,
+                    "path": artifact.path.relative_to(out).as_posix(),
+                    "digest": artifact.digest,
+                    "opener": artifact.opener,
+                }
+                for port, artifact in outputs.items()
+            },
+        }
+
+    def _write_beside(self, ctx: Context, started: float) -> None:
+        base, measured = self.runs.folder / self.stage.name, dict(ctx.measured)
+        scores = measured.pop("scores", None)
+        record = {
+            "stage": self.stage.name,
+            "key": self.key,
+            "seconds": round(time.time() - started, 3),
+            "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(
+                timespec="seconds"
+            ),
+            "device": self.runs.device,
+            "nproc": self.nproc,
+            "resumed_at": measured.pop("resumed_at", None),
+            "environment": environment(self.runs.device),
+            "measured": measured,
+        }
+        write_text(
+            base.with_name(f"{base.name}.run.json"),
+            json.dumps(record, indent=1, sort_keys=True) + "\n",
+        )
+        if scores is not None:
+            write_text(
+                base.with_name(f"{base.name}.scores.json"), json.dumps(scores, indent=1) + "\n"
+            )
+        if ctx.curves:
+            write_text(base.with_name(f"{base.name}.curves.tsv"), _tsv(ctx.curves))
+
+
+def _tsv(rows: list[Mapping[str, float]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["\t".join(f"{row[n]:.10g}" if n in row else "" for n in names) for row in rows]
+    return "\n".join(["\t".join(names), *lines]) + "\n"

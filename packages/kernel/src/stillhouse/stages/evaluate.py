@@ -1,0 +1,102 @@
+"""Evaluate: roles and data in, scores and figures out."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from stillhouse.artifact import Artifact
+from stillhouse.data.data import Data
+from stillhouse.digest import path_digest
+from stillhouse.errors import BadData, BadRecipe
+from stillhouse.objectives.objective import Models
+from stillhouse.recipe import Context
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Picture
+
+OPEN_SCORES = "stillhouse.stages.evaluate:load_scores"
+
+
+class Metric(Protocol):
+    """Scores of roles on data; a frozen dataclass. Roles come in eval mode, without gradient."""
+
+    def __call__(self, models: Models, data: Data) -> Mapping[str, float]: ...
+
+
+class Figure(Protocol):
+    """A picture of roles on data, saved as <name>.png; a frozen dataclass."""
+
+    @property
+    def name(self) -> str: ...
+    def __call__(self, models: Models, data: Data) -> "Picture": ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Scores from `metrics` (reproducible: part of the artifact) and from `measures` (timings: beside it), and figures.
+
+    The port "data" is the data, every other port a role.
+    """
+
+    name: str
+    metrics: tuple[Metric, ...]
+    inputs: Mapping[str, str]
+    measures: tuple[Metric, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if "data" not in self.inputs or not self.metrics:
+            raise BadRecipe(
+                f"stage '{self.name}': an evaluation needs a port 'data' and at least one metric"
+            )
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return ("scores",)
+
+    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
+        data = inputs["data"].open()
+        models: dict[str, nn.Module] = {
+            role: a.open().module.requires_grad_(False).to(ctx.device)
+            for role, a in inputs.items()
+            if role != "data"
+        }
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            scores = _all(self.metrics, models, data, self.name)
+            out = ctx.out / "scores"
+            out.mkdir()
+            (out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+            for figure in self.figures:
+                # no version or date inside: the same picture is the same bytes
+                figure(models, data).savefig(
+                    out / f"{figure.name}.png", dpi=110, metadata={"Software": None}
+                )
+            ctx.measured["scores"] = scores | _all(self.measures, models, data, self.name)
+        return {
+            "scores": Artifact(kind="scores", path=out, digest=path_digest(out), opener=OPEN_SCORES)
+        }
+
+
+def _all(metrics: tuple[Metric, ...], models: Models, data: Data, where: str) -> dict[str, float]:
+    scores: dict[str, float] = {}
+    for metric in metrics:
+        for name, value in metric(models, data).items():
+            if not math.isfinite(value):
+                raise BadData(f"stage '{where}': {type(metric).__name__} gave {name} = {value}")
+            if name in scores:
+                raise BadRecipe(f"stage '{where}': two metrics give '{name}'; rename one")
+            scores[name] = float(value)
+    return scores
+
+
+def load_scores(path: Path) -> dict[str, Any]:  # Any: name -> number
+    """The scores of a folder with `scores.json`."""
+    return json.loads((path / "scores.json").read_text())

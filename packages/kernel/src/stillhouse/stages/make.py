@@ -1,0 +1,46 @@
+"""Make: data (and roles) in, data out: read, label, select, draft, split, fuse."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Generator
+
+from stillhouse.artifact import Artifact
+from stillhouse.data.data import Columns
+from stillhouse.data.shards import save_data
+from stillhouse.errors import BadRecipe
+from stillhouse.recipe import Context
+from stillhouse.training import mix
+
+
+class Maker(Protocol):
+    """Opened inputs by port to columns (or a stream of them) by port; a frozen dataclass or module-level function."""
+
+    def __call__(
+        self, inputs: Mapping[str, Any], *, rng: Generator
+    ) -> Mapping[str, Columns | Iterator[Columns]]: ...  # Any: what each input's opener returns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Make:
+    """Runs `make` and stores each of its `ports` as a data artifact."""
+
+    name: str
+    make: Maker
+    inputs: Mapping[str, str]
+    ports: tuple[str, ...]
+    seed: int = 0
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return self.ports
+
+    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
+        rng = Generator().manual_seed(mix(self.seed))
+        made = self.make({port: artifact.open() for port, artifact in inputs.items()}, rng=rng)
+        if set(made) != set(self.ports):
+            raise BadRecipe(
+                f"stage '{self.name}': make returned {sorted(made)}, its ports are {sorted(self.ports)}"
+            )
+        return {port: save_data(ctx.out / port, made[port]) for port in self.ports}

@@ -1,0 +1,142 @@
+"""Search: a space (and roles, data) in, the best model under a budget out."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Generator
+
+from stillhouse.artifact import Artifact, Built, Model, save_model
+from stillhouse.data.shards import save_data
+from stillhouse.errors import BadRecipe, BadSetting
+from stillhouse.recipe import Context, Event
+from stillhouse.training import mix
+
+Encoding = Mapping[str, Any]  # Any: JSON values; one architecture of a space
+
+
+class SearchSpace(Protocol):
+    """Architectures by encoding; a frozen dataclass."""
+
+    def sample(self, rng: Generator) -> Encoding: ...
+    def mutate(self, encoding: Encoding, rng: Generator) -> Encoding: ...
+    def cost(self, encoding: Encoding) -> Mapping[str, float]: ...
+    def model(self, encoding: Encoding) -> Model: ...
+
+
+class Score(Protocol):
+    """How promising a candidate is (higher is better), from the opened inputs; a frozen dataclass."""
+
+    def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, rng: Generator) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A scored candidate."""
+
+    encoding: Encoding
+    cost: Mapping[str, float]
+    score: float
+
+
+class Strategy(Protocol):
+    """Which candidate comes next, given those scored so far; None ends a search whose space is used up."""
+
+    def propose(
+        self, space: SearchSpace, history: list[Trial], rng: Generator
+    ) -> Encoding | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSearch:
+    """Independent draws, each architecture at most once; gives up after `patience` draws that were all seen."""
+
+    patience: int = 200
+
+    def propose(self, space: SearchSpace, history: list[Trial], rng: Generator) -> Encoding | None:
+        seen = {_text(trial.encoding) for trial in history}
+        draws = (space.sample(rng) for _ in range(self.patience))
+        return next((e for e in draws if _text(e) not in seen), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Scores up to `trials` candidates within `budget` (cost name -> most allowed) and keeps the best one.
+
+    Outputs: "model", the best candidate with weights drawn from `seed`, and "trials", a table with a row a candidate.
+    Candidates over the budget are drawn again, not scored. Raises BadSetting when none fits.
+    """
+
+    name: str
+    space: SearchSpace
+    score: Score
+    budget: Mapping[str, float]
+    trials: int
+    inputs: Mapping[str, str]
+    strategy: Strategy = field(default_factory=RandomSearch)
+    seed: int = 0
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return ("model", "trials")
+
+    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
+        opened = {port: artifact.open() for port, artifact in inputs.items()}
+        history: list[Trial] = []
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            for encoding, cost, rng in self._candidates(history):
+                score = self.score(self.space.model(encoding), opened, rng=rng)
+                history.append(Trial(encoding=encoding, cost=cost, score=float(score)))
+                ctx.observe(
+                    Event(
+                        stage=self.name,
+                        done=len(history),
+                        total=self.trials,
+                        scores={"score": float(score)},
+                    )
+                )
+            if not history:
+                raise BadSetting(
+                    f"stage '{self.name}': no candidate fits the budget {dict(self.budget)}; raise it"
+                )
+            best = max(history, key=lambda trial: trial.score)
+            spec = self.space.model(best.encoding)
+            built = Built(spec=spec, module=spec.new())
+        return {
+            "model": save_model(ctx.out / "model", built),
+            "trials": save_data(ctx.out / "trials", _table(history)),
+        }
+
+    def _candidates(
+        self, history: list[Trial]
+    ) -> Iterator[tuple[Encoding, Mapping[str, float], Generator]]:
+        rng = Generator().manual_seed(mix(self.seed))
+        refused: list[Trial] = []
+        while len(history) < self.trials and len(refused) < 100 * self.trials:
+            encoding = self.strategy.propose(self.space, history + refused, rng)
+            if encoding is None:
+                return
+            cost = self.space.cost(encoding)
+            if unknown := set(self.budget) - set(cost):
+                raise BadRecipe(
+                    f"stage '{self.name}': budget '{min(unknown)}' is not a cost of the space: {sorted(cost)}"
+                )
+            if any(cost[name] > most for name, most in self.budget.items()):
+                refused.append(Trial(encoding=encoding, cost=cost, score=float("-inf")))
+            else:
+                yield encoding, cost, Generator().manual_seed(mix(self.seed, len(history)))
+
+
+def _text(encoding: Encoding) -> str:
+    return json.dumps(encoding, sort_keys=True)
+
+
+def _table(history: list[Trial]) -> dict[str, Any]:  # Any: a column
+    columns: dict[str, Any] = {"encoding": [_text(trial.encoding) for trial in history]}
+    columns["score"] = torch.tensor([trial.score for trial in history], dtype=torch.float64)
+    for name in history[0].cost:
+        columns[name] = torch.tensor([trial.cost[name] for trial in history], dtype=torch.float64)
+    return columns

@@ -1,0 +1,113 @@
+"""Train: roles and data in, roles out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from stillhouse.artifact import Artifact, Built, Model, save_model
+from stillhouse.cache import Cache, Source, cached
+from stillhouse.data.data import Data
+from stillhouse.errors import BadRecipe, UnknownName
+from stillhouse.objectives.objective import Objective
+from stillhouse.recipe import Context
+from stillhouse.training import Augment, Precision, Setup, pass_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Trains the roles of an objective for `steps` optimizer steps of global batches of `batch` samples.
+
+    The port "data" is the training data, every other port a role. `fresh` roles are built here, their weights drawn
+    from torch's generator seeded with `seed`; roles in `reinit` come from a port but start from such fresh weights.
+    Outputs: every role that a phase trains, and "<role>-ema" for each average. `cache` names the outputs of frozen
+    roles that are computed once (see stillhouse.cache); `views` is how many augmented views a sample has.
+    """
+
+    name: str
+    objective: Objective
+    inputs: Mapping[str, str]
+    steps: int
+    batch: int
+    fresh: Mapping[str, Model] = field(default_factory=dict[str, Model])
+    seed: int = 0
+    augment: Augment | None = None
+    views: int = 4
+    cache: Mapping[str, Cache] = field(default_factory=dict[str, Cache])
+    precision: Precision = "fp32"
+    reinit: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        where = f"stage '{self.name}'"
+        if "data" not in self.inputs:
+            raise BadRecipe(f"{where}: no port 'data'; training needs one")
+        roles = {*self.fresh, *self.inputs} - {"data"}
+        for role in self.outputs:
+            if role.removesuffix("-ema") not in roles:
+                raise UnknownName("role", role, roles, where=f"{where}: trains")
+        for role in self.cache:
+            if role not in self.inputs or role in self.outputs:
+                raise BadRecipe(
+                    f"{where}: cache names '{role}', which is not a frozen role from a port"
+                )
+        self.setup()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        phases = self.objective.phases.values()
+        trained = [role for phase in phases for role in phase.trains]
+        averaged = [f"{role}-ema" for phase in phases for role in phase.ema]
+        return tuple(dict.fromkeys([*trained, *averaged]))
+
+    def setup(self) -> Setup:
+        return Setup(
+            steps=self.steps,
+            batch=self.batch,
+            seed=self.seed,
+            augment=self.augment,
+            views=self.views,
+            precision=self.precision,
+        )
+
+    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
+        from stillhouse.engine import (
+            fit,
+        )  # mmengine takes seconds to import; recipes are built without it
+
+        data = inputs["data"].open()
+        built = self._roles(inputs)
+        models: dict[str, nn.Module] = {role: b.module for role, b in built.items()}
+        for role in self.cache:
+            models[role] = self._cached(role, models[role], data, ctx)
+        fit(self.objective, models, data, setup=self.setup(), ctx=ctx)
+        if ctx.rank:
+            return {}
+        specs = {role: built[role.removesuffix("-ema")].spec for role in self.outputs}
+        return {
+            role: save_model(ctx.out / role, Built(spec=s, module=models[role]))
+            for role, s in specs.items()
+        }
+
+    def _roles(self, inputs: Mapping[str, Artifact]) -> dict[str, Built]:
+        roles: dict[str, Built] = {r: a.open() for r, a in inputs.items() if r != "data"}
+        specs = dict(self.fresh) | {role: roles[role].spec for role in self.reinit}
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            # the student first: its first weights are the same whatever is built beside it
+            for role, spec in specs.items():
+                roles[role] = Built(spec=spec, module=spec.new())
+        return roles
+
+    def _cached(self, role: str, module: nn.Module, data: Data, ctx: Context) -> nn.Module:
+        source = Source(
+            role=ctx.digests[role],
+            data=ctx.digests["data"],
+            code=ctx.code,
+            device=ctx.device.partition(":")[0],
+            cache=self.cache[role],
+            augment=self.augment,
+        )
+        epochs = -(-self.steps // pass_length(data, self.batch))
+        views = range(min(self.views, epochs))
+        return cached(role, module, data, views, source, batch=self.batch, ctx=ctx)

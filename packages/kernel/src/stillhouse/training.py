@@ -1,0 +1,169 @@
+"""What decides the bits of a training run, apart from mmengine: its setup, its seeds, its place in the data."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+
+from stillhouse.data.data import Data, rows_of
+from stillhouse.errors import BadData, BadSetting, UnknownName
+from stillhouse.objectives.objective import Objective, Tensors
+from stillhouse.recipe import Context
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class Augment(Protocol):
+    """A pure function of batch["id"], batch["view"] and its own fields; a frozen dataclass."""
+
+    def __call__(self, batch: Tensors) -> Tensors: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Length, global batch, seed, augmentation and precision of a run.
+
+    `steps` counts optimizer steps; a sample is seen as view (epoch mod `views`).
+    """
+
+    steps: int
+    batch: int
+    seed: int = 0
+    augment: Augment | None = None
+    views: int = 4
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "views"):
+            if getattr(self, name) < 1:
+                raise BadSetting(f"{name} must be >= 1 (got {getattr(self, name)})")
+
+
+def mix(*numbers: int) -> int:
+    """A seed of 63 bits from several numbers (splitmix64's finaliser, chained)."""
+    state = 0
+    for number in numbers:
+        state = ((state ^ number) + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ state >> 30) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ state >> 27) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+# what a seed is for; the same number never serves two purposes
+ORDER, STEP, REFRESH, GLOBAL = range(1, 5)
+
+
+@dataclass
+class Place:
+    """Where in the data a run is: all that a resumed run needs to draw the same batches."""
+
+    step: int = 0
+    origin: int = 0  # the step of the last refresh, where the pass over the data began anew
+    epochs_before: int = 0  # passes finished before `origin`
+    index: Tensor | None = None  # rows a refresh chose
+
+    def restart(self, index: Tensor, length: int) -> None:
+        """Begin a pass over newly chosen rows; `length` is the batches a pass had so far."""
+        self.epochs_before += (self.step - self.origin) // length
+        self.origin, self.index = self.step, index
+
+
+def pass_length(data: Data, batch: int) -> int:
+    """Batches a pass: the incomplete last one is left out, unless it is the only one."""
+    return max(1, len(data) // batch)
+
+
+def batches_from(place: Place, data: Data, setup: Setup, ctx: Context) -> Iterator[Tensors]:
+    """Endless prepared batches from the place on: pass after pass in the order of (seed, origin, epoch)."""
+    length = pass_length(data, setup.batch)
+    epoch, skip = divmod(place.step - place.origin, length)
+    while True:
+        rng = Generator().manual_seed(mix(setup.seed, ORDER, place.origin, epoch))
+        view = (place.epochs_before + epoch) % setup.views
+        for number, batch in enumerate(data.batches(setup.batch, rng=rng)):
+            if skip <= number < length:
+                yield _prepared(batch, view, setup, ctx)
+        epoch, skip = epoch + 1, 0
+
+
+def _prepared(batch: Tensors, view: int, setup: Setup, ctx: Context) -> Tensors:
+    if ctx.nproc > 1:
+        batch = rows_of(batch, torch.arange(ctx.rank, len(batch["id"]), ctx.nproc))
+    batch = {**batch, "view": torch.full_like(batch["id"], view)}
+    if setup.augment is not None:
+        batch = setup.augment(batch)
+    if ctx.device != "cpu":
+        batch = {name: value.to(ctx.device, non_blocking=True) for name, value in batch.items()}
+    return batch
+
+
+def check(
+    objective: Objective, models: Mapping[str, nn.Module], data: Data, setup: Setup, ctx: Context
+) -> None:
+    """Refuse what cannot be trained: no data, a phase of an unknown role, a batch or precision that does not fit."""
+    where = f"stage '{ctx.stage}'"
+    if len(data) == 0:
+        raise BadData(f"{where}: the training data hold no sample")
+    for name, phase in objective.phases.items():
+        for role in phase.trains:
+            if role not in models:
+                raise UnknownName("role", role, models, where=f"{where}: phase '{name}'")
+    if setup.batch % ctx.nproc:
+        raise BadSetting(
+            f"{where}: batch {setup.batch} cannot be split over {ctx.nproc} processes; choose a multiple"
+        )
+    if setup.precision != "fp32" and not ctx.device.startswith("cuda"):
+        raise BadSetting(
+            f"{where}: precision {setup.precision} needs --device cuda (got {ctx.device}); use fp32"
+        )
+
+
+def bits_of(module: nn.Module) -> dict[str, bytes]:
+    """sha256 of each parameter and buffer."""
+    state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    raw = {k: v.flatten().view(torch.uint8).numpy() for k, v in state.items()}
+    return {k: hashlib.sha256(v).digest() for k, v in raw.items()}
+
+
+def micro_batches(batch: Tensors, parts: int) -> Iterator[tuple[Tensors, float]]:
+    """The batch in `parts` slices of rows, each with its share of the rows."""
+    if parts == 1:
+        yield batch, 1.0
+        return
+    count = len(batch["id"])
+    for index in torch.arange(count).chunk(parts):
+        yield rows_of(batch, index), len(index) / count
+
+
+def total(terms: Tensors) -> Tensor:
+    """The sum of the terms, in their order."""
+    values = iter(terms.values())
+    loss = next(values)
+    for value in values:
+        loss = loss + value
+    return loss
+
+
+def finite(means: Mapping[str, float]) -> str | None:
+    """The name of the first value that is not finite."""
+    return next((name for name, value in means.items() if not math.isfinite(value)), None)
+
+
+def rng_states() -> dict[str, Tensor]:
+    """This process's global random states, which dropout and its like draw from."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_rng_states(states: Mapping[str, Tensor]) -> None:
+    """Put back what `rng_states` took."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])
