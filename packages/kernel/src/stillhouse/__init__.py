@@ -1,0 +1,83 @@
+"""Stillhouse: small models out of large ones, in any domain, reproducibly.
+
+The public names below are imported when they are first used, so that `import stillhouse` is light.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stillhouse.artifact import Artifact, Built, Model, load_model, save_model
+    from stillhouse.cache import Cache
+    from stillhouse.data.data import Data, Ragged, TensorData
+    from stillhouse.domain import Domain, domains
+    from stillhouse.engine import fit
+    from stillhouse.errors import StillhouseError
+    from stillhouse.export import Card, Export
+    from stillhouse.objectives.objective import (
+        Composed,
+        Constant,
+        Cosine,
+        Models,
+        Objective,
+        Optimizer,
+        Phase,
+        Schedule,
+        Step,
+        Tensors,
+        Term,
+        Weighted,
+    )
+    from stillhouse.recipe import Context, Event, Recipe, Scale, Stage
+    from stillhouse.runs import Runs, home, project_root, run_recipe, run_stage
+    from stillhouse.settings import Settings, make_recipe, make_settings
+    from stillhouse.stages.convert import Convert
+    from stillhouse.stages.evaluate import Evaluate, Figure, Metric
+    from stillhouse.stages.make import Make
+    from stillhouse.stages.search import Search
+    from stillhouse.stages.train import Train
+    from stillhouse.training import Augment, Setup
+
+# module -> its public names; the same as above, which is what type checkers read
+_NAMES = {
+    "artifact": ("Artifact", "Built", "Model", "load_model", "save_model"),
+    "cache": ("Cache",),
+    "data.data": ("Data", "Ragged", "TensorData"),
+    "domain": ("Domain", "domains"),
+    "engine": ("fit",),
+    "errors": ("StillhouseError",),
+    "export": ("Card", "Export"),
+    "objectives.objective": (
+        *("Composed", "Constant", "Cosine", "Models", "Objective", "Optimizer", "Phase"),
+        *("Schedule", "Step", "Tensors", "Term", "Weighted"),
+    ),
+    "recipe": ("Context", "Event", "Recipe", "Scale", "Stage"),
+    "runs": ("Runs", "home", "project_root", "run_recipe", "run_stage"),
+    "settings": ("Settings", "make_recipe", "make_settings"),
+    "stages.convert": ("Convert",),
+    "stages.evaluate": ("Evaluate", "Figure", "Metric"),
+    "stages.make": ("Make",),
+    "stages.search": ("Search",),
+    "stages.train": ("Train",),
+    "training": ("Augment", "Setup"),
+}
+_MODULE = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = [
+    "Artifact", "Augment", "Built", "Cache", "Card", "Composed", "Constant", "Context", "Convert",
+    "Cosine", "Data", "Domain", "Evaluate", "Event", "Export", "Figure", "Make", "Metric", "Model",
+    "Models", "Objective", "Optimizer", "Phase", "Ragged", "Recipe", "Runs", "Scale", "Schedule",
+    "Search", "Settings", "Setup", "Stage", "Step", "StillhouseError", "TensorData", "Tensors",
+    "Term", "Train", "Weighted", "domains", "fit", "home", "load_model", "make_recipe",
+    "make_settings", "project_root", "run_recipe", "run_stage", "save_model",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:  # Any: the public names have no common type
+    if name not in _MODULE:
+        raise AttributeError(f"module 'stillhouse' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"stillhouse.{_MODULE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,12 +1,11 @@
 """What a model costs: parameters, MACs, size, latency, peak memory."""
 
+import resource
 import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import psutil
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -90,7 +89,7 @@ def _timed(module: nn.Module, batch: Tensors) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """peak_memory_mib of one forward at `batch` samples: allocated on CUDA, activations held by the profiler on CPU."""
+    """peak_memory_mib of one forward at `batch` samples: allocated on CUDA, weights and live tensors on CPU."""
 
     role: str = "student"
     batch: int = 32
@@ -109,25 +108,18 @@ def _cuda_peak(module: nn.Module, batch: Tensors) -> int:
 
 
 def _cpu_peak(module: nn.Module, batch: Tensors) -> int:
-    """Weights plus the highest running sum of the allocations that torch's profiler saw during one forward."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with (
-        torch.profiler.profile(activities=activities, profile_memory=True) as seen,
-        torch.no_grad(),
-    ):
+    """Weights, buffers and the most activation bytes alive at once, as torch's tracker counts them."""
+    from torch.distributed._tools.mem_tracker import MemTracker  # slow to import
+
+    tracker = MemTracker()
+    tracker.track_external(module)
+    with torch.no_grad(), tracker:
         module(batch)
-    held = peak = 0
-    results: Any = seen.profiler.kineto_results if seen.profiler else None  # Any: untyped in torch
-    events = [event for event in results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak + sum(t.nbytes for t in module.state_dict().values())
+    return int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
 
 
 def process_peak_mib(device: str) -> float:
     """The most memory this process held so far, in MiB: on the GPU when it trains there, else resident."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**20
-    usage = psutil.Process().memory_info()
-    return max(usage.rss, getattr(usage, "peak_wset", 0)) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # KiB on Linux

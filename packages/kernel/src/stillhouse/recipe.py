@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from stillhouse.artifact import Artifact
 from stillhouse.errors import BadRecipe, UnknownName
@@ -59,6 +59,7 @@ class Context:
     )  # goes to <stage>.curves.tsv
 
 
+@runtime_checkable
 class Stage(Protocol):
     """The unit of caching, retry, resumption and report. Implementations are frozen dataclasses."""
 

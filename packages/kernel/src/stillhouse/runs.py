@@ -9,6 +9,7 @@ runs/<domain>/<recipe>/<variant>/settings.json
 """
 
 import datetime
+import importlib.metadata
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from filelock import FileLock
 from stillhouse import parallel
 from stillhouse.artifact import Artifact, Kind
 from stillhouse.digest import code_version, digest, path_digest
-from stillhouse.domain import recipe_function
+from stillhouse.domain import GROUP
 from stillhouse.environment import environment
 from stillhouse.errors import CorruptArtifact, MissingData
 from stillhouse.files import storage, write_text, writing
@@ -147,7 +148,10 @@ def run_recipe(recipe: Recipe, runs: Runs) -> None:
 
 
 def _code(runs: Runs) -> str:
-    return code_version(recipe_function(runs.recipe).__module__.partition(".")[0])
+    name = runs.recipe.partition("/")[0]
+    points = importlib.metadata.entry_points(group=GROUP, name=name)
+    packages = (point.value.partition(":")[0].partition(".")[0] for point in points)
+    return code_version(next(packages, "stillhouse"))
 
 
 def _input(recipe: Recipe, ref: str, runs: Runs) -> Artifact:

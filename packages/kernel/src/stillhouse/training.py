@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor, nn
@@ -17,6 +17,7 @@ from stillhouse.recipe import Context
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
+@runtime_checkable
 class Augment(Protocol):
     """A pure function of batch["id"], batch["view"] and its own fields; a frozen dataclass."""
 

@@ -7,7 +7,7 @@ opened), text and nested columns in parquet. A batch holds tensors only: `id: [B
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+@runtime_checkable
 class Data(Protocol):
     """A sized set of samples."""
 
@@ -28,6 +29,7 @@ class Data(Protocol):
         ...
 
 
+@runtime_checkable
 class Table(Protocol):
     """Data that also has text or nested columns."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Generator
 
@@ -14,6 +14,7 @@ from stillhouse.recipe import Context
 from stillhouse.training import mix
 
 
+@runtime_checkable
 class Converter(Protocol):
     """Fills the folder `out` with a model that `load_model` opens; a frozen dataclass or module-level function."""
 

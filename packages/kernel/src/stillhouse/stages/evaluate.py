@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 OPEN_SCORES = "stillhouse.stages.evaluate:load_scores"
 
 
+@runtime_checkable
 class Metric(Protocol):
     """Scores of roles on data; a frozen dataclass. Roles come in eval mode, without gradient."""
 
     def __call__(self, models: Models, data: Data) -> Mapping[str, float]: ...
 
 
+@runtime_checkable
 class Figure(Protocol):
     """A picture of roles on data, saved as <name>.png; a frozen dataclass."""
 

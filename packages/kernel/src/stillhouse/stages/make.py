@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Generator
 
@@ -14,6 +14,7 @@ from stillhouse.recipe import Context
 from stillhouse.training import mix
 
 
+@runtime_checkable
 class Maker(Protocol):
     """Opened inputs by port to columns (or a stream of them) by port; a frozen dataclass or module-level function."""
 

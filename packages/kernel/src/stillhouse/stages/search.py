@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Generator
@@ -17,6 +17,7 @@ from stillhouse.training import mix
 Encoding = Mapping[str, Any]  # Any: JSON values; one architecture of a space
 
 
+@runtime_checkable
 class SearchSpace(Protocol):
     """Architectures by encoding; a frozen dataclass."""
 
@@ -26,6 +27,7 @@ class SearchSpace(Protocol):
     def model(self, encoding: Encoding) -> Model: ...
 
 
+@runtime_checkable
 class Score(Protocol):
     """How promising a candidate is (higher is better), from the opened inputs; a frozen dataclass."""
 
@@ -41,6 +43,7 @@ class Trial:
     score: float
 
 
+@runtime_checkable
 class Strategy(Protocol):
     """Which candidate comes next, given those scored so far; None ends a search whose space is used up."""
 

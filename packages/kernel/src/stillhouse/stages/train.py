@@ -1,5 +1,6 @@
 """Train: roles and data in, roles out."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from stillhouse.cache import Cache, Source, cached
 from stillhouse.data.data import Data
 from stillhouse.errors import BadRecipe, UnknownName
 from stillhouse.objectives.objective import Objective
+from stillhouse.profile import process_peak_mib
 from stillhouse.recipe import Context
 from stillhouse.training import Augment, Precision, Setup, pass_length
 
@@ -80,13 +82,25 @@ class Train:
         models: dict[str, nn.Module] = {role: b.module for role, b in built.items()}
         for role in self.cache:
             models[role] = self._cached(role, models[role], data, ctx)
+        start = time.perf_counter()
         fit(self.objective, models, data, setup=self.setup(), ctx=ctx)
         if ctx.rank:
             return {}
+        self._measure(ctx, time.perf_counter() - start)
         specs = {role: built[role.removesuffix("-ema")].spec for role in self.outputs}
         return {
             role: save_model(ctx.out / role, Built(spec=s, module=models[role]))
             for role, s in specs.items()
+        }
+
+    def _measure(self, ctx: Context, seconds: float) -> None:
+        done = self.steps - int(ctx.measured.get("resumed_at", 0))
+        ctx.measured |= {
+            "steps": self.steps,
+            "batch": self.batch,
+            "seconds_per_step": seconds / done,
+            "samples_per_second": self.batch * done / seconds,
+            "peak_memory_mib": process_peak_mib(ctx.device),
         }
 
     def _roles(self, inputs: Mapping[str, Artifact]) -> dict[str, Built]:

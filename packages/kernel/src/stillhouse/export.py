@@ -1,0 +1,177 @@
+"""Export: the student alone, as safetensors with its spec, as ONNX checked against torch, with a model card."""
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCardData
+from torch import Generator, Tensor, nn
+
+from stillhouse.artifact import Built, save_model
+from stillhouse.data.data import Data
+from stillhouse.errors import BadRecipe, BadSetting, ContractError
+from stillhouse.profile import first_batch
+
+ONNX = "model.onnx"
+MIN_OPSET = 17
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What the model card says; scores are read from the report, never typed here."""
+
+    title: str
+    task: str  # a Hugging Face pipeline tag, as "image-classification"
+    paper: str
+    license: str = "other"
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """A `convert` that writes model.json, model.safetensors, model.onnx, export.json and README.md.
+
+    Ports: the `role` to export, and "data", whose first `samples` rows check the ONNX file: the largest absolute
+    difference to torch over every output must stay within `tolerance`. The batch axis is dynamic; inputs keep the
+    dtype and shape they have in the data. Raises ContractError when ONNX and torch disagree.
+    """
+
+    role: str = "student"
+    inputs: tuple[str, ...] = ("images",)
+    outputs: tuple[str, ...] = ("logits",)
+    opset: int = 18
+    samples: int = 32
+    tolerance: float = 1e-3
+    card: Card | None = None
+
+    def __post_init__(self) -> None:
+        if self.opset < MIN_OPSET:
+            raise BadSetting(f"export: opset must be >= {MIN_OPSET} (got {self.opset})")
+
+    def __call__(self, inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:
+        if self.role not in inputs or "data" not in inputs:
+            raise BadRecipe(f"export: needs the ports '{self.role}' and 'data' (got {sorted(inputs)})")
+        built: Built = inputs[self.role]
+        save_model(out, built)
+        batch = _sample(inputs["data"], self.samples, self.inputs)
+        write_onnx(built.module, batch, self.outputs, out / ONNX, opset=self.opset)
+        difference = onnx_difference(out / ONNX, built.module, batch, self.outputs)
+        if not difference <= self.tolerance:
+            raise ContractError(
+                f"{ONNX} differs from torch by {difference:.2e} on real inputs (allowed: {self.tolerance:.0e})"
+            )
+        record = {
+            "inputs": {name: [str(v.dtype).removeprefix("torch."), list(v.shape[1:])] for name, v in batch.items()},
+            "outputs": list(self.outputs),
+            "opset": self.opset,
+            "checked_samples": self.samples,
+            "agrees_within": self.tolerance,
+        }
+        (out / "export.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        if self.card is not None:
+            (out / "README.md").write_text(_card(self.card, built, record))
+
+
+def _sample(data: Data, count: int, names: tuple[str, ...]) -> dict[str, Tensor]:
+    batch = first_batch(data, min(count, len(data)), torch.device("cpu"))
+    for name in names:
+        if name not in batch:
+            raise BadRecipe(f"export: the data have no column '{name}' (they have {sorted(batch)})")
+    return {name: batch[name] for name in names}
+
+
+class _Positional(nn.Module):
+    """The module with tensors for arguments and results, as ONNX has them."""
+
+    def __init__(self, module: nn.Module, names: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.module, self.names, self.outputs = module, names, outputs
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        found = self.module(dict(zip(self.names, values, strict=True)))
+        return tuple(found[name] for name in self.outputs)
+
+
+def write_onnx(
+    module: nn.Module, batch: Mapping[str, Tensor], outputs: tuple[str, ...], path: Path, *, opset: int
+) -> None:
+    """Write `module` as one ONNX file with a dynamic batch axis, through torch's exporter."""
+    names = tuple(batch)
+    dynamic = {"values": tuple({0: torch.export.Dim("batch")} for _ in names)}
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # torch's exporter warns about its own deprecations
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                _Positional(module.eval(), names, outputs),
+                tuple(batch.values()),
+                str(path),
+                input_names=list(names),
+                output_names=list(outputs),
+                dynamic_shapes=dynamic,
+                opset_version=opset,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(before)
+
+
+def onnx_difference(
+    path: Path, module: nn.Module, batch: Mapping[str, Tensor], outputs: tuple[str, ...]
+) -> float:
+    """The largest absolute difference between ONNX Runtime (CPU) and torch over the outputs."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = session.run(list(outputs), {name: value.numpy() for name, value in batch.items()})
+    with torch.no_grad():
+        expected = module.eval()(dict(batch))
+    pairs = zip(outputs, found, strict=True)
+    return max(float((expected[name] - torch.from_numpy(value)).abs().max()) for name, value in pairs)
+
+
+def _card(card: Card, built: Built, record: Mapping[str, Any]) -> str:
+    data = ModelCardData(
+        license=card.license, pipeline_tag=card.task, library_name="stillhouse", tags=[*card.tags, "distillation"]
+    )
+    count = sum(p.numel() for p in built.module.parameters())
+    spec = json.dumps(dict(built.spec.kwargs), sort_keys=True)
+    return f"""---
+{data.to_yaml()}
+---
+
+# {card.title}
+
+A student distilled with Stillhouse. It holds no weights of its teacher.
+
+- Method: {card.paper}
+- Architecture: `{built.spec.build.__module__}:{built.spec.build.__qualname__}` with `{spec}`
+- Parameters: {count:,}
+- ONNX opset {record["opset"]}; checked against torch on {record["checked_samples"]} real inputs,
+  largest difference allowed {record["agrees_within"]:.0e}
+
+## Use
+
+```python
+from pathlib import Path
+
+from stillhouse import load_model
+
+model = load_model(Path("this-folder")).module
+outputs = model({{{", ".join(f'"{name}": {name}' for name in record["inputs"])}}})
+```
+
+## Scores
+
+Scores, seeds, intervals and lineage are in the report of the run that made this model.
+"""

@@ -1,0 +1,103 @@
+"""Toys of the kernel's tests: a small network, data, terms and objectives, and the plain loops `fit` is held against."""
+
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stillhouse.data.data import TensorData
+from stillhouse.objectives.objective import Composed, Models, Optimizer, Phase, Tensors, Weighted
+from stillhouse.recipe import Context
+from stillhouse.training import Setup
+
+
+class Net(nn.Module):
+    def __init__(self, width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.drop = nn.Dropout(dropout)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, batch: Tensors) -> dict[str, Tensor]:
+        hidden = self.norm(self.conv(batch["images"])).relu().mean((2, 3))
+        return {"logits": self.head(self.drop(hidden)), "embedding": hidden}
+
+
+class Noise(nn.Module):
+    """A generator of images from noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 3 * 8 * 8)
+
+    def forward(self, batch: Tensors) -> dict[str, Tensor]:
+        return {"images": self.body(batch["noise"]).view(-1, 3, 8, 8)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy:
+    def __call__(self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float) -> Tensor:
+        return nn.functional.cross_entropy(outputs["student"]["logits"], batch["labels"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    def __call__(self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float) -> Tensor:
+        return nn.functional.mse_loss(outputs["student"]["logits"], outputs["teacher"]["logits"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversarial:
+    """Two phases: the student follows the teacher on generated images, the generator drives them apart."""
+
+    phases: Mapping[str, Phase]
+
+    def terms(
+        self, phase: str, models: Models, batch: Tensors, *, step: int, steps: int, rng: torch.Generator
+    ) -> Tensors:
+        noise = torch.randn(len(batch["id"]), 6, generator=rng)
+        images = models["generator"]({"noise": noise})
+        gap = nn.functional.mse_loss(models["student"](images)["logits"], models["teacher"](images)["logits"])
+        return {"gap": gap if phase == "student" else -gap}
+
+
+def toy_data(rows: int = 50, seed: int = 0) -> TensorData:
+    rng = torch.Generator().manual_seed(seed)
+    images = torch.randn(rows, 3, 8, 8, generator=rng)
+    return TensorData({"images": images, "labels": torch.randint(0, 5, (rows,), generator=rng)})
+
+
+def toy_models(dropout: float = 0.0) -> dict[str, nn.Module]:
+    torch.manual_seed(1)
+    return {"teacher": Net(12).eval(), "student": Net(4, dropout)}
+
+
+def toy_phase(**changes: Any) -> Phase:
+    optimizer = Optimizer(lr=0.1, kwargs={"momentum": 0.9, "weight_decay": 1e-3})
+    return Phase(**{"trains": ("student",), "optimizer": optimizer, **changes})
+
+
+def toy_objective(**changes: Any) -> Composed:
+    losses = {"ce": Weighted(term=CrossEntropy(), weight=0.5), "match": Weighted(term=Match())}
+    return Composed(phases={"main": toy_phase(**changes)}, roles=("teacher", "student"), losses=losses)
+
+
+def toy_context(folder: Path, **changes: Any) -> Context:
+    given = {"stage": "toy", "out": folder, "checkpoints": folder / "checkpoints", "caches": folder / "caches"}
+    return Context(**{**given, **changes})
+
+
+def toy_setup(**changes: Any) -> Setup:
+    return Setup(**{"steps": 20, "batch": 8, "seed": 3, **changes})
+
+
+def weights(models: MutableMapping[str, nn.Module]) -> dict[str, Tensor]:
+    return {f"{role}.{k}": v.clone() for role, m in models.items() for k, v in m.state_dict().items()}
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
