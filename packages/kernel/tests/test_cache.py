@@ -13,18 +13,7 @@ from stillhouse.data.data import TensorData
 from stillhouse.engine import fit
 from stillhouse.errors import BadSetting, ContractError, UnknownName
 
-from .toys import Net, same, toy_context, toy_data, toy_models, toy_objective, toy_setup, weights
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shift:
-    """Adds a number that depends on (id, view, seed) alone."""
-
-    seed: int = 0
-
-    def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        amount = torch.sin((batch["id"] * 7 + batch["view"] * 3 + self.seed).float())
-        return {**batch, "images": batch["images"] + amount[:, None, None, None]}
+from .toys import Net, Shift, same, toy_context, toy_data, toy_models, toy_objective, toy_setup, weights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,6 +77,11 @@ class Stage(Protocol):
         """Names of the ports this stage leaves."""
         ...
 
+    @property
+    def distributed(self) -> bool:
+        """Whether several processes share the work under torchrun; otherwise rank 0 does it alone."""
+        ...
+
     def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]: ...
 
 

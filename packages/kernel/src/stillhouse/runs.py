@@ -123,14 +123,13 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
     run, CorruptArtifact when an input's bytes differ from their digest, StorageError when the file system refuses.
     """
     rank, nproc = parallel.world()
-    inputs = {port: _input(recipe, ref, runs) for port, ref in stage.inputs.items()}
-    code = _code(runs)
-    key = digest(
-        {"stage": stage, "inputs": {port: a.digest for port, a in inputs.items()}, "code": code}
-    )
     if nproc > 1:
         parallel.join(runs.device)
     with _stage_lock(stage, runs, rank):
+        inputs = {port: _input(recipe, ref, runs) for port, ref in stage.inputs.items()}
+        code = _code(runs)
+        digests = {port: artifact.digest for port, artifact in inputs.items()}
+        key = digest({"stage": stage, "inputs": digests, "code": code})
         done = finished(stage, runs)
         if parallel.agree(done is not None and done.key == key and _whole(done)):
             runs.observe(Event(stage=stage.name, text="up to date"))
@@ -138,7 +137,10 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
         place = _Place(
             runs=runs, stage=stage, inputs=inputs, key=key, code=code, rank=rank, nproc=nproc
         )
-        return place.run()
+        outputs = place.run()
+        # the other ranks must not look for what rank 0 has not written yet
+        parallel.agree(None)
+        return outputs
 
 
 def run_recipe(recipe: Recipe, runs: Runs) -> None:
@@ -202,7 +204,7 @@ class _Place:
     def run(self) -> Mapping[str, Artifact]:
         folder = self.runs.folder / self.stage.name
         if self.rank:
-            return self._scratch_run()
+            return self._scratch_run() if self.stage.distributed else {}
         with FileLock(self._checkpoints().with_suffix(".lock")), storage(folder):
             with writing(folder) as out:
                 ctx, started = self._context(out), time.time()

@@ -33,6 +33,10 @@ class Convert:
     seed: int = 0
 
     @property
+    def distributed(self) -> bool:
+        return False
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         return ("model",)
 

@@ -60,6 +60,10 @@ class Evaluate:
             )
 
     @property
+    def distributed(self) -> bool:
+        return False
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         return ("scores",)
 

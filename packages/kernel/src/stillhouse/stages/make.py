@@ -34,6 +34,10 @@ class Make:
     seed: int = 0
 
     @property
+    def distributed(self) -> bool:
+        return False
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         return self.ports
 

@@ -82,6 +82,10 @@ class Search:
     seed: int = 0
 
     @property
+    def distributed(self) -> bool:
+        return False
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         return ("model", "trials")
 

@@ -56,6 +56,10 @@ class Train:
         self.setup()
 
     @property
+    def distributed(self) -> bool:
+        return True
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         phases = self.objective.phases.values()
         trained = [role for phase in phases for role in phase.trains]
@@ -95,13 +99,13 @@ class Train:
 
     def _measure(self, ctx: Context, seconds: float) -> None:
         done = self.steps - int(ctx.measured.get("resumed_at", 0))
-        ctx.measured |= {
-            "steps": self.steps,
-            "batch": self.batch,
-            "seconds_per_step": seconds / done,
-            "samples_per_second": self.batch * done / seconds,
-            "peak_memory_mib": process_peak_mib(ctx.device),
-        }
+        ctx.measured.update(
+            steps=self.steps,
+            batch=self.batch,
+            seconds_per_step=seconds / done,
+            samples_per_second=self.batch * done / seconds,
+            peak_memory_mib=process_peak_mib(ctx.device),
+        )
 
     def _roles(self, inputs: Mapping[str, Artifact]) -> dict[str, Built]:
         roles: dict[str, Built] = {r: a.open() for r, a in inputs.items() if r != "data"}

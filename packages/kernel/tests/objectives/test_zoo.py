@@ -1,0 +1,167 @@
+"""The zoo: one training step of every entry, specs that survive JSON, overrides, messages."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+from stillhouse.artifact import Built, Model, load_model, save_model
+from stillhouse.digest import digest
+from stillhouse.errors import BadSetting, UnknownName
+from stillhouse.objectives.logits import DKD, KD
+from stillhouse.objectives.objective import Composed, Optimizer, Phase
+from stillhouse.objectives.zoo import ZOO, Channels, ZooEntry, zoo_method
+
+SAMPLES, CLASSES, BATCH = 20, 5, 6
+STUDENT = Channels(hints=(2, 3, 4), sizes=(8, 4, 2), embedding=4)
+TEACHER = Channels(hints=(3, 5, 6), sizes=(8, 4, 2), embedding=6)
+EVERY = pytest.mark.parametrize("name", sorted(ZOO))
+
+
+class Tiny(nn.Module):
+    """A three-stage network with the outputs of the convention."""
+
+    def __init__(self, channels: Channels) -> None:
+        super().__init__()
+        widths = (1, *channels.hints)
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1), nn.BatchNorm2d(b))
+            for a, b in itertools.pairwise(widths)
+        )
+        self.head = nn.Linear(channels.embedding, CLASSES)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        x, outputs = batch["images"], {}
+        for i, stage in enumerate(self.stages, start=1):
+            outputs[f"preact{i}"] = stage(x)
+            x = outputs[f"hint{i}"] = outputs[f"preact{i}"].relu()
+        embedding = x.mean(dim=(2, 3))
+        return outputs | {"embedding": embedding, "logits": self.head(embedding)}
+
+
+def batch() -> dict[str, Tensor]:
+    rng = Generator().manual_seed(3)
+    return {
+        "images": torch.randn(BATCH, 1, 16, 16, generator=rng),
+        "labels": torch.randint(CLASSES, (BATCH,), generator=rng),
+        "id": torch.randperm(SAMPLES, generator=rng)[:BATCH],
+    }
+
+
+def composed(entry: ZooEntry) -> Composed:
+    trained = ("student", *entry.roles)
+    return Composed(
+        phases={"train": Phase(trains=trained, optimizer=Optimizer(lr=0.1))},
+        roles=("teacher", *trained),
+        losses=entry.losses,
+        feeds=entry.feeds,
+    )
+
+
+@EVERY
+def test_one_step_of_composed_training(name: str):
+    torch.manual_seed(0)
+    entry = zoo_method(name)(STUDENT, TEACHER, CLASSES, SAMPLES)
+    models = {"teacher": Tiny(TEACHER).eval(), "student": Tiny(STUDENT)}
+    models |= {role: spec.new() for role, spec in entry.roles.items()}
+    # halfway through, when every warm-up is over
+    terms = composed(entry).terms(
+        "train", models, batch(), step=5, steps=10, rng=Generator().manual_seed(1)
+    )
+    assert list(terms) == list(entry.losses)
+    assert "ce" in terms
+    assert all(torch.isfinite(term) and term > 0 for term in terms.values())
+    torch.stack([term for key, term in terms.items() if key != "ce"]).sum().backward()
+    assert all(p.grad is None for p in models["teacher"].parameters())
+    for role in ("student", *entry.roles):
+        gradients = [p.grad for p in models[role].parameters() if p.grad is not None]
+        assert all(torch.isfinite(g).all() for g in gradients)
+        assert sum(g.abs().sum() for g in gradients) > 0
+        if role != "student":  # a projector has no part that does not learn
+            assert len(gradients) == len(list(models[role].parameters()))
+
+
+@EVERY
+def test_training_lowers_the_distillation_terms(name: str):
+    torch.manual_seed(0)
+    entry = zoo_method(name)(STUDENT, TEACHER, CLASSES, SAMPLES)
+    models = {"teacher": Tiny(TEACHER).eval(), "student": Tiny(STUDENT)}
+    models |= {role: spec.new() for role, spec in entry.roles.items()}
+    objective = composed(entry)
+    trained = nn.ModuleList([models[role] for role in ("student", *entry.roles)])
+    optimizer = torch.optim.Adam(trained.parameters(), lr=0.01)
+    values: list[float] = []
+    for step in range(30):
+        terms = objective.terms(
+            "train", models, batch(), step=30, steps=60, rng=Generator().manual_seed(step)
+        )
+        loss = torch.stack([term for key, term in terms.items() if key != "ce"]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    assert sum(values[-5:]) < 0.9 * sum(values[:5])
+
+
+@EVERY
+def test_entry_is_hashable_as_part_of_a_recipe(name: str):
+    entry = zoo_method(name)(STUDENT, TEACHER, CLASSES, SAMPLES)
+    other = zoo_method(name)(STUDENT, TEACHER, CLASSES, SAMPLES, ce=0.25)
+    assert digest(entry) == digest(zoo_method(name)(STUDENT, TEACHER, CLASSES, SAMPLES))
+    assert digest(entry) != digest(other)
+    assert other.losses["ce"].weight == 0.25
+
+
+@pytest.mark.parametrize("name", [n for n in sorted(ZOO) if ZOO[n](STUDENT, TEACHER, 5, 20).roles])
+def test_roles_survive_saving(name: str, tmp_path):
+    for role, spec in zoo_method(name)(STUDENT, TEACHER, CLASSES, SAMPLES).roles.items():
+        assert json.loads(json.dumps(dict(spec.kwargs))) == dict(spec.kwargs)
+        save_model(tmp_path / role, Built(spec=spec, module=spec.new()))
+        again = load_model(tmp_path / role)
+        assert isinstance(again.spec, Model)
+        assert again.spec == spec
+
+
+def test_every_number_can_be_overridden_by_name():
+    for name, method in ZOO.items():
+        for number, value in method.numbers.items():
+            changed = method(STUDENT, TEACHER, 100, 50000, **{number: value / 2})
+            same = digest(changed) == digest(method(STUDENT, TEACHER, 100, 50000))
+            assert not same, f"{name}: {number} does nothing"
+
+
+def test_numbers_of_the_papers():
+    kd = ZOO["kd"](STUDENT, TEACHER, 100, 50000)
+    assert kd.losses["kd"].term == KD(temperature=4.0)
+    assert (kd.losses["ce"].weight, kd.losses["kd"].weight) == (0.1, 0.9)
+    dkd = ZOO["dkd"](STUDENT, TEACHER, 100, 50000).losses["dkd"]
+    assert dkd.term == DKD(alpha=1.0, beta=8.0, temperature=4.0)
+    assert [dkd.at(epoch / 240) for epoch in (0, 10, 20, 240)] == pytest.approx([0, 0.5, 1, 1])
+    memory = ZOO["crd"](STUDENT, TEACHER, 100, 50000).roles["memory"]
+    assert (memory.kwargs["negatives"], memory.kwargs["samples"]) == (16384, 50000)
+
+
+def test_stages_pair_by_size_where_their_numbers_differ():
+    teacher = Channels(hints=(8, 3, 5, 6), sizes=(16, 8, 4, 2), embedding=6)
+    entry = ZOO["ofd"](STUDENT, teacher, CLASSES, SAMPLES)
+    kwargs = entry.roles["projector"].kwargs
+    assert kwargs["teachers"] == ["teacher.preact2", "teacher.preact3", "teacher.preact4"]
+    assert (kwargs["channels"], kwargs["targets"]) == ([2, 3, 4], [3, 5, 6])
+
+
+def test_messages():
+    with pytest.raises(UnknownName, match=r"zoo: unknown objective 'dkdd'. Did you mean 'dkd'"):
+        zoo_method("dkdd")
+    with pytest.raises(UnknownName, match=r"objective 'kd': unknown setting 'temprature'. Did you"):
+        ZOO["kd"](STUDENT, TEACHER, 5, 20, temprature=2.0)
+    with pytest.raises(BadSetting, match=r"temperature must be > 0 \(got 0.0\)"):
+        ZOO["kd"](STUDENT, TEACHER, 5, 20, temperature=0.0)
+    with pytest.raises(BadSetting, match=r"'std_kd' needs at least 3 classes \(got 2\).*use kd"):
+        ZOO["std_kd"](STUDENT, TEACHER, 2, 20)
+    with pytest.raises(BadSetting, match=r"hints and sizes.*\(got 2 and 1\)"):
+        Channels(hints=(1, 2), sizes=(3,), embedding=2)
+    far = Channels(hints=(8,), sizes=(7,), embedding=6)
+    with pytest.raises(BadSetting, match=r"'at': no stage of the student \(sizes \[8, 4, 2\]\)"):
+        ZOO["at"](STUDENT, far, 5, 20)

@@ -1,0 +1,125 @@
+"""A whole plugin in one file, for the kernel's own tests: its entry point is seen while this folder is on sys.path."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from stillhouse.artifact import Model
+from stillhouse.cache import Cache
+from stillhouse.data.data import Columns
+from stillhouse.domain import Domain
+from stillhouse.metrics import Classification, Profile
+from stillhouse.objectives.objective import Composed, Optimizer, Phase, Tensors, Weighted
+from stillhouse.recipe import Recipe
+from stillhouse.settings import Settings
+from stillhouse.stages import Evaluate, Make, Train
+
+domain = Domain(name="toy", summary="the kernel's tests", recipes={"toy": "stillhouse_toy:toy"})
+
+
+class Net(nn.Module):
+    def __init__(self, width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.drop = nn.Dropout(dropout)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, batch: Tensors) -> dict[str, Tensor]:
+        hidden = self.norm(self.conv(batch["images"])).relu().mean((2, 3))
+        return {"logits": self.head(self.drop(hidden)), "embedding": hidden}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy:
+    role: str = "student"
+
+    def __call__(self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float) -> Tensor:
+        return nn.functional.cross_entropy(outputs[self.role]["logits"], batch["labels"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    def __call__(self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float) -> Tensor:
+        return nn.functional.mse_loss(outputs["student"]["logits"], outputs["teacher"]["logits"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift:
+    """Adds a number that depends on (id, view, seed) alone."""
+
+    seed: int = 0
+
+    def __call__(self, batch: Tensors) -> Tensors:
+        amount = torch.sin((batch["id"] * 7 + batch["view"] * 3 + self.seed).float())
+        return {**batch, "images": batch["images"] + amount[:, None, None, None]}
+
+
+def images() -> dict[str, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    return {"images": torch.randn(50, 3, 8, 8, generator=rng), "labels": torch.randint(0, 5, (50,), generator=rng)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    test: int = 10
+
+    def __call__(self, inputs: Mapping[str, Any], *, rng: Generator) -> Mapping[str, Columns]:
+        source = inputs["source"]
+        return {
+            "train": {k: v[self.test :] for k, v in source.items()},
+            "test": {k: v[: self.test] for k, v in source.items()},
+        }
+
+
+class Toy(Settings):
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"tiny": {"data": "builtin:stillhouse_toy:images"}}
+    steps: int = 30
+    cache: bool = False
+    width: int = 4
+
+
+def toy(settings: Toy) -> Recipe:
+    """A teacher, a student with it and a student without it."""
+    tune = Optimizer(lr=0.1, kwargs={"momentum": 0.9})
+    seeds = range(settings.seeds)
+    match = Composed(
+        phases={"main": Phase(trains=("student",), optimizer=tune)},
+        roles=("teacher", "student"),
+        losses={"ce": Weighted(term=CrossEntropy()), "match": Weighted(term=Match())},
+    )
+    plain = Composed(phases=match.phases, roles=("student",), losses={"ce": match.losses["ce"]})
+    teach = Composed(
+        phases={"main": Phase(trains=("teacher",), optimizer=tune)},
+        roles=("teacher",),
+        losses={"ce": Weighted(term=CrossEntropy(role="teacher"))},
+    )
+    common: dict[str, Any] = {"steps": settings.steps, "batch": 8, "augment": Shift(), "views": 2}
+    student = {"student": Model(build=Net, kwargs={"width": settings.width, "dropout": 0.2})}
+    stages = [
+        Make(name="data", make=Split(), inputs={"source": settings.data}, ports=("train", "test")),
+        Train(
+            name="teacher",
+            objective=teach,
+            inputs={"data": "data.train"},
+            fresh={"teacher": Model(build=Net, kwargs={"width": 12})},
+            **common,
+        ),
+    ]
+    for seed in seeds:
+        inputs = {"data": "data.train", "teacher": "teacher.teacher"}
+        cache = {"teacher": Cache()} if settings.cache else {}
+        stages += [
+            Train(name=f"student-{seed}", objective=match, inputs=inputs, fresh=student, seed=seed, cache=cache, **common),
+            Train(name=f"plain-{seed}", objective=plain, inputs={"data": "data.train"}, fresh=student, seed=seed, **common),
+        ]
+    for name in [f"{kind}-{seed}" for kind in ("student", "plain") for seed in seeds]:
+        inputs = {"data": "data.test", "student": f"{name}.student", "teacher": "teacher.teacher"}
+        stages.append(
+            Evaluate(name=f"{name}-scores", metrics=(Classification(teacher="teacher"), Profile()), inputs=inputs)
+        )
+    rows = {kind: tuple(f"{kind}-{seed}-scores" for seed in seeds) for kind in ("student", "plain")}
+    return Recipe(name="toy/toy", reference="none", stages=stages, rows=rows, baseline="plain")
