@@ -72,6 +72,7 @@ def toy_objective(**changes: Any) -> Composed:
 
 
 def toy_context(folder: Path, **changes: Any) -> Context:
+    folder.mkdir(parents=True, exist_ok=True)
     given = {"stage": "toy", "out": folder, "checkpoints": folder / "checkpoints", "caches": folder / "caches"}
     return Context(**{**given, **changes})
 

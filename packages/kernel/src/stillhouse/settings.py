@@ -1,6 +1,7 @@
 """Settings: frozen and typed, with a preset a scale; the same object from the command line and from params.yaml."""
 
 import json
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from stillhouse.digest import digest
 from stillhouse.domain import recipe_function
 from stillhouse.errors import BadSetting, UnknownName
 from stillhouse.recipe import SCALES, Recipe, Scale
+
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 class Settings(pydantic.BaseModel):
@@ -85,8 +88,10 @@ def parse_assignments(pairs: Iterable[str]) -> dict[str, Any]:  # Any: JSON valu
 
 
 def _scalar(text: str) -> Any:  # Any: a JSON value
+    if NUMBER.fullmatch(text):  # YAML 1.1 takes 1e-3 for text
+        return float(text)
     try:
-        value = yaml.safe_load(text)
+        value: Any = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
     return value if isinstance(value, (bool, int, float, list, dict)) else text

@@ -36,6 +36,7 @@ class Optimizer:
         return self.build(list(groups), lr=self.lr, **self.kwargs)
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """A learning-rate factor as a pure function of the step, so that a resumed run has the same one."""
 
@@ -119,6 +120,7 @@ class Phase:
                 )
 
 
+@runtime_checkable
 class Objective(Protocol):
     """Phases in running order, and the loss terms of each; a phase minimises the sum of its terms.
 
@@ -144,6 +146,7 @@ class Refreshing(Protocol):
     def refresh(self, models: Models, data: Data, *, step: int, rng: Generator) -> Data: ...
 
 
+@runtime_checkable
 class Term(Protocol):
     """One named scalar of a composed objective, from the outputs of every role; a frozen dataclass."""
 
@@ -168,7 +171,7 @@ class Weighted:
 class Composed:
     """Runs each role once a phase and adds up weighted terms: one forward, one BatchNorm update, however many terms.
 
-    `roles` run in order. A role in `feeds` reads the outputs of other roles instead of the batch: its forward gets
+    `roles` run in order. A role in `feeds` reads the outputs of other roles beside the batch: its forward gets
     "<role>.<output>" for each source role, and "seed" (int64, []), drawn from the step's generator, for any noise it
     needs. A role that is not trained in the phase runs without a graph, unless it is fed by a trained one.
     """
@@ -203,10 +206,5 @@ class Composed:
 def _fed(
     outputs: Mapping[str, Tensors], sources: tuple[str, ...], batch: Tensors, rng: Generator
 ) -> dict[str, Tensor]:
-    given = {
-        f"{source}.{name}": value for source in sources for name, value in outputs[source].items()
-    }
-    if "id" in batch:
-        given["id"] = batch["id"]
-    given["seed"] = torch.randint(2**62, (), generator=rng)
-    return given
+    fed = {f"{source}.{name}": v for source in sources for name, v in outputs[source].items()}
+    return {**batch, **fed, "seed": torch.randint(2**62, (), generator=rng)}

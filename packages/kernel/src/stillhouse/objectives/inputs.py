@@ -1,0 +1,53 @@
+"""What every term needs: tensors by role and output, checked ranges, full precision."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from stillhouse.errors import BadSetting, UnknownName
+
+Value = TypeVar("Value")
+
+
+def named(given: Mapping[str, Value], name: str, *, what: str, where: str) -> Value:
+    """The entry `name`; raises UnknownName with the nearest one there is."""
+    if name not in given:
+        raise UnknownName(what, name, given, where=where)
+    return given[name]
+
+
+def pick(outputs: Mapping[str, Mapping[str, Tensor]], role: str, output: str) -> Tensor:
+    """Output `output` of `role`; raises UnknownName for either."""
+    given = named(outputs, role, what="role", where="loss term")
+    return named(given, output, what="output", where=f"role '{role}'")
+
+
+def positive(name: str, value: float) -> None:
+    """Raises BadSetting unless value > 0 (NaN too)."""
+    if not value > 0:
+        raise BadSetting(f"{name} must be > 0 (got {value})")
+
+
+def not_negative(name: str, value: float) -> None:
+    """Raises BadSetting unless value >= 0 (NaN too)."""
+    if not value >= 0:
+        raise BadSetting(f"{name} must be >= 0 (got {value})")
+
+
+def fraction(name: str, value: float) -> None:
+    """Raises BadSetting unless 0 <= value < 1 (NaN too)."""
+    if not 0 <= value < 1:
+        raise BadSetting(f"{name} must be >= 0 and < 1 (got {value})")
+
+
+def full(x: Tensor) -> Tensor:
+    """`x` in at least float32: half precision loses or overflows squares and exponentials."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in at least float32, also under autocast, which would run it in half precision."""
+    with torch.autocast(a.device.type, enabled=False):
+        return full(a) @ full(b)

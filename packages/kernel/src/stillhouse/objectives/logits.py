@@ -1,0 +1,215 @@
+"""Distillation from logits: KD, DKD, DIST, and logit standardization in front of any of them.
+
+B: samples of the batch. C: classes. Every loss is a mean over B; divergences are in nats.
+The teacher is always detached, and half-precision logits are computed with in float32.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from stillhouse.objectives.inputs import full, named, not_negative, pick, positive
+from stillhouse.objectives.objective import Tensors
+
+# A row whose spread is below this fraction of its norm is constant up to float32 rounding.
+FLAT = 1e-6
+
+
+def kd_loss(
+    student_logits: Float[Tensor, "B C"],
+    teacher_logits: Float[Tensor, "B C"],
+    *,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Hinton et al. 2015 (arXiv 1503.02531), section 2: T^2 KL(teacher || student) at T, in nats.
+
+    Of softmax(logits / T); sum over C, mean over B ("batchmean"). The factor T^2 keeps gradients of
+    one size at every temperature > 0.
+    """
+    positive("temperature", temperature)
+    p = F.log_softmax(full(student_logits) / temperature, dim=1)
+    q = F.log_softmax(full(teacher_logits.detach()) / temperature, dim=1)
+    return temperature**2 * _kl(p, q)
+
+
+def dkd_loss(
+    student_logits: Float[Tensor, "B C"],
+    teacher_logits: Float[Tensor, "B C"],
+    labels: Integer[Tensor, " B"],
+    *,
+    alpha: float,
+    beta: float,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Decoupled KD, Zhao et al. 2022 (arXiv 2203.08679), eq. 7: T^2 (alpha TCKD + beta NCKD).
+
+    TCKD = KL(teacher || student) of [p_target, 1 - p_target]; NCKD = the same of the softmax over
+    the other classes; both mean over B. KD = TCKD + (1 - p_target of the teacher) NCKD (eq. 6).
+    temperature > 0; alpha, beta >= 0; C >= 2 (for C = 2 NCKD is 0). Everything is in logarithms, so
+    that a confident wrong row has a finite gradient.
+    """
+    _check_dkd(alpha, beta, temperature)
+    p, p_rest = _decoupled(full(student_logits) / temperature, labels.long())
+    q, q_rest = _decoupled(full(teacher_logits.detach()) / temperature, labels.long())
+    return temperature**2 * (alpha * _kl(p, q) + beta * _kl(p_rest, q_rest))
+
+
+def dist_loss(
+    student_logits: Float[Tensor, "B C"],
+    teacher_logits: Float[Tensor, "B C"],
+    *,
+    beta: float,
+    gamma: float,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """DIST, Huang et al. 2022 (arXiv 2205.10536), section 4: T^2 (beta inter + gamma intra).
+
+    Over the [B, C] probabilities softmax(. / T): inter = mean over samples of 1 - Pearson's r of a
+    row with the teacher's row; intra = mean over classes of the same of columns. A constant row or
+    column (so every column for B = 1) has r = 0 and no gradient. temperature > 0; beta, gamma >= 0.
+    Differs: the factor T^2 is the authors' released setting; the paper's appendix leaves it out.
+    """
+    _check_dist(beta, gamma, temperature)
+    p = F.softmax(full(student_logits) / temperature, dim=1)
+    q = F.softmax(full(teacher_logits.detach()) / temperature, dim=1)
+    inter, intra = 1 - _pearson(p, q).mean(), 1 - _pearson(p.mT, q.mT).mean()
+    return temperature**2 * (beta * inter + gamma * intra)
+
+
+def standardized(logits: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
+    """Logit standardization, Sun et al. 2024 (arXiv 2403.01427), algorithm 1: z-score of each row.
+
+    Mean 0 and standard deviation 1 (over C, not C - 1); to be used in place of logits on both sides
+    of KD or DKD. A constant row gives zeros and no gradient (the paper divides by zero).
+    """
+    return logits.shape[1] ** 0.5 * _unit_rows(full(logits))
+
+
+def _kl(p: Float[Tensor, "B K"], q: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
+    """KL(q || p) of log-probabilities, mean over B."""
+    return F.kl_div(p, q, reduction="batchmean", log_target=True)
+
+
+def _decoupled(
+    x: Float[Tensor, "B C"], labels: Integer[Tensor, " B"]
+) -> tuple[Float[Tensor, "B 2"], Float[Tensor, "B C-1"]]:
+    """Log of [p_target, 1 - p_target], and the log-softmax over the other classes."""
+    index = torch.arange(x.shape[1] - 1, device=x.device)
+    others = x.gather(1, index + (index >= labels[:, None]))
+    target = x.gather(1, labels[:, None])
+    binary = torch.cat([target, others.logsumexp(1, keepdim=True)], dim=1)
+    return F.log_softmax(binary, dim=1), F.log_softmax(others, dim=1)
+
+
+def _pearson(a: Float[Tensor, "N K"], b: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
+    return (_unit_rows(a) * _unit_rows(b)).sum(dim=1)
+
+
+def _unit_rows(x: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    """Rows centred and scaled to norm 1; zeros, without a gradient, for a constant row."""
+    centred = x - x.mean(dim=1, keepdim=True)
+    norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+    flat = norm <= FLAT * torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True)
+    return torch.where(flat, 0.0, centred / torch.where(flat, 1.0, norm))
+
+
+def _check_dkd(alpha: float, beta: float, temperature: float) -> None:
+    positive("temperature", temperature)
+    not_negative("alpha", alpha)
+    not_negative("beta", beta)
+
+
+def _check_dist(beta: float, gamma: float, temperature: float) -> None:
+    positive("temperature", temperature)
+    not_negative("beta", beta)
+    not_negative("gamma", gamma)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KD:
+    """`kd_loss` between two roles; `standardize` puts `standardized` in front of both."""
+
+    student: str = "student"
+    teacher: str = "teacher"
+    student_output: str = "logits"
+    teacher_output: str = "logits"
+    temperature: float
+    standardize: bool = False
+
+    def __post_init__(self) -> None:
+        positive("temperature", self.temperature)
+
+    def __call__(
+        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
+    ) -> Tensor:
+        student = pick(outputs, self.student, self.student_output)
+        teacher = pick(outputs, self.teacher, self.teacher_output)
+        if self.standardize:
+            student, teacher = standardized(student), standardized(teacher)
+        return kd_loss(student, teacher, temperature=self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DKD:
+    """`dkd_loss` between two roles, with a label column of the batch."""
+
+    student: str = "student"
+    teacher: str = "teacher"
+    student_output: str = "logits"
+    teacher_output: str = "logits"
+    labels: str = "labels"
+    alpha: float
+    beta: float
+    temperature: float
+    standardize: bool = False
+
+    def __post_init__(self) -> None:
+        _check_dkd(self.alpha, self.beta, self.temperature)
+
+    def __call__(
+        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
+    ) -> Tensor:
+        student = pick(outputs, self.student, self.student_output)
+        teacher = pick(outputs, self.teacher, self.teacher_output)
+        if self.standardize:
+            student, teacher = standardized(student), standardized(teacher)
+        labels = named(batch, self.labels, what="column", where="batch")
+        return dkd_loss(
+            student,
+            teacher,
+            labels,
+            alpha=self.alpha,
+            beta=self.beta,
+            temperature=self.temperature,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DIST:
+    """`dist_loss` between two roles."""
+
+    student: str = "student"
+    teacher: str = "teacher"
+    student_output: str = "logits"
+    teacher_output: str = "logits"
+    beta: float
+    gamma: float
+    temperature: float
+
+    def __post_init__(self) -> None:
+        _check_dist(self.beta, self.gamma, self.temperature)
+
+    def __call__(
+        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
+    ) -> Tensor:
+        return dist_loss(
+            pick(outputs, self.student, self.student_output),
+            pick(outputs, self.teacher, self.teacher_output),
+            beta=self.beta,
+            gamma=self.gamma,
+            temperature=self.temperature,
+        )

@@ -1,0 +1,78 @@
+"""Data in memory and on disk."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stillhouse.data import Ragged, Rows, TensorData, load_data, save_data
+from stillhouse.data.data import rows_of
+from stillhouse.errors import BadData, CorruptArtifact
+
+
+def points() -> Ragged:
+    # three samples of 2, 0 and 3 points
+    return Ragged(values=torch.arange(10.0).view(5, 2), offsets=torch.tensor([0, 2, 2, 5]))
+
+
+def columns() -> dict:
+    return {"labels": torch.tensor([7, 8, 9]), "points": points(), "name": ["a", "b", "c"]}
+
+
+def test_a_ragged_column_is_packed_with_offsets() -> None:
+    batch = TensorData(columns()).rows(torch.tensor([2, 0]))
+    assert batch["points_offsets"].tolist() == [0, 3, 5]
+    assert batch["points"].tolist() == [[4, 5], [6, 7], [8, 9], [0, 1], [2, 3]]
+    assert batch["id"].tolist() == [2, 0]
+    part = rows_of(batch, torch.tensor([1]))
+    assert part["points"].tolist() == [[0, 1], [2, 3]]
+    assert part["points_offsets"].tolist() == [0, 2]
+    assert "name" not in batch
+
+
+@pytest.mark.parametrize("shard", [65536, 2])
+def test_what_is_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: int) -> None:
+    monkeypatch.setattr("stillhouse.data.shards.SHARD_ROWS", shard)
+    artifact = save_data(tmp_path / "d", columns())
+    data = load_data(artifact.path)
+    assert data.columns["labels"].tolist() == [7, 8, 9]
+    assert data.columns["points"].offsets.tolist() == [0, 2, 2, 5]
+    assert data.columns["points"].values.tolist() == points().values.tolist()
+    assert data.table().to_pydict() == {"name": ["a", "b", "c"]}
+    assert len(list((tmp_path / "d").glob("*.safetensors"))) == (1 if shard > 3 else 2)
+    assert save_data(tmp_path / "again", columns()).digest == artifact.digest
+
+
+def test_a_stream_of_shards_counts_on(tmp_path: Path) -> None:
+    parts = iter([{"x": torch.zeros(2)}, {"x": torch.ones(3)}])
+    data = load_data(save_data(tmp_path / "d", parts).path)
+    assert data.columns["id"].tolist() == [0, 1, 2, 3, 4]
+    assert data.columns["x"].tolist() == [0, 0, 1, 1, 1]
+
+
+def test_a_pass_has_every_row_once_and_the_seed_decides_the_order() -> None:
+    data = TensorData({"x": torch.arange(10)})
+    order = [b["id"].tolist() for b in data.batches(4, rng=torch.Generator().manual_seed(3))]
+    assert [len(b) for b in order] == [4, 4, 2]
+    assert sorted(sum(order, [])) == list(range(10))
+    assert order == [b["id"].tolist() for b in data.batches(4, rng=torch.Generator().manual_seed(3))]
+    assert [b["id"].tolist() for b in data.batches(5, rng=None)] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    some = Rows(data, torch.tensor([9, 3]))
+    assert [b["id"].tolist() for b in some.batches(5, rng=None)] == [[9, 3]]
+
+
+def test_bad_data_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="'a': column 'x' holds a value that is not finite .first in row 1."):
+        save_data(tmp_path / "a", {"x": torch.tensor([[0.0], [float("nan")]])})
+    with pytest.raises(BadData, match="'b': columns differ in length: {'x': 2, 'y': 3}"):
+        save_data(tmp_path / "b", {"x": torch.zeros(2), "y": torch.zeros(3)})
+    with pytest.raises(BadData, match="'c': no rows to write"):
+        save_data(tmp_path / "c", {"x": torch.zeros(0)})
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    save_data(tmp_path / "d", columns())
+    file = tmp_path / "d" / "00000.safetensors"
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(CorruptArtifact, match=r"d: cannot be read as data .* run the stage that made it again"):
+        load_data(tmp_path / "d")

@@ -1,0 +1,187 @@
+"""Search, conversion, export, profile and classification scores."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from torch import Generator, nn
+
+from stillhouse.artifact import Artifact, Built, Model, load_model, save_model
+from stillhouse.data import TensorData, save_data
+from stillhouse.data.shards import load_data
+from stillhouse.errors import BadRecipe, BadSetting, ContractError
+from stillhouse.export import Card, Export
+from stillhouse.metrics import Classification, Latency, Memory, Profile
+from stillhouse.metrics.scores import is_cost, lower_is_better
+from stillhouse.stages import Convert, Evaluate, Search
+from stillhouse.stages.search import Encoding
+
+from .toys import SITE, Net, toy_context, toy_data, toy_models
+
+
+@dataclass(frozen=True, kw_only=True)
+class Widths:
+    """Networks of width 1 to 12."""
+
+    def sample(self, rng: Generator) -> Encoding:
+        return {"width": int(torch.randint(1, 13, (), generator=rng))}
+
+    def mutate(self, encoding: Encoding, rng: Generator) -> Encoding:
+        return {"width": encoding["width"] % 12 + 1}
+
+    def cost(self, encoding: Encoding) -> Mapping[str, float]:
+        return {"parameters": sum(p.numel() for p in self.model(encoding).new().parameters())}
+
+    def model(self, encoding: Encoding) -> Model:
+        return Model(build=Net, kwargs=dict(encoding))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Widest:
+    def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, rng: Generator) -> float:
+        return float(candidate.kwargs["width"])
+
+
+def search(**changes: Any) -> Search:
+    given: dict[str, Any] = {"name": "s", "space": Widths(), "score": Widest(), "budget": {"parameters": 330}, "trials": 50, "inputs": {}}
+    return Search(**{**given, **changes})
+
+
+def test_a_search_keeps_the_best_within_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SITE))
+    out = search().run({}, toy_context(tmp_path))
+    # by hand: width w has 28 w (conv) + 2 w (norm) + 5 w + 5 (head) = 35 w + 5 parameters; 330 allows w <= 9
+    assert load_model(out["model"].path).spec.kwargs == {"width": 9}
+    trials = load_data(out["trials"].path)
+    assert len(trials) == 9  # each fitting architecture once: the closed space is used up before 50 trials
+    assert sorted(json.loads(t)["width"] for t in trials.columns["encoding"]) == list(range(1, 10))
+    again = search().run({}, toy_context(tmp_path / "again"))
+    assert again["model"].digest == out["model"].digest
+    assert again["trials"].digest == out["trials"].digest
+
+
+def test_a_search_that_cannot_succeed_says_so(tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match=r"stage 's': no candidate fits the budget {'parameters': 3}; raise it"):
+        search(budget={"parameters": 3}).run({}, toy_context(tmp_path))
+    with pytest.raises(BadRecipe, match="budget 'macs' is not a cost of the space: \\['parameters'\\]"):
+        search(budget={"macs": 3}).run({}, toy_context(tmp_path))
+
+
+def export_inputs(folder: Path) -> dict[str, Artifact]:
+    built = Built(spec=Model(build=Net, kwargs={"width": 4}), module=toy_models()["student"].eval())
+    return {"student": save_model(folder / "in", built), "data": save_data(folder / "data", toy_data().columns)}
+
+
+def test_an_export_is_checked_and_holds_no_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SITE))
+    card = Card(title="A toy", task="image-classification", paper="none")
+    stage = Convert(name="export", convert=Export(card=card), inputs={})
+    out = stage.run(export_inputs(tmp_path), toy_context(tmp_path))["model"].path
+    session = onnxruntime.InferenceSession(str(out / "model.onnx"), providers=["CPUExecutionProvider"])
+    images = toy_data().columns["images"][:7]  # another batch size than the one exported with
+    (found,) = session.run(["logits"], {"images": images.numpy()})
+    expected = load_model(out).module({"images": images})["logits"]
+    torch.testing.assert_close(torch.from_numpy(found), expected.detach(), atol=1e-5, rtol=1e-5)
+    assert "title" not in (out / "README.md").read_text().split("---")[1]
+    assert "# A toy" in (out / "README.md").read_text()
+    names = load_model(out).module.state_dict()
+    assert sum(v.numel() for v in names.values()) < 200
+    assert json.loads((out / "export.json").read_text())["opset"] >= 17
+
+
+def test_an_export_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SITE))
+    stage = Convert(name="export", convert=Export(tolerance=-1.0), inputs={})
+    with pytest.raises(ContractError, match=r"model.onnx differs from torch by .* on real inputs"):
+        stage.run(export_inputs(tmp_path), toy_context(tmp_path))
+    with pytest.raises(BadSetting, match=r"opset must be >= 17 \(got 11\)"):
+        Export(opset=11)
+    with pytest.raises(BadRecipe, match="needs the ports 'student' and 'data'"):
+        Export()({}, tmp_path / "x", rng=Generator())
+    inputs = {port: a.open() for port, a in export_inputs(tmp_path / "c").items()}
+    with pytest.raises(BadRecipe, match="the data have no column 'pixels'"):
+        Export(inputs=("pixels",))(inputs, tmp_path / "y", rng=Generator())
+
+
+def leaves_nothing(inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:
+    out.mkdir()
+
+
+def test_a_conversion_must_leave_a_model(tmp_path: Path) -> None:
+    with pytest.raises(BadRecipe, match="stage 'c': convert left no model.json"):
+        Convert(name="c", convert=leaves_nothing, inputs={}).run({}, toy_context(tmp_path))
+
+
+class Fixed(nn.Module):
+    """Answers with given logits by id."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"logits": self.logits[batch["id"]]}
+
+
+def test_classification_by_hand() -> None:
+    student = Fixed(torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [2.0, 0.0]]))
+    teacher = Fixed(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [5.0, 0.0]]))
+    data = TensorData({"labels": torch.tensor([0, 1, 1, 0])})
+    with torch.no_grad():
+        scores = Classification(teacher="teacher", batch=3)({"student": student, "teacher": teacher}, data)
+    # right on rows 0, 1, 3; agrees with the teacher on rows 0 and 3
+    assert scores["accuracy"] == pytest.approx(0.75)
+    assert scores["teacher_agreement"] == pytest.approx(0.5)
+    # log(1 + e^-2) = 0.126928 where right, log(1 + e^2) = 2.126928 where wrong
+    assert scores["nll_loss"] == pytest.approx((3 * 0.126928 + 2.126928) / 4, abs=1e-5)
+    # one bin: confidence 1 / (1 + e^-2) = 0.880797 against an accuracy of 0.75
+    assert scores["calibration_error"] == pytest.approx(0.880797 - 0.75, abs=1e-5)
+    assert "top5_accuracy" not in scores
+
+
+def test_costs_by_hand() -> None:
+    models = {"student": toy_models()["student"]}
+    cost = Profile()(models, toy_data())
+    assert cost["parameters"] == 35 * 4 + 5
+    # 3 x 3 x 3 weights a channel at 64 places, and a 4 x 5 head
+    assert cost["macs"] == 27 * 4 * 64 + 20
+    # 145 parameters, running mean and variance of 4 channels in 4 bytes, one counter in 8
+    assert cost["size_mib"] == pytest.approx((4 * (145 + 8) + 8) / 2**20)
+    speed = Latency(batches=(1, 4), runs=3)(models, toy_data())
+    assert set(speed) == {"latency_b1_ms", "latency_b4_ms"}
+    assert min(speed.values()) > 0
+    # at least the convolution's output [32, 4, 8, 8] in 4 bytes is alive at once
+    assert Memory()(models, toy_data())["peak_memory_mib"] >= 32 * 4 * 64 * 4 / 2**20
+    with pytest.raises(BadSetting, match="runs and batch sizes must be >= 1"):
+        Latency(runs=0)
+
+
+def test_directions_of_scores() -> None:
+    assert [lower_is_better(n) for n in ("accuracy", "nll_loss", "latency_b1_ms", "macs", "calibration_error")] == [False, True, True, True, True]
+    assert [is_cost(n) for n in ("accuracy", "nll_loss", "latency_b1_ms", "macs", "size_mib")] == [False, False, True, True, True]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotANumber:
+    def __call__(self, models: Any, data: Any) -> Mapping[str, float]:
+        return {"x": float("nan")}
+
+
+def test_an_evaluation_separates_scores_from_timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SITE))
+    stage = Evaluate(name="e", metrics=(Classification(),), measures=(Latency(runs=2),), inputs={"data": "a.b"})
+    ctx = toy_context(tmp_path)
+    out = stage.run(export_inputs(tmp_path), ctx)["scores"]
+    assert set(out.open()) == {"accuracy", "nll_loss", "calibration_error"}
+    assert {"accuracy", "latency_b1_ms"} < set(ctx.measured["scores"])
+    with pytest.raises(BadRecipe, match="stage 'e': two metrics give 'accuracy'; rename one"):
+        replace(stage, metrics=(Classification(), Classification())).run(export_inputs(tmp_path / "2"), toy_context(tmp_path / "2o"))
+    from stillhouse.errors import BadData
+
+    with pytest.raises(BadData, match="stage 'e': NotANumber gave x = nan"):
+        replace(stage, metrics=(NotANumber(),)).run(export_inputs(tmp_path / "3"), toy_context(tmp_path / "3o"))
