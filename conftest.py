@@ -9,7 +9,7 @@ import pytest
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
-CHECKED = ("cache", "checkpoint", "data", "engine", "export", "metrics", "objectives", "profile", "stages", "training")
+CHECKED = ("cache", "checkpoint", "data", "engine", "export", "metrics", "objectives", "profile", "stages", "training", "turns")
 # before any of it is imported: jaxtyping and beartype check each call against its annotations
 checker = types.ModuleType("stillhouse_checker")
 checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as in PEP 484

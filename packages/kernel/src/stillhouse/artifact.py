@@ -1,4 +1,6 @@
-"""Artifacts (immutable files with a digest and an opener) and models (JSON spec + safetensors, never a pickle)."""
+"""Artifacts (immutable files with a digest and an opener) and models (JSON spec + safetensors,
+never a pickle).
+"""
 
 import importlib
 import importlib.metadata
@@ -20,7 +22,7 @@ SPEC, WEIGHTS = "model.json", "model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """What a stage reads or leaves: a file or folder, its sha256, and the function that opens it."""
+    """What a stage reads or leaves: a file or folder, its sha256, the function that opens it."""
 
     kind: Kind
     path: Path
@@ -28,7 +30,9 @@ class Artifact:
     opener: str
 
     def open(self) -> Any:  # Any: what the opener of this kind returns
-        """The opened artifact: a `Built` for a model, a `Data` for data, a mapping for scores, a Path for raw input."""
+        """The opened artifact: a `Built` for a model, a `Data` for data, a mapping for scores, a
+        Path for raw input.
+        """
         return resolve(self.opener)(self.path)
 
 
@@ -36,7 +40,8 @@ class Artifact:
 class Model:
     """How to build a module whose forward maps named tensors to named tensors.
 
-    `build` is a module-level function or class of `stillhouse` or of a package that declares a domain;
+    `build` is a module-level function or class of `stillhouse` or of a package that declares a
+    domain;
     `kwargs` are JSON values. Weights are not part of it.
     """
 
@@ -57,7 +62,7 @@ class Built:
 
 
 def save_model(path: Path, built: Built) -> Artifact:
-    """Write `model.json` and `model.safetensors` into the new folder `path`; returns its artifact."""
+    """Write `model.json` and `model.safetensors` into the new folder `path`; its artifact."""
     from safetensors.torch import save_model as save
 
     from stillhouse.digest import canonical, path_digest
@@ -73,7 +78,8 @@ def save_model(path: Path, built: Built) -> Artifact:
 def load_model(path: Path) -> Built:
     """The model of a folder with `model.json` and `model.safetensors`, in eval mode, on the CPU.
 
-    Raises CorruptArtifact for unreadable files, PluginError for a builder outside `stillhouse` and its plugins.
+    Raises CorruptArtifact for unreadable files, PluginError for a builder outside `stillhouse` and
+    its plugins.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_model as load
@@ -95,7 +101,9 @@ def load_model(path: Path) -> Built:
 
 
 def resolve(name: str) -> Any:  # Any: a function or class of a trusted package
-    """The object `module:qualname`, only from `stillhouse` or a package that declares a `stillhouse.domains` entry point."""
+    """The object `module:qualname`, only from `stillhouse` or a package that declares a
+    `stillhouse.domains` entry point.
+    """
     module, _, qualname = name.partition(":")
     package = module.partition(".")[0]
     if package not in trusted_packages():

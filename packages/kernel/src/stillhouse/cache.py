@@ -1,8 +1,10 @@
-"""The teacher cache: outputs of a frozen role computed once and read back, memory-mapped, by sample id and view.
+"""The teacher cache: outputs of a frozen role computed once and read back, memory-mapped, by sample
+id and view.
 
-The key is the role's digest, the data's digest, the output names and their storage, the augmentation with its seed, the
-code and the device type; under it lie one folder a view with safetensors shards. A shard is written aside and renamed,
-so a killed fill goes on where it stopped; a shard that does not match the manifest is computed again, never served.
+The key is the role's digest, the data's digest, the output names and their storage, the
+augmentation with its seed, the code and the device type; under it lie one folder a view with
+safetensors shards. A shard is written aside and renamed, so a killed fill goes on where it stopped;
+a shard that does not match the manifest is computed again, never served.
 """
 
 import json
@@ -32,8 +34,9 @@ IN_MEMORY = 256 << 20  # bytes of one view's outputs that are joined in memory w
 class Cache:
     """Which outputs of a frozen role are computed once.
 
-    The role must be a pure function of its input. `dtype` is that of storage. `top_k` keeps the k largest logits and
-    the log-sum-exp of the rest, which is spread evenly when read: exact mass at temperature 1, approximate above.
+    The role must be a pure function of its input. `dtype` is that of storage. `top_k` keeps the k
+    largest logits and the log-sum-exp of the rest, which is spread evenly when read: exact mass at
+    temperature 1, approximate above.
     """
 
     outputs: tuple[str, ...] = ("logits",)
@@ -62,7 +65,9 @@ class Source:
 
 
 class CachedRole(nn.Module):
-    """Stands in for a frozen role: its forward looks the stored outputs up by batch["id"] and batch["view"]."""
+    """Stands in for a frozen role: its forward looks the stored outputs up by batch["id"] and
+    batch["view"].
+    """
 
     def __init__(self, views: Mapping[int, "_View"], cache: Cache) -> None:
         super().__init__()
@@ -141,9 +146,11 @@ def cached(
     batch: int,
     ctx: Context,
 ) -> CachedRole:
-    """The stand-in for `module`, after computing what of `views` is not stored yet; one process fills, others wait.
+    """The stand-in for `module`, after computing what of `views` is not stored yet; one process
+    fills, others wait.
 
-    Raises UnknownName for an output the role does not have, ContractError for an augmentation that is not pure.
+    Raises UnknownName for an output the role does not have, ContractError for an augmentation that
+    is not pure.
     """
     folder = ctx.caches / source.key[:2] / source.key
     with storage(folder):
@@ -201,7 +208,7 @@ class _Fill:
                 write_text(
                     manifest, json.dumps({"key": self.source.key, "shards": known}, indent=1)
                 )
-            self._tell(view, number, len(shard["id"]))
+            self._tell(view, number)
             shards.append(shard)
         return shards
 
@@ -237,21 +244,24 @@ class _Fill:
             packed |= _pack(name, outputs[name], self.source.cache)
         return packed
 
-    def _tell(self, view: int, number: int, rows: int) -> None:
+    def _tell(self, view: int, number: int) -> None:
         done = min(len(self.data), (number + 1) * max(1, SHARD_ROWS // self.batch) * self.batch)
         text = f"teacher cache of '{self.role}', view {view}"
         self.ctx.observe(Event(stage=self.ctx.stage, text=text, done=done, total=len(self.data)))
 
 
 def _check_pure(augment: Augment, plain: Tensors, seen: Tensors) -> None:
-    """An augmentation that depends on a sample's neighbours or on a hidden state would make the cache lie."""
+    """An augmentation that depends on a sample's neighbours or on a hidden state would make the
+    cache lie.
+    """
     half = torch.arange(len(plain["id"]) - 1, -1, -2)
     again = augment({name: value[half] for name, value in plain.items()})
     for name, value in again.items():
         if not torch.equal(value, seen[name][half]):
             raise ContractError(
-                f"augmentation {type(augment).__name__} is not a pure function of (id, view): '{name}' differs for the "
-                "same samples in another batch; without that no teacher output can be cached"
+                f"augmentation {type(augment).__name__} is not a pure function of (id, view): "
+                f"'{name}' differs for the same samples in another batch; "
+                "without that no teacher output can be cached"
             )
 
 

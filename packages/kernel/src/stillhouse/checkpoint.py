@@ -1,4 +1,6 @@
-"""Checkpoints of an unfinished training stage: safetensors + JSON, written aside and renamed, the last one kept."""
+"""Checkpoints of an unfinished training stage: safetensors + JSON, written aside and renamed, the
+last one kept.
+"""
 
 import json
 import shutil

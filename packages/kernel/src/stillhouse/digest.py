@@ -1,7 +1,8 @@
 """Digests: sha256 over canonical JSON, files, folders, arrays and source code.
 
-A recipe is hashed by what it says: frozen dataclasses, mappings, sequences, plain values, and functions or classes by
-their module and name. A lambda or closure has no name that another process could find, so it is refused with its path.
+A recipe is hashed by what it says: frozen dataclasses, mappings, sequences, plain values, and
+functions or classes by their module and name. A lambda or closure has no name that another process
+could find, so it is refused with its path.
 """
 
 import dataclasses
@@ -84,7 +85,8 @@ def _name(value: Any, at: str) -> str:  # Any: a function or a class
     if "<lambda>" in qualname or "<locals>" in qualname:
         kind = "a lambda" if "<lambda>" in qualname else f"'{qualname}', defined inside a function,"
         raise UnhashableRecipe(
-            f"{at}: {kind} cannot be hashed; move it to a module-level function or a frozen dataclass"
+            f"{at}: {kind} cannot be hashed; "
+            "move it to a module-level function or a frozen dataclass"
         )
     return f"{value.__module__}:{qualname}"
 
@@ -147,7 +149,9 @@ NOT_CODE = ("cli", "report", "testing")
 
 @functools.cache
 def code_version(package: str) -> str:
-    """sha256 over the sorted .py sources of `stillhouse` (without cli, report, testing) and of `package`."""
+    """sha256 over the sorted .py sources of `stillhouse` (without cli, report, testing) and of
+    `package`.
+    """
     return text_digest(
         "\n".join(
             f"{name} {hashed}" for name, hashed in _sources(dict.fromkeys(["stillhouse", package]))

@@ -1,4 +1,6 @@
-"""Domain discovery: plugins register one `Domain` each through the entry point group `stillhouse.domains`."""
+"""Domain discovery: plugins register one `Domain` each through the entry point group
+`stillhouse.domains`.
+"""
 
 import importlib.metadata
 import importlib.util
@@ -17,10 +19,12 @@ GROUP = "stillhouse.domains"
 
 @dataclass(frozen=True, kw_only=True)
 class Domain:
-    """All a plugin registers: a name and its recipes ("module:function" of a settings class), imported on use.
+    """All a plugin registers: a name and its recipes ("module:function" of a settings class),
+    imported on use.
 
     `needs` are import names of the packages the recipes need beyond the plugin's own dependencies.
-    `predict` is "module:function" of `(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]`:
+    `predict` is "module:function" of `(model: Built, inputs: Sequence[Path]) ->
+    Sequence[Mapping[str, Any]]`:
     a table row an input; empty where the domain has no such thing.
     """
 
@@ -36,7 +40,9 @@ class Domain:
 
 
 def domains() -> Mapping[str, Domain | Exception]:
-    """Every registered domain by name; one that cannot be loaded is its exception and does not stop the rest."""
+    """Every registered domain by name; one that cannot be loaded is its exception and does not stop
+    the rest.
+    """
     found: dict[str, Domain | Exception] = {}
     for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name):
         try:

@@ -1,17 +1,20 @@
-"""`fit`: trains the roles of an objective on mmengine's Runner. The only file that imports mmengine.
+"""`fit`: trains the roles of an objective on mmengine's Runner. The only file that imports
+mmengine.
 
-One step is one global batch: every phase that is due makes one optimizer update. All that a step needs beyond the
-weights is a pure function of (seed, epoch, step), so that a killed run resumes to the same bits. mmengine gives the
-run its life cycle (Runner, loop, hooks, mixed-precision wrappers); its checkpoints, schedulers and samplers are not
-used, because they do not resume exactly.
+One step is one global batch: every phase that is due makes one optimizer update. All that a step
+needs beyond the weights is a pure function of (seed, epoch, step), so that a killed run resumes to
+the same bits. mmengine gives the run its life cycle (Runner, loop, hooks, mixed-precision
+wrappers); its checkpoints, schedulers and samplers are not used, because they do not resume
+exactly.
 """
 
 import contextlib
+import functools
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Generator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,32 +27,15 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import BaseLoop, Runner
 from mmengine.visualization import Visualizer
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from stillhouse import parallel
+from stillhouse import parallel, training
 from stillhouse.checkpoint import last_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from stillhouse.data.data import Data, Rows, TensorData
 from stillhouse.errors import BadData, ContractError
 from stillhouse.objectives.objective import Objective, Phase, Refreshing, Tensors
 from stillhouse.recipe import Context, Event
-from stillhouse.training import (
-    GLOBAL,
-    REFRESH,
-    STEP,
-    Place,
-    Precision,
-    Setup,
-    batches_from,
-    bits_of,
-    check,
-    finite,
-    micro_batches,
-    mix,
-    pass_length,
-    rng_states,
-    set_rng_states,
-    total,
-)
+from stillhouse.training import Place, Precision, Setup
+from stillhouse.turns import Curves, Turn
 
 CURVE_POINTS = 200
 NO_CONTEXT = contextlib.nullcontext()
@@ -72,90 +58,51 @@ def fit(
     setup: Setup,
     ctx: Context,
 ) -> Mapping[str, float]:
-    """Train `models` in place for `setup.steps` optimizer steps; returns the last logged means of the loss terms.
+    """Train `models` in place for `setup.steps` optimizer steps; returns the last logged means of
+    the loss terms.
 
-    Adds "<role>-ema" to `models` for each averaged role and rows to `ctx.curves`. Resumes from `ctx.checkpoints` when
+    Adds "<role>-ema" to `models` for each averaged role and rows to `ctx.curves`. Resumes from
+    `ctx.checkpoints` when
     it holds a checkpoint of as many processes. Leaves every module on the CPU in eval mode.
-    Raises BadSetting, UnknownName or BadData for what cannot be trained; ContractError when the weights or buffers of
-    a role that no phase trains changed, when an objective puts a frozen role in train mode, or a loss is not finite.
+    Raises BadSetting, UnknownName or BadData for what cannot be trained; ContractError when the
+    weights or buffers of
+    a role that no phase trains changed, when an objective puts a frozen role in train mode, or a
+    loss is not finite.
     """
-    check(objective, models, data, setup, ctx)
+    training.check(objective, models, data, setup, ctx)
     job = _Job(objective=objective, models=models, data=data, setup=setup, ctx=ctx)
     learners = {role for phase in objective.phases.values() for role in phase.trains}
-    before = {role: bits_of(module) for role, module in models.items() if role not in learners}
+    before = {
+        role: training.bits_of(module) for role, module in models.items() if role not in learners
+    }
     with torch.random.fork_rng(), _runner(job) as (runner, loop):
         runner.train()
     for role, bits in before.items():
-        if bits_of(models[role]) != bits:
+        if training.bits_of(models[role]) != bits:
             raise ContractError(
                 f"stage '{ctx.stage}': frozen role '{role}' changed during training; "
                 "an objective must not put it in train mode or write to its buffers"
             )
-    ctx.curves.extend(loop.curves)
-    return loop.last
+    ctx.curves.extend(loop.curves.rows)
+    return loop.curves.last
 
 
-class _Turn:
-    """A phase at run time: its optimizer, what it wakes and what it freezes."""
-
-    def __init__(
-        self, name: str, phase: Phase, models: Mapping[str, nn.Module], precision: Precision
-    ) -> None:
-        self.name, self.phase = name, phase
-        self.awake = [models[role] for role in phase.trains]
-        self.frozen = {role: module for role, module in models.items() if role not in phase.trains}
-        groups = [
-            {
-                "params": [p for p in models[role].parameters() if p.requires_grad],
-                "lr": phase.optimizer.lr * phase.lr_scale.get(role, 1.0),
-            }
-            for role in phase.trains
-        ]
-        self.optimizer = phase.optimizer.new(group for group in groups if group["params"])
-        self.base = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.wrapper = _wrapper(self.optimizer, phase, precision)
-        self.averages = {
-            role: AveragedModel(models[role], multi_avg_fn=get_ema_multi_avg_fn(decay))
-            for role, decay in phase.ema.items()
-        }
-
-    def enter(self, learners: Sequence[nn.Parameter]) -> None:
-        """Freeze what this phase does not train (eval mode, no gradient to it) and wake what it does."""
-        for module in self.frozen.values():
-            module.eval()
-        for module in self.awake:
-            module.train()
-        for parameter in learners:
-            parameter.requires_grad_(False)
-        for parameter in self.parameters:
-            parameter.requires_grad_(True)
-
-    def update(self, step: int, steps: int) -> None:
-        """One optimizer step at the schedule's learning rate."""
-        factor = self.phase.schedule.factor(step, steps)
-        for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
-            group["lr"] = base * factor
-        self.wrapper.step()
-        self.wrapper.zero_grad()
-
-
-def _wrapper(optimizer: torch.optim.Optimizer, phase: Phase, precision: Precision) -> OptimWrapper:
+def _wrap(phase: Phase, precision: Precision) -> Callable[[torch.optim.Optimizer], OptimWrapper]:
     clip = None if phase.clip_norm is None else {"max_norm": phase.clip_norm}
     if precision == "fp32":
-        return OptimWrapper(optimizer, clip_grad=clip)
+        return functools.partial(OptimWrapper, clip_grad=clip)
     # bf16 has the range of fp32 and needs no loss scaling
     scaling: Any = {"enabled": precision == "fp16"}  # Any: annotated too narrowly by mmengine
-    return AmpOptimWrapper(
-        loss_scale=scaling,
-        dtype="bfloat16" if precision == "bf16" else "float16",
-        optimizer=optimizer,
-        clip_grad=clip,
+    name = "bfloat16" if precision == "bf16" else "float16"
+    return lambda optimizer: AmpOptimWrapper(
+        loss_scale=scaling, dtype=name, optimizer=optimizer, clip_grad=clip
     )
 
 
 class _Shell(nn.Module):
-    """What mmengine takes for the model: the roles stay with the caller, so that it moves and wraps nothing."""
+    """What mmengine takes for the model: the roles stay with the caller, so that it moves and wraps
+    nothing.
+    """
 
     def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
         """mmengine asks that it exists; `_Loop` runs the phases itself."""
@@ -163,9 +110,11 @@ class _Shell(nn.Module):
 
 
 class _Runner(Runner):
-    """mmengine's Runner without its two slow habits: probing compilers and dumping a config that we do not use."""
+    """mmengine's Runner without its two slow habits: probing compilers and dumping a config that we
+    do not use.
+    """
 
-    def _log_env(self, env_cfg: Any) -> None:
+    def _log_env(self, env_cfg: Any) -> None:  # noqa: ARG002
         return
 
     def dump_config(self) -> None:
@@ -179,17 +128,14 @@ class _Runner(Runner):
 class _Loop(BaseLoop):
     """For each global batch, every phase that is due."""
 
-    def __init__(self, runner: Runner, turns: Sequence[_Turn], job: _Job) -> None:
+    def __init__(self, runner: Runner, turns: Sequence[Turn], job: _Job) -> None:
         data: Any = job.data  # Any: mmengine passes on whatever yields batches
         super().__init__(runner, data)
         self.turns, self.job = turns, job
         self.place = Place()
         self.chosen: Data = job.data
         self.rng = torch.Generator()
-        self.sums: dict[str, Tensor] = {}
-        self.counts = {turn.name: 0.0 for turn in turns}
-        self.curves: list[Mapping[str, float]] = []
-        self.last: Mapping[str, float] = {}
+        self.curves = Curves([turn.name for turn in turns])
         self.learners = list({p: None for turn in turns for p in turn.parameters})
         self.plain = job.setup.precision == "fp32"
 
@@ -209,18 +155,18 @@ class _Loop(BaseLoop):
         for module in job.models.values():
             module.requires_grad_(False)
         self.turns[0].enter(self.learners)
-        batches = batches_from(place, self.chosen, job.setup, job.ctx)
+        batches = training.batches_from(place, self.chosen, job.setup, job.ctx)
         while place.step < job.setup.steps:
             if self._refresh_due():
                 self._refresh()
-                batches = batches_from(place, self.chosen, job.setup, job.ctx)
+                batches = training.batches_from(place, self.chosen, job.setup, job.ctx)
             self.run_step(next(batches))
             place.step += 1
             self.runner.call_hook("after_train_iter", batch_idx=place.step)
 
     def run_step(self, batch: Tensors) -> None:
         step, ctx = self.place.step, self.job.ctx
-        rng = self.rng.manual_seed(mix(self.job.setup.seed, STEP, step, ctx.rank))
+        rng = self.rng.manual_seed(training.mix(self.job.setup.seed, training.STEP, step, ctx.rank))
         for turn in self.turns:
             if step % turn.phase.every:
                 continue
@@ -234,48 +180,22 @@ class _Loop(BaseLoop):
             for role, average in turn.averages.items():
                 average.update_parameters(self.job.models[role])
 
-    def _gradients(self, turn: _Turn, batch: Tensors, step: int, rng: torch.Generator) -> None:
+    def _gradients(self, turn: Turn, batch: Tensors, step: int, rng: torch.Generator) -> None:
         job = self.job
-        for part, share in micro_batches(batch, turn.phase.accumulate):
+        for part, share in training.micro_batches(batch, turn.phase.accumulate):
             with NO_CONTEXT if self.plain else turn.wrapper.optim_context(self.runner.model):
                 terms = job.objective.terms(
                     turn.name, job.models, part, step=step, steps=job.setup.steps, rng=rng
                 )
-                loss = total(terms)
+                loss = training.total(terms)
             turn.wrapper.backward(loss if share == 1 else loss * share)
-            self._add(turn.name, terms, loss, share)
+            self.curves.add(turn.name, terms, loss, share)
         for role, module in turn.frozen.items():
             if module.training:
                 raise ContractError(
-                    f"stage '{job.ctx.stage}': phase '{turn.name}' put frozen role '{role}' in train mode"
+                    f"stage '{job.ctx.stage}': phase '{turn.name}' put frozen role '{role}' "
+                    "in train mode"
                 )
-
-    def _add(self, phase: str, terms: Tensors, loss: Tensor, share: float) -> None:
-        prefix, sums = f"{phase}/" if len(self.turns) > 1 else "", self.sums
-        for name, value in (("loss", loss), *terms.items()):
-            key, value = prefix + name, value.detach()
-            value = value if share == 1 else value * share
-            sums[key] = sums[key] + value if key in sums else value
-        self.counts[phase] += share
-
-    def log(self) -> None:
-        """One row of the curves: each term's mean since the last row; a value that is not finite ends the run."""
-        if not self.sums:
-            return
-        several = len(self.turns) > 1
-        means = {
-            key: float(value)
-            / self.counts[key.partition("/")[0] if several else self.turns[0].name]
-            for key, value in self.sums.items()
-        }
-        self.sums, self.counts = {}, dict.fromkeys(self.counts, 0.0)
-        if name := finite(means):
-            raise ContractError(
-                f"stage '{self.job.ctx.stage}': term '{name}' is {means[name]} by step {self.place.step}; "
-                "lower the learning rate or clip the gradient"
-            )
-        self.last = means
-        self.curves.append({"step": float(self.place.step), **means})
 
     def _refresh_due(self) -> bool:
         objective, place = self.job.objective, self.place
@@ -288,13 +208,18 @@ class _Loop(BaseLoop):
         assert isinstance(job.objective, Refreshing)
         for module in job.models.values():
             module.eval()
-        rng = torch.Generator().manual_seed(mix(job.setup.seed, REFRESH, place.step))
+        rng = torch.Generator().manual_seed(
+            training.mix(job.setup.seed, training.REFRESH, place.step)
+        )
         rows = job.objective.refresh(job.models, job.data, step=place.step, rng=rng)
         if not isinstance(rows, Rows) or len(rows) == 0:
             raise BadData(
-                f"stage '{job.ctx.stage}': refresh at step {place.step} must choose Rows of the data, at least one"
+                f"stage '{job.ctx.stage}': refresh at step {place.step} must choose Rows of the "
+                "data, at least one"
             )
-        place.restart(parallel.agree(rows.index), pass_length(self.chosen, job.setup.batch))
+        place.restart(
+            parallel.agree(rows.index), training.pass_length(self.chosen, job.setup.batch)
+        )
         self._choose(place.index)
         self.turns[0].enter(self.learners)
 
@@ -310,7 +235,7 @@ class _Loop(BaseLoop):
             save_checkpoint(self.job.ctx.checkpoints, self.place.step, tensors, record)
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors: dict[str, Tensor] = {f"sum/{k}": v for k, v in self.sums.items()}
+        tensors: dict[str, Tensor] = {f"sum/{k}": v for k, v in self.curves.sums.items()}
         for role, module in self._saved().items():
             tensors |= {f"model/{role}/{k}": v for k, v in module.state_dict().items()}
         optimizers: dict[str, Any] = {}
@@ -319,7 +244,7 @@ class _Loop(BaseLoop):
             tensors |= packed
             if isinstance(turn.wrapper, AmpOptimWrapper):
                 optimizers[turn.name]["scaler"] = turn.wrapper.loss_scaler.state_dict()
-        for rank, states in enumerate(parallel.gather(rng_states())):
+        for rank, states in enumerate(parallel.gather(training.rng_states())):
             tensors |= {f"rng/{rank}/{k}": v for k, v in states.items()}
         if self.place.index is not None:
             tensors["index"] = self.place.index
@@ -328,9 +253,9 @@ class _Loop(BaseLoop):
             "origin": self.place.origin,
             "epochs_before": self.place.epochs_before,
             "optimizers": optimizers,
-            "counts": self.counts,
-            "curves": self.curves,
-            "last": self.last,
+            "counts": self.curves.counts,
+            "curves": self.curves.rows,
+            "last": self.curves.last,
         }
         return tensors, record
 
@@ -343,7 +268,8 @@ class _Loop(BaseLoop):
         tensors, record = found
         if record["nproc"] != ctx.nproc:
             text = f"the checkpoint was made with --nproc {record['nproc']}; starting again"
-            return ctx.observe(Event(stage=ctx.stage, text=text))
+            ctx.observe(Event(stage=ctx.stage, text=text))
+            return
         self._restore(tensors, record)
         ctx.measured["resumed_at"] = self.place.step
         text = f"resumed at step {self.place.step}"
@@ -359,8 +285,9 @@ class _Loop(BaseLoop):
             unpack_optimizer(turn.optimizer, f"optim/{turn.name}", tensors, own)
             if isinstance(turn.wrapper, AmpOptimWrapper):
                 turn.wrapper.loss_scaler.load_state_dict(own["scaler"])
-        self.sums = {k: v.to(self.job.ctx.device) for k, v in _below(tensors, "sum/").items()}
-        self.counts, self.curves, self.last = record["counts"], record["curves"], record["last"]
+        curves, device = self.curves, self.job.ctx.device
+        curves.sums = {k: v.to(device) for k, v in _below(tensors, "sum/").items()}
+        curves.counts, curves.rows, curves.last = record["counts"], record["curves"], record["last"]
         self.place = Place(
             step=record["step"],
             origin=record["origin"],
@@ -368,7 +295,7 @@ class _Loop(BaseLoop):
             index=tensors.get("index"),
         )
         self._choose(self.place.index)
-        set_rng_states(_below(tensors, f"rng/{self.job.ctx.rank}/"))
+        training.set_rng_states(_below(tensors, f"rng/{self.job.ctx.rank}/"))
 
     def _saved(self) -> dict[str, nn.Module]:
         roles = {role: self.job.models[role] for turn in self.turns for role in turn.phase.trains}
@@ -390,13 +317,17 @@ class _Watch(Hook):
         self.saved = time.monotonic()
 
     def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,  # noqa: ARG002
+        outputs: Any = None,  # noqa: ARG002
     ) -> None:
         step, loop = batch_idx, runner.train_loop
         assert isinstance(loop, _Loop)
         if step % self.every == 0 or step == self.steps:
-            loop.log()
-            self._tell("", step, loop.last)
+            loop.curves.row(step, self.ctx.stage)
+            self._tell("", step, loop.curves.last)
         if step < self.steps and self._due(step):
             loop.save()
             self.saved = time.monotonic()
@@ -422,7 +353,7 @@ class _Watch(Hook):
 
 @contextlib.contextmanager
 def _runner(job: _Job) -> Generator[tuple[Runner, _Loop]]:
-    """A Runner and its loop, resumed where there is a checkpoint; nothing of them is left behind."""
+    """A Runner and its loop, resumed from a checkpoint; nothing of them is left behind."""
     parallel.join(job.ctx.device)
     for module in job.models.values():
         module.to(job.ctx.device)
@@ -435,12 +366,13 @@ def _runner(job: _Job) -> Generator[tuple[Runner, _Loop]]:
         MessageHub.get_instance(name)  # the optimizer wrappers write to the newest hub
         precision = job.setup.precision
         turns = [
-            _Turn(n, phase, job.models, precision) for n, phase in job.objective.phases.items()
+            Turn(n, phase, job.models, _wrap(phase, precision))
+            for n, phase in job.objective.phases.items()
         ]
         runner = _new_runner(job, turns, name, folder)
         loop = _Loop(runner, turns, job)
         runner.take(loop)
-        torch.manual_seed(mix(job.setup.seed, GLOBAL, job.ctx.rank))
+        torch.manual_seed(training.mix(job.setup.seed, training.GLOBAL, job.ctx.rank))
         loop.resume()
         yield runner, loop
         for turn in turns:
@@ -454,16 +386,17 @@ def _runner(job: _Job) -> Generator[tuple[Runner, _Loop]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _new_runner(job: _Job, turns: Sequence[_Turn], name: str, folder: str) -> _Runner:
+def _new_runner(job: _Job, turns: Sequence[Turn], name: str, folder: str) -> _Runner:
     data: Any = job.data  # Any: mmengine passes on whatever yields batches
     unused = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
+    wrappers: dict[str, Any] = {turn.name: turn.wrapper for turn in turns}  # Any: OptimWrappers
     none: dict[str, Any] = dict.fromkeys(unused)  # Any: mmengine's way to say no hook
     return _Runner(
         model=_Shell(),
         work_dir=str(Path(folder)),
         train_dataloader=data,
         train_cfg={"by_epoch": False},
-        optim_wrapper=OptimWrapperDict(**{turn.name: turn.wrapper for turn in turns}),
+        optim_wrapper=OptimWrapperDict(**wrappers),
         default_hooks=none,
         custom_hooks=[_Watch(job.ctx, job.setup.steps)],
         log_level="WARNING",
@@ -479,7 +412,7 @@ def _instances(
 
 
 def _forget(known: Mapping[Any, set[str]]) -> None:
-    """Take this run's loggers, hubs and scopes out of mmengine's registries, and close their files."""
+    """Take this run's loggers, hubs and scopes out of mmengine's registries; close their files."""
     for kind, names in known.items():
         for name in set(_instances(kind)) - names:
             instance = _instances(kind).pop(name)

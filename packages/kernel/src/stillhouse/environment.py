@@ -22,7 +22,9 @@ PACKAGES = (
 
 @functools.cache
 def environment(device: str) -> dict[str, Any]:  # Any: JSON
-    """Python, torch, processor, cores, threads, GPU, memory and the versions of the packages that matter."""
+    """Python, torch, processor, cores, threads, GPU, memory and the versions of the packages that
+    matter.
+    """
     import psutil
     import torch
 

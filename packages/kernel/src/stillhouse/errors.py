@@ -1,4 +1,5 @@
-"""Every error a user can cause, each one clear line: where, what was found, what would do, how to get it.
+"""Every error a user can cause, each one clear line: where, what was found, what would do, how to
+get it.
 
 StillhouseError
 |- UnknownName        a name that is not there, with the nearest one that is
@@ -19,7 +20,9 @@ from collections.abc import Iterable
 
 
 class StillhouseError(Exception):
-    """Something the user can put right. The command line prints it without a traceback and exits with 2."""
+    """Something the user can put right. The command line prints it without a traceback and exits
+    with 2.
+    """
 
 
 class UnknownName(StillhouseError):

@@ -1,4 +1,6 @@
-"""Export: the student alone, as safetensors with its spec, as ONNX checked against torch, with a model card."""
+"""Export: the student alone, as safetensors with its spec, as ONNX checked against torch, with a
+model card.
+"""
 
 import json
 import logging
@@ -36,9 +38,10 @@ class Card:
 class Export:
     """A `convert` that writes model.json, model.safetensors, model.onnx, export.json and README.md.
 
-    Ports: the `role` to export, and "data", whose first `samples` rows check the ONNX file: the largest absolute
-    difference to torch over every output must stay within `tolerance`. The batch axis is dynamic; inputs keep the
-    dtype and shape they have in the data. Raises ContractError when ONNX and torch disagree.
+    Ports: the `role` to export, and "data", whose first `samples` rows check the ONNX file: the
+    largest absolute difference to torch over every output must stay within `tolerance`. The batch
+    axis is dynamic; inputs keep the dtype and shape they have in the data. Raises ContractError
+    when ONNX and torch disagree.
     """
 
     role: str = "student"
@@ -53,9 +56,11 @@ class Export:
         if self.opset < MIN_OPSET:
             raise BadSetting(f"export: opset must be >= {MIN_OPSET} (got {self.opset})")
 
-    def __call__(self, inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:
+    def __call__(self, inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:  # noqa: ARG002
         if self.role not in inputs or "data" not in inputs:
-            raise BadRecipe(f"export: needs the ports '{self.role}' and 'data' (got {sorted(inputs)})")
+            raise BadRecipe(
+                f"export: needs the ports '{self.role}' and 'data' (got {sorted(inputs)})"
+            )
         built: Built = inputs[self.role]
         save_model(out, built)
         batch = _sample(inputs["data"], self.samples, self.inputs)
@@ -63,10 +68,14 @@ class Export:
         difference = onnx_difference(out / ONNX, built.module, batch, self.outputs)
         if not difference <= self.tolerance:
             raise ContractError(
-                f"{ONNX} differs from torch by {difference:.2e} on real inputs (allowed: {self.tolerance:.0e})"
+                f"{ONNX} differs from torch by {difference:.2e} on real inputs "
+                f"(allowed: {self.tolerance:.0e})"
             )
         record = {
-            "inputs": {name: [str(v.dtype).removeprefix("torch."), list(v.shape[1:])] for name, v in batch.items()},
+            "inputs": {
+                name: [str(v.dtype).removeprefix("torch."), list(v.shape[1:])]
+                for name, v in batch.items()
+            },
             "outputs": list(self.outputs),
             "opset": self.opset,
             "checked_samples": self.samples,
@@ -98,7 +107,12 @@ class _Positional(nn.Module):
 
 
 def write_onnx(
-    module: nn.Module, batch: Mapping[str, Tensor], outputs: tuple[str, ...], path: Path, *, opset: int
+    module: nn.Module,
+    batch: Mapping[str, Tensor],
+    outputs: tuple[str, ...],
+    path: Path,
+    *,
+    opset: int,
 ) -> None:
     """Write `module` as one ONNX file with a dynamic batch axis, through torch's exporter."""
     names = tuple(batch)
@@ -137,12 +151,17 @@ def onnx_difference(
     with torch.no_grad():
         expected = module.eval()(dict(batch))
     pairs = zip(outputs, found, strict=True)
-    return max(float((expected[name] - torch.from_numpy(value)).abs().max()) for name, value in pairs)
+    return max(
+        float((expected[name] - torch.from_numpy(value)).abs().max()) for name, value in pairs
+    )
 
 
 def _card(card: Card, built: Built, record: Mapping[str, Any]) -> str:
     data = ModelCardData(
-        license=card.license, pipeline_tag=card.task, library_name="stillhouse", tags=[*card.tags, "distillation"]
+        license=card.license,
+        pipeline_tag=card.task,
+        library_name="stillhouse",
+        tags=[*card.tags, "distillation"],
     )
     count = sum(p.numel() for p in built.module.parameters())
     spec = json.dumps(dict(built.spec.kwargs), sort_keys=True)

@@ -1,4 +1,6 @@
-"""Files that are either whole or absent: written aside, flushed to the disk, renamed; and the file system's own no."""
+"""Files that are either whole or absent: written aside, flushed to the disk, renamed; and the file
+system's own no.
+"""
 
 import errno
 import os
@@ -36,7 +38,9 @@ def storage(path: Path) -> Generator[None]:
 
 @contextmanager
 def writing(final: Path) -> Generator[Path]:
-    """A new empty folder beside `final` that takes its place when the block ends well, and goes when it does not."""
+    """A new empty folder beside `final` that takes its place when the block ends well, and goes
+    when it does not.
+    """
     aside = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
     with storage(final):
         aside.mkdir(parents=True)

@@ -1,4 +1,6 @@
-"""What a stage's ports refer to outside the recipe: project data, files, built-in arrays, hub repositories."""
+"""What a stage's ports refer to outside the recipe: project data, files, built-in arrays, hub
+repositories.
+"""
 
 import functools
 import importlib
@@ -16,7 +18,9 @@ OPEN_BUILTIN = "stillhouse.inputs:builtin"
 
 
 def outside(ref: str, root: Path) -> Artifact:
-    """The artifact of "data:", "file:", "builtin:" or "hub:" references; raises MissingData with how to get it."""
+    """The artifact of "data:", "file:", "builtin:" or "hub:" references; raises MissingData with
+    how to get it.
+    """
     scheme, _, rest = ref.partition(":")
     match scheme:
         case "data":
@@ -47,7 +51,7 @@ def _path_artifact(path: Path) -> Artifact:
 
 
 @functools.lru_cache(maxsize=64)
-def _known_digest(path: Path, stamp: int) -> str:
+def _known_digest(path: Path, stamp: int) -> str:  # noqa: ARG001  the stamp is the cache's key
     return path_digest(path)
 
 
@@ -87,7 +91,7 @@ def _hub(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise MissingData(
-            f"'hub:{name}' cannot be fetched ({reason}); with the files at hand use file:<folder> instead"
+            f"'hub:{name}' cannot be fetched ({reason}); with the files at hand use file:<folder>"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Several processes in one training run: torchrun's environment, gradient means, buffers of rank 0."""
+"""Several processes in one run: torchrun's environment, gradient means, buffers of rank 0."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -47,7 +47,9 @@ def gather(value: Any) -> list[Any]:  # Any: a picklable value of our own making
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace each gradient by its mean over the processes; every rank must hold the same set of gradients."""
+    """Replace each gradient by its mean over the processes; every rank must hold the same set of
+    gradients.
+    """
     _flat([p.grad for p in parameters if p.grad is not None], _mean)
 
 

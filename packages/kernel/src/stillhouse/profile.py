@@ -29,7 +29,9 @@ def _device(module: nn.Module) -> torch.device:
 
 
 def macs(module: nn.Module, batch: Tensors) -> int:
-    """Multiply-accumulates of one forward on `batch`: half of torch's flop count (convolutions, matrix products)."""
+    """Multiply-accumulates of one forward on `batch`: half of torch's flop count (convolutions,
+    matrix products).
+    """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(batch)
     return counter.get_total_flops() // 2
@@ -37,7 +39,9 @@ def macs(module: nn.Module, batch: Tensors) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """parameters, macs (one sample) and size_mib (parameters and buffers as stored) of a role; the same everywhere."""
+    """parameters, macs (one sample) and size_mib (parameters and buffers as stored) of a role; the
+    same everywhere.
+    """
 
     role: str = "student"
 
@@ -53,7 +57,9 @@ class Profile:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """latency_b<size>_ms: median seconds of `runs` forwards after a warm-up, in milliseconds, at each batch size."""
+    """latency_b<size>_ms: median seconds of `runs` forwards after a warm-up, in milliseconds, at
+    each batch size.
+    """
 
     role: str = "student"
     batches: tuple[int, ...] = (1, 32)
@@ -89,7 +95,9 @@ def _timed(module: nn.Module, batch: Tensors) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """peak_memory_mib of one forward at `batch` samples: allocated on CUDA, weights and live tensors on CPU."""
+    """peak_memory_mib of one forward at `batch` samples: allocated on CUDA, weights and live
+    tensors on CPU.
+    """
 
     role: str = "student"
     batch: int = 32
@@ -108,7 +116,7 @@ def _cuda_peak(module: nn.Module, batch: Tensors) -> int:
 
 
 def _cpu_peak(module: nn.Module, batch: Tensors) -> int:
-    """Weights, buffers and the most activation bytes alive at once, as torch's tracker counts them."""
+    """Weights, buffers and the most activation bytes alive at once, by torch's tracker."""
     from torch.distributed._tools.mem_tracker import MemTracker  # slow to import
 
     tracker = MemTracker()
@@ -119,7 +127,9 @@ def _cpu_peak(module: nn.Module, batch: Tensors) -> int:
 
 
 def process_peak_mib(device: str) -> float:
-    """The most memory this process held so far, in MiB: on the GPU when it trains there, else resident."""
+    """The most memory this process held so far, in MiB: on the GPU when it trains there, else
+    resident.
+    """
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # KiB on Linux

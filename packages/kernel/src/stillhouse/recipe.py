@@ -1,4 +1,6 @@
-"""Recipes: a frozen list of stages with the paper they come from, and what a stage is given when it runs."""
+"""Recipes: a frozen list of stages with the paper they come from, and what a stage is given when it
+runs.
+"""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +19,9 @@ STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What a running stage tells whoever watches: a note, or `done` of `total` with the last scores."""
+    """What a running stage tells whoever watches: a note, or `done` of `total` with the last
+    scores.
+    """
 
     stage: str
     text: str = ""
@@ -69,7 +73,9 @@ class Stage(Protocol):
     def seed(self) -> int: ...
     @property
     def inputs(self) -> Mapping[str, str]:
-        """Port -> "stage.port", "data:<path>", "file:<path>", "builtin:<module:function>" or "hub:<id>"."""
+        """Port -> "stage.port", "data:<path>", "file:<path>", "builtin:<module:function>" or
+        "hub:<id>".
+        """
         ...
 
     @property
@@ -79,7 +85,7 @@ class Stage(Protocol):
 
     @property
     def distributed(self) -> bool:
-        """Whether several processes share the work under torchrun; otherwise rank 0 does it alone."""
+        """Whether torchrun's processes share the work; otherwise rank 0 does it alone."""
         ...
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]: ...
@@ -89,7 +95,8 @@ class Stage(Protocol):
 class Recipe:
     """A method as a list of stages in running order.
 
-    `rows` maps a row of the report to its Evaluate stages, one a seed; `baseline` names the row the others are
+    `rows` maps a row of the report to its Evaluate stages, one a seed; `baseline` names the row the
+    others are
     compared with; `notes` are printed in every report (what is official, what is a reconstruction).
     Raises BadRecipe or UnknownName when stages, ports or rows do not fit together.
     """

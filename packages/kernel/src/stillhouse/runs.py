@@ -1,7 +1,9 @@
-"""Runs: one folder a stage, written aside and renamed, skipped while its key holds, safe for two processes.
+"""Runs: one folder a stage, written aside and renamed, skipped while its key holds, safe for two
+processes.
 
 runs/<domain>/<recipe>/<variant>/settings.json
-                                 <stage>/stage.json      input key and output digests: reproducible bytes only
+                                 <stage>/stage.json      input key and output digests: reproducible
+                                 bytes only
                                  <stage>/<port>/...      the artifacts
                                  <stage>.run.json        seconds, environment, measurements
                                  <stage>.scores.json     scores of an evaluation
@@ -37,7 +39,9 @@ ROOT_MARKS = ("params.yaml", "data.dvc", ".git")
 
 
 def project_root(start: Path | None = None) -> Path:
-    """$STILLHOUSE_ROOT, else the nearest parent with params.yaml, data.dvc or .git, else the working directory."""
+    """$STILLHOUSE_ROOT, else the nearest parent with params.yaml, data.dvc or .git, else the
+    working directory.
+    """
     if chosen := os.environ.get("STILLHOUSE_ROOT"):
         return Path(chosen).expanduser().resolve()
     here = (start or Path.cwd()).resolve()
@@ -46,7 +50,9 @@ def project_root(start: Path | None = None) -> Path:
 
 
 def home() -> Path:
-    """$STILLHOUSE_HOME, else the platform's user-data folder: checkpoints, teacher caches, workspaces."""
+    """$STILLHOUSE_HOME, else the platform's user-data folder: checkpoints, teacher caches,
+    workspaces.
+    """
     chosen = os.environ.get("STILLHOUSE_HOME")
     return (
         Path(chosen).expanduser().resolve()
@@ -93,7 +99,9 @@ class StageRecord:
 
 
 def finished(stage: Stage, runs: Runs) -> StageRecord | None:
-    """The record of a stage that has run; None where it has not. Raises CorruptArtifact for an unreadable record."""
+    """The record of a stage that has run; None where it has not. Raises CorruptArtifact for an
+    unreadable record.
+    """
     folder = runs.folder / stage.name
     file = folder / "stage.json"
     if not file.is_file():
@@ -119,8 +127,9 @@ def _artifact(folder: Path, entry: Mapping[str, str]) -> Artifact:
 def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact]:
     """Run one stage, or skip it while its key holds; returns its outputs by port.
 
-    The key covers the stage, the digests of its inputs and the code. Raises MissingData when an input's stage has not
-    run, CorruptArtifact when an input's bytes differ from their digest, StorageError when the file system refuses.
+    The key covers the stage, the digests of its inputs and the code. Raises MissingData when an
+    input's stage has not run, CorruptArtifact when an input's bytes differ from their digest,
+    StorageError when the file system refuses.
     """
     rank, nproc = parallel.world()
     if nproc > 1:
@@ -175,7 +184,7 @@ def _input(recipe: Recipe, ref: str, runs: Runs) -> Artifact:
 
 
 def _whole(record: StageRecord) -> bool:
-    """A skipped stage must still have what it left; a damaged output is an error where it is read."""
+    """A skipped stage must still have its outputs; a damaged one is an error where it is read."""
     return all(artifact.path.exists() for artifact in record.outputs.values())
 
 

@@ -1,4 +1,6 @@
-"""Settings: frozen and typed, with a preset a scale; the same object from the command line and from params.yaml."""
+"""Settings: frozen and typed, with a preset a scale; the same object from the command line and from
+params.yaml.
+"""
 
 import json
 import re
@@ -19,7 +21,9 @@ NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 class Settings(pydantic.BaseModel):
-    """Base of every recipe's settings. `presets` gives what differs from the field defaults at each scale."""
+    """Base of every recipe's settings. `presets` gives what differs from the field defaults at each
+    scale.
+    """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
     presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {}  # Any: field values
@@ -35,7 +39,7 @@ class Settings(pydantic.BaseModel):
     def at(
         cls, scale: str, overrides: Mapping[str, Any] | None = None, *, where: str = "settings"
     ) -> Self:
-        """The preset of `scale` with `overrides`; raises UnknownName or BadSetting with one line."""
+        """The preset of `scale` with `overrides`; raises UnknownName or BadSetting, one line."""
         if scale not in SCALES:
             raise UnknownName("scale", scale, SCALES, where=where)
         chosen = dict(overrides or {})
@@ -53,7 +57,9 @@ class Settings(pydantic.BaseModel):
         return {k: v for k, v in self.model_dump(mode="json").items() if v != preset[k]}
 
     def variant(self) -> str:
-        """The scale, plus '-' and 8 characters of a digest when anything but `seeds` differs from the preset."""
+        """The scale, plus '-' and 8 characters of a digest when anything but `seeds` differs from
+        the preset.
+        """
         different = {k: v for k, v in self.overrides().items() if k != "seeds"}
         return f"{self.scale}-{digest(different)[:8]}" if different else self.scale
 
@@ -72,7 +78,9 @@ def settings_class(name: str) -> type[Settings]:
 
 
 def parse_assignments(pairs: Iterable[str]) -> dict[str, Any]:  # Any: JSON values
-    """`["seeds=3", "objective=kd,dkd"]` as values: numbers, booleans and lists are read as YAML, the rest is text."""
+    """`["seeds=3", "objective=kd,dkd"]` as values: numbers, booleans and lists are read as YAML,
+    the rest is text.
+    """
     values: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -98,7 +106,9 @@ def _scalar(text: str) -> Any:  # Any: a JSON value
 
 
 def make_settings(name: str, scale: str, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Settings of "domain/recipe" at a scale, with values as `--set` gives them (text for a tuple becomes one)."""
+    """Settings of "domain/recipe" at a scale, with values as `--set` gives them (text for a tuple
+    becomes one).
+    """
     cls = settings_class(name)
     return cls.at(
         scale, {k: _as_field(cls, k, v) for k, v in (overrides or {}).items()}, where=name
@@ -121,7 +131,9 @@ def make_recipe(name: str, settings: Settings) -> Recipe:
 def read_params(
     root: Path,
 ) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:  # Any: settings values
-    """`params.yaml` of a project as "domain/recipe" -> variant -> settings; empty where there is none."""
+    """`params.yaml` of a project as "domain/recipe" -> variant -> settings; empty where there is
+    none.
+    """
     file = root / "params.yaml"
     if not file.is_file():
         return {}
@@ -135,7 +147,8 @@ def read_params(
 
 
 def find_settings(name: str, root: Path, runs: Path) -> tuple[str, Settings]:
-    """Settings for `RECIPE[@variant]`: from params.yaml, else from the finished run's folder, else the bare scale.
+    """Settings for `RECIPE[@variant]`: from params.yaml, else from the finished run's folder, else
+    the bare scale.
 
     Returns the recipe's name without the variant, and the settings. The variant defaults to `tiny`.
     """
@@ -147,7 +160,8 @@ def find_settings(name: str, root: Path, runs: Path) -> tuple[str, Settings]:
         settings = make_settings(recipe, scale, known[variant] or {})
         if settings.variant() != variant:
             raise BadSetting(
-                f"params.yaml: {recipe}: these settings belong to variant '{settings.variant()}', not '{variant}'; rename it"
+                f"params.yaml: {recipe}: these settings belong to variant '{settings.variant()}', "
+                f"not '{variant}'; rename it"
             )
         return recipe, settings
     record = runs / recipe / variant / "settings.json"

@@ -1,4 +1,6 @@
-"""What decides the bits of a training run, apart from mmengine: its setup, its seeds, its place in the data."""
+"""What decides the bits of a training run, apart from mmengine: its setup, its seeds, its place in
+the data.
+"""
 
 import hashlib
 import math
@@ -80,7 +82,9 @@ def pass_length(data: Data, batch: int) -> int:
 
 
 def batches_from(place: Place, data: Data, setup: Setup, ctx: Context) -> Iterator[Tensors]:
-    """Endless prepared batches from the place on: pass after pass in the order of (seed, origin, epoch)."""
+    """Endless prepared batches from the place on: pass after pass in the order of (seed, origin,
+    epoch).
+    """
     length = pass_length(data, setup.batch)
     epoch, skip = divmod(place.step - place.origin, length)
     while True:
@@ -106,7 +110,9 @@ def _prepared(batch: Tensors, view: int, setup: Setup, ctx: Context) -> Tensors:
 def check(
     objective: Objective, models: Mapping[str, nn.Module], data: Data, setup: Setup, ctx: Context
 ) -> None:
-    """Refuse what cannot be trained: no data, a phase of an unknown role, a batch or precision that does not fit."""
+    """Refuse what cannot be trained: no data, a phase of an unknown role, a batch or precision that
+    does not fit.
+    """
     where = f"stage '{ctx.stage}'"
     if len(data) == 0:
         raise BadData(f"{where}: the training data hold no sample")
@@ -116,7 +122,8 @@ def check(
                 raise UnknownName("role", role, models, where=f"{where}: phase '{name}'")
     if setup.batch % ctx.nproc:
         raise BadSetting(
-            f"{where}: batch {setup.batch} cannot be split over {ctx.nproc} processes; choose a multiple"
+            f"{where}: batch {setup.batch} cannot be split over {ctx.nproc} processes; "
+            "choose a multiple"
         )
     if setup.precision != "fp32" and not ctx.device.startswith("cuda"):
         raise BadSetting(

@@ -1,7 +1,9 @@
 """Data: sized, batchable from a generator; in memory, as rows of another, or as a folder of shards.
 
-A data artifact is a folder of safetensors and parquet shards and `data.json`: tensors in safetensors (memory-mapped when
-opened), text and nested columns in parquet. A batch holds tensors only: `id: [B]` always, ragged columns packed as
+A data artifact is a folder of safetensors and parquet shards and `data.json`: tensors in
+safetensors (memory-mapped when
+opened), text and nested columns in parquet. A batch holds tensors only: `id: [B]` always, ragged
+columns packed as
 `<name>: [total, ...]` with `<name>_offsets: [B + 1]`. Text is read by `table()`.
 """
 
@@ -25,7 +27,9 @@ class Data(Protocol):
     def __len__(self) -> int: ...
 
     def batches(self, size: int, *, rng: Generator | None) -> Iterator[Mapping[str, Tensor]]:
-        """One pass of global batches, shuffled by `rng` (in order for None); the last may be shorter."""
+        """One pass of global batches, shuffled by `rng` (in order for None); the last may be
+        shorter.
+        """
         ...
 
 
@@ -38,7 +42,7 @@ class Table(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Ragged:
-    """A column whose samples have different lengths: sample i is values[offsets[i]:offsets[i + 1]]."""
+    """A column of samples of any length: sample i is values[offsets[i]:offsets[i + 1]]."""
 
     values: Tensor  # [total, ...]
     offsets: Tensor  # [N + 1], int64, from 0
@@ -60,9 +64,11 @@ Columns = Mapping[str, "Tensor | Ragged | list[str]"]
 
 
 class TensorData:
-    """Columns held in memory or memory-mapped. An `id` column 0 ... N-1 is added where there is none.
+    """Columns held in memory or memory-mapped. An `id` column 0 ... N-1 is added where there is
+    none.
 
-    Raises BadData when columns differ in length or a floating column holds NaN (checked by `checked`).
+    Raises BadData when columns differ in length or a floating column holds NaN (checked by
+    `checked`).
     """
 
     def __init__(self, columns: Columns) -> None:

@@ -1,4 +1,6 @@
-"""Data artifacts on disk: safetensors shards for tensors, parquet for text, `data.json` for the schema."""
+"""Data artifacts on disk: safetensors shards for tensors, parquet for text, `data.json` for the
+schema.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -23,9 +25,11 @@ SHARD_ROWS = 65536
 
 
 def save_data(path: Path, data: Columns | Iterable[Columns]) -> Artifact:
-    """Write columns, or a stream of them, into the new folder `path`; an `id` column is added where there is none.
+    """Write columns, or a stream of them, into the new folder `path`; an `id` column is added where
+    there is none.
 
-    Raises BadData for columns of unequal length, floating values that are not finite, or no rows at all.
+    Raises BadData for columns of unequal length, floating values that are not finite, or no rows at
+    all.
     """
     path.mkdir(parents=True)
     parts: Iterable[Columns] = _split(cast(Columns, data)) if isinstance(data, Mapping) else data

@@ -1,6 +1,7 @@
 """The objective protocol: phases (one optimizer update each within a step) and named loss terms.
 
-Letters: `step` counts optimizer steps from 0, `steps` is the run's length, `progress` = step / steps.
+Letters: `step` counts optimizer steps from 0, `steps` is the run's length, `progress` = step /
+steps.
 """
 
 import math
@@ -38,7 +39,9 @@ class Optimizer:
 
 @runtime_checkable
 class Schedule(Protocol):
-    """A learning-rate factor as a pure function of the step, so that a resumed run has the same one."""
+    """A learning-rate factor as a pure function of the step, so that a resumed run has the same
+    one.
+    """
 
     def factor(self, step: int, steps: int) -> float: ...
 
@@ -55,7 +58,9 @@ class Constant:
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine:
-    """Half a cosine from 1 to `final` after a linear warm-up over the first `warmup` fraction of the run."""
+    """Half a cosine from 1 to `final` after a linear warm-up over the first `warmup` fraction of
+    the run.
+    """
 
     warmup: float = 0.0
     final: float = 0.0
@@ -70,7 +75,9 @@ class Cosine:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """`gamma` to the power of the milestones passed; `at` are epochs out of `of`, rescaled to the run's length."""
+    """`gamma` to the power of the milestones passed; `at` are epochs out of `of`, rescaled to the
+    run's length.
+    """
 
     at: tuple[float, ...]
     of: float
@@ -91,10 +98,12 @@ def _warm(step: int, steps: int, warmup: float) -> float:
 class Phase:
     """One optimizer update within a step.
 
-    Roles outside `trains` are frozen while the phase runs: eval mode, no gradient to their parameters.
+    Roles outside `trains` are frozen while the phase runs: eval mode, no gradient to their
+    parameters.
     `lr_scale` multiplies the learning rate of a role; `clip_norm` bounds the gradient's 2-norm;
     `accumulate` splits each batch into that many micro-batches (same effective batch);
-    the phase runs when step % every == 0; `ema` maps a role to the decay of its average, left as "<role>-ema".
+    the phase runs when step % every == 0; `ema` maps a role to the decay of its average, left as
+    "<role>-ema".
     """
 
     trains: tuple[str, ...]
@@ -124,8 +133,8 @@ class Phase:
 class Objective(Protocol):
     """Phases in running order, and the loss terms of each; a phase minimises the sum of its terms.
 
-    Implementations are frozen dataclasses. Randomness comes only from `rng`, a CPU generator whose state depends on
-    the stage's seed and the step.
+    Implementations are frozen dataclasses. Randomness comes only from `rng`, a CPU generator whose
+    state depends on the stage's seed and the step.
     """
 
     @property
@@ -138,7 +147,7 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Refreshing(Protocol):
-    """An objective that re-selects its training data every `refresh_every` steps (at step 0 too)."""
+    """Re-selects its training data every `refresh_every` steps, from step 0 on; an objective."""
 
     @property
     def refresh_every(self) -> int: ...
@@ -148,7 +157,7 @@ class Refreshing(Protocol):
 
 @runtime_checkable
 class Term(Protocol):
-    """One named scalar of a composed objective, from the outputs of every role; a frozen dataclass."""
+    """One scalar of a composed objective, from the outputs of every role; a frozen dataclass."""
 
     def __call__(
         self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
@@ -157,7 +166,9 @@ class Term(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Weighted:
-    """A term times its weight; the weight grows linearly from 0 over the first `warmup` fraction of the run."""
+    """A term times its weight; the weight grows linearly from 0 over the first `warmup` fraction of
+    the run.
+    """
 
     term: Term
     weight: float = 1.0
@@ -169,11 +180,15 @@ class Weighted:
 
 @dataclass(frozen=True, kw_only=True)
 class Composed:
-    """Runs each role once a phase and adds up weighted terms: one forward, one BatchNorm update, however many terms.
+    """Runs each role once a phase and adds up weighted terms: one forward, one BatchNorm update,
+    however many terms.
 
-    `roles` run in order. A role in `feeds` reads the outputs of other roles beside the batch: its forward gets
-    "<role>.<output>" for each source role, and "seed" (int64, []), drawn from the step's generator, for any noise it
-    needs. A role that is not trained in the phase runs without a graph, unless it is fed by a trained one.
+    `roles` run in order. A role in `feeds` reads the outputs of other roles beside the batch: its
+    forward gets
+    "<role>.<output>" for each source role, and "seed" (int64, []), drawn from the step's generator,
+    for any noise it
+    needs. A role that is not trained in the phase runs without a graph, unless it is fed by a
+    trained one.
     """
 
     phases: Mapping[str, Phase]

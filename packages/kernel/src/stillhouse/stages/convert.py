@@ -16,7 +16,9 @@ from stillhouse.training import mix
 
 @runtime_checkable
 class Converter(Protocol):
-    """Fills the folder `out` with a model that `load_model` opens; a frozen dataclass or module-level function."""
+    """Fills the folder `out` with a model that `load_model` opens; a frozen dataclass or
+    module-level function.
+    """
 
     def __call__(
         self, inputs: Mapping[str, Any], out: Path, *, rng: Generator
@@ -25,7 +27,9 @@ class Converter(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Runs `convert`; its folder is the output "model" (model.json, model.safetensors and whatever it adds)."""
+    """Runs `convert`; its folder is the output "model" (model.json, model.safetensors and whatever
+    it adds).
+    """
 
     name: str
     convert: Converter

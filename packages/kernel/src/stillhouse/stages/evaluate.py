@@ -41,7 +41,8 @@ class Figure(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Scores from `metrics` (reproducible: part of the artifact) and from `measures` (timings: beside it), and figures.
+    """Scores from `metrics` (reproducible: part of the artifact) and from `measures` (timings:
+    beside it), and figures.
 
     The port "data" is the data, every other port a role.
     """

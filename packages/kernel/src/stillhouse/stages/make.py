@@ -16,7 +16,9 @@ from stillhouse.training import mix
 
 @runtime_checkable
 class Maker(Protocol):
-    """Opened inputs by port to columns (or a stream of them) by port; a frozen dataclass or module-level function."""
+    """Opened inputs by port to columns (or a stream of them) by port; a frozen dataclass or
+    module-level function.
+    """
 
     def __call__(
         self, inputs: Mapping[str, Any], *, rng: Generator
@@ -46,6 +48,7 @@ class Make:
         made = self.make({port: artifact.open() for port, artifact in inputs.items()}, rng=rng)
         if set(made) != set(self.ports):
             raise BadRecipe(
-                f"stage '{self.name}': make returned {sorted(made)}, its ports are {sorted(self.ports)}"
+                f"stage '{self.name}': make returned {sorted(made)}, "
+                f"its ports are {sorted(self.ports)}"
             )
         return {port: save_data(ctx.out / port, made[port]) for port in self.ports}

@@ -29,7 +29,7 @@ class SearchSpace(Protocol):
 
 @runtime_checkable
 class Score(Protocol):
-    """How promising a candidate is (higher is better), from the opened inputs; a frozen dataclass."""
+    """How promising a candidate is (higher is better), from opened inputs; a frozen dataclass."""
 
     def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, rng: Generator) -> float: ...
 
@@ -45,7 +45,9 @@ class Trial:
 
 @runtime_checkable
 class Strategy(Protocol):
-    """Which candidate comes next, given those scored so far; None ends a search whose space is used up."""
+    """Which candidate comes next, given those scored so far; None ends a search whose space is used
+    up.
+    """
 
     def propose(
         self, space: SearchSpace, history: list[Trial], rng: Generator
@@ -54,7 +56,9 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomSearch:
-    """Independent draws, each architecture at most once; gives up after `patience` draws that were all seen."""
+    """Independent draws, each architecture at most once; gives up after `patience` draws that were
+    all seen.
+    """
 
     patience: int = 200
 
@@ -66,10 +70,12 @@ class RandomSearch:
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Scores up to `trials` candidates within `budget` (cost name -> most allowed) and keeps the best one.
+    """Scores up to `trials` candidates within `budget` (cost name -> most allowed) and keeps the
+    best one.
 
-    Outputs: "model", the best candidate with weights drawn from `seed`, and "trials", a table with a row a candidate.
-    Candidates over the budget are drawn again, not scored. Raises BadSetting when none fits.
+    Outputs: "model", the best candidate with weights drawn from `seed`, and "trials", a table with
+    a row a candidate. Candidates over the budget are drawn again, not scored. Raises BadSetting
+    when none fits.
     """
 
     name: str
@@ -107,7 +113,8 @@ class Search:
                 )
             if not history:
                 raise BadSetting(
-                    f"stage '{self.name}': no candidate fits the budget {dict(self.budget)}; raise it"
+                    f"stage '{self.name}': no candidate fits the budget {dict(self.budget)}; "
+                    "raise it"
                 )
             best = max(history, key=lambda trial: trial.score)
             spec = self.space.model(best.encoding)
@@ -129,7 +136,8 @@ class Search:
             cost = self.space.cost(encoding)
             if unknown := set(self.budget) - set(cost):
                 raise BadRecipe(
-                    f"stage '{self.name}': budget '{min(unknown)}' is not a cost of the space: {sorted(cost)}"
+                    f"stage '{self.name}': budget '{min(unknown)}' is not a cost of the space: "
+                    f"{sorted(cost)}"
                 )
             if any(cost[name] > most for name, most in self.budget.items()):
                 refused.append(Trial(encoding=encoding, cost=cost, score=float("-inf")))

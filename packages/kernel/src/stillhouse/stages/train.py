@@ -19,12 +19,14 @@ from stillhouse.training import Augment, Precision, Setup, pass_length
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Trains the roles of an objective for `steps` optimizer steps of global batches of `batch` samples.
+    """Trains the roles of an objective for `steps` optimizer steps of global batches of `batch`
+    samples.
 
-    The port "data" is the training data, every other port a role. `fresh` roles are built here, their weights drawn
-    from torch's generator seeded with `seed`; roles in `reinit` come from a port but start from such fresh weights.
-    Outputs: every role that a phase trains, and "<role>-ema" for each average. `cache` names the outputs of frozen
-    roles that are computed once (see stillhouse.cache); `views` is how many augmented views a sample has.
+    The port "data" is the training data, every other port a role. `fresh` roles are built here,
+    their weights drawn from torch's generator seeded with `seed`; roles in `reinit` come from a
+    port but start from such fresh weights. Outputs: every role that a phase trains, and
+    "<role>-ema" for each average. `cache` names the outputs of frozen roles that are computed once
+    (see stillhouse.cache); `views` is how many augmented views a sample has.
     """
 
     name: str

@@ -1,0 +1,111 @@
+"""A phase at run time, and the running means of its loss terms."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from stillhouse.errors import ContractError
+from stillhouse.objectives.objective import Phase, Tensors
+from stillhouse.training import finite
+
+
+@runtime_checkable
+class Wrapper(Protocol):
+    """An optimizer behind a precision: scaled or plain backward, clipped step."""
+
+    def optim_context(self, model: nn.Module) -> AbstractContextManager[Any]: ...
+    def backward(self, loss: Tensor) -> None: ...
+    def step(self) -> None: ...
+    def zero_grad(self) -> None: ...
+
+
+class Turn:
+    """A phase at run time: its optimizer, what it wakes and what it freezes."""
+
+    def __init__(
+        self,
+        name: str,
+        phase: Phase,
+        models: Mapping[str, nn.Module],
+        wrap: Callable[[torch.optim.Optimizer], Wrapper],
+    ) -> None:
+        self.name, self.phase = name, phase
+        self.awake = [models[role] for role in phase.trains]
+        self.frozen = {role: module for role, module in models.items() if role not in phase.trains}
+        groups = [
+            {
+                "params": [p for p in models[role].parameters() if p.requires_grad],
+                "lr": phase.optimizer.lr * phase.lr_scale.get(role, 1.0),
+            }
+            for role in phase.trains
+        ]
+        self.optimizer = phase.optimizer.new(group for group in groups if group["params"])
+        self.base = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.wrapper = wrap(self.optimizer)
+        self.averages = {
+            role: AveragedModel(models[role], multi_avg_fn=get_ema_multi_avg_fn(decay))
+            for role, decay in phase.ema.items()
+        }
+
+    def enter(self, learners: Sequence[nn.Parameter]) -> None:
+        """Freeze what this phase does not train (eval mode, no gradient to it) and wake what it
+        does.
+        """
+        for module in self.frozen.values():
+            module.eval()
+        for module in self.awake:
+            module.train()
+        for parameter in learners:
+            parameter.requires_grad_(False)
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+
+    def update(self, step: int, steps: int) -> None:
+        """One optimizer step at the schedule's learning rate."""
+        factor = self.phase.schedule.factor(step, steps)
+        for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
+            group["lr"] = base * factor
+        self.wrapper.step()
+        self.wrapper.zero_grad()
+
+
+class Curves:
+    """Means of the loss terms between two rows of the curves, summed where the terms are."""
+
+    def __init__(self, phases: Sequence[str]) -> None:
+        self.several = len(phases) > 1
+        self.counts = dict.fromkeys(phases, 0.0)
+        self.sums: dict[str, Tensor] = {}
+        self.rows: list[Mapping[str, float]] = []
+        self.last: Mapping[str, float] = {}
+
+    def add(self, phase: str, terms: Tensors, loss: Tensor, share: float) -> None:
+        prefix, sums = f"{phase}/" if self.several else "", self.sums
+        for name, value in (("loss", loss), *terms.items()):
+            key, value = prefix + name, value.detach()
+            value = value if share == 1 else value * share
+            sums[key] = sums[key] + value if key in sums else value
+        self.counts[phase] += share
+
+    def row(self, step: int, stage: str) -> None:
+        """One row of means; a value that is not finite ends the run."""
+        if not self.sums:
+            return
+        first = next(iter(self.counts))
+        means = {
+            key: float(value) / self.counts[key.partition("/")[0] if self.several else first]
+            for key, value in self.sums.items()
+        }
+        self.sums, self.counts = {}, dict.fromkeys(self.counts, 0.0)
+        if name := finite(means):
+            raise ContractError(
+                f"stage '{stage}': term '{name}' is {means[name]} by step {step}; "
+                "lower the learning rate or clip the gradient"
+            )
+        self.last = means
+        self.rows.append({"step": float(step), **means})
