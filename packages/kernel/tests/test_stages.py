@@ -145,7 +145,7 @@ def test_classification_by_hand() -> None:
 
 
 def test_costs_by_hand() -> None:
-    models = {"student": toy_models()["student"]}
+    models = {"student": toy_models()["student"].requires_grad_(False)}
     cost = Profile()(models, toy_data())
     assert cost["parameters"] == 35 * 4 + 5
     # 3 x 3 x 3 weights a channel at 64 places, and a 4 x 5 head

@@ -119,10 +119,14 @@ def _cpu_peak(module: nn.Module, batch: Tensors) -> int:
     """Weights, buffers and the most activation bytes alive at once, by torch's tracker."""
     from torch.distributed._tools.mem_tracker import MemTracker  # slow to import
 
+    frozen = [p for p in module.parameters() if not p.requires_grad]
+    module.requires_grad_(True)  # the tracker hooks into each parameter's gradient
     tracker = MemTracker()
     tracker.track_external(module)
     with torch.no_grad(), tracker:
         module(batch)
+    for parameter in frozen:
+        parameter.requires_grad_(False)
     return int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
 
 

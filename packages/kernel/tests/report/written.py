@@ -1,5 +1,6 @@
 """A run's folder written by hand in the schema stages leave: what a report is made from."""
 
+import functools
 import io
 import json
 import math
@@ -72,7 +73,9 @@ class Story:
 
     def recipe(self) -> Recipe:
         stages = [
-            Step(name="data", kind="Make", inputs={"raw": "data:photos"}, outputs=("train", "test")),
+            Step(
+                name="data", kind="Make", inputs={"raw": "data:photos"}, outputs=("train", "test")
+            ),
             Step(name="teacher", kind="Train", inputs={"data": "data.train"}, outputs=("teacher",)),
             *_evaluated("teacher", "teacher.teacher"),
         ]
@@ -128,7 +131,12 @@ def write_run(story: Story, folder: Path, *, without: tuple[str, ...] = ()) -> R
     recipe, made = story.recipe(), {}
     _json(
         folder / "settings.json",
-        {"recipe": "vision/distill", "variant": folder.name, "scale": "small", "settings": story.settings},
+        {
+            "recipe": "vision/distill",
+            "variant": folder.name,
+            "scale": "small",
+            "settings": story.settings,
+        },
     )
     accuracy = {f"{s.prefix}-{i}-scores": a for s in story.rows for i, a in enumerate(s.accuracy)}
     for stage in recipe.stages:
@@ -147,11 +155,20 @@ def _write_stage(folder: Path, stage: Step, made: dict[str, str]) -> None:
     outputs = {}
     for port in stage.outputs:
         made[f"{stage.name}.{port}"] = text_digest(f"{stage.name}.{port}")
-        (folder / stage.name / port).mkdir(parents=True)
+        (folder / stage.name / port).mkdir(parents=True, exist_ok=True)
         outputs[port] = {
-            "kind": kind, "path": port, "digest": made[f"{stage.name}.{port}"], "opener": "stillhouse:x",
-        }  # fmt: skip
-    record = {"stage": stage.name, "kind": stage.kind, "key": key, "inputs": inputs, "outputs": outputs}
+            "kind": kind,
+            "path": port,
+            "digest": made[f"{stage.name}.{port}"],
+            "opener": "stillhouse.artifact:load_model",
+        }
+    record = {
+        "stage": stage.name,
+        "kind": stage.kind,
+        "key": key,
+        "inputs": inputs,
+        "outputs": outputs,
+    }
     _json(folder / stage.name / "stage.json", record)
     measured = _measured(stage) if stage.kind == "Train" else {}
     run = {
@@ -164,7 +181,9 @@ def _write_stage(folder: Path, stage: Step, made: dict[str, str]) -> None:
 
 
 def _measured(stage: Step) -> dict[str, Any]:
-    cache = {"teacher": {"key": "k", "views": 4, "rows": 20000, "computed_rows": 80000, "reused_rows": 0}}
+    cache = {
+        "teacher": {"key": "k", "views": 4, "rows": 20000, "computed_rows": 80000, "reused_rows": 0}
+    }
     taught = {"teacher_cache": cache} if "teacher" in stage.inputs else {}
     common = {"steps": 1200, "batch": 64, "seconds_per_step": 0.1771, "samples_per_second": 361.3}
     return {**common, "peak_memory_mib": 611.0, **taught}
@@ -198,6 +217,7 @@ def _evaluate(folder: Path, stage: Step, accuracy: float) -> None:
     (out / "predictions.png").write_bytes(_picture())
 
 
+@functools.cache
 def _picture() -> bytes:
     figure = Figure(figsize=(5, 1.6))
     rng = np.random.default_rng(0)
@@ -211,7 +231,11 @@ def _picture() -> bytes:
 
 
 def _convert(folder: Path, stage: Step, accuracy: float) -> None:
-    for name, amount in {"model.json": 120, "model.safetensors": 1_112_000, "model.onnx": 1_130_000}.items():
+    for name, amount in {
+        "model.json": 120,
+        "model.safetensors": 1_112_000,
+        "model.onnx": 1_130_000,
+    }.items():
         (folder / stage.name / "model" / name).write_bytes(bytes(amount))
 
 

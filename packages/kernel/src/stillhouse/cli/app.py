@@ -1,0 +1,94 @@
+"""The command tree; the last net for errors: one line, exit code 2 for what users can put right."""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from stillhouse.cli.cleaning import clean
+from stillhouse.cli.doctor import doctor
+from stillhouse.cli.groups import deferred_groups
+from stillhouse.cli.listing import list_, show
+from stillhouse.cli.plugin import new
+from stillhouse.cli.results import compare, export, predict, report
+from stillhouse.cli.running import run, stage
+from stillhouse.errors import StillhouseError
+from stillhouse.files import REFUSALS
+
+
+class _Group(TyperGroup):
+    def get_help_option(self, ctx: Any) -> Any:  # Any: typer's own classes are private to it
+        return _light(super().get_help_option(ctx))
+
+
+class _Command(TyperCommand):
+    def get_help_option(self, ctx: Any) -> Any:  # Any: typer's own classes are private to it
+        return _light(super().get_help_option(ctx))
+
+
+def _light(option: Any) -> Any:  # Any: typer's own classes are private to it
+    """An unused --help is False, not None: to read None typer imports pydantic, half the start."""
+    option.default = False
+    return option
+
+
+app = typer.Typer(
+    name="stillhouse",
+    cls=_Group,
+    add_completion=False,
+    # plain help: importing rich would double the time to start
+    rich_markup_mode=None,
+    # the interpreter's own traceback, without the values of local variables
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"stillhouse {version('stillhouse')}")
+        raise typer.Exit()
+
+
+@app.callback(invoke_without_command=True)
+def stillhouse(
+    ctx: typer.Context,
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Make small models out of large ones, reproducibly."""
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+app.command("list", cls=_Command)(list_)
+for command in (show, run, stage, report, compare, export, predict, doctor, clean):
+    app.command()(command)
+app.add_typer(new, name="new")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line on `argv` (default: the process's own); returns the exit code."""
+    group = typer.main.get_group(app)
+    for name, command in deferred_groups().items():
+        # the kernel's own commands cannot be replaced
+        group.commands.setdefault(name, command)
+    try:
+        code = group.main(argv, prog_name="stillhouse", standalone_mode=False)
+        sys.stdout.flush()  # a full disk behind a redirection shows here, not at exit
+    except (StillhouseError, typer.TyperException) as error:
+        return _refuse(error.format_message() if isinstance(error, typer.TyperException) else error)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        return _refuse(f"{error.filename or 'file system'}: {REFUSALS[error.errno]}")
+    return code if isinstance(code, int) else 0
+
+
+def _refuse(reason: object) -> int:
+    print(f"error: {' '.join(str(reason).split())}", file=sys.stderr)
+    return 2

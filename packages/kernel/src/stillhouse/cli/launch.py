@@ -1,0 +1,68 @@
+"""A training stage spread over processes by torchrun; its progress and its error come back."""
+
+import os
+import subprocess
+import sys
+import threading
+from typing import IO
+
+from stillhouse.cli.progress import event_from
+from stillhouse.errors import StillhouseError
+from stillhouse.recipe import Observer
+
+ERROR = "error: "
+
+
+class ChildError(RuntimeError):
+    """A child that failed in a way no user caused; its traceback has been printed."""
+
+
+def run_distributed(ref: str, stage: str, *, device: str, nproc: int, observe: Observer) -> None:
+    """Run one stage of RECIPE@VARIANT in `nproc` processes.
+
+    Raises StillhouseError with the child's own error line, ChildError for any other failure.
+    """
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={nproc}",
+        ),
+        *("-m", "stillhouse", "stage", ref, stage, "--device", device, "--json", "--as-run"),
+    ]
+    threads = max(1, (os.cpu_count() or 1) // nproc)
+    environ = {"OMP_NUM_THREADS": str(threads)} | os.environ
+    said: list[str] = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        # both pipes must be read, or a talkative child would block
+        reader = threading.Thread(target=_collect, args=(child.stderr, said), daemon=True)
+        reader.start()
+        try:
+            for line in child.stdout:
+                if event := event_from(line):
+                    observe(event)
+        except BaseException:
+            child.terminate()  # torchrun passes it on to the ranks
+            child.wait()
+            raise
+        reader.join()
+    if child.returncode:
+        _fail(stage, said)
+
+
+def _collect(stream: IO[str], said: list[str]) -> None:
+    said.extend(stream)
+
+
+def _fail(stage: str, said: list[str]) -> None:
+    for line in said:
+        if line.startswith(ERROR):
+            raise StillhouseError(line.removeprefix(ERROR).strip())
+    sys.stderr.writelines(said)
+    raise ChildError(f"stage '{stage}': its processes failed; their errors are above")

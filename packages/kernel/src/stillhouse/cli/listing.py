@@ -1,0 +1,120 @@
+"""`list` and `show`: what there is to run, and what one recipe is made of."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stillhouse.cli.sources import summary
+from stillhouse.domain import Domain, domains
+
+if TYPE_CHECKING:
+    from stillhouse.cli.target import Target
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE[@VARIANT]", help="As in vision/distill.")
+]
+
+
+def list_() -> None:
+    """Domains and recipes, what is missing and how to install it."""
+    found = domains()
+    if not found:
+        print(
+            "No domain is installed. Run: uv sync --extra vision (or pip install stillhouse-vision)"
+        )
+    for name, domain in found.items():
+        if isinstance(domain, Domain):
+            _list_domain(name, domain)
+        else:
+            print(f"{name}  cannot be loaded: {one_line(domain)}")
+
+
+def one_line(error: Exception) -> str:
+    """An exception's type and message on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def install_hint(domain: str) -> str:
+    """How to get the packages of a domain."""
+    return f"uv sync --extra {domain}"
+
+
+def _list_domain(name: str, domain: Domain) -> None:
+    print(f"{name}  {domain.summary}")
+    if missing := domain.missing():
+        print(f"  missing: {', '.join(missing)}. Run: {install_hint(name)}")
+    width = max((len(f"{name}/{recipe}") for recipe in domain.recipes), default=0)
+    for recipe, target in domain.recipes.items():
+        print(f"  {f'{name}/{recipe}':<{width}}  {summary(target)}".rstrip())
+
+
+def show(
+    recipe: RecipeName,
+    scale: Annotated[str, typer.Option(help="tiny, small or paper.")] = "",
+    assignments: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE")] = [],  # noqa: B006
+) -> None:
+    """Stages, settings, paper and cost of a recipe."""
+    from stillhouse.cli.target import make_target
+
+    target = make_target(recipe, scale, assignments)
+    _show_head(target)
+    _show_settings(target)
+    _show_stages(target)
+
+
+def _show_head(target: "Target") -> None:
+    from stillhouse.domain import recipe_function
+
+    print(f"{target.name}@{target.variant}  {target.recipe.reference}\n")
+    if text := (recipe_function(target.name).__doc__ or "").strip():
+        print(text + "\n")
+    for note in target.recipe.notes:
+        print(f"Note: {note}")
+
+
+def _show_settings(target: "Target") -> None:
+    from stillhouse.cli.tables import print_table
+    from stillhouse.recipe import SCALES
+
+    cls = type(target.settings)
+    presets = {scale: cls.at(scale) for scale in SCALES}
+    rows = [
+        (
+            name,
+            *(_brief(getattr(preset, name)) for preset in presets.values()),
+            field.description or "",
+        )
+        for name, field in cls.model_fields.items()
+        if name != "scale"
+    ]
+    print_table(
+        "Settings (change one with --set name=value)", ("setting", *SCALES, "meaning"), rows
+    )
+    if changed := target.settings.overrides():
+        print("Here: " + ", ".join(f"{key}={_brief(value)}" for key, value in changed.items()))
+
+
+def _show_stages(target: "Target") -> None:
+    from stillhouse.cli.tables import duration, print_table
+
+    rows: list[tuple[str, ...]] = []
+    total, finished = 0.0, 0
+    for stage in target.recipe.stages:
+        seconds = target.seconds(stage.name)
+        total, finished = total + (seconds or 0.0), finished + (seconds is not None)
+        reads = ", ".join(f"{port}={ref}" for port, ref in stage.inputs.items())
+        took = "" if seconds is None else duration(seconds)
+        rows.append((stage.name, type(stage).__name__, reads, ", ".join(stage.outputs), took))
+    print_table("Stages", ("stage", "kind", "reads", "leaves", "took here"), rows)
+    if finished:
+        print(f"Cost measured here: {duration(total)} for {finished} of {len(rows)} stages.")
+
+
+def _brief(value: object) -> str:
+    match value:
+        case tuple() | list():
+            return ",".join(map(str, value)) or "-"  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        case "" | None:
+            return "-"
+        case _:
+            return str(value)

@@ -1,0 +1,118 @@
+"""`report`, `compare`, `export` and `predict`: what finished runs are good for."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from stillhouse.cli.target import Target
+
+Finished = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE[@VARIANT]", help="As it was last run here; without @VARIANT, @tiny."
+    ),
+]
+
+
+def report(
+    recipe: Finished,
+    partial: Annotated[bool, typer.Option(help="Also when some stages have not run.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    publish: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write there what may be committed.")
+    ] = None,
+    pictures: Annotated[
+        bool, typer.Option(help="Publish pictures of predictions, too: mind the data's licence.")
+    ] = False,
+) -> None:
+    """Write the report of a finished run."""
+    from stillhouse.cli.target import last_target
+
+    target = last_target(recipe)
+    target.need_run()
+    page = print_report(target, partial=partial)
+    if publish is not None:
+        from stillhouse.report import publish as publish_report
+
+        print(f"Published: {publish_report(page.parent, publish, pictures=pictures)}")
+    if open_:
+        typer.launch(page.as_uri())
+
+
+def print_report(target: "Target", *, partial: bool = False) -> Path:
+    """Write the report, print its table and where it is; returns the path of report.html."""
+    from stillhouse.cli.tables import print_table
+    from stillhouse.report import load, results
+    from stillhouse.report import report as write_report
+
+    page = write_report(target.recipe, target.runs(), partial=partial)
+    document = load(page)
+    table = results(document)
+    print_table(table.title, table.head, table.rows)
+    print(document.headline.sentence)
+    print(f"Report: {page}")
+    return page
+
+
+def compare(
+    reports: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A B", help="RECIPE[@VARIANT] as last run here, or a report.json or its folder."
+        ),
+    ],
+) -> None:
+    """Finished reports side by side."""
+    from stillhouse.cli.tables import print_table
+    from stillhouse.report import compare as compare_reports
+
+    for table in compare_reports([_report_of(name) for name in reports]).tables():
+        print_table(table.title, table.head, table.rows)
+
+
+def _report_of(name: str) -> Path:
+    from stillhouse.cli.target import last_target
+
+    if Path(name).exists():
+        return Path(name)
+    target = last_target(name)
+    target.need_run()
+    return target.runs().folder / "report"
+
+
+def export(
+    recipe: Finished,
+    to: Annotated[Literal["onnx", "safetensors"], typer.Option(help="The format.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new folder for the files.")
+    ] = None,
+) -> None:
+    """Copy the exported student of a finished run, with its model card."""
+    from stillhouse.cli.exporting import export_student
+    from stillhouse.cli.target import last_target
+
+    target = last_target(recipe)
+    target.need_run()
+    default = Path(f"{target.name.replace('/', '-')}-{target.variant}-{to}")
+    for file in export_student(target, to, default if out is None else out):
+        print(file)
+
+
+def predict(
+    student: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDENT", help="RECIPE[@VARIANT], or the folder of an exported model."
+        ),
+    ],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...")],
+) -> None:
+    """A table of what a student says about files of yours."""
+    from stillhouse.cli.predicting import predictions
+    from stillhouse.cli.tables import print_table
+
+    rows = predictions(student, inputs)
+    head = list(dict.fromkeys(name for row in rows for name in row))
+    print_table("", head, [[str(row.get(name, "")) for name in head] for row in rows])

@@ -1,0 +1,132 @@
+"""`run` and `stage`: the recipe or one stage of it, resumed where it was stopped."""
+
+import shlex
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stillhouse.cli.listing import RecipeName
+from stillhouse.errors import BadSetting
+
+if TYPE_CHECKING:
+    from stillhouse.cli.progress import Display
+    from stillhouse.cli.target import Target
+
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda or cuda:1; auto is the GPU if there is one.")
+]
+INTERRUPTED = 130
+
+
+def run(
+    recipe: RecipeName,
+    scale: Annotated[str, typer.Option(help="tiny, small or paper.")] = "",
+    assignments: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated."),
+    ] = [],  # noqa: B006
+    device: Device = "auto",
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Processes a training stage is spread over.")
+    ] = 1,
+    report: Annotated[bool, typer.Option(help="Write the report when all is done.")] = True,
+) -> None:
+    """Run a recipe, skipping what is up to date, and write its report."""
+    from stillhouse.cli.target import make_target
+
+    target = make_target(recipe, scale, assignments)
+    chosen = choose_device(device)
+    print(f"{target.ref} on {chosen}, in {target.runs().folder}")
+    try:
+        _run_stages(target, chosen, nproc)
+    except KeyboardInterrupt:
+        words = ["stillhouse", "run", recipe, *(["--scale", scale] if scale else [])]
+        words += [word for pair in assignments for word in ("--set", pair)]
+        words += ["--nproc", str(nproc)] if nproc > 1 else []
+        again = shlex.join(words)
+        print(f"\nInterrupted; what is finished is kept. Go on with: {again}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    if report:
+        from stillhouse.cli.results import print_report
+
+        print_report(target)
+
+
+def _run_stages(target: "Target", device: str, nproc: int) -> None:
+    from stillhouse.cli.launch import run_distributed
+    from stillhouse.runs import run_stage
+
+    with _display(target) as display:
+        runs = target.runs(device=device, observe=display)
+        runs.note_settings(target.settings)
+        for stage in target.recipe.stages:
+            display.begin(stage.name)
+            if nproc > 1 and stage.distributed:
+                run_distributed(target.ref, stage.name, device=device, nproc=nproc, observe=display)
+            else:
+                run_stage(target.recipe, stage, runs)
+
+
+def _display(target: "Target") -> "Display":
+    from stillhouse.cli.progress import Bars, Lines
+
+    return Bars(_batches(target)) if sys.stdout.isatty() else Lines(_batches(target))
+
+
+def _batches(target: "Target") -> dict[str, int]:
+    from stillhouse.stages.train import Train
+
+    return {s.name: s.batch for s in target.recipe.stages if isinstance(s, Train)}
+
+
+def stage(
+    recipe: RecipeName,
+    stage: Annotated[str, typer.Argument(help="One of the stages that `show` lists.")],
+    device: Device = "auto",
+    json: Annotated[
+        bool, typer.Option("--json", help="Progress as lines of JSON, for another program.")
+    ] = False,
+    as_run: Annotated[
+        bool,
+        typer.Option("--as-run", help="Settings of the last `run`, whatever params.yaml says."),
+    ] = False,
+) -> None:
+    """Run one stage of a recipe, as DVC, Prefect and torchrun do; its inputs must be there."""
+    from stillhouse import parallel
+    from stillhouse.cli.progress import Lines, json_line
+    from stillhouse.cli.target import last_target, staged_target
+    from stillhouse.recipe import silent
+    from stillhouse.runs import run_stage
+
+    target = last_target(recipe) if as_run else staged_target(recipe)
+    chosen = target.recipe.stage(stage)
+    rank, _ = parallel.world()
+    lines = Lines(_batches(target))
+    lines.begin(stage)
+    observe = silent if rank else json_line if json else lines
+    runs = target.runs(device=choose_device(device), observe=observe)
+    if rank == 0:
+        runs.note_settings(target.settings)
+    try:
+        run_stage(target.recipe, chosen, runs)
+    finally:
+        parallel.leave()
+
+
+def choose_device(name: str) -> str:
+    """ "cpu" or "cuda[:n]"; raises BadSetting when torch has no such device."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if count else "cpu"
+    kind, _, index = name.partition(":")
+    if name == "cpu" or (
+        kind == "cuda" and count and (not index or (index.isdigit() and int(index) < count))
+    ):
+        return name
+    here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+    raise BadSetting(
+        f"--device {name}: torch {torch.__version__} has {here} here; `stillhouse doctor` says more"
+    )

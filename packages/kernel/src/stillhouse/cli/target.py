@@ -1,0 +1,101 @@
+"""What RECIPE[@VARIANT], --scale and --set mean: a recipe, its settings and its folder."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stillhouse.errors import BadSetting, CorruptArtifact, MissingData
+from stillhouse.recipe import Observer, Recipe, silent
+from stillhouse.runs import Runs, project_root
+from stillhouse.settings import (
+    Settings,
+    find_settings,
+    make_recipe,
+    make_settings,
+    parse_assignments,
+)
+
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A recipe, the settings it was made from, and the project it runs in."""
+
+    name: str  # "domain/recipe"
+    settings: Settings
+    recipe: Recipe
+    root: Path
+
+    @property
+    def variant(self) -> str:
+        return self.settings.variant()
+
+    @property
+    def ref(self) -> str:
+        """RECIPE@VARIANT, which names the same target again."""
+        return f"{self.name}@{self.variant}"
+
+    def runs(self, *, device: str = "cpu", observe: Observer = silent) -> Runs:
+        return Runs(
+            root=self.root,
+            recipe=self.name,
+            variant=self.variant,
+            device=device,
+            observe=observe,
+        )
+
+    def seconds(self, stage: str) -> float | None:
+        """How long the last run of a stage took; None where it has not run."""
+        record = self.runs().folder / f"{stage}.run.json"
+        return float(json.loads(record.read_text())["seconds"]) if record.is_file() else None
+
+    def need_run(self) -> None:
+        """Raises MissingData when nothing of this target has run here."""
+        if not (self.runs().folder / SETTINGS).is_file():
+            raise MissingData(
+                f"{self.ref} has not run in {self.root}. Run: stillhouse run {self.ref}"
+            )
+
+
+def make_target(ref: str, scale: str = "", assignments: Sequence[str] = ()) -> Target:
+    """The target of RECIPE[@VARIANT], or of RECIPE at `scale` (empty: tiny) with assignments.
+
+    Raises UnknownName, BadSetting, MissingExtra, PluginError or BadRecipe with one line.
+    """
+    root = project_root()
+    if "@" not in ref:
+        return _target(
+            ref, make_settings(ref, scale or "tiny", parse_assignments(assignments)), root
+        )
+    if scale or assignments:
+        raise BadSetting(f"{ref} has settings of its own; leave out @VARIANT, or --scale and --set")
+    return staged_target(ref)
+
+
+def staged_target(ref: str) -> Target:
+    """The target of RECIPE[@VARIANT] as params.yaml has it, else as it was last run here."""
+    root = project_root()
+    return _target(*find_settings(ref, root, root / "runs"), root)
+
+
+def last_target(ref: str) -> Target:
+    """The target of RECIPE[@VARIANT] as it was last run here, whatever params.yaml says by now."""
+    root = project_root()
+    name, _, variant = ref.partition("@")
+    record = root / "runs" / name / (variant or "tiny") / SETTINGS
+    if not record.is_file():
+        return staged_target(ref)
+    try:
+        stored = json.loads(record.read_text())
+        scale, values = stored["scale"], stored["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptArtifact(
+            f"{record}: cannot be read ({error}); run the recipe again"
+        ) from error
+    return _target(name, make_settings(name, scale, values), root)
+
+
+def _target(name: str, settings: Settings, root: Path) -> Target:
+    return Target(name=name, settings=settings, recipe=make_recipe(name, settings), root=root)

@@ -1,0 +1,220 @@
+"""From finished stages to a document: rows, differences to the baseline, costs, curves, lineage."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stillhouse.metrics.scores import is_cost, lower_is_better
+from stillhouse.recipe import OUTSIDE, Recipe
+from stillhouse.report.collect import Finished, SettingsFile, collect, read_settings
+from stillhouse.report.document import (
+    SCHEMA,
+    Curve,
+    Document,
+    Environment,
+    Picture,
+    Row,
+    Score,
+    Seed,
+    Shipped,
+    StageEntry,
+    Standing,
+)
+from stillhouse.report.headline import headline
+from stillhouse.report.lineage import lineage
+from stillhouse.report.statistics import Difference, paired, summarize, unpaired
+from stillhouse.report.units import unit
+
+
+def build(recipe: Recipe, name: str, root: Path, folder: Path) -> Document:
+    """The document of what has finished of `name` ("domain/recipe") in `folder`."""
+    done, settings = collect(recipe, folder), read_settings(folder)
+    scores, primary = _scores(recipe, done)
+    rows = _rows(recipe, done, scores)
+    origin = lineage(recipe, name, root, done)
+    return Document(
+        schema_version=SCHEMA,
+        recipe=name,
+        variant=folder.name,
+        scale=settings.scale,
+        settings=dict(sorted(settings.settings.items())),
+        reference=recipe.reference,
+        notes=recipe.notes,
+        headline=headline(rows, primary),
+        missing=tuple(s.name for s in recipe.stages if s.name not in done),
+        baseline=recipe.baseline,
+        primary=primary.name if primary else None,
+        scores=scores,
+        rows=rows,
+        stages=tuple(_entry(name, stage) for name, stage in done.items()),
+        curves=_curves(recipe, done),
+        pictures=_pictures(recipe, done),
+        shipped=_shipped(done),
+        lineage=origin,
+        environments=_environments(done),
+        commands=_commands(name, settings, origin.commit, recipe),
+    )
+
+
+def _scores(recipe: Recipe, done: Mapping[str, Finished]) -> tuple[tuple[Score, ...], Score | None]:
+    """Every score in the order evaluations give them, the baseline's first; and the primary one."""
+    order = [recipe.baseline, *(row for row in recipe.rows if row != recipe.baseline)]
+    stages = [done[s] for row in order for s in recipe.rows.get(row, ()) if s in done]
+    scores = tuple(_score(n) for n in dict.fromkeys(n for s in stages for n in s.scores))
+    reproducible = dict.fromkeys(n for s in stages for n in s.reproducible)
+    primary = next((_score(n) for n in reproducible if not is_cost(n)), None)
+    return scores, primary
+
+
+def _score(name: str) -> Score:
+    return Score(
+        name=name,
+        label=unit(name).label,
+        unit=unit(name).symbol,
+        lower_is_better=lower_is_better(name),
+        cost=is_cost(name),
+    )
+
+
+def _rows(recipe: Recipe, done: Mapping[str, Finished], scores: Sequence[Score]) -> tuple[Row, ...]:
+    return tuple(_row(recipe, name, done, scores) for name in recipe.rows)
+
+
+def _row(recipe: Recipe, name: str, done: Mapping[str, Finished], scores: Sequence[Score]) -> Row:
+    stages = recipe.rows[name]
+    seeds = tuple(Seed(stage=s, scores=done[s].scores) for s in stages if s in done)
+    values = {
+        s.name: [seed.scores[s.name] for seed in seeds if s.name in seed.scores] for s in scores
+    }
+    differences = {s.name: _difference(recipe, name, s.name, done) for s in scores}
+    return Row(
+        name=name,
+        standing=_standing(recipe, name),
+        stages=stages,
+        seeds=seeds,
+        scores={score: summarize(given) for score, given in values.items() if given},
+        differences={score: gap for score, gap in differences.items() if gap is not None},
+    )
+
+
+def _standing(recipe: Recipe, name: str) -> Standing:
+    """A teacher's row is known by its name: the word "teacher" without the word "student"."""
+    if name == recipe.baseline:
+        return "baseline"
+    words = name.casefold().split()
+    return "teacher" if "teacher" in words and "student" not in words else "student"
+
+
+def _difference(
+    recipe: Recipe, name: str, score: str, done: Mapping[str, Finished]
+) -> Difference | None:
+    """To the baseline: paired where the rows list as many seeds, else of the means alone."""
+    ours, theirs = recipe.rows[name], recipe.rows[recipe.baseline]
+    if name == recipe.baseline:
+        return None
+    if len(ours) == len(theirs):
+        both = [(a, b) for a, b in zip(ours, theirs, strict=True) if _has(done, score, a, b)]
+        values = [(done[a].scores[score], done[b].scores[score]) for a, b in both]
+        return paired([a for a, _ in values], [b for _, b in values]) if values else None
+    a = [done[s].scores[score] for s in ours if _has(done, score, s)]
+    b = [done[s].scores[score] for s in theirs if _has(done, score, s)]
+    return unpaired(a, b) if a and b else None
+
+
+def _has(done: Mapping[str, Finished], score: str, *stages: str) -> bool:
+    return all(stage in done and score in done[stage].scores for stage in stages)
+
+
+def _entry(name: str, stage: Finished) -> StageEntry:
+    run = stage.run
+    return StageEntry(
+        name=name,
+        kind=stage.file.kind,
+        key=stage.file.key,
+        seconds=run.seconds if run else None,
+        started=run.started if run else None,
+        device=run.device if run else None,
+        nproc=run.nproc if run else None,
+        resumed_at=run.resumed_at if run else None,
+        measured=run.measured if run else {},
+        inputs=stage.file.inputs,
+        outputs=stage.file.outputs,
+    )
+
+
+def _curves(recipe: Recipe, done: Mapping[str, Finished]) -> tuple[Curve, ...]:
+    evaluated = {
+        _evaluated(recipe, stage): row for row, stages in recipe.rows.items() for stage in stages
+    }
+    return tuple(
+        Curve(stage=name, row=evaluated.get(name, ""), columns=stage.curves)
+        for name, stage in done.items()
+        if stage.curves
+    )
+
+
+def _evaluated(recipe: Recipe, name: str) -> str:
+    """The stage that made the model an evaluation is about: the student, else no teacher."""
+    inputs = recipe.stage(name).inputs
+    roles = [port for port in inputs if port != "data"]
+    role = min(roles, key=lambda port: (port != "student", port == "teacher"), default="")
+    ref = inputs.get(role, "")
+    return "" if ref.startswith(OUTSIDE) else ref.partition(".")[0]
+
+
+def _pictures(recipe: Recipe, done: Mapping[str, Finished]) -> tuple[Picture, ...]:
+    """Those of the first finished seed of each row: more would only repeat them."""
+    first = {
+        row: next((s for s in stages if s in done), None) for row, stages in recipe.rows.items()
+    }
+    return tuple(
+        Picture(stage=stage, row=row, name=Path(path).stem, path=path)
+        for row, stage in first.items()
+        if stage is not None
+        for path in done[stage].pictures
+    )
+
+
+def _shipped(done: Mapping[str, Finished]) -> tuple[Shipped, ...]:
+    return tuple(
+        Shipped(stage=name, port=port, files=files)
+        for name, stage in done.items()
+        for port, files in stage.files.items()
+    )
+
+
+def _environments(done: Mapping[str, Finished]) -> tuple[Environment, ...]:
+    groups: dict[str, list[str]] = {}
+    for name, stage in done.items():
+        if stage.run is not None and stage.run.environment:
+            groups.setdefault(json.dumps(stage.run.environment, sort_keys=True), []).append(name)
+    return tuple(
+        Environment(stages=tuple(names), values=json.loads(text)) for text, names in groups.items()
+    )
+
+
+def _commands(
+    name: str, settings: SettingsFile, commit: str | None, recipe: Recipe
+) -> tuple[str, ...]:
+    refs = [ref for stage in recipe.stages for ref in stage.inputs.values()]
+    data = sorted({ref[5:].partition("/")[0] for ref in refs if ref.startswith("data:")})
+    run = ["uv", "run", "stillhouse", "run", name, "--scale", settings.scale]
+    for key, value in sorted(settings.settings.items()):
+        run += ["--set", f"{key}={_argument(value)}"]
+    return (
+        *([f"git checkout {commit}"] if commit else []),
+        "uv sync --locked",
+        *([shlex.join(["uv", "run", "stillhouse", "data", "pull", *data])] if data else []),
+        shlex.join(run),
+    )
+
+
+def _argument(value: object) -> str:
+    """A setting's value as `--set` reads it."""
+    if isinstance(value, str):
+        return value
+    simple = isinstance(value, list) and all(isinstance(v, (int, float, str)) for v in value)  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, list) and simple and len(value) > 1:  # pyright: ignore[reportUnknownArgumentType]
+        return ",".join(map(str, value))  # pyright: ignore[reportUnknownArgumentType]
+    return json.dumps(value)

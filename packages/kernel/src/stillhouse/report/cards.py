@@ -1,0 +1,87 @@
+"""The few figures a reader should leave with."""
+
+from dataclasses import dataclass
+
+from stillhouse.report import units
+from stillhouse.report.document import Document, Row
+from stillhouse.report.tables import total_seconds
+
+SHOWN = ("parameters", "macs", "latency_b1_ms")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A figure with what it is and what to hold it against."""
+
+    label: str
+    value: str
+    note: str
+
+
+def cards(document: Document) -> tuple[Card, ...]:
+    """Gain, score, size and speed of the best student, and what the whole cost."""
+    student, teacher = _best(document, "student"), _best(document, "teacher")
+    about = student or _best(document, "baseline") or teacher
+    found = [_gain(document, student), _reached(document, about, teacher)]
+    if about is not None:
+        found += [_against(about, teacher, name) for name in SHOWN]
+    return tuple(card for card in [*found, _cost(document)] if card is not None)
+
+
+def _best(document: Document, standing: str) -> Row | None:
+    name = document.primary or ""
+    score = document.score(name)
+    rows = [r for r in document.rows if r.standing == standing and name in r.scores]
+    sign = -1 if score and score.lower_is_better else 1
+    return max(rows, key=lambda row: sign * row.scores[name].mean, default=None)
+
+
+def _gain(document: Document, student: Row | None) -> Card | None:
+    name = document.primary or ""
+    gap = student.differences.get(name) if student else None
+    if gap is None:
+        return None
+    points = units.unit(name).points
+    label = f"Against {document.baseline}{f', {points}' if points else ''}"
+    note = f"{units.seeds(gap.n)}, no interval"
+    if gap.low is not None and gap.high is not None:
+        note = f"{units.interval(gap.low, gap.high, name, sign=True)}, {units.seeds(gap.n)}"
+    return Card(label=label, value=units.signed(gap.mean, name), note=note)
+
+
+def _reached(document: Document, row: Row | None, teacher: Row | None) -> Card | None:
+    if row is None or document.primary is None:
+        return None
+    name = document.primary
+    note = "" if teacher in (None, row) else f"teacher {_mean(teacher, name)}"
+    label = f"{units.unit(name).label}, {row.name}"
+    return Card(label=label, value=_mean(row, name), note=note)
+
+
+def _mean(row: Row | None, name: str) -> str:
+    return units.quantity(row.scores[name].mean, name) if row else ""
+
+
+def _against(row: Row, teacher: Row | None, name: str) -> Card | None:
+    if name not in row.scores:
+        return None
+    note = ""
+    if teacher is not None and teacher is not row and name in teacher.scores:
+        note = _beside(row.scores[name].mean, teacher.scores[name].mean, name)
+    return Card(label=units.unit(name).label, value=_mean(row, name), note=note)
+
+
+def _beside(ours: float, theirs: float, name: str) -> str:
+    if min(ours, theirs) <= 0:
+        return f"teacher {units.quantity(theirs, name)}"
+    return f"teacher {units.quantity(theirs, name)} ({units.ratio(theirs / ours)})"
+
+
+def _cost(document: Document) -> Card | None:
+    timed = [stage for stage in document.stages if stage.seconds is not None]
+    if not timed:
+        return None
+    devices = ", ".join(dict.fromkeys(str(stage.device) for stage in timed))
+    stages = f"{len(timed)} stage{'' if len(timed) == 1 else 's'}"
+    value = units.duration(total_seconds(timed))
+    return Card(label="Time for all of it", value=value, note=f"{stages} on {devices}")

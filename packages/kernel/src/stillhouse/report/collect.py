@@ -1,0 +1,152 @@
+"""The records finished stages left, read into values and checked; nothing is computed here."""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+
+from stillhouse.errors import CorruptArtifact
+from stillhouse.recipe import Recipe
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a port of a stage read."""
+
+    ref: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """What a stage left at a port; `path` is relative to the stage's folder."""
+
+    kind: str
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFile:
+    """stage.json: the reproducible part."""
+
+    stage: str
+    kind: str
+    key: str
+    inputs: Mapping[str, Source]
+    outputs: Mapping[str, Product]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFile:
+    """<stage>.run.json: what it cost and on what it ran."""
+
+    key: str
+    seconds: float
+    started: str
+    device: str
+    nproc: int = 1
+    resumed_at: int | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict[str, Any])  # Any: JSON values
+    measured: Mapping[str, Any] = field(default_factory=dict[str, Any])  # Any: JSON values
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingsFile:
+    """settings.json of a variant."""
+
+    scale: str
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])  # Any: JSON values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A finished stage. `run` is None where its record is lost or belongs to another run."""
+
+    file: StageFile
+    run: RunFile | None
+    scores: Mapping[str, float]
+    reproducible: tuple[str, ...]  # names of the scores that are part of the artifact, in order
+    curves: Mapping[str, tuple[float | None, ...]]  # by column; the first is "step"
+    pictures: tuple[str, ...]  # relative to the run's folder
+    files: Mapping[str, Mapping[str, int]]  # port -> file -> bytes, of converted models
+
+
+def read_settings(folder: Path) -> SettingsFile:
+    """settings.json of a run's folder; without one, the scale its name begins with."""
+    file = folder / "settings.json"
+    if file.is_file():
+        return _read(SettingsFile, file)
+    return SettingsFile(scale=folder.name.partition("-")[0])
+
+
+def collect(recipe: Recipe, folder: Path) -> Mapping[str, Finished]:
+    """The finished stages of a recipe by name, in its order.
+
+    Raises CorruptArtifact for a record that cannot be read.
+    """
+    names = [stage.name for stage in recipe.stages]
+    return {n: _stage(folder, n) for n in names if (folder / n / "stage.json").is_file()}
+
+
+def _stage(folder: Path, name: str) -> Finished:
+    file = _read(StageFile, folder / name / "stage.json")
+    run = _optional(RunFile, folder / f"{name}.run.json")
+    kept = {port: folder / name / out.path for port, out in file.outputs.items()}
+    scores: dict[str, float] = {}
+    pictures: list[str] = []
+    for port, out in file.outputs.items():
+        if out.kind == "scores":
+            scores |= _optional(dict[str, float], kept[port] / "scores.json") or {}
+            found = sorted(kept[port].glob("*.png"))
+            pictures += [picture.relative_to(folder).as_posix() for picture in found]
+    beside = _optional(dict[str, float], folder / f"{name}.scores.json") or {}
+    return Finished(
+        file=file,
+        run=run if run is not None and run.key == file.key else None,
+        scores=scores | beside,
+        reproducible=tuple(scores),
+        curves=_curves(folder / f"{name}.curves.tsv"),
+        pictures=tuple(pictures),
+        files={p: _sizes(kept[p]) for p in file.outputs} if file.kind == "Convert" else {},
+    )
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}
+
+
+def _curves(file: Path) -> dict[str, tuple[float | None, ...]]:
+    if not file.is_file():
+        return {}
+    try:
+        with file.open(newline="") as stream:
+            head, *rows = csv.reader(stream, delimiter="\t")
+        columns = zip(*rows, strict=True)
+        numbers = [tuple(float(text) if text else None for text in c) for c in columns]
+        return dict(zip(head, numbers, strict=True)) if rows else {}
+    except ValueError as error:
+        raise _unreadable(file, error) from error
+
+
+def _optional(kind: type[Record], file: Path) -> Record | None:
+    return _read(kind, file) if file.is_file() else None
+
+
+def _read(kind: type[Record], file: Path) -> Record:
+    try:
+        return pydantic.TypeAdapter(kind).validate_json(file.read_bytes())
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise _unreadable(file, f"{where}: {first['msg']}" if where else first["msg"]) from error
+
+
+def _unreadable(file: Path, reason: object) -> CorruptArtifact:
+    return CorruptArtifact(f"{file}: cannot be read ({reason}); delete it and run the recipe again")

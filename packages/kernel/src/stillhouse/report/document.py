@@ -1,0 +1,189 @@
+"""report.json: all a report says, as values; HTML, Markdown and figures are drawn from it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+
+from stillhouse.errors import CorruptArtifact, MissingData
+from stillhouse.report.collect import Product, Source
+from stillhouse.report.statistics import Difference, Summary
+
+SCHEMA = 1
+FILE = "report.json"
+Standing = Literal["teacher", "baseline", "student"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A score that some row has; a `cost` says what a model takes, not how well it does."""
+
+    name: str
+    label: str
+    unit: str
+    lower_is_better: bool
+    cost: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seed:
+    """One finished evaluation of a row."""
+
+    stage: str
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of the main table; `differences` are to the baseline row, by score."""
+
+    name: str
+    standing: Standing
+    stages: tuple[str, ...]  # one a seed, finished or not
+    seeds: tuple[Seed, ...]
+    scores: Mapping[str, Summary]
+    differences: Mapping[str, Difference]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEntry:
+    """What a finished stage read, left and cost; costs are None where their record is lost."""
+
+    name: str
+    kind: str
+    key: str
+    seconds: float | None
+    started: str | None
+    device: str | None
+    nproc: int | None
+    resumed_at: int | None
+    measured: Mapping[str, Any]  # Any: JSON values
+    inputs: Mapping[str, Source]
+    outputs: Mapping[str, Product]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Loss and its terms by step, and the row that evaluates this training ("" where none does)."""
+
+    stage: str
+    row: str
+    columns: Mapping[str, tuple[float | None, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture of predictions, relative to the run's folder."""
+
+    stage: str
+    row: str
+    name: str
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipped:
+    """The files of a converted or exported model, with their bytes."""
+
+    stage: str
+    port: str
+    files: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """The versions of data and code in the checkout the report was made in; None where it has none.
+
+    `stale` says, a sentence each, which stages do not belong to this code or to each other.
+    """
+
+    data: str | None
+    commit: str | None
+    changed: bool  # tracked files differ from the commit
+    lock: str | None
+    code: str
+    stillhouse: str
+    stale: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What some of the stages ran on."""
+
+    stages: tuple[str, ...]
+    values: Mapping[str, Any]  # Any: JSON values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """What the numbers say, in a sentence, and what that rests on."""
+
+    sentence: str
+    detail: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A report. `primary` is the first score of the first metric that is not a cost.
+
+    It is None while nothing is evaluated.
+    """
+
+    schema_version: int
+    recipe: str
+    variant: str
+    scale: str
+    settings: Mapping[str, Any]  # Any: JSON values; what differs from the scale's preset
+    reference: str
+    notes: tuple[str, ...]
+    headline: Headline
+    missing: tuple[str, ...]
+    baseline: str
+    primary: str | None
+    scores: tuple[Score, ...]
+    rows: tuple[Row, ...]
+    stages: tuple[StageEntry, ...]
+    curves: tuple[Curve, ...]
+    pictures: tuple[Picture, ...]
+    shipped: tuple[Shipped, ...]
+    lineage: Lineage
+    environments: tuple[Environment, ...]
+    commands: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.recipe}@{self.variant}"
+
+    def score(self, name: str) -> Score | None:
+        return next((s for s in self.scores if s.name == name), None)
+
+    def row(self, name: str) -> Row | None:
+        return next((r for r in self.rows if r.name == name), None)
+
+
+def dump(document: Document) -> str:
+    """The document as JSON text: the same document is the same text."""
+    plain = pydantic.TypeAdapter(Document).dump_python(document, mode="json")
+    return json.dumps(plain, indent=1, allow_nan=False) + "\n"
+
+
+def load(path: Path) -> Document:
+    """The document of a report.json, or of the folder or report.html beside it.
+
+    Raises MissingData where there is none, CorruptArtifact where it cannot be read.
+    """
+    file = path / FILE if path.is_dir() else path.with_name(FILE)
+    if not file.is_file():
+        raise MissingData(f"{file} is not there. Run: stillhouse report RECIPE[@VARIANT]")
+    again = "write it again with: stillhouse report RECIPE[@VARIANT]"
+    try:
+        record = json.loads(file.read_text())
+        if (found := record.get("schema_version")) != SCHEMA:
+            raise CorruptArtifact(f"{file}: schema {found}, this version reads {SCHEMA}; {again}")
+        return pydantic.TypeAdapter(Document).validate_python(record)
+    except (ValueError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CorruptArtifact(f"{file}: not a report ({reason}); {again}") from error

@@ -1,0 +1,85 @@
+"""`report` and `publish`: finished stages in, the files of a report out, whole or not at all."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from filelock import FileLock
+
+from stillhouse.errors import MissingData
+from stillhouse.files import storage, write_text, writing
+from stillhouse.recipe import Recipe
+from stillhouse.report.build import build
+from stillhouse.report.document import Document, dump, load
+from stillhouse.report.figures import Plot, plots
+from stillhouse.report.palette import MODES
+from stillhouse.report.render import html, markdown
+from stillhouse.runs import Runs
+
+FOLDER, PAGE, TEXT, RECORD = "report", "report.html", "report.md", "report.json"
+
+
+def report(recipe: Recipe, runs: Runs, *, partial: bool = False) -> Path:
+    """Write the report of a recipe's finished stages beside them; returns report.html's path.
+
+    Raises MissingData naming the stages that have not run; with `partial` the report names them.
+    """
+    document = build(recipe, runs.recipe, runs.root, runs.folder)
+    if document.missing and not partial:
+        raise MissingData(_unfinished(document))
+    drawn, final = plots(document), runs.folder / FOLDER
+    images = {p.path: (runs.folder / p.path).read_bytes() for p in document.pictures}
+    with _lock(runs.folder), writing(final) as out:
+        _write_figures(drawn, out / "figures")
+        (out / RECORD).write_text(dump(document))
+        (out / TEXT).write_text(markdown(document, drawn, {path: f"../{path}" for path in images}))
+        (out / PAGE).write_text(html(document, drawn, images))
+    return final / PAGE
+
+
+def publish(folder: Path, target: Path, *, pictures: bool = False) -> Path:
+    """Write what may be committed of a report to `target`; returns report.md's path.
+
+    `folder` is a report's, or the run's that holds it. Numbers, plots and text go; pictures of
+    predictions stay behind unless `pictures`: data of restricted licence must not be spread.
+    """
+    source = folder / FOLDER if (folder / FOLDER).is_dir() else folder
+    document = load(source)
+    kept = document.pictures if pictures else ()
+    document = dataclasses.replace(document, pictures=kept)
+    images = {p.path: (source.parent / p.path).read_bytes() for p in kept}
+    places = {path: f"figures/{path.replace('/', '-')}" for path in images}
+    drawn = plots(document)
+    with writing(target / "figures") as out:
+        _write_figures(drawn, out)
+        for path, data in images.items():
+            (out / Path(places[path]).name).write_bytes(data)
+    write_text(target / RECORD, dump(document))
+    write_text(target / TEXT, markdown(document, drawn, places))
+    return target / TEXT
+
+
+def _unfinished(document: Document) -> str:
+    names, count = ", ".join(document.missing), len(document.missing)
+    what = f"stage {names} has" if count == 1 else f"{count} stages have"
+    listed = "" if count == 1 else f": {names}"
+    return (
+        f"report of {document.title}: {what} not run{listed}. Run: stillhouse run {document.title}"
+    )
+
+
+def _lock(folder: Path) -> FileLock:
+    locks = folder / ".locks"
+    with storage(locks):
+        locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / "report.lock")
+
+
+def _write_figures(drawn: tuple[Plot, ...], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, text in _named(drawn).items():
+        (folder / name).write_text(text)
+
+
+def _named(drawn: tuple[Plot, ...]) -> Mapping[str, str]:
+    return {f"{plot.name}-{mode}.svg": plot.svg[mode] for plot in drawn for mode in MODES}

@@ -1,0 +1,151 @@
+"""HTML and Markdown of a document. The HTML is one file that loads nothing; both escape."""
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+from stillhouse.report import tables, units
+from stillhouse.report.cards import cards
+from stillhouse.report.document import Document, Picture
+from stillhouse.report.figures import Plot
+from stillhouse.report.palette import MODES, THEMES, Mode, colours
+
+TEMPLATES = Path(__file__).with_name("templates")
+LINK = re.compile(r"https?://[^\s<>\"')\]]*[^\s<>\"')\].,;]|\barXiv:\s?(\d{4}\.\d{4,5})")
+MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~$])")
+SIZE = re.compile(r'<svg [^>]*?width="(?P<width>[\d.]+)pt" height="(?P<height>[\d.]+)pt"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A prediction picture ready for the page."""
+
+    picture: Picture
+    source: str  # a data URI, or a path relative to the report
+
+
+def html(document: Document, plots: Sequence[Plot], pictures: Mapping[str, bytes]) -> str:
+    """report.html; `pictures` are the PNG bytes of the document's pictures by path."""
+    environment = _environment(escaping=True)
+    shown = [
+        Shown(picture=p, source=_uri("image/png", pictures[p.path])) for p in document.pictures
+    ]
+    return environment.get_template("report.html.jinja").render(
+        **_shared(document),
+        cards=cards(document),
+        css=Markup((TEMPLATES / "report.css").read_text() + _row_colours(document)),
+        plots=plots,
+        pictures=shown,
+    )
+
+
+def markdown(document: Document, plots: Sequence[Plot], pictures: Mapping[str, str]) -> str:
+    """report.md; `pictures` says where each picture lies, relative to the file, by its path."""
+    environment = _environment(escaping=False)
+    shown = [Shown(picture=p, source=pictures[p.path]) for p in document.pictures]
+    text = environment.get_template("report.md.jinja").render(
+        **_shared(document), cards=cards(document), plots=plots, pictures=shown
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _shared(document: Document) -> dict[str, object]:
+    return {
+        "document": document,
+        "results": tables.results(document),
+        "other_scores": tables.other_scores(document),
+        "by_seed": tables.by_seed(document),
+        "costs": tables.costs(document),
+        "sources": tables.sources(document),
+        "artifacts": tables.artifacts(document),
+        "shipped": tables.shipped(document),
+        "total": units.duration(tables.total_seconds(document.stages)),
+    }
+
+
+def _environment(*, escaping: bool) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=escaping,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    filters: dict[str, Any] = {  # Any: functions of one or two arguments
+        "linked": linked,
+        "md": escape_markdown,
+        "code": code_span,
+        "words": words,
+        "svg_uri": _svg_uri,
+        "svg_size": svg_size,
+    }
+    environment.filters.update(filters)
+    return environment
+
+
+def linked(text: str) -> Markup:
+    """Escaped text with its URLs and arXiv numbers as links."""
+    parts: list[Markup] = []
+    end = 0
+    for match in LINK.finditer(text):
+        target = f"https://arxiv.org/abs/{match[1]}" if match[1] else match[0]
+        parts.append(escape(text[end : match.start()]))
+        parts.append(Markup('<a href="{}" rel="noreferrer">{}</a>').format(target, match[0]))
+        end = match.end()
+    return Markup("").join([*parts, escape(text[end:])])
+
+
+def escape_markdown(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+
+
+def code_span(text: str) -> str:
+    """Text as Markdown code, safe within a table."""
+    return f"`{' '.join(text.replace('`', chr(39)).split())}`".replace("|", "\\|")
+
+
+def words(value: object) -> str:
+    """A setting or a measured fact as a person writes it."""
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+        case list() | tuple():
+            return ", ".join(words(v) for v in value)  # pyright: ignore[reportUnknownVariableType]
+        case dict():
+            return ", ".join(f"{k} {words(v)}" for k, v in value.items())  # pyright: ignore[reportUnknownVariableType]
+        case _:
+            return str(value)
+
+
+def svg_size(svg: str) -> tuple[int, int]:
+    """Width and height of an SVG in pixels, so that the page does not jump when it is drawn."""
+    match = SIZE.search(svg)
+    assert match is not None  # matplotlib writes both
+    return round(float(match["width"]) * 4 / 3), round(float(match["height"]) * 4 / 3)
+
+
+def _svg_uri(plot: Plot, mode: Mode) -> str:
+    return _uri("image/svg+xml", plot.svg[mode].encode())
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _row_colours(document: Document) -> str:
+    rules = {
+        mode: "".join(f"--row{i}:{c};" for i, c in enumerate(colours(document.rows, THEMES[mode])))
+        for mode in MODES
+    }
+    dark = f"@media screen and (prefers-color-scheme:dark){{:root{{{rules['dark']}}}}}"
+    return f":root{{{rules['light']}}}\n{dark}\n"

@@ -1,0 +1,319 @@
+"""The tables of a report as cells of text: the same for HTML, Markdown and the terminal."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stillhouse.recipe import OUTSIDE
+from stillhouse.report import units
+from stillhouse.report.document import Document, Row, Score, StageEntry
+from stillhouse.report.statistics import Difference, Summary
+
+AGREEMENT = "teacher_agreement"
+NONE = "\N{EN DASH}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A text, a smaller note below it, and how both are set; `bar` is a share of 1."""
+
+    text: str
+    note: str = ""
+    strong: bool = False
+    quiet: bool = False
+    code: bool = False
+    bar: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column's head; `number` columns are right-aligned."""
+
+    label: str
+    unit: str = ""
+    number: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line: its head, the cells, and the row of the report whose colour it has, if any."""
+
+    head: str
+    cells: tuple[Cell, ...]
+    row: int | None = None
+    code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table; `first` heads the column of line heads."""
+
+    title: str
+    first: str
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """The column heads as plain text."""
+        named = (f"{c.label}, {c.unit}" if c.unit else c.label for c in self.columns)
+        return (self.first, *named)
+
+    @property
+    def rows(self) -> tuple[tuple[str, ...], ...]:
+        """The lines as plain text."""
+        return tuple((line.head, *map(_plain, line.cells)) for line in self.lines)
+
+
+def _plain(cell: Cell) -> str:
+    return f"{cell.text} ({cell.note})" if cell.note else cell.text
+
+
+def _nothing(text: str = NONE) -> Cell:
+    return Cell(text=text, quiet=True)
+
+
+def results(document: Document) -> Table:
+    """The main table: a line a row, the primary score, its difference, and what the model costs."""
+    primary = document.score(document.primary or "")
+    others = [s for s in document.scores if s.cost or s.name == AGREEMENT]
+    others.sort(key=lambda s: s.name != AGREEMENT)
+    head = _primary_columns(primary) + tuple(_column(s) for s in others)
+    lines = [
+        Line(
+            head=row.name,
+            row=i,
+            cells=_primary_cells(row, primary) + tuple(_mean(row, s) for s in others),
+        )
+        for i, row in enumerate(document.rows)
+    ]
+    return Table(title="Results", first="Model", columns=head, lines=tuple(lines))
+
+
+def _column(score: Score) -> Column:
+    return Column(label=score.label, unit=score.unit)
+
+
+def _primary_columns(primary: Score | None) -> tuple[Column, ...]:
+    if primary is None:
+        return ()
+    gap = units.unit(primary.name).points
+    return (
+        _column(primary),
+        Column(label="95 % interval"),
+        Column(label="Difference", unit=gap),
+    )
+
+
+def _primary_cells(row: Row, primary: Score | None) -> tuple[Cell, ...]:
+    if primary is None:
+        return ()
+    summary = row.scores.get(primary.name)
+    if summary is None:
+        return (_nothing("not run"), _nothing(), _nothing())
+    count = units.seeds(len(summary.values))
+    span = (
+        _nothing(count)
+        if summary.low is None or summary.high is None
+        else Cell(text=units.interval(summary.low, summary.high, primary.name), note=count)
+    )
+    return (spread(summary, primary.name, strong=True), span, _gap(row, primary))
+
+
+def spread(summary: Summary, name: str, *, strong: bool = False) -> Cell:
+    """The mean, with the standard deviation as its note where there is one."""
+    note = "" if summary.sd is None else f"\N{PLUS-MINUS SIGN}{units.number(summary.sd, name)} sd"
+    return Cell(text=units.number(summary.mean, name), note=note, strong=strong)
+
+
+def _gap(row: Row, primary: Score) -> Cell:
+    if row.standing == "baseline":
+        return _nothing("baseline")
+    gap = row.differences.get(primary.name)
+    return _nothing() if gap is None else gap_cell(gap, primary.name)
+
+
+def gap_cell(gap: Difference, name: str) -> Cell:
+    """A difference with its interval, strong where the interval leaves out zero."""
+    text = units.signed(gap.mean, name)
+    if gap.low is None or gap.high is None:
+        note = units.seeds(gap.n) if gap.how == "paired" else "not paired"
+        return Cell(text=text, note=note)
+    span = units.interval(gap.low, gap.high, name, sign=True)
+    return Cell(text=text, note=span, strong=gap.beyond_noise())
+
+
+def _mean(row: Row, score: Score) -> Cell:
+    summary = row.scores.get(score.name)
+    return _nothing() if summary is None else Cell(text=units.number(summary.mean, score.name))
+
+
+def other_scores(document: Document) -> Table:
+    """The scores that are neither the primary one nor costs: mean and standard deviation."""
+    shown = [
+        s for s in document.scores if not s.cost and s.name not in (document.primary, AGREEMENT)
+    ]
+    lines = [
+        Line(
+            head=row.name,
+            row=i,
+            cells=tuple(
+                spread(row.scores[s.name], s.name) if s.name in row.scores else _nothing()
+                for s in shown
+            ),
+        )
+        for i, row in enumerate(document.rows)
+    ]
+    columns = tuple(
+        Column(
+            label=f"{s.label} {'(lower is better)' if s.lower_is_better else ''}".strip(),
+            unit=s.unit,
+        )
+        for s in shown
+    )
+    return Table(title="Other scores", first="Model", columns=columns, lines=tuple(lines))
+
+
+def by_seed(document: Document) -> Table:
+    """The primary score of every evaluation."""
+    name = document.primary or ""
+    count = max((len(row.stages) for row in document.rows), default=0)
+    label = units.unit(name).symbol
+    return Table(
+        title="Seed by seed",
+        first="Model",
+        columns=tuple(Column(label=f"Seed {i + 1}", unit=label) for i in range(count)),
+        lines=tuple(
+            Line(head=row.name, row=i, cells=_seed_cells(row, name, count))
+            for i, row in enumerate(document.rows)
+        ),
+    )
+
+
+def _seed_cells(row: Row, name: str, count: int) -> tuple[Cell, ...]:
+    given = {seed.stage: seed.scores for seed in row.seeds}
+    cells = [
+        Cell(text=units.number(given[stage][name], name), note=stage)
+        if name in given.get(stage, {})
+        else Cell(text="not run", note=stage, quiet=True)
+        for stage in row.stages
+    ]
+    return tuple(cells + [_nothing()] * (count - len(cells)))
+
+
+def costs(document: Document) -> Table:
+    """What each stage took."""
+    names = ("Time", "Device", "Steps", "Batch", "Step", "Samples/s", "Memory", "Notes")
+    unit = {"Step": "ms", "Memory": "MiB"}
+    longest = max((s.seconds or 0.0 for s in document.stages), default=0.0)
+    return Table(
+        title="Cost",
+        first="Stage",
+        columns=tuple(
+            Column(label=n, unit=unit.get(n, ""), number=n not in ("Device", "Notes"))
+            for n in names
+        ),
+        lines=tuple(Line(head=s.name, cells=_cost(s, longest)) for s in document.stages),
+    )
+
+
+def _cost(stage: StageEntry, longest: float) -> tuple[Cell, ...]:
+    if stage.seconds is None:
+        return (_nothing("not recorded"), *[_nothing()] * 7)
+    device = str(stage.device) + (
+        f" \N{MULTIPLICATION SIGN} {stage.nproc}" if (stage.nproc or 1) > 1 else ""
+    )
+    share = stage.seconds / longest if longest else 0.0
+    return (
+        Cell(text=units.duration(stage.seconds), bar=share),
+        Cell(text=device),
+        _measured(stage, "steps", 1, "{:.0f}"),
+        _measured(stage, "batch", 1, "{:.0f}"),
+        _measured(stage, "seconds_per_step", 1000, "{:.1f}"),
+        _measured(stage, "samples_per_second", 1, "{:.0f}"),
+        _measured(stage, "peak_memory_mib", 1, "{:.0f}"),
+        Cell(text=_cost_notes(stage)),
+    )
+
+
+def _measured(stage: StageEntry, name: str, factor: float, form: str) -> Cell:
+    value = stage.measured.get(name)
+    return _nothing() if value is None else Cell(text=form.format(factor * value))
+
+
+def _cost_notes(stage: StageEntry) -> str:
+    notes = [f"resumed at step {stage.resumed_at}"] if stage.resumed_at is not None else []
+    cache = stage.measured.get("teacher_cache") or {}
+    for role, record in cache.items():
+        made, reused = record.get("computed_rows"), record.get("reused_rows")
+        notes.append(f"{role} outputs cached: {made} rows computed, {reused} reused")
+    return "; ".join(notes)
+
+
+def sources(document: Document) -> Table:
+    """What came from outside the recipe."""
+    used: dict[tuple[str, str], list[str]] = {}
+    for stage in document.stages:
+        for source in stage.inputs.values():
+            if source.ref.startswith(OUTSIDE):
+                used.setdefault((source.ref, source.digest), []).append(stage.name)
+    return Table(
+        title="Inputs from outside",
+        first="Input",
+        columns=(Column(label="Used by", number=False), Column(label="sha256", number=False)),
+        lines=tuple(
+            Line(
+                head=ref,
+                code=True,
+                cells=(Cell(text=", ".join(dict.fromkeys(stages))), Cell(text=digest, code=True)),
+            )
+            for (ref, digest), stages in used.items()
+        ),
+    )
+
+
+def artifacts(document: Document) -> Table:
+    """Every artifact with what it was made from."""
+    return Table(
+        title="Artifacts",
+        first="Artifact",
+        columns=tuple(
+            Column(label=n, number=False) for n in ("Kind", "Stage", "Made from", "sha256")
+        ),
+        lines=tuple(
+            Line(
+                head=f"{stage.name}.{port}",
+                code=True,
+                cells=(
+                    Cell(text=made.kind),
+                    Cell(text=stage.kind),
+                    Cell(text=", ".join(dict.fromkeys(s.ref for s in stage.inputs.values()))),
+                    Cell(text=made.digest, code=True),
+                ),
+            )
+            for stage in document.stages
+            for port, made in stage.outputs.items()
+        ),
+    )
+
+
+def shipped(document: Document) -> Table:
+    """The files of converted and exported models."""
+    return Table(
+        title="Files to ship",
+        first="File",
+        columns=(Column(label="Size"),),
+        lines=tuple(
+            Line(
+                head=f"{item.stage}/{item.port}/{name}",
+                code=True,
+                cells=(Cell(text=units.file_size(amount)),),
+            )
+            for item in document.shipped
+            for name, amount in item.files.items()
+        ),
+    )
+
+
+def total_seconds(stages: Sequence[StageEntry]) -> float:
+    """Seconds of all recorded stages together."""
+    return sum(stage.seconds or 0.0 for stage in stages)

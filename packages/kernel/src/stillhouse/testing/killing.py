@@ -1,0 +1,68 @@
+"""Deaths of a stage inside one process: an exception that nothing on the way may swallow."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import pytest
+
+from stillhouse.artifact import Artifact
+from stillhouse.recipe import Context, Event, Recipe, Stage
+from stillhouse.runs import Runs, finished, run_stage
+from stillhouse.stages.train import Train
+
+
+class KilledError(BaseException):
+    """The death of a stage; like a KeyboardInterrupt, no `except Exception` catches it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiesLast:
+    """A stage that dies when all its outputs are written and none is in place yet."""
+
+    stage: Stage
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @property
+    def seed(self) -> int:
+        return self.stage.seed
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        return self.stage.inputs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return self.stage.outputs
+
+    @property
+    def distributed(self) -> bool:
+        return self.stage.distributed
+
+    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
+        self.stage.run(inputs, ctx)
+        raise KilledError
+
+
+def die_at_checkpoint(event: Event) -> None:
+    """An observer that kills the stage when its first checkpoint has been written."""
+    if event.text == "checkpoint":
+        raise KilledError
+
+
+def kill_and_resume(recipe: Recipe, stage: Stage, runs: Runs) -> None:
+    """Run a stage that dies once, then again to its end; asserts that nothing half-done is left.
+
+    A training dies at a checkpoint in the middle and must go on from there; any other stage dies
+    just before its outputs are moved into place.
+    """
+    middle = stage.steps // 2 if isinstance(stage, Train) else 0
+    dying = replace(runs, observe=die_at_checkpoint, checkpoint_steps=middle or None)
+    with pytest.raises(KilledError):
+        run_stage(recipe, stage if middle else DiesLast(stage=stage), dying)
+    assert finished(stage, runs) is None
+    events: list[Event] = []
+    run_stage(recipe, stage, replace(runs, observe=events.append))
+    assert not middle or f"resumed at step {middle}" in [event.text for event in events]

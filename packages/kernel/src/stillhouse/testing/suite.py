@@ -1,0 +1,145 @@
+"""The domain suite: what every recipe of every domain must do.
+
+A domain's tests subclass it; all its tests share one finished `tiny` run of each recipe.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from filelock import FileLock
+
+from stillhouse.artifact import Built, load_model
+from stillhouse.cli.exporting import export_student
+from stillhouse.cli.target import Target, make_target
+from stillhouse.domain import Domain, domains
+from stillhouse.errors import StillhouseError
+from stillhouse.recipe import Event
+from stillhouse.runs import Runs, run_recipe
+from stillhouse.settings import make_settings, settings_class
+from stillhouse.testing.digests import digests_elsewhere, recipe_digests
+from stillhouse.testing.killing import kill_and_resume
+
+
+class DomainSuite:
+    """Subclass it as `class TestDomain(DomainSuite): domain = "vision"`.
+
+    `exempt` maps a recipe, or "recipe:test_name", to the reason why it is left out.
+    """
+
+    domain: ClassVar[str] = ""
+    exempt: ClassVar[Mapping[str, str]] = {}
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """One set of tests a recipe; an unloadable domain is one failing set."""
+        if "recipe" in metafunc.fixturenames:
+            domain = domains().get(self.domain)
+            names = domain.recipes if isinstance(domain, Domain) else ("?",)
+            every = [f"{self.domain}/{name}" for name in names]
+            metafunc.parametrize("recipe", every)
+
+    @pytest.fixture(autouse=True)
+    def exemption(self, request: pytest.FixtureRequest) -> None:
+        """Skips what the domain has exempted, with its reason."""
+        recipe = getattr(request.node, "callspec", None)
+        name = recipe.params.get("recipe", "").partition("/")[2] if recipe else ""
+        test = request.function.__name__
+        for key in (name, f"{name}:{test}"):
+            if key in self.exempt:
+                pytest.skip(f"{key}: {self.exempt[key]}")
+
+    @pytest.fixture
+    def project(
+        self, recipe: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[Path]:
+        """A project folder and a home for all tests of the recipe, in all workers of a session."""
+        base = tmp_path_factory.getbasetemp()
+        shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+        root = shared / "domain-suite" / recipe
+        root.mkdir(parents=True, exist_ok=True)
+        monkeypatch.setenv("STILLHOUSE_ROOT", str(root))
+        monkeypatch.setenv("STILLHOUSE_HOME", str(root / "home"))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # sums in one order; workers do not fight for the cores
+        yield root
+        torch.set_num_threads(threads)
+
+    @pytest.fixture
+    def finished(self, recipe: str, project: Path) -> Target:
+        """The recipe, run at `tiny` by the first test that asks, and up to date for the others."""
+        target = make_target(recipe)
+        with FileLock(project / "run.lock"):
+            runs = target.runs()
+            runs.note_settings(target.settings)
+            run_recipe(target.recipe, runs)
+        return target
+
+    def test_domain_can_be_loaded(self) -> None:
+        domain = domains().get(self.domain)
+        assert isinstance(domain, Domain), f"domain '{self.domain}': {domain!r}"
+        assert domain.name == self.domain
+        assert domain.summary
+
+    def test_builds_and_hashes_alike_everywhere(self, recipe: str) -> None:
+        here = recipe_digests(recipe)
+        assert recipe_digests(recipe) == here
+        assert digests_elsewhere(recipe) == here
+
+    def test_refuses_bad_settings(self, recipe: str) -> None:
+        field = next(name for name in settings_class(recipe).model_fields if name != "scale")
+        for scale, settings, told in (
+            ("tinny", {}, "'tiny'"),
+            ("tiny", {f"{field}x": 1}, f"'{field}'"),
+            ("tiny", {"seeds": 0}, "seeds"),
+            ("tiny", {"seeds": "many"}, "seeds"),
+        ):
+            with pytest.raises(StillhouseError) as error:
+                make_settings(recipe, scale, settings)
+            assert told in str(error.value)
+            assert "\n" not in str(error.value)
+
+    def test_finished_run_is_not_run_again(self, finished: Target) -> None:
+        events: list[Event] = []
+        run_recipe(finished.recipe, finished.runs(observe=events.append))
+        assert [e.text for e in events] == ["up to date"] * len(finished.recipe.stages)
+
+    def test_run_killed_in_every_stage_gives_the_same_bytes(
+        self, finished: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A second run in another place, with no cache to serve it, dies once in each stage."""
+        monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
+        again = replace(finished.runs(), root=tmp_path)
+        for stage in finished.recipe.stages:
+            kill_and_resume(finished.recipe, stage, again)
+        assert records(again) == records(finished.runs())
+
+    def test_reports_every_row(self, finished: Target) -> None:
+        from stillhouse.report import report
+
+        page = report(finished.recipe, finished.runs())
+        assert page.stat().st_size > 0
+        written = json.loads((page.parent / "report.json").read_text())
+        assert {row["name"] for row in written["rows"]} == set(finished.recipe.rows)
+
+    def test_exports_a_student_that_opens(self, finished: Target, tmp_path: Path) -> None:
+        files = export_student(finished, "safetensors", tmp_path / "out")
+        assert {f.name for f in files} >= {"model.json", "model.safetensors"}
+        built = load_model(tmp_path / "out")
+        assert isinstance(built, Built)
+        assert sum(p.numel() for p in built.module.parameters()) > 0
+
+
+def records(runs: Runs) -> dict[str, str]:
+    """ "stage" -> key and "stage.port" -> digest, of all that a run has left."""
+    found: dict[str, str] = {}
+    for file in sorted(runs.folder.glob("*/stage.json")):
+        record = json.loads(file.read_text())
+        found[record["stage"]] = record["key"]
+        outputs = record["outputs"].items()
+        found |= {f"{record['stage']}.{port}": output["digest"] for port, output in outputs}
+    return found

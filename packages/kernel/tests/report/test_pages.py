@@ -1,0 +1,231 @@
+"""The files of a report: one HTML file that loads nothing, Markdown, figures, and what may be published."""
+
+import base64
+import dataclasses
+import html
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from stillhouse.report import load, publish, report
+from stillhouse.report.render import escape_markdown, linked
+from stillhouse.runs import Runs
+
+from .written import ONE, THREE, Scored, Story, write_run
+
+VOID = {"meta", "link", "img", "source", "br", "path"}
+NASTY = 'student <script>alert(1)</script> & "kd" | a_b *c* $x$'
+
+
+class Page(HTMLParser):
+    """The structure of an HTML page: unclosed tags fail, references and images are kept."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.seen if name == tag]
+
+
+def made(story: Story, root: Path, **options: bool) -> Path:
+    runs = Runs(root=root, recipe="vision/distill", variant="small")
+    return report(write_run(story, runs.folder), runs, **options)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(THREE, tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture(scope="module")
+def parsed(page: Path) -> Page:
+    return Page(page.read_text())
+
+
+def test_the_page_loads_nothing(parsed: Page) -> None:
+    sources = [a[key] or "" for _, a in parsed.seen for key in ("src", "srcset") if key in a]
+    assert len(sources) == 2 * 5 + 4  # plots in two modes, a picture a row
+    assert all(source.startswith("data:image/") for source in sources)
+    targets = [a["href"] or "" for tag, a in parsed.seen if "href" in a]
+    outside = [t for t in targets if not t.startswith(("#", "data:,"))]
+    assert outside == ["https://arxiv.org/abs/1503.02531", "https://example.org/paper?a=1&b=2"]
+    assert not parsed.all("script")
+    assert "default-src 'none'" in str(parsed.all("meta"))
+
+
+def test_styles_and_plots_load_nothing_either(page: Path, parsed: Page) -> None:
+    style = page.read_text().partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+    for source in [str(a.get("src") or a.get("srcset")) for a in parsed.all("img")]:
+        head, _, data = source.partition(",")
+        if "svg" in head:
+            text = base64.b64decode(data).decode()
+            references = re.findall(r'(?:href|src)="([^"]*)"|url\(([^)]*)\)', text)
+            assert all(target.startswith("#") for pair in references for target in pair if target)
+
+
+def test_the_page_can_be_read_without_seeing_it(parsed: Page) -> None:
+    assert parsed.all("html") == [{"lang": "en"}]
+    assert all(image.get("alt") for image in parsed.all("img"))
+    assert all(cell.get("scope") in ("row", "col") for cell in parsed.all("th"))
+    assert len(parsed.all("h1")) == len(parsed.all("main")) == len(parsed.all("title")) == 1
+    targets = {a["href"] for a in parsed.all("a") if (a["href"] or "").startswith("#")}
+    assert targets <= {f"#{a['id']}" for _, a in parsed.seen if "id" in a}
+    scores = next(i["alt"] for i in parsed.all("img") if "by model" in (i["alt"] or ""))
+    assert "student + kd 88.75 %" in (scores or "")
+
+
+def test_every_number_of_the_main_table_is_in_the_page_and_the_markdown(page: Path) -> None:
+    for text in (html.unescape(page.read_text()), page.with_name("report.md").read_text()):
+        for number in ("88.75", "88.45 to 89.05", "+1.58", "272 k", "41.0 M", "1.06", "52.4"):
+            assert number in text
+
+
+def test_made_twice_is_the_same_bytes(page: Path) -> None:
+    before = {p: p.read_bytes() for p in sorted(page.parent.rglob("*")) if p.is_file()}
+    runs = Runs(root=page.parents[5], recipe="vision/distill", variant="small")
+    assert report(THREE.recipe(), runs) == page
+    after = {p: p.read_bytes() for p in sorted(page.parent.rglob("*")) if p.is_file()}
+    assert len(before) == 3 + 10
+    assert after == before
+
+
+def test_figures_are_well_formed_in_both_modes(page: Path) -> None:
+    figures = sorted(page.with_name("figures").iterdir())
+    assert [f.name for f in figures if "light" in f.name] == [
+        "accuracy-latency-b1-ms-light.svg",
+        "accuracy-macs-light.svg",
+        "differences-light.svg",
+        "losses-light.svg",
+        "scores-light.svg",
+    ]
+    for figure in figures:
+        texts = ElementTree.fromstring(figure.read_text()).itertext()
+        assert figure.name.startswith("losses") or "student + kd" in " ".join(texts)
+
+
+def test_markdown_links_to_files_that_are_there(page: Path) -> None:
+    text = page.with_name("report.md").read_text()
+    links = re.findall(r'(?:src|srcset)="([^"]+)"|!\[[^\]]*\]\(([^)]+)\)', text)
+    assert len(links) == 2 * 5 + 4
+    assert all((page.parent / (one or other)).is_file() for one, other in links)
+
+
+def test_markdown_tables_are_whole(page: Path) -> None:
+    lines = page.with_name("report.md").read_text().splitlines()
+    blocks = "\n".join(line if line.startswith("|") else "" for line in lines).split("\n\n")
+    for block in filter(None, (b.strip("\n") for b in blocks)):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(widths) == 1, block
+
+
+def test_what_users_write_is_escaped(tmp_path: Path) -> None:
+    rows = (
+        Scored(row="student", prefix="plain", accuracy=(0.87, 0.88)),
+        Scored(row=NASTY, prefix="kd", accuracy=(0.9, 0.92)),
+    )
+    story = Story(rows=rows, reference="<b>R & D</b>", notes=("</style><img src=x>",))
+    page = made(story, tmp_path)
+    text, parsed = page.read_text(), Page(page.read_text())
+    assert not parsed.all("script")
+    assert not parsed.all("b") or "R &amp; D" in text
+    assert "&lt;b&gt;R &amp; D&lt;/b&gt;" in text
+    assert all((image["src"] or "").startswith("data:") for image in parsed.all("img"))
+    assert NASTY in html.unescape(text)
+    plain = page.with_name("report.md").read_text()
+    assert "<script>" not in re.sub(r"\\<script\\>", "", plain)
+    svg = page.with_name("figures") / "scores-light.svg"
+    assert NASTY in "".join(ElementTree.fromstring(svg.read_text()).itertext())
+
+
+def test_markdown_escapes_are_taken_back_by_a_parser() -> None:
+    from markdown_it import MarkdownIt
+
+    rendered = MarkdownIt().renderInline(escape_markdown(NASTY))
+    assert html.unescape(rendered) == NASTY
+
+
+def test_links_are_made_of_urls_and_arxiv_numbers() -> None:
+    assert str(linked("see https://a.b/c.")) == (
+        'see <a href="https://a.b/c" rel="noreferrer">https://a.b/c</a>.'
+    )
+    assert 'href="https://arxiv.org/abs/2203.08679"' in linked("DKD, arXiv:2203.08679")
+    assert str(linked("javascript:alert(1) <i>")) == "javascript:alert(1) &lt;i&gt;"
+
+
+def test_a_partial_report_says_so(tmp_path: Path) -> None:
+    runs = Runs(root=tmp_path, recipe="vision/distill", variant="small")
+    recipe = write_run(THREE, runs.folder, without=("export",))
+    page = report(recipe, runs, partial=True)
+    Page(page.read_text())
+    assert "1 of 22 stages have not run" in page.read_text()
+    assert "> **Unfinished.** These stages have not run: export." in (
+        page.with_name("report.md").read_text()
+    )
+
+
+def test_nothing_finished_still_gives_a_page(tmp_path: Path) -> None:
+    runs = Runs(root=tmp_path, recipe="vision/distill", variant="small")
+    names = tuple(stage.name for stage in ONE.recipe().stages)
+    page = report(write_run(ONE, runs.folder, without=names), runs, partial=True)
+    assert "Nothing has been evaluated yet." in page.read_text()
+    Page(page.read_text())
+
+
+def test_a_failed_report_leaves_the_old_one(tmp_path: Path) -> None:
+    page = made(ONE, tmp_path)
+    before = page.read_bytes()
+    runs = Runs(root=tmp_path, recipe="vision/distill", variant="small")
+    recipe = dataclasses.replace(ONE, notes=("lone surrogate \ud800",)).recipe()
+    with pytest.raises(UnicodeEncodeError):  # raised while the files are written
+        report(recipe, runs)
+    assert page.read_bytes() == before
+    assert [p.name for p in runs.folder.glob(".report*")] == []
+
+
+def test_publishing_leaves_the_pictures_behind(page: Path, tmp_path: Path) -> None:
+    target = tmp_path / "docs" / "vision-distill"
+    target.mkdir(parents=True)
+    (target / "notes.txt").write_text("mine")
+    published = publish(page.parent, target)
+    files = sorted(p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file())
+    assert [f for f in files if not f.startswith("figures/")] == [
+        "notes.txt",
+        "report.json",
+        "report.md",
+    ]
+    assert {Path(f).suffix for f in files if f.startswith("figures/")} == {".svg"}
+    assert "predictions" not in published.read_text()
+    assert load(target) == dataclasses.replace(load(page), pictures=())
+    drawn = page.with_name("figures")
+    assert all(
+        (target / "figures" / f.name).read_bytes() == f.read_bytes() for f in drawn.iterdir()
+    )
+
+
+def test_publishing_with_pictures_takes_them_along(page: Path, tmp_path: Path) -> None:
+    target = tmp_path / "built-in"
+    text = publish(page.parents[1], target, pictures=True).read_text()
+    links = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
+    assert len(links) == 4
+    assert all((target / link).read_bytes().startswith(b"\x89PNG") for link in links)
+    assert json.loads((target / "report.json").read_text())["pictures"]

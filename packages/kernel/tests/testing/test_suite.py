@@ -1,0 +1,171 @@
+"""The domain suite finds the faults it is there for."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stillhouse.cli.target import Target, make_target
+from stillhouse.errors import MissingData
+from stillhouse.recipe import Event
+from stillhouse.runs import finished, run_recipe
+from stillhouse.testing import DomainSuite
+from stillhouse.testing.killing import KilledError, die_at_checkpoint, kill_and_resume
+from stillhouse.testing.suite import records
+
+from ..toys import SITE
+
+FAULTY = '''
+"""A plugin with a recipe that throws dice, and one whose names come from a salted hash."""
+
+import os
+
+import torch
+from stillhouse.domain import Domain
+from stillhouse.recipe import Recipe
+from stillhouse.settings import Settings
+from stillhouse.stages.make import Make
+
+recipes = {"dice": "faulty_plugin:dice", "salted": "faulty_plugin:salted"}
+domain = Domain(name="faulty", summary="Faults", recipes=recipes)
+
+
+def throw(inputs, *, rng):
+    return {"train": {"dice": torch.tensor(list(os.urandom(16)))}}
+
+
+def dice(settings: Settings) -> Recipe:
+    return one("data")
+
+
+def salted(settings: Settings) -> Recipe:
+    return one(f"data-{hash('salted')}")
+
+
+def one(name: str) -> Recipe:
+    make = Make(name=name, make=throw, inputs={}, ports=("train",))
+    return Recipe(name="faulty", reference="", stages=(make,), rows={}, baseline="")
+'''
+
+
+@pytest.fixture(autouse=True)
+def _plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The plugins `toy` and `faulty`, in sight of this process and its children, and a project."""
+    info = tmp_path / "faulty-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 0.1\n")
+    points = "[stillhouse.domains]\nfaulty = faulty_plugin:domain\n"
+    (info / "entry_points.txt").write_text(points)
+    (tmp_path / "faulty_plugin.py").write_text(FAULTY)
+    for folder in (str(SITE), str(tmp_path)):
+        monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(SITE), str(tmp_path))))
+    monkeypatch.setenv("STILLHOUSE_ROOT", str(tmp_path / "project"))
+    yield
+    sys.modules.pop("faulty_plugin", None)
+
+
+def run(name: str) -> Target:
+    target = make_target(name)
+    run_recipe(target.recipe, target.runs())
+    return target
+
+
+def test_a_stage_killed_and_resumed_leaves_what_an_unharmed_one_leaves(tmp_path) -> None:
+    whole = run("toy/toy")
+    again = replace(whole.runs(), root=tmp_path / "again")
+    for stage in whole.recipe.stages:
+        kill_and_resume(whole.recipe, stage, again)
+    assert len(records(again)) == len(whole.recipe.stages)
+    assert records(again) == records(whole.runs())
+
+
+def test_a_training_dies_at_its_checkpoint_and_nothing_is_left_in_place() -> None:
+    target = make_target("toy/toy")
+    run_recipe(replace(target.recipe, stages=target.recipe.stages[:1], rows={}), target.runs())
+    teacher = target.recipe.stage("teacher")
+    seen: list[Event] = []
+
+    def watch(event: Event) -> None:
+        seen.append(event)
+        die_at_checkpoint(event)
+
+    from stillhouse.runs import run_stage
+
+    with pytest.raises(KilledError):
+        run_stage(target.recipe, teacher, replace(target.runs(observe=watch), checkpoint_steps=10))
+    assert (seen[-1].text, seen[-1].done) == ("checkpoint", 10)
+    assert finished(teacher, target.runs()) is None
+
+
+def test_dice_are_found(tmp_path, monkeypatch) -> None:
+    with pytest.raises(AssertionError, match="stage.json|digest"):
+        DomainSuite().test_run_killed_in_every_stage_gives_the_same_bytes(
+            run("faulty/dice"), tmp_path / "again", monkeypatch
+        )
+
+
+def test_a_salted_hash_is_found() -> None:
+    DomainSuite().test_builds_and_hashes_alike_everywhere("faulty/dice")
+    with pytest.raises(AssertionError):
+        DomainSuite().test_builds_and_hashes_alike_everywhere("faulty/salted")
+
+
+def test_a_recipe_without_a_model_to_export_is_found(tmp_path) -> None:
+    with pytest.raises(MissingData, match="has no stage that leaves a model"):
+        DomainSuite().test_exports_a_student_that_opens(run("faulty/dice"), tmp_path / "out")
+
+
+SUBCLASSES = """
+from stillhouse.testing import DomainSuite
+
+
+class TestFaulty(DomainSuite):
+    domain = "faulty"
+    exempt = {
+        "salted": "hashes are salted",
+        "dice:test_run_killed_in_every_stage_gives_the_same_bytes": "dice are thrown",
+        "dice:test_reports_every_row": "there is none",
+        "dice:test_exports_a_student_that_opens": "there is none",
+    }
+
+
+class TestNothing(DomainSuite):
+    domain = "nothing"
+"""
+
+
+@pytest.mark.essential
+def test_a_subclass_is_all_that_a_plugin_needs(tmp_path) -> None:
+    folder = tmp_path / "tests"
+    folder.mkdir()
+    (folder / "test_domain.py").write_text(SUBCLASSES)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-rs",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--rootdir",
+            folder,
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    out = done.stdout
+    assert "SKIPPED [1]" in out
+    assert "dice:test_run_killed_in_every_stage_gives_the_same_bytes: dice are thrown" in out
+    failed = [line for line in out.splitlines() if line.startswith("FAILED")]
+    assert all("TestNothing" in line for line in failed)
+    assert any("domain 'nothing': None" in line for line in failed)
+    # TestFaulty: loads, hashes, refuses, is not run again
+    assert " 4 passed" in f" {out.splitlines()[-1].partition(' failed, ')[2]}"
