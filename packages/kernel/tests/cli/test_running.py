@@ -92,7 +92,7 @@ def test_settings_come_from_params_yaml_or_from_the_last_run(stillhouse, ran, pr
 
 def test_report_is_published_and_compared(stillhouse, ran, tmp_path) -> None:
     code, out, _ = stillhouse("report", NAME, "--publish", str(tmp_path / "docs"))
-    assert code == 0
+    assert code == 0, out
     assert out.splitlines()[-1] == f"Published: {tmp_path / 'docs' / 'report.md'}"
     assert (tmp_path / "docs" / "report.json").is_file()
     code, out, _ = stillhouse("compare", NAME, str(tmp_path / "docs"))
@@ -205,9 +205,11 @@ def test_interrupted_says_how_to_go_on(stillhouse, project) -> None:
 def interrupt_when_training(project: Path) -> None:
     """Ctrl-C for this process, once the teacher's stage writes its folder aside."""
     deadline = time.monotonic() + 120
-    while not list(project.glob("runs/*/*/*/.teacher.*")) and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        if list(project.glob("runs/*/*/*/.teacher.*")):
+            os.kill(os.getpid(), signal.SIGINT)
+            return
         time.sleep(0.05)
-    os.kill(os.getpid(), signal.SIGINT)
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""report.html in headless Chromium: no console messages, both modes, and no sideways scrolling on a phone."""
+"""report.html in headless Chromium: no console messages, both modes, no sideways scrolling."""
 
 import html
 import re

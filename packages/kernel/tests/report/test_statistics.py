@@ -55,5 +55,5 @@ def test_a_single_value_against_several_is_a_difference_of_means() -> None:
 
 
 def test_rows_of_different_seeds_are_not_paired() -> None:
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         paired([1.0, 2.0], [1.0])

@@ -12,13 +12,12 @@ import pytest
 from stillhouse.cli.target import Target, make_target
 from stillhouse.errors import MissingData
 from stillhouse.recipe import Event
-from stillhouse.runs import finished, run_recipe
+from stillhouse.runs import finished, run_recipe, run_stage
 from stillhouse.testing import DomainSuite
 from stillhouse.testing.killing import KilledError, die_at_checkpoint, kill_and_resume
 from stillhouse.testing.suite import records
 
-from ..toys import SITE
-
+SITE = Path(__file__).parents[1] / "site"  # the plugin `toy`
 FAULTY = '''
 """A plugin with a recipe that throws dice, and one whose names come from a salted hash."""
 
@@ -80,7 +79,7 @@ def test_a_stage_killed_and_resumed_leaves_what_an_unharmed_one_leaves(tmp_path)
     again = replace(whole.runs(), root=tmp_path / "again")
     for stage in whole.recipe.stages:
         kill_and_resume(whole.recipe, stage, again)
-    assert len(records(again)) == len(whole.recipe.stages)
+    assert {stage.name for stage in whole.recipe.stages} < set(records(again))
     assert records(again) == records(whole.runs())
 
 
@@ -94,8 +93,6 @@ def test_a_training_dies_at_its_checkpoint_and_nothing_is_left_in_place() -> Non
         seen.append(event)
         die_at_checkpoint(event)
 
-    from stillhouse.runs import run_stage
-
     with pytest.raises(KilledError):
         run_stage(target.recipe, teacher, replace(target.runs(observe=watch), checkpoint_steps=10))
     assert (seen[-1].text, seen[-1].done) == ("checkpoint", 10)
@@ -103,14 +100,13 @@ def test_a_training_dies_at_its_checkpoint_and_nothing_is_left_in_place() -> Non
 
 
 def test_dice_are_found(tmp_path, monkeypatch) -> None:
-    with pytest.raises(AssertionError, match="stage.json|digest"):
+    with pytest.raises(AssertionError, match=r"data\.train"):
         DomainSuite().test_run_killed_in_every_stage_gives_the_same_bytes(
             run("faulty/dice"), tmp_path / "again", monkeypatch
         )
 
 
 def test_a_salted_hash_is_found() -> None:
-    DomainSuite().test_builds_and_hashes_alike_everywhere("faulty/dice")
     with pytest.raises(AssertionError):
         DomainSuite().test_builds_and_hashes_alike_everywhere("faulty/salted")
 
@@ -149,12 +145,10 @@ def test_a_subclass_is_all_that_a_plugin_needs(tmp_path) -> None:
             sys.executable,
             "-m",
             "pytest",
-            "-rs",
+            "-ra",
             "-q",
             "-p",
             "no:cacheprovider",
-            "--rootdir",
-            folder,
         ],
         cwd=folder,
         capture_output=True,
@@ -166,6 +160,6 @@ def test_a_subclass_is_all_that_a_plugin_needs(tmp_path) -> None:
     assert "dice:test_run_killed_in_every_stage_gives_the_same_bytes: dice are thrown" in out
     failed = [line for line in out.splitlines() if line.startswith("FAILED")]
     assert all("TestNothing" in line for line in failed)
-    assert any("domain 'nothing': None" in line for line in failed)
-    # TestFaulty: loads, hashes, refuses, is not run again
-    assert " 4 passed" in f" {out.splitlines()[-1].partition(' failed, ')[2]}"
+    assert "domain 'nothing': None" in out
+    # of TestFaulty: loads, hashes alike, refuses bad settings, is not run again
+    assert " 4 passed, " in out.splitlines()[-1]

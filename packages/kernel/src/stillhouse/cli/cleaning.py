@@ -47,7 +47,10 @@ def clean(
         bool, typer.Option("--dry-run", help="Only say what would be freed.")
     ] = False,
 ) -> None:
-    """Free old workspaces, checkpoints and teacher caches; finished runs are never touched."""
+    """Free old workspaces, checkpoints and teacher caches.
+
+    Finished runs and models are never touched.
+    """
     from stillhouse.runs import home
 
     root, now = home(), time.time()

@@ -19,7 +19,10 @@ PACKAGES = ("stillhouse", "torch", "torchvision", "mmengine", "onnxruntime", "pr
 
 
 def doctor() -> None:
-    """Versions, GPU, disk, missing extras, failing plugins (then the exit code is 2)."""
+    """What this installation can do, and what it cannot, and why.
+
+    Exits with 2 when a plugin cannot be loaded; a missing extra is only told.
+    """
     failing = 0
     for label, value in _facts():
         print(f"{label:<14}{value}")

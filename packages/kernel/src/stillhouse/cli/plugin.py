@@ -30,7 +30,7 @@ def plugin(
     name: Annotated[str, typer.Argument(help="The domain: lower-case letters, digits and '_'.")],
     into: Annotated[Path, typer.Option(help="Where to put the new folder.")] = Path(),
 ) -> None:
-    """Write a complete plugin package: domain, data, models, a recipe, its tests."""
+    """Write a complete plugin package to start from."""
     folder = write_plugin(name, into)
     print(f"Wrote {folder}. Next:")
     print(f"  cd {folder}")

@@ -6,6 +6,7 @@ the same bytes.
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,13 +80,14 @@ def _score_plots(document: Document, primary: Score) -> list[Plot]:
 def _scores(document: Document, primary: Score) -> Plot:
     facts = [
         f"{row.name} {units.quantity(row.scores[primary.name].mean, primary.name)}"
-        for row in document.rows
-        if primary.name in row.scores
+        for row in _having(document, primary)
     ]
     return Plot(
         name="scores",
         title=f"{primary.label} of each model",
-        caption="Small marks are seeds, the large one their mean; the band is its 95 % interval.",
+        caption="Small marks are seeds, the large one their mean; the band is its 95 % interval."
+        if any(len(r.scores[primary.name].values) > 1 for r in _having(document, primary))
+        else "One seed a model, so no interval.",
         alt=f"{primary.label} by model: {'; '.join(facts)}.",
         svg=_both(document, primary, _draw_scores),
     )
@@ -96,10 +98,16 @@ def _differences(document: Document, primary: Score) -> Plot:
     return Plot(
         name="differences",
         title=f"Difference to {document.baseline}",
-        caption="Difference seed by seed. An interval that crosses zero is not told from chance.",
+        caption="Difference seed by seed. An interval that crosses zero is not told from chance."
+        if any(r.differences[primary.name].low is not None for r in _students(document, primary))
+        else "One seed, so no interval: a difference may be chance.",
         alt=f"{primary.label}, difference to {document.baseline}: {'; '.join(facts)}.",
         svg=_both(document, primary, _draw_differences),
     )
+
+
+def _having(document: Document, primary: Score) -> list[Row]:
+    return [row for row in document.rows if primary.name in row.scores]
 
 
 def _students(document: Document, primary: Score) -> list[Row]:
@@ -181,13 +189,32 @@ def _style(theme: Theme) -> dict[Any, Any]:  # Any: matplotlib's own literal typ
     }
 
 
-def _ladder(names: Sequence[str], theme: Theme) -> tuple[Figure, Axes]:
+def _name(axes: Axes, y: float, lines: Sequence[str]) -> None:
+    # a text a line: set in another font, the lines of one text would not end flush
+    for i, line in enumerate(lines):
+        place = (-8, 11 * ((len(lines) - 1) / 2 - i))
+        axes.annotate(
+            *(line, (0, y), place, ("axes fraction", "data"), "offset points"),
+            ha="right",
+            va="center",
+        )
+
+
+def _wrapped(name: str, width: int = 22) -> str:
+    """A name on at most three lines: a long one would leave no room to draw in."""
+    lines = textwrap.wrap(name, width)
+    return "\n".join(lines if len(lines) <= 3 else [*lines[:2], f"{lines[2][:-3]}..."])
+
+
+def _ladder(names: Sequence[str]) -> tuple[Figure, Axes]:
     """Axes with a named line a row, the first on top."""
     figure = Figure(figsize=(WIDTH, 0.85 + 0.46 * len(names)), layout="constrained")
     axes = figure.subplots()
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [""] * len(names))
+    for y, name in enumerate(names):
+        _name(axes, y, _wrapped(name).split("\n"))
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0, labelcolor=theme.ink)
+    axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
     axes.set_axisbelow(True)
@@ -197,7 +224,7 @@ def _ladder(names: Sequence[str], theme: Theme) -> tuple[Figure, Axes]:
 
 def _draw_scores(drawing: Drawing) -> Figure:
     named, name = drawing.named(), drawing.primary.name
-    figure, axes = _ladder([row.name for row, _, _ in named], drawing.theme)
+    figure, axes = _ladder([row.name for row, _, _ in named])
     for y, (row, colour, marker) in enumerate(named):
         summary = row.scores[name]
         _band(axes, y, summary.low, summary.high, colour, drawing)
@@ -226,7 +253,7 @@ def _say(axes: Axes, x: float, y: float, text: str) -> None:
 def _draw_differences(drawing: Drawing) -> Figure:
     name = drawing.primary.name
     named = [n for n in drawing.named() if n[0].standing == "student" and name in n[0].differences]
-    figure, axes = _ladder([row.name for row, _, _ in named], drawing.theme)
+    figure, axes = _ladder([row.name for row, _, _ in named])
     axes.axvline(0, color=drawing.theme.baseline, lw=1.2)
     for y, (row, colour, marker) in enumerate(named):
         gap = row.differences[name]
@@ -249,7 +276,7 @@ def _draw_against(drawing: Drawing, cost: str) -> Figure:
         if cost in row.scores:
             x, y = row.scores[cost].mean, drawing.shown(row.scores[name].mean)
             style: dict[str, Any] = {"mfc": colour, "mec": drawing.theme.paper, "mew": 1.2}
-            axes.plot(x, y, marker, ms=9, ls="", label=row.name, **style)
+            axes.plot(x, y, marker, ms=9, ls="", label=_wrapped(row.name), **style)
     _log(axes, cost)
     axes.grid()
     axes.set_axisbelow(True)
@@ -269,7 +296,8 @@ def _log(axes: Axes, cost: str) -> None:
     axes.set_xticks(_log_ticks(low, high))
     axes.set_xlim(low, high)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NO-BREAK SPACE}"))
+    # 300 m of a unit that is itself ms reads badly
+    axes.xaxis.set_major_formatter("{x:g}" if unit.symbol else EngFormatter(sep=" "))
     axes.set_xlabel(f"{unit.label}{f', {unit.symbol}' if unit.symbol else ''}")
 
 
@@ -314,17 +342,15 @@ def _last(curve: Curve) -> float:
 
 
 def _draw_losses(panels: Mapping[str, Sequence[Curve]], theme: Theme) -> Figure:
-    across = min(2, len(panels))
+    across = 3 if len(panels) == 3 or len(panels) > 4 else min(2, len(panels))
     down = -(-len(panels) // across)
-    figure = Figure(
-        figsize=(2 * WIDTH if across == 2 else WIDTH, 2.35 * down), layout="constrained"
-    )
+    figure = Figure(figsize=(2 * WIDTH, 2.35 * down), layout="constrained")
     grid = figure.subplots(down, across, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for axes, (name, curves) in zip(grid.flat, panels.items(), strict=False):
         _draw_panel(axes, curves, theme)
-        axes.set_title(name)
+        axes.set_title(_wrapped(name, 40))
     return figure
 
 

@@ -29,11 +29,12 @@ def report(recipe: Recipe, runs: Runs, *, partial: bool = False) -> Path:
         raise MissingData(_unfinished(document))
     drawn, final = plots(document), runs.folder / FOLDER
     images = {p.path: (runs.folder / p.path).read_bytes() for p in document.pictures}
+    places = {path: f"../{path}" for path in images}
     with _lock(runs.folder), writing(final) as out:
         _write_figures(drawn, out / "figures")
-        (out / RECORD).write_text(dump(document))
-        (out / TEXT).write_text(markdown(document, drawn, {path: f"../{path}" for path in images}))
-        (out / PAGE).write_text(html(document, drawn, images))
+        (out / RECORD).write_text(dump(document), encoding="utf-8")
+        (out / TEXT).write_text(markdown(document, drawn, places), encoding="utf-8")
+        (out / PAGE).write_text(html(document, drawn, images), encoding="utf-8")
     return final / PAGE
 
 
@@ -78,7 +79,7 @@ def _lock(folder: Path) -> FileLock:
 def _write_figures(drawn: tuple[Plot, ...], folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for name, text in _named(drawn).items():
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _named(drawn: tuple[Plot, ...]) -> Mapping[str, str]:

@@ -17,7 +17,7 @@ from stillhouse.report.figures import Plot
 from stillhouse.report.palette import MODES, THEMES, Mode, colours
 
 TEMPLATES = Path(__file__).with_name("templates")
-LINK = re.compile(r"https?://[^\s<>\"')\]]*[^\s<>\"')\].,;]|\barXiv:\s?(\d{4}\.\d{4,5})")
+LINK = re.compile(r"https?://[^\s<>\"')\]]*[^\s<>\"')\].,;]|\barXiv[: ]\s?(\d{4}\.\d{4,5})")
 MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~$])")
 SIZE = re.compile(r'<svg [^>]*?width="(?P<width>[\d.]+)pt" height="(?P<height>[\d.]+)pt"')
 

@@ -1,0 +1,12 @@
+"""Stillhouse domain plugin: image classification."""
+
+from stillhouse.domain import Domain
+
+domain = Domain(
+    name="vision",
+    summary="image classification: small convolutional networks from large ones",
+    recipes={"distill": "stillhouse_vision.recipes.distill:distill"},
+    predict="stillhouse_vision.predict:predict",
+)
+
+__all__ = ["domain"]

@@ -1,0 +1,45 @@
+"""What a trained classifier says about picture files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillhouse.artifact import Built
+from stillhouse.errors import BadData, MissingData
+from stillhouse_vision.data import Sample, decode
+from stillhouse_vision.models import ImageSpec
+
+TOP = 3
+
+
+def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]:
+    """A row a picture: its file, and the likeliest classes with their probabilities, best first.
+
+    Pictures of any size are scaled and cut to the model's. Raises MissingData or BadData naming the
+    file.
+    """
+    if "images" not in model.spec.kwargs:
+        raise BadData(
+            f"{model.spec.build.__qualname__}: a model that does not say which pictures it takes"
+        )
+    images = ImageSpec.of(model.spec.kwargs["images"])
+    return [_row(model, images, file) for file in inputs]
+
+
+def _row(model: Built, images: ImageSpec, file: Path) -> Mapping[str, Any]:
+    if not file.is_file():
+        raise MissingData(f"{file}: there is no such file; give a picture")
+    picture = torch.from_numpy(decode(Sample(str(file), file, 0), images, resize=True))
+    with torch.no_grad():
+        logits = model.module({"images": picture[None]})["logits"][0]
+    probabilities, classes = logits.softmax(0).topk(min(TOP, len(logits)))
+    row: dict[str, Any] = {"file": str(file)}
+    for place, (number, probability) in enumerate(
+        zip(classes.tolist(), probabilities.tolist(), strict=True), 1
+    ):
+        suffix = "" if place == 1 else f" {place}"
+        row[f"class{suffix}"] = images.names[number] if images.names else str(number)
+        row[f"probability{suffix}"] = round(probability, 4)
+    return row
