@@ -70,7 +70,7 @@ def write_text(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
         try:
-            aside.write_text(text)
+            aside.write_text(text, encoding="utf-8")
             fsync(aside)
             aside.replace(path)
         except BaseException:

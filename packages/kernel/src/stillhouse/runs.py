@@ -136,9 +136,9 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
         parallel.join(runs.device)
     with _stage_lock(stage, runs, rank):
         inputs = {port: _input(recipe, ref, runs) for port, ref in stage.inputs.items()}
-        code = _code(runs)
+        code = code_of(runs.recipe)
         digests = {port: artifact.digest for port, artifact in inputs.items()}
-        key = digest({"stage": stage, "inputs": digests, "code": code})
+        key = stage_key(stage, digests, code)
         done = finished(stage, runs)
         if parallel.agree(done is not None and done.key == key and _whole(done)):
             runs.observe(Event(stage=stage.name, text="up to date"))
@@ -158,11 +158,16 @@ def run_recipe(recipe: Recipe, runs: Runs) -> None:
         run_stage(recipe, stage, runs)
 
 
-def _code(runs: Runs) -> str:
-    name = runs.recipe.partition("/")[0]
-    points = importlib.metadata.entry_points(group=GROUP, name=name)
+def code_of(recipe: str) -> str:
+    """The code version of "domain/recipe": the kernel's sources and the plugin's."""
+    points = importlib.metadata.entry_points(group=GROUP, name=recipe.partition("/")[0])
     packages = (point.value.partition(":")[0].partition(".")[0] for point in points)
     return code_version(next(packages, "stillhouse"))
+
+
+def stage_key(stage: Stage, digests: Mapping[str, str], code: str) -> str:
+    """The key of a stage: what it says, its inputs' digests by port, and the code that runs it."""
+    return digest({"stage": stage, "inputs": digests, "code": code})
 
 
 def _input(recipe: Recipe, ref: str, runs: Runs) -> Artifact:

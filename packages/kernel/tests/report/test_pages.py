@@ -147,7 +147,6 @@ def test_what_users_write_is_escaped(tmp_path: Path) -> None:
     page = made(story, tmp_path)
     text, parsed = page.read_text(), Page(page.read_text())
     assert not parsed.all("script")
-    assert not parsed.all("b") or "R &amp; D" in text
     assert "&lt;b&gt;R &amp; D&lt;/b&gt;" in text
     assert all((image["src"] or "").startswith("data:") for image in parsed.all("img"))
     assert NASTY in html.unescape(text)

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import yaml
 
-from stillhouse.digest import code_version, digest, file_digest
-from stillhouse.domain import GROUP
+from stillhouse.digest import file_digest
 from stillhouse.errors import BadData
 from stillhouse.recipe import OUTSIDE, Recipe, Stage
 from stillhouse.report.collect import Finished
 from stillhouse.report.document import Lineage
+from stillhouse.runs import code_of, stage_key
 
 
 def lineage(recipe: Recipe, name: str, root: Path, finished: Mapping[str, Finished]) -> Lineage:
     """The versions of the checkout at `root`, and what of the finished stages is stale in it."""
-    lock, code = root / "uv.lock", code_version(_package(name.partition("/")[0]))
+    lock, code = root / "uv.lock", code_of(name)
     return Lineage(
         data=data_version(root / "data.dvc"),
         commit=_git(root, "rev-parse", "HEAD"),
@@ -41,11 +41,6 @@ def data_version(file: Path) -> str | None:
     if len(pinned) == 1:
         return pinned[0]
     return hashlib.sha256("\n".join(pinned).encode()).hexdigest()
-
-
-def _package(domain: str) -> str:
-    points = importlib.metadata.entry_points(group=GROUP, name=domain)
-    return next((p.value.partition(":")[0].partition(".")[0] for p in points), "stillhouse")
 
 
 def _git(root: Path, *words: str) -> str | None:
@@ -72,7 +67,7 @@ def _stale(recipe: Recipe, finished: Mapping[str, Finished], code: str) -> tuple
 def _key(stage: Stage, done: Finished, code: str) -> str:
     """The key run_stage would give the stage now, its outside inputs unchanged."""
     inputs = {port: source.digest for port, source in done.file.inputs.items()}
-    return digest({"stage": stage, "inputs": inputs, "code": code})
+    return stage_key(stage, inputs, code)
 
 
 def _older_inputs(stage: Stage, finished: Mapping[str, Finished]) -> list[str]:
