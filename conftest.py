@@ -1,27 +1,39 @@
-"""For every test: shapes and types of the kernel are checked, and nothing is written outside the test's folders."""
+"""For every test: the kernel's shapes and types are checked; nothing is written outside."""
 
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
-CHECKED = ("cache", "checkpoint", "data", "engine", "export", "metrics", "objectives", "profile", "stages", "training", "turns")
+CHECKED = (
+    "cache",
+    "checkpoint",
+    "data",
+    "engine",
+    "export",
+    "metrics",
+    "objectives",
+    "profile",
+    "stages",
+    "training",
+    "turns",
+)
 # before any of it is imported: jaxtyping and beartype check each call against its annotations
 checker = types.ModuleType("stillhouse_checker")
-checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as in PEP 484
+checker.check = beartype(
+    conf=BeartypeConf(is_pep484_tower=True)
+)  # an int is a float, as in PEP 484
 sys.modules[checker.__name__] = checker
 install_import_hook([f"stillhouse.{name}" for name in CHECKED], "stillhouse_checker.check")
 
 
 @pytest.fixture(autouse=True)
-def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     home: Path = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("STILLHOUSE_HOME", str(home))
-    yield
 
 
 @pytest.fixture(autouse=True, scope="session")

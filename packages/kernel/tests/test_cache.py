@@ -13,7 +13,17 @@ from stillhouse.data.data import TensorData
 from stillhouse.engine import fit
 from stillhouse.errors import BadSetting, ContractError, UnknownName
 
-from .toys import Net, Shift, same, toy_context, toy_data, toy_models, toy_objective, toy_setup, weights
+from .toys import (
+    Net,
+    Shift,
+    same,
+    toy_context,
+    toy_data,
+    toy_models,
+    toy_objective,
+    toy_setup,
+    weights,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +37,9 @@ class Neighbours:
 SOURCE = Source(role="r", data="d", code="c", device="cpu", cache=Cache(), augment=Shift())
 
 
-def fill(folder: Path, source: Source = SOURCE, teacher: Net | None = None, views: range = range(2)) -> tuple[CachedRole, dict]:
+def fill(
+    folder: Path, source: Source = SOURCE, teacher: Net | None = None, views: range = range(2)
+) -> tuple[CachedRole, dict]:
     ctx = toy_context(folder)
     role = teacher or toy_models()["teacher"]
     stand_in = cached("teacher", role, toy_data(), views, source, batch=8, ctx=ctx)
@@ -123,7 +135,9 @@ def test_half_precision_and_top_k_state_their_error(tmp_path: Path) -> None:
     largest = exact.topk(2).indices
     torch.testing.assert_close(found.gather(1, largest), exact.gather(1, largest))
     # the mass of each kept class is exact at temperature 1
-    torch.testing.assert_close(found.softmax(1).gather(1, largest), exact.softmax(1).gather(1, largest))
+    torch.testing.assert_close(
+        found.softmax(1).gather(1, largest), exact.softmax(1).gather(1, largest)
+    )
 
 
 def test_ids_need_not_be_positions(tmp_path: Path) -> None:
@@ -138,12 +152,16 @@ def test_ids_need_not_be_positions(tmp_path: Path) -> None:
 
 
 def test_an_augmentation_that_is_not_pure_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match="Neighbours is not a pure function of \\(id, view\\): 'images' differs"):
+    with pytest.raises(
+        ContractError, match="Neighbours is not a pure function of \\(id, view\\): 'images' differs"
+    ):
         fill(tmp_path, replace(SOURCE, augment=Neighbours()))
 
 
 def test_messages(tmp_path: Path) -> None:
-    with pytest.raises(UnknownName, match="cache of role 'teacher': unknown output 'logit'. Did you mean 'logits'"):
+    with pytest.raises(
+        UnknownName, match="cache of role 'teacher': unknown output 'logit'. Did you mean 'logits'"
+    ):
         fill(tmp_path, replace(SOURCE, cache=Cache(outputs=("logit",))))
     with pytest.raises(BadSetting, match=r"top_k must be >= 1 \(got 0\)"):
         Cache(top_k=0)
@@ -161,5 +179,7 @@ def test_training_with_the_cache_follows_training_without_it(tmp_path: Path) -> 
     assert same(weights({"s": offline["student"]}), weights({"s": again["student"]}))
     assert losses["loss"] > 0
     for name, value in weights({"s": online["student"]}).items():
-        torch.testing.assert_close(value, weights({"s": offline["student"]})[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            value, weights({"s": offline["student"]})[name], rtol=1e-3, atol=1e-4
+        )
     assert isinstance(data, TensorData)

@@ -31,7 +31,9 @@ def test_a_ragged_column_is_packed_with_offsets() -> None:
 
 
 @pytest.mark.parametrize("shard", [65536, 2])
-def test_what_is_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: int) -> None:
+def test_what_is_written_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: int
+) -> None:
     monkeypatch.setattr("stillhouse.data.shards.SHARD_ROWS", shard)
     artifact = save_data(tmp_path / "d", columns())
     data = load_data(artifact.path)
@@ -54,15 +56,22 @@ def test_a_pass_has_every_row_once_and_the_seed_decides_the_order() -> None:
     data = TensorData({"x": torch.arange(10)})
     order = [b["id"].tolist() for b in data.batches(4, rng=torch.Generator().manual_seed(3))]
     assert [len(b) for b in order] == [4, 4, 2]
-    assert sorted(sum(order, [])) == list(range(10))
-    assert order == [b["id"].tolist() for b in data.batches(4, rng=torch.Generator().manual_seed(3))]
-    assert [b["id"].tolist() for b in data.batches(5, rng=None)] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    assert sorted(i for ids in order for i in ids) == list(range(10))
+    assert order == [
+        b["id"].tolist() for b in data.batches(4, rng=torch.Generator().manual_seed(3))
+    ]
+    assert [b["id"].tolist() for b in data.batches(5, rng=None)] == [
+        [0, 1, 2, 3, 4],
+        [5, 6, 7, 8, 9],
+    ]
     some = Rows(data, torch.tensor([9, 3]))
     assert [b["id"].tolist() for b in some.batches(5, rng=None)] == [[9, 3]]
 
 
 def test_bad_data_is_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(BadData, match="'a': column 'x' holds a value that is not finite .first in row 1."):
+    with pytest.raises(
+        BadData, match="'a': column 'x' holds a value that is not finite .first in row 1."
+    ):
         save_data(tmp_path / "a", {"x": torch.tensor([[0.0], [float("nan")]])})
     with pytest.raises(BadData, match="'b': columns differ in length: {'x': 2, 'y': 3}"):
         save_data(tmp_path / "b", {"x": torch.zeros(2), "y": torch.zeros(3)})
@@ -74,5 +83,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     save_data(tmp_path / "d", columns())
     file = tmp_path / "d" / "00000.safetensors"
     file.write_bytes(file.read_bytes()[:40])
-    with pytest.raises(CorruptArtifact, match=r"d: cannot be read as data .* run the stage that made it again"):
+    with pytest.raises(
+        CorruptArtifact, match=r"d: cannot be read as data .* run the stage that made it again"
+    ):
         load_data(tmp_path / "d")

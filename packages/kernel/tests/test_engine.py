@@ -73,7 +73,10 @@ def adversarial() -> Adversarial:
 def plain_two_phases(data: TensorData) -> dict[str, nn.Module]:
     models = adversarial_models()
     teacher, student, generator = models["teacher"], models["student"], models["generator"]
-    tune = {n: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3) for n, m in models.items()}
+    tune = {
+        n: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+        for n, m in models.items()
+    }
     for step in range(20):
         rng = torch.Generator().manual_seed(mix(3, STEP, step, 0))
         for name, every, sign in (("generator", 3, -1), ("student", 1, 1)):
@@ -118,7 +121,9 @@ class KillAt:
     {"ema": {"student": 0.9}, "schedule": Cosine(warmup=0.2)},
     {"optimizer": replace(toy_phase().optimizer, build=torch.optim.AdamW, kwargs={}, lr=0.01)},
 ], ids=["plain", "accumulate-clip", "ema-cosine", "adamw"])  # fmt: skip
-def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path, changes: dict) -> None:
+def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(
+    tmp_path: Path, changes: dict
+) -> None:
     objective = toy_objective(**changes)
     whole = toy_models(dropout=0.3)
     curves = toy_context(tmp_path / "whole")
@@ -179,7 +184,13 @@ def test_ema_follows_its_formula(tmp_path: Path) -> None:
     fit(toy_objective(ema={"student": 0.5}), models, toy_data(), setup=toy_setup(steps=1), ctx=ctx)
     first = models["student"].head.weight.detach().clone()
     models2 = toy_models()
-    fit(toy_objective(ema={"student": 0.5}), models2, toy_data(), setup=toy_setup(steps=2), ctx=toy_context(tmp_path / "2"))
+    fit(
+        toy_objective(ema={"student": 0.5}),
+        models2,
+        toy_data(),
+        setup=toy_setup(steps=2),
+        ctx=toy_context(tmp_path / "2"),
+    )
     # the average starts at the first update and takes half of the second
     expected = 0.5 * first + 0.5 * models2["student"].head.weight.detach()
     torch.testing.assert_close(models2["student-ema"].head.weight.detach(), expected)
@@ -188,9 +199,19 @@ def test_ema_follows_its_formula(tmp_path: Path) -> None:
 def test_lr_scale_and_clip_reach_the_optimizer(tmp_path: Path) -> None:
     start = toy_models()
     moved = {}
-    for name, changes in {"full": {}, "scaled": {"lr_scale": {"student": 0.5}}, "clipped": {"clip_norm": 1e-6}}.items():
+    for name, changes in {
+        "full": {},
+        "scaled": {"lr_scale": {"student": 0.5}},
+        "clipped": {"clip_norm": 1e-6},
+    }.items():
         models = toy_models()
-        fit(toy_objective(**changes), models, toy_data(), setup=toy_setup(steps=1), ctx=toy_context(tmp_path / name))
+        fit(
+            toy_objective(**changes),
+            models,
+            toy_data(),
+            setup=toy_setup(steps=1),
+            ctx=toy_context(tmp_path / name),
+        )
         moved[name] = (models["student"].head.weight - start["student"].head.weight).norm().item()
     assert moved["scaled"] == pytest.approx(moved["full"] / 2, rel=1e-4)
     # what is left after clipping is the weight decay
@@ -208,17 +229,24 @@ class Wakes(Composed):
         return Composed.terms(self, phase, models, batch, step=step, steps=steps, rng=rng)
 
 
-@pytest.mark.parametrize(("part", "message"), [(False, "in train mode"), (True, "changed during training")])
+@pytest.mark.parametrize(
+    ("part", "message"), [(False, "in train mode"), (True, "changed during training")]
+)
 def test_a_teacher_that_drifts_is_an_error(tmp_path: Path, part: bool, message: str) -> None:
     base = toy_objective()
     objective = Wakes(phases=base.phases, roles=base.roles, losses=base.losses, part=part)
-    with pytest.raises(ContractError, match=f"frozen role 'teacher' {message}|put frozen role 'teacher' {message}"):
+    with pytest.raises(
+        ContractError, match=f"frozen role 'teacher' {message}|put frozen role 'teacher' {message}"
+    ):
         fit(objective, toy_models(), toy_data(), setup=toy_setup(), ctx=toy_context(tmp_path))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     objective = toy_objective(optimizer=replace(toy_phase().optimizer, lr=1e30))
-    with pytest.raises(ContractError, match=r"stage 'toy': term '\w+' is (nan|inf) by step \d+; lower the learning rate"):
+    with pytest.raises(
+        ContractError,
+        match=r"stage 'toy': term '\w+' is (nan|inf) by step \d+; lower the learning rate",
+    ):
         fit(objective, toy_models(), toy_data(), setup=toy_setup(), ctx=toy_context(tmp_path))
 
 
@@ -255,7 +283,13 @@ def test_refreshed_data_are_part_of_the_checkpoint(tmp_path: Path) -> None:
 def test_a_run_leaves_nothing_in_mmengine(tmp_path: Path) -> None:
     before = len(MMLogger._instance_dict), len(MessageHub._instance_dict)
     for name in ("a", "b"):
-        fit(toy_objective(), toy_models(), toy_data(), setup=toy_setup(steps=2), ctx=toy_context(tmp_path / name))
+        fit(
+            toy_objective(),
+            toy_models(),
+            toy_data(),
+            setup=toy_setup(steps=2),
+            ctx=toy_context(tmp_path / name),
+        )
     assert (len(MMLogger._instance_dict), len(MessageHub._instance_dict)) == before
 
 
@@ -266,7 +300,13 @@ def test_the_callers_random_state_is_its_own(tmp_path: Path) -> None:
     models = {"teacher": toy_models()["teacher"]}
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    fit(toy_objective(), {**models, "student": _student()}, toy_data(), setup=toy_setup(steps=2), ctx=toy_context(tmp_path))
+    fit(
+        toy_objective(),
+        {**models, "student": _student()},
+        toy_data(),
+        setup=toy_setup(steps=2),
+        ctx=toy_context(tmp_path),
+    )
     torch.set_rng_state(torch.get_rng_state())
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(torch.rand(3), expected)
@@ -284,7 +324,13 @@ def test_what_cannot_be_trained_says_why(tmp_path: Path) -> None:
     with pytest.raises(BadData, match="stage 'toy': the training data hold no sample"):
         fit(toy_objective(), toy_models(), toy_data(rows=0), setup=setup, ctx=ctx)
     with pytest.raises(BadSetting, match="precision bf16 needs --device cuda"):
-        fit(toy_objective(), toy_models(), toy_data(), setup=replace(setup, precision="bf16"), ctx=ctx)
+        fit(
+            toy_objective(),
+            toy_models(),
+            toy_data(),
+            setup=replace(setup, precision="bf16"),
+            ctx=ctx,
+        )
     with pytest.raises(BadSetting, match="batch 8 cannot be split over 3 processes"):
         fit(toy_objective(), toy_models(), toy_data(), setup=setup, ctx=replace(ctx, nproc=3))
     with pytest.raises(BadSetting, match=r"steps must be >= 1 \(got 0\)"):
@@ -311,7 +357,16 @@ def test_a_phase_that_is_not_due_is_not_run(tmp_path: Path) -> None:
 
     @dataclass(frozen=True, kw_only=True)
     class Counting(Adversarial):
-        def terms(self, phase: str, models: Models, batch: Tensors, *, step: int, steps: int, rng: torch.Generator) -> Tensors:
+        def terms(
+            self,
+            phase: str,
+            models: Models,
+            batch: Tensors,
+            *,
+            step: int,
+            steps: int,
+            rng: torch.Generator,
+        ) -> Tensors:
             seen.append((phase, step))
             frozen = models["student" if phase == "generator" else "generator"]
             assert not frozen.training
@@ -319,8 +374,21 @@ def test_a_phase_that_is_not_due_is_not_run(tmp_path: Path) -> None:
             return Adversarial.terms(self, phase, models, batch, step=step, steps=steps, rng=rng)
 
     objective = Counting(phases=adversarial().phases)
-    fit(objective, adversarial_models(), toy_data(), setup=toy_setup(steps=4), ctx=toy_context(tmp_path))
-    assert seen == [("generator", 0), ("student", 0), ("student", 1), ("student", 2), ("generator", 3), ("student", 3)]
+    fit(
+        objective,
+        adversarial_models(),
+        toy_data(),
+        setup=toy_setup(steps=4),
+        ctx=toy_context(tmp_path),
+    )
+    assert seen == [
+        ("generator", 0),
+        ("student", 0),
+        ("student", 1),
+        ("student", 2),
+        ("generator", 3),
+        ("student", 3),
+    ]
 
 
 def test_views_count_epochs(tmp_path: Path) -> None:

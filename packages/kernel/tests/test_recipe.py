@@ -11,14 +11,20 @@ from typing import Any
 import pytest
 
 from stillhouse.artifact import Model
-from stillhouse.digest import arrays_digest, canonical, code_version, digest, path_digest, text_digest
+from stillhouse.digest import (
+    arrays_digest,
+    canonical,
+    code_version,
+    digest,
+    path_digest,
+    text_digest,
+)
 from stillhouse.errors import BadRecipe, UnhashableRecipe, UnknownName
 from stillhouse.objectives.objective import Composed, Weighted
 from stillhouse.recipe import Recipe
 from stillhouse.stages import Evaluate, Make, Train
 
 from .toys import CrossEntropy, Net, toy_objective
-
 
 STUDENT = Model(build=Net, kwargs={"width": 4})
 
@@ -46,8 +52,13 @@ def train(**changes: Any) -> Train:
 
 
 def test_equal_values_have_one_digest_and_different_ones_another() -> None:
-    assert digest(Frozen(value={"a": 1, "b": (2, 3)})) == digest(Frozen(value={"b": [2, 3], "a": 1}))
-    different = [Frozen(value=v) for v in (1, 1.5, "1", True, None, [1], {"a": 1}, Colour.RED, Path("1"), Frozen(value=1))]
+    assert digest(Frozen(value={"a": 1, "b": (2, 3)})) == digest(
+        Frozen(value={"b": [2, 3], "a": 1})
+    )
+    different = [
+        Frozen(value=v)
+        for v in (1, 1.5, "1", True, None, [1], {"a": 1}, Colour.RED, Path("1"), Frozen(value=1))
+    ]
     assert len({digest(v) for v in different}) == len(different)
 
 
@@ -74,15 +85,23 @@ def test_what_has_no_reproducible_digest_is_refused_with_its_path(value: Any, me
 def test_a_function_inside_a_function_is_refused() -> None:
     def inner() -> None: ...
 
-    with pytest.raises(UnhashableRecipe, match=r"'test_a_function.*<locals>.inner', defined inside a function"):
+    with pytest.raises(
+        UnhashableRecipe, match=r"'test_a_function.*<locals>.inner', defined inside a function"
+    ):
         digest(inner)
 
 
 def test_a_lambda_in_a_stage_is_named_by_its_place() -> None:
     losses = {"kd": Weighted(term=CrossEntropy())}
-    broken = Composed(phases=toy_objective().phases, roles=("student",), losses={"kd": replace(losses["kd"], term=lambda o, b, *, progress: o)})
+    broken = Composed(
+        phases=toy_objective().phases,
+        roles=("student",),
+        losses={"kd": replace(losses["kd"], term=lambda o, b, *, progress: o)},
+    )
     stage = train(objective=broken, inputs={"data": "builtin:x:y"}, fresh={"student": STUDENT})
-    with pytest.raises(UnhashableRecipe, match=r"recipe.stages\[0\].objective.losses\['kd'\].term: a lambda"):
+    with pytest.raises(
+        UnhashableRecipe, match=r"recipe.stages\[0\].objective.losses\['kd'\].term: a lambda"
+    ):
         digest(Recipe(name="r", reference="", stages=[stage], rows={}, baseline=""))
 
 
@@ -103,7 +122,11 @@ def test_folders_and_arrays(tmp_path: Path) -> None:
     (tmp_path / "a" / "x").rename(tmp_path / "a" / "y")
     assert path_digest(tmp_path) != one
     zeros = np.zeros((2, 3), dtype=np.uint8)
-    assert arrays_digest({"a": zeros}) != arrays_digest({"a": zeros.reshape(3, 2)}) != arrays_digest({"b": zeros})
+    assert (
+        arrays_digest({"a": zeros})
+        != arrays_digest({"a": zeros.reshape(3, 2)})
+        != arrays_digest({"b": zeros})
+    )
 
 
 def test_the_code_version_leaves_out_what_computes_nothing() -> None:
@@ -112,7 +135,11 @@ def test_the_code_version_leaves_out_what_computes_nothing() -> None:
     names = [name for name, _ in _sources(["stillhouse"])]
     assert "stillhouse/engine.py" in names
     assert "stillhouse/stages/train.py" in names
-    assert not [n for n in names if n.startswith(("stillhouse/cli/", "stillhouse/report/", "stillhouse/testing/"))]
+    assert not [
+        n
+        for n in names
+        if n.startswith(("stillhouse/cli/", "stillhouse/report/", "stillhouse/testing/"))
+    ]
     assert code_version("stillhouse") == code_version("stillhouse")
 
 
@@ -121,13 +148,18 @@ def make(name: str = "data") -> Make:
 
 
 def recipe(*stages: Any, **changes: Any) -> Recipe:
-    return Recipe(**{"name": "r", "reference": "", "stages": stages, "rows": {}, "baseline": "", **changes})
+    return Recipe(
+        **{"name": "r", "reference": "", "stages": stages, "rows": {}, "baseline": "", **changes}
+    )
 
 
 def test_stages_must_fit_together() -> None:
     student = train(inputs={"data": "data.train"}, fresh={"student": STUDENT, "teacher": STUDENT})
     assert recipe(make(), student).upstream(student) == ("data",)
-    with pytest.raises(UnknownName, match="stage 'student': port 'data': unknown output 'data.trian'. Did you mean 'data.train'"):
+    with pytest.raises(
+        UnknownName,
+        match="stage 'student': port 'data': unknown output 'data.trian'. Did you mean 'data.train'",
+    ):
         recipe(make(), replace(student, inputs={"data": "data.trian"}))
     with pytest.raises(BadRecipe, match="stage 'data': two stages have this name"):
         recipe(make(), make())
@@ -142,7 +174,9 @@ def test_stages_must_fit_together() -> None:
 
 
 def test_a_train_stage_checks_its_roles() -> None:
-    with pytest.raises(UnknownName, match="stage 'student': trains: unknown role 'student'. Valid: teacher"):
+    with pytest.raises(
+        UnknownName, match="stage 'student': trains: unknown role 'student'. Valid: teacher"
+    ):
         train()
     with pytest.raises(BadRecipe, match="stage 'student': no port 'data'"):
         train(inputs={})
@@ -154,5 +188,7 @@ def test_a_train_stage_checks_its_roles() -> None:
 
 
 def test_an_evaluation_needs_data_and_a_metric() -> None:
-    with pytest.raises(BadRecipe, match="an evaluation needs a port 'data' and at least one metric"):
+    with pytest.raises(
+        BadRecipe, match="an evaluation needs a port 'data' and at least one metric"
+    ):
         Evaluate(name="scores", metrics=(), inputs={"data": "data.test"})

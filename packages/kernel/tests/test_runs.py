@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 
 from stillhouse.artifact import load_model, resolve, save_model
 from stillhouse.errors import CorruptArtifact, MissingData, PluginError, StorageError
+from stillhouse.files import writing
 from stillhouse.recipe import Event
 from stillhouse.runs import Runs, finished, home, project_root, run_recipe, run_stage
 from stillhouse.settings import make_recipe, make_settings
@@ -44,10 +44,9 @@ for name in ("data", "teacher", stage):
 
 
 @pytest.fixture(autouse=True)
-def _toy_plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _toy_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SITE))
     monkeypatch.setenv("PYTHONPATH", str(SITE))
-    yield
 
 
 def toy(root: Path, observe: Any = lambda event: None, **settings: Any) -> tuple[Any, Runs]:
@@ -68,9 +67,19 @@ def test_a_recipe_runs_once_and_is_skipped_after(tmp_path: Path) -> None:
     assert record["inputs"]["teacher"]["ref"] == "teacher.teacher"
     measured = json.loads((runs.folder / "student-0.run.json").read_text())
     assert measured["measured"]["steps"] == 30
-    assert (runs.folder / "student-0.curves.tsv").read_text().splitlines()[0] == "step\tloss\tce\tmatch"
+    assert (runs.folder / "student-0.curves.tsv").read_text().splitlines()[
+        0
+    ] == "step\tloss\tce\tmatch"
     scores = json.loads((runs.folder / "student-0-scores.scores.json").read_text())
-    assert set(scores) == {"accuracy", "nll_loss", "calibration_error", "teacher_agreement", "parameters", "macs", "size_mib"}
+    assert set(scores) == {
+        "accuracy",
+        "nll_loss",
+        "calibration_error",
+        "teacher_agreement",
+        "parameters",
+        "macs",
+        "size_mib",
+    }
 
 
 def test_a_new_seed_runs_only_that_seed(tmp_path: Path) -> None:
@@ -99,7 +108,10 @@ def test_damage_is_found_where_it_is_read(tmp_path: Path) -> None:
     raw = bytearray(file.read_bytes())
     raw[-1] ^= 1
     file.write_bytes(raw)
-    with pytest.raises(CorruptArtifact, match=r"its bytes differ from the digest in stage.json; delete .*teacher and run"):
+    with pytest.raises(
+        CorruptArtifact,
+        match=r"its bytes differ from the digest in stage.json; delete .*teacher and run",
+    ):
         run_stage(recipe, recipe.stage("student-0"), runs)
     (runs.folder / "teacher" / "stage.json").write_text("{")
     with pytest.raises(CorruptArtifact, match=r"stage.json: cannot be read .* delete the folder"):
@@ -108,14 +120,19 @@ def test_damage_is_found_where_it_is_read(tmp_path: Path) -> None:
 
 def test_an_input_that_has_not_run_is_named(tmp_path: Path) -> None:
     recipe, runs = toy(tmp_path)
-    with pytest.raises(MissingData, match="'data.train': stage 'data' has not run. Run: stillhouse run toy/toy@v"):
+    with pytest.raises(
+        MissingData, match="'data.train': stage 'data' has not run. Run: stillhouse run toy/toy@v"
+    ):
         run_stage(recipe, recipe.stage("teacher"), runs)
 
 
 def test_two_at_once_run_a_stage_once(tmp_path: Path) -> None:
     seen: list[str] = []
     recipe, runs = toy(tmp_path, lambda event: seen.append(event.text))
-    workers = [threading.Thread(target=run_stage, args=(recipe, recipe.stage("data"), runs)) for _ in range(2)]
+    workers = [
+        threading.Thread(target=run_stage, args=(recipe, recipe.stage("data"), runs))
+        for _ in range(2)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -123,18 +140,30 @@ def test_two_at_once_run_a_stage_once(tmp_path: Path) -> None:
     assert sorted(text for text in seen if text) == ["done", "up to date"]
 
 
-def worker(root: Path, stage: str, *, cache: bool, slow: float, steps: int = 30, nproc: int = 1) -> list[str]:
+def worker(
+    root: Path, stage: str, *, cache: bool, slow: float, steps: int = 30, nproc: int = 1
+) -> list[str]:
     script = root / "worker.py"
     root.mkdir(parents=True, exist_ok=True)
     script.write_text(WORKER)
     launch = [sys.executable]
     if nproc > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)]
-    return [*launch, str(script), str(root), stage, str(steps), "cache" if cache else "no", str(slow)]
+    return [
+        *launch,
+        str(script),
+        str(root),
+        stage,
+        str(steps),
+        "cache" if cache else "no",
+        str(slow),
+    ]
 
 
 def run_whole(root: Path, **given: Any) -> dict[str, torch.Tensor]:
-    subprocess.run(worker(root, "student-0", slow=0, **given), check=True, capture_output=True, timeout=120)
+    subprocess.run(
+        worker(root, "student-0", slow=0, **given), check=True, capture_output=True, timeout=120
+    )
     return load_file(str(root / "runs/toy/toy/v/student-0/student/model.safetensors"))
 
 
@@ -152,8 +181,14 @@ def kill_in_the_middle(root: Path, home: Path, **given: Any) -> None:
     assert not (root / "runs/toy/toy/v/student-0").exists()
 
 
-@pytest.mark.parametrize(("cache", "nproc"), [(False, 1), (True, 1), (False, 2)], ids=["online", "cached", "two-processes"])
-def test_sigkill_and_again_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool, nproc: int) -> None:
+@pytest.mark.parametrize(
+    ("cache", "nproc"),
+    [(False, 1), (True, 1), (False, 2)],
+    ids=["online", "cached", "two-processes"],
+)
+def test_sigkill_and_again_gives_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool, nproc: int
+) -> None:
     monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home-whole"))
     whole = run_whole(tmp_path / "whole", cache=cache, nproc=nproc)
     home = tmp_path / "home-killed"
@@ -185,11 +220,16 @@ except StorageError as error:
 """
     runs = tmp_path / "runs"
     runs.mkdir()
-    for mount, message in (("-t tmpfs -o size=64k tmpfs", "no space left on the device"), ("--bind -o ro {runs}", "read-only")):
+    for mount, message in (
+        ("-t tmpfs -o size=64k tmpfs", "no space left on the device"),
+        ("--bind -o ro {runs}", "read-only"),
+    ):
         command = f"mount {mount.format(runs=runs)} {runs} && exec {sys.executable} -c '{code}' {tmp_path}"
         if "bind" in mount:
             command = command.replace(" && exec", f" && mount -o remount,ro,bind {runs} && exec")
-        done = subprocess.run(["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            ["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True, timeout=120
+        )
         if "unshare" in done.stderr or "mount:" in done.stderr:
             pytest.skip(f"no mount namespaces here: {done.stderr.strip()}")
         assert done.returncode == 2, done.stderr
@@ -197,20 +237,27 @@ except StorageError as error:
         assert len(done.stdout.strip().splitlines()) == 1
 
 
-def test_a_write_that_fails_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_the_old_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe, runs = toy(tmp_path)
     run_stage(recipe, recipe.stage("data"), runs)
     before = sorted(p.name for p in runs.folder.rglob("*"))
-    from stillhouse.files import writing
 
-    with pytest.raises(StorageError, match="data: no space left"), writing(runs.folder / "data") as aside:
-        (aside / "half").write_text("x")
-        raise OSError(28, "No space left on device")
+    def half_a_write() -> None:
+        with writing(runs.folder / "data") as aside:
+            (aside / "half").write_text("x")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError, match="data: no space left"):
+        half_a_write()
     assert sorted(p.name for p in runs.folder.rglob("*")) == before
 
 
 def test_a_spec_names_only_trusted_packages(tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match="'os:system': package 'os' is neither stillhouse nor a plugin"):
+    with pytest.raises(
+        PluginError, match="'os:system': package 'os' is neither stillhouse nor a plugin"
+    ):
         resolve("os:system")
     from stillhouse.artifact import Built, Model
 
@@ -219,8 +266,13 @@ def test_a_spec_names_only_trusted_packages(tmp_path: Path) -> None:
     built = Built(spec=Model(build=Net, kwargs={"width": 12}), module=toy_models()["teacher"])
     save_model(tmp_path / "m", built)
     loaded = load_model(tmp_path / "m")
-    assert all(torch.equal(a, b) for a, b in zip(loaded.module.parameters(), built.module.parameters(), strict=True))
-    (tmp_path / "m" / "model.json").write_text('{"build": "stillhouse_toy:Net", "kwargs": {"width": 3}}')
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(loaded.module.parameters(), built.module.parameters(), strict=True)
+    )
+    (tmp_path / "m" / "model.json").write_text(
+        '{"build": "stillhouse_toy:Net", "kwargs": {"width": 3}}'
+    )
     with pytest.raises(CorruptArtifact, match=r"model.safetensors does not fit model.json"):
         load_model(tmp_path / "m")
 

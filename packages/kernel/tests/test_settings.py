@@ -8,7 +8,13 @@ import pytest
 
 from stillhouse.domain import Domain, domains, recipe_function
 from stillhouse.errors import BadSetting, MissingExtra, PluginError, UnknownName
-from stillhouse.settings import Settings, find_settings, make_settings, parse_assignments, read_params
+from stillhouse.settings import (
+    Settings,
+    find_settings,
+    make_settings,
+    parse_assignments,
+    read_params,
+)
 
 from .toys import SITE
 
@@ -44,7 +50,9 @@ def test_a_preset_and_what_differs_from_it() -> None:
     ("tiny", {"seeds": 0}, BadSetting, r"seeds: Input should be greater than or equal to 1 \(got 0\)"),
     ("tiny", {"scale": "small"}, UnknownName, "unknown setting 'scale'"),
 ])  # fmt: skip
-def test_what_is_wrong_is_one_line(scale: str, given: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_what_is_wrong_is_one_line(
+    scale: str, given: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message) as caught:
         Example.at(scale, given)
     assert "\n" not in str(caught.value)
@@ -52,7 +60,14 @@ def test_what_is_wrong_is_one_line(scale: str, given: dict[str, Any], error: typ
 
 def test_assignments_are_values() -> None:
     pairs = ["seeds=3", "rate=1e-3", "objective=kd,dkd", "data=file:/a b", "cache=true", "teacher="]
-    expected = {"seeds": 3, "rate": 0.001, "objective": ["kd", "dkd"], "data": "file:/a b", "cache": True, "teacher": ""}
+    expected = {
+        "seeds": 3,
+        "rate": 0.001,
+        "objective": ["kd", "dkd"],
+        "data": "file:/a b",
+        "cache": True,
+        "teacher": "",
+    }
     assert parse_assignments(pairs) == expected
     with pytest.raises(BadSetting, match="--set seeds: expected key=value"):
         parse_assignments(["seeds"])
@@ -65,7 +80,9 @@ def test_params_and_the_command_line_give_the_same_object(toy: None, tmp_path: P
     assert (name, found) == ("toy/toy", settings)
     assert list(read_params(tmp_path)) == ["toy/toy"]
     (tmp_path / "params.yaml").write_text("toy:\n  toy:\n    tiny: {width: 6}\n")
-    with pytest.raises(BadSetting, match=f"belong to variant '{settings.variant()}', not 'tiny'; rename it"):
+    with pytest.raises(
+        BadSetting, match=f"belong to variant '{settings.variant()}', not 'tiny'; rename it"
+    ):
         find_settings("toy/toy@tiny", tmp_path, tmp_path / "runs")
     (tmp_path / "params.yaml").write_text("- 1\n")
     with pytest.raises(BadSetting, match="expected domain: recipe: variant: settings"):
@@ -77,7 +94,9 @@ def test_a_finished_run_remembers_its_settings(toy: None, tmp_path: Path) -> Non
     folder = tmp_path / "runs" / "toy" / "toy" / settings.variant()
     folder.mkdir(parents=True)
     (folder / "settings.json").write_text(json.dumps({"settings": settings.overrides()}))
-    assert find_settings(f"toy/toy@{settings.variant()}", tmp_path, tmp_path / "runs")[1] == settings
+    assert (
+        find_settings(f"toy/toy@{settings.variant()}", tmp_path, tmp_path / "runs")[1] == settings
+    )
     with pytest.raises(UnknownName, match="toy/toy: unknown variant 'tiny-0'"):
         find_settings("toy/toy@tiny-0", tmp_path, tmp_path / "runs")
 
@@ -85,12 +104,18 @@ def test_a_finished_run_remembers_its_settings(toy: None, tmp_path: Path) -> Non
 def plugin(folder: Path, name: str, code: str) -> None:
     info = folder / f"stillhouse_{name}-0.1.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: stillhouse-{name}\nVersion: 0.1\n")
-    (info / "entry_points.txt").write_text(f"[stillhouse.domains]\n{name} = stillhouse_{name}:domain\n")
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: stillhouse-{name}\nVersion: 0.1\n"
+    )
+    (info / "entry_points.txt").write_text(
+        f"[stillhouse.domains]\n{name} = stillhouse_{name}:domain\n"
+    )
     (folder / f"stillhouse_{name}.py").write_text(code)
 
 
-def test_a_broken_plugin_is_listed_and_stops_nothing(toy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_plugin_is_listed_and_stops_nothing(
+    toy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plugin(tmp_path, "broken", "raise RuntimeError('its reason')\n")
     plugin(tmp_path, "odd", "domain = 3\n")
     needs = "Domain(name='needy', summary='', recipes={'r': 'stillhouse_needy:r'}, needs=('no_such_package',))"
@@ -100,9 +125,13 @@ def test_a_broken_plugin_is_listed_and_stops_nothing(toy: None, tmp_path: Path, 
     assert isinstance(found["toy"], Domain)
     assert str(found["broken"]) == "its reason"
     assert "is a int, not a stillhouse.Domain" in str(found["odd"])
-    with pytest.raises(PluginError, match="plugin 'broken' cannot be loaded: RuntimeError: its reason"):
+    with pytest.raises(
+        PluginError, match="plugin 'broken' cannot be loaded: RuntimeError: its reason"
+    ):
         recipe_function("broken/x")
-    with pytest.raises(MissingExtra, match="needy/r needs `no_such_package`.* Run: uv sync --extra needy"):
+    with pytest.raises(
+        MissingExtra, match="needy/r needs `no_such_package`.* Run: uv sync --extra needy"
+    ):
         recipe_function("needy/r")
     with pytest.raises(UnknownName, match="unknown recipe 'toy/toi'. Did you mean 'toy/toy'"):
         recipe_function("toy/toi")

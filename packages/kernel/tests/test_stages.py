@@ -48,17 +48,28 @@ class Widest:
 
 
 def search(**changes: Any) -> Search:
-    given: dict[str, Any] = {"name": "s", "space": Widths(), "score": Widest(), "budget": {"parameters": 330}, "trials": 50, "inputs": {}}
+    given: dict[str, Any] = {
+        "name": "s",
+        "space": Widths(),
+        "score": Widest(),
+        "budget": {"parameters": 330},
+        "trials": 50,
+        "inputs": {},
+    }
     return Search(**{**given, **changes})
 
 
-def test_a_search_keeps_the_best_within_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_keeps_the_best_within_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(SITE))
     out = search().run({}, toy_context(tmp_path))
     # by hand: width w has 28 w (conv) + 2 w (norm) + 5 w + 5 (head) = 35 w + 5 parameters; 330 allows w <= 9
     assert load_model(out["model"].path).spec.kwargs == {"width": 9}
     trials = load_data(out["trials"].path)
-    assert len(trials) == 9  # each fitting architecture once: the closed space is used up before 50 trials
+    assert (
+        len(trials) == 9
+    )  # each fitting architecture once: the closed space is used up before 50 trials
     assert sorted(json.loads(t)["width"] for t in trials.columns["encoding"]) == list(range(1, 10))
     again = search().run({}, toy_context(tmp_path / "again"))
     assert again["model"].digest == out["model"].digest
@@ -66,23 +77,34 @@ def test_a_search_keeps_the_best_within_the_budget(tmp_path: Path, monkeypatch: 
 
 
 def test_a_search_that_cannot_succeed_says_so(tmp_path: Path) -> None:
-    with pytest.raises(BadSetting, match=r"stage 's': no candidate fits the budget {'parameters': 3}; raise it"):
+    with pytest.raises(
+        BadSetting, match=r"stage 's': no candidate fits the budget {'parameters': 3}; raise it"
+    ):
         search(budget={"parameters": 3}).run({}, toy_context(tmp_path))
-    with pytest.raises(BadRecipe, match="budget 'macs' is not a cost of the space: \\['parameters'\\]"):
+    with pytest.raises(
+        BadRecipe, match="budget 'macs' is not a cost of the space: \\['parameters'\\]"
+    ):
         search(budget={"macs": 3}).run({}, toy_context(tmp_path))
 
 
 def export_inputs(folder: Path) -> dict[str, Artifact]:
     built = Built(spec=Model(build=Net, kwargs={"width": 4}), module=toy_models()["student"].eval())
-    return {"student": save_model(folder / "in", built), "data": save_data(folder / "data", toy_data().columns)}
+    return {
+        "student": save_model(folder / "in", built),
+        "data": save_data(folder / "data", toy_data().columns),
+    }
 
 
-def test_an_export_is_checked_and_holds_no_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_is_checked_and_holds_no_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(SITE))
     card = Card(title="A toy", task="image-classification", paper="none")
     stage = Convert(name="export", convert=Export(card=card), inputs={})
     out = stage.run(export_inputs(tmp_path), toy_context(tmp_path))["model"].path
-    session = onnxruntime.InferenceSession(str(out / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(out / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
     images = toy_data().columns["images"][:7]  # another batch size than the one exported with
     (found,) = session.run(["logits"], {"images": images.numpy()})
     expected = load_model(out).module({"images": images})["logits"]
@@ -133,7 +155,9 @@ def test_classification_by_hand() -> None:
     teacher = Fixed(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [5.0, 0.0]]))
     data = TensorData({"labels": torch.tensor([0, 1, 1, 0])})
     with torch.no_grad():
-        scores = Classification(teacher="teacher", batch=3)({"student": student, "teacher": teacher}, data)
+        scores = Classification(teacher="teacher", batch=3)(
+            {"student": student, "teacher": teacher}, data
+        )
     # right on rows 0, 1, 3; agrees with the teacher on rows 0 and 3
     assert scores["accuracy"] == pytest.approx(0.75)
     assert scores["teacher_agreement"] == pytest.approx(0.5)
@@ -162,8 +186,17 @@ def test_costs_by_hand() -> None:
 
 
 def test_directions_of_scores() -> None:
-    assert [lower_is_better(n) for n in ("accuracy", "nll_loss", "latency_b1_ms", "macs", "calibration_error")] == [False, True, True, True, True]
-    assert [is_cost(n) for n in ("accuracy", "nll_loss", "latency_b1_ms", "macs", "size_mib")] == [False, False, True, True, True]
+    assert [
+        lower_is_better(n)
+        for n in ("accuracy", "nll_loss", "latency_b1_ms", "macs", "calibration_error")
+    ] == [False, True, True, True, True]
+    assert [is_cost(n) for n in ("accuracy", "nll_loss", "latency_b1_ms", "macs", "size_mib")] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,16 +205,24 @@ class NotANumber:
         return {"x": float("nan")}
 
 
-def test_an_evaluation_separates_scores_from_timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_separates_scores_from_timings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(SITE))
-    stage = Evaluate(name="e", metrics=(Classification(),), measures=(Latency(runs=2),), inputs={"data": "a.b"})
+    stage = Evaluate(
+        name="e", metrics=(Classification(),), measures=(Latency(runs=2),), inputs={"data": "a.b"}
+    )
     ctx = toy_context(tmp_path)
     out = stage.run(export_inputs(tmp_path), ctx)["scores"]
     assert set(out.open()) == {"accuracy", "nll_loss", "calibration_error"}
     assert {"accuracy", "latency_b1_ms"} < set(ctx.measured["scores"])
     with pytest.raises(BadRecipe, match="stage 'e': two metrics give 'accuracy'; rename one"):
-        replace(stage, metrics=(Classification(), Classification())).run(export_inputs(tmp_path / "2"), toy_context(tmp_path / "2o"))
+        replace(stage, metrics=(Classification(), Classification())).run(
+            export_inputs(tmp_path / "2"), toy_context(tmp_path / "2o")
+        )
     from stillhouse.errors import BadData
 
     with pytest.raises(BadData, match="stage 'e': NotANumber gave x = nan"):
-        replace(stage, metrics=(NotANumber(),)).run(export_inputs(tmp_path / "3"), toy_context(tmp_path / "3o"))
+        replace(stage, metrics=(NotANumber(),)).run(
+            export_inputs(tmp_path / "3"), toy_context(tmp_path / "3o")
+        )

@@ -42,11 +42,20 @@ class Adversarial:
     phases: Mapping[str, Phase]
 
     def terms(
-        self, phase: str, models: Models, batch: Tensors, *, step: int, steps: int, rng: torch.Generator
+        self,
+        phase: str,
+        models: Models,
+        batch: Tensors,
+        *,
+        step: int,
+        steps: int,
+        rng: torch.Generator,
     ) -> Tensors:
         noise = torch.randn(len(batch["id"]), 6, generator=rng)
         images = models["generator"]({"noise": noise})
-        gap = nn.functional.mse_loss(models["student"](images)["logits"], models["teacher"](images)["logits"])
+        gap = nn.functional.mse_loss(
+            models["student"](images)["logits"], models["teacher"](images)["logits"]
+        )
         return {"gap": gap if phase == "student" else -gap}
 
 
@@ -68,12 +77,19 @@ def toy_phase(**changes: Any) -> Phase:
 
 def toy_objective(**changes: Any) -> Composed:
     losses = {"ce": Weighted(term=CrossEntropy(), weight=0.5), "match": Weighted(term=Match())}
-    return Composed(phases={"main": toy_phase(**changes)}, roles=("teacher", "student"), losses=losses)
+    return Composed(
+        phases={"main": toy_phase(**changes)}, roles=("teacher", "student"), losses=losses
+    )
 
 
 def toy_context(folder: Path, **changes: Any) -> Context:
     folder.mkdir(parents=True, exist_ok=True)
-    given = {"stage": "toy", "out": folder, "checkpoints": folder / "checkpoints", "caches": folder / "caches"}
+    given = {
+        "stage": "toy",
+        "out": folder,
+        "checkpoints": folder / "checkpoints",
+        "caches": folder / "caches",
+    }
     return Context(**{**given, **changes})
 
 
@@ -82,7 +98,9 @@ def toy_setup(**changes: Any) -> Setup:
 
 
 def weights(models: MutableMapping[str, nn.Module]) -> dict[str, Tensor]:
-    return {f"{role}.{k}": v.clone() for role, m in models.items() for k, v in m.state_dict().items()}
+    return {
+        f"{role}.{k}": v.clone() for role, m in models.items() for k, v in m.state_dict().items()
+    }
 
 
 def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

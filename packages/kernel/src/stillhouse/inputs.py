@@ -74,7 +74,10 @@ def _inside(data: Path, name: str, ref: str) -> Path:
 def _file(path: Path, root: Path, ref: str) -> Path:
     full = path if path.is_absolute() else root / path
     if not full.exists():
-        raise MissingData(f"'{ref}': {full} is not there; give an existing file or folder")
+        raise MissingData(
+            f"'{ref}': {full} is not there; give an existing file or folder, "
+            "as in --set data=file:<folder>"
+        )
     return full
 
 

@@ -37,13 +37,17 @@ class Net(nn.Module):
 class CrossEntropy:
     role: str = "student"
 
-    def __call__(self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float) -> Tensor:
+    def __call__(
+        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
+    ) -> Tensor:
         return nn.functional.cross_entropy(outputs[self.role]["logits"], batch["labels"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    def __call__(self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float) -> Tensor:
+    def __call__(
+        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
+    ) -> Tensor:
         return nn.functional.mse_loss(outputs["student"]["logits"], outputs["teacher"]["logits"])
 
 
@@ -60,7 +64,10 @@ class Shift:
 
 def images() -> dict[str, Tensor]:
     rng = torch.Generator().manual_seed(0)
-    return {"images": torch.randn(50, 3, 8, 8, generator=rng), "labels": torch.randint(0, 5, (50,), generator=rng)}
+    return {
+        "images": torch.randn(50, 3, 8, 8, generator=rng),
+        "labels": torch.randint(0, 5, (50,), generator=rng),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +83,9 @@ class Split:
 
 
 class Toy(Settings):
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"tiny": {"data": "builtin:stillhouse_toy:images"}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "tiny": {"data": "builtin:stillhouse_toy:images"}
+    }
     steps: int = 30
     cache: bool = False
     width: int = 4
@@ -113,13 +122,32 @@ def toy(settings: Toy) -> Recipe:
         inputs = {"data": "data.train", "teacher": "teacher.teacher"}
         cache = {"teacher": Cache()} if settings.cache else {}
         stages += [
-            Train(name=f"student-{seed}", objective=match, inputs=inputs, fresh=student, seed=seed, cache=cache, **common),
-            Train(name=f"plain-{seed}", objective=plain, inputs={"data": "data.train"}, fresh=student, seed=seed, **common),
+            Train(
+                name=f"student-{seed}",
+                objective=match,
+                inputs=inputs,
+                fresh=student,
+                seed=seed,
+                cache=cache,
+                **common,
+            ),
+            Train(
+                name=f"plain-{seed}",
+                objective=plain,
+                inputs={"data": "data.train"},
+                fresh=student,
+                seed=seed,
+                **common,
+            ),
         ]
     for name in [f"{kind}-{seed}" for kind in ("student", "plain") for seed in seeds]:
         inputs = {"data": "data.test", "student": f"{name}.student", "teacher": "teacher.teacher"}
         stages.append(
-            Evaluate(name=f"{name}-scores", metrics=(Classification(teacher="teacher"), Profile()), inputs=inputs)
+            Evaluate(
+                name=f"{name}-scores",
+                metrics=(Classification(teacher="teacher"), Profile()),
+                inputs=inputs,
+            )
         )
     rows = {kind: tuple(f"{kind}-{seed}-scores" for seed in seeds) for kind in ("student", "plain")}
     return Recipe(name="toy/toy", reference="none", stages=stages, rows=rows, baseline="plain")

@@ -63,10 +63,12 @@ def show(
 
 
 def _show_head(target: "Target") -> None:
+    import inspect
+
     from stillhouse.domain import recipe_function
 
     print(f"{target.name}@{target.variant}  {target.recipe.reference}\n")
-    if text := (recipe_function(target.name).__doc__ or "").strip():
+    if text := inspect.getdoc(recipe_function(target.name)):
         print(text + "\n")
     for note in target.recipe.notes:
         print(f"Note: {note}")

@@ -5,10 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_calibration_error,
-)
 
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData
@@ -31,6 +27,12 @@ class Classification:
     batch: int = 250
 
     def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+        # torchmetrics takes seconds to import; recipes are built without it
+        from torchmetrics.functional.classification import (
+            multiclass_accuracy,
+            multiclass_calibration_error,
+        )
+
         logits, labels, taught = self._outputs(models, data)
         classes = logits.shape[1]
         scores = {"accuracy": multiclass_accuracy(logits, labels, classes, average="micro")}

@@ -48,7 +48,11 @@ class LoadCheckpoint:
     agree: tuple[str, ...] = ("logits",)
 
     def __call__(
-        self, inputs: Mapping[str, Any], out: Path, *, rng: Generator
+        self,
+        inputs: Mapping[str, Any],
+        out: Path,
+        *,
+        rng: Generator,  # noqa: ARG002
     ) -> None:  # Any: Built or Path
         source = inputs["checkpoint"]
         if isinstance(source, Built):
