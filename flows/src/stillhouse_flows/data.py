@@ -1,0 +1,196 @@
+"""The pinned data: what data.dvc says, what of it is here, and the parts that a run needs brought into its workspace."""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stillhouse.errors import BadData, MissingData
+from stillhouse_flows.worktree import shared_cache
+
+PIN = "data.dvc"
+HOW = "Run: stillhouse data pull"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pin:
+    """One data version."""
+
+    md5: str  # of the listing of every file; ends in ".dir"
+    size: int
+    files: int
+
+    @property
+    def short(self) -> str:
+        return self.md5[:12]
+
+
+def pin(root: Path) -> Pin | None:
+    """The data version that the project is pinned to; None without a data.dvc."""
+    file = root / PIN
+    if not file.is_file():
+        return None
+    try:
+        (out,) = yaml.safe_load(file.read_text())["outs"]
+        return Pin(md5=out["md5"], size=out.get("size", 0), files=out.get("nfiles", 0))
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise BadData(
+            f"{file}: not a DVC file ({error}); restore it, or run: stillhouse data add"
+        ) from error
+
+
+def listing(cache: Path, pinned: Pin) -> Mapping[str, str] | None:
+    """File (relative to data/) -> md5 of a data version; None where the cache lacks its listing."""
+    file = _object(cache, pinned.md5)
+    if not file.is_file():
+        return None
+    return {entry["relpath"]: entry["md5"] for entry in json.loads(file.read_text())}
+
+
+def _object(cache: Path, md5: str) -> Path:
+    return cache / "files" / "md5" / md5[:2] / md5[2:]
+
+
+def below(names: Iterable[str], path: str) -> list[str]:
+    """Those files that are `path`, or lie in the folder `path`."""
+    path = path.strip("/")
+    return [name for name in names if name == path or name.startswith(f"{path}/")]
+
+
+def bring(root: Path, project: Path, cache: Path, paths: Iterable[str]) -> Pin | None:
+    """Bring the parts `paths` of data/ at the version that `root` pins: from DVC's cache, else from the project's own data/.
+
+    Returns the version. Raises MissingData naming the command that gets them.
+    """
+    pinned = pin(root)
+    for path in paths:
+        if pinned is None:
+            raise MissingData(
+                f"data/{path}: there is no {PIN}, so no data version; run: stillhouse data add"
+            )
+        if not (
+            _from_cache(root, cache, pinned, path)
+            or _from_project(root, project, cache, pinned, path)
+        ):
+            raise MissingData(
+                f"data/{path} of version {pinned.short} is neither in DVC's cache nor in {project / 'data'}. "
+                f"{HOW} {path.partition('/')[0]}"
+            )
+    return pinned
+
+
+def _from_cache(root: Path, cache: Path, pinned: Pin, path: str) -> bool:
+    from dvc.repo import Repo
+
+    known = listing(cache, pinned)
+    wanted = below(known or (), path)
+    if not known or not wanted or not all(_object(cache, known[name]).is_file() for name in wanted):
+        return False
+    with Repo(str(root), _wait_for_lock=True) as repo:
+        repo.checkout([str(root / "data" / path)], force=True)
+    return True
+
+
+def _from_project(root: Path, project: Path, cache: Path, pinned: Pin, path: str) -> bool:
+    """Copies: a link would let the user's next edit reach a run that goes."""
+    source, aim = project / "data" / path, root / "data" / path
+    if (
+        not source.exists()
+        or pin(project) != pinned
+        or not _as_pinned(project, cache, pinned, path)
+    ):
+        return False
+    aim.parent.mkdir(parents=True, exist_ok=True)
+    copy = shutil.copytree if source.is_dir() else shutil.copy2
+    copy(source, aim)
+    return True
+
+
+def _as_pinned(project: Path, cache: Path, pinned: Pin, path: str) -> bool:
+    """Whether the project's own copy of `path` is the pinned one, whatever the rest of its data/ is."""
+    from dvc.repo import Repo
+
+    if known := listing(cache, pinned):
+        wanted = {name: known[name] for name in below(known, path)}
+        return bool(wanted) and _md5s(project / "data", path) == wanted
+    with Repo(str(project), _wait_for_lock=True) as repo:
+        (stage,) = repo.stage.collect(PIN)
+        return stage.outs[0].get_hash().value == pinned.md5
+
+
+def _md5s(data: Path, path: str) -> dict[str, str]:
+    from dvc_data.hashfile.hash import file_md5
+    from dvc_objects.fs.local import localfs
+
+    start = data / path
+    files = [start] if start.is_file() else sorted(p for p in start.rglob("*") if p.is_file())
+    return {f.relative_to(data).as_posix(): file_md5(str(f), localfs) for f in files}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """One folder of data/, as pinned and as it is here."""
+
+    name: str
+    files: int  # pinned; of those here where the version's listing is not
+    here: int
+    changed: int  # modified, added or removed while others of it are here
+
+    def words(self) -> str:
+        if not self.here:
+            return "not here"
+        return f"{self.changed} files differ" if self.changed else "here"
+
+
+def datasets(root: Path) -> list[Dataset]:
+    """Every folder of data/, pinned or here."""
+    pinned = pin(root)
+    known = (listing(shared_cache(root), pinned) if pinned else None) or {}
+    here = _here(root / "data")
+    differ = _differing(root) if known and here else set[str]()
+    names = sorted({name.partition("/")[0] for name in [*known, *here]})
+    return [_dataset(name, known, here, differ) for name in names]
+
+
+def _dataset(
+    name: str, known: Iterable[str], here: Iterable[str], differ: Iterable[str]
+) -> Dataset:
+    found = len(below(here, name))
+    return Dataset(
+        name=name,
+        files=len(below(known, name)) or found,
+        here=found,
+        changed=len(below(differ, name)),
+    )
+
+
+def _here(data: Path) -> list[str]:
+    return [p.relative_to(data).as_posix() for p in sorted(data.rglob("*")) if p.is_file()]
+
+
+def _differing(root: Path) -> set[str]:
+    """Files of data/ that are not as pinned, by DVC's own comparison (it remembers hashes)."""
+    from dvc.repo import Repo
+
+    with Repo(str(root), _wait_for_lock=True) as repo:
+        status: Mapping[str, Any] = repo.data_status(granular=True)  # Any: DVC's dictionaries
+    moved = status.get("uncommitted", {})
+    paths = [p for kind in ("added", "modified", "deleted") for p in moved.get(kind, [])]
+    return {p.removeprefix("data/") for p in paths if p.startswith("data/") and not p.endswith("/")}
+
+
+def remote(root: Path) -> tuple[str, str] | None:
+    """Name and place of the default DVC remote; None where none is configured."""
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            name = repo.config["core"].get("remote")
+            return (name, repo.config["remote"][name]["url"]) if name else None
+    except (NotDvcRepoError, KeyError):
+        return None

@@ -1,0 +1,32 @@
+"""What a run would do: every stage that DVC can bring back is brought back in a throw-away workspace; the rest would run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from stillhouse_flows.child import restore
+from stillhouse_flows.prepare import Request
+from stillhouse_flows.project import StageSpec, plan
+from stillhouse_flows.run import opened, start
+from stillhouse_flows.worktree import workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One stage of a run that has not started."""
+
+    stage: StageSpec
+    cached: bool
+    because: str = ""  # stages before it that would run
+
+
+def dry_run(project: Path, request: Request, *, ref: str = "") -> list[Planned]:
+    """The stages of a run in order, with which of them would run."""
+    with workspace(project, f"plan-{request.label()}", ref=ref, keep=False) as space:
+        run = opened(space, request, "auto")
+        start(run)
+        planned: dict[str, Planned] = {}
+        for spec in plan(space.root, run.prepared.pipeline):
+            ahead = [name for name in spec.upstream if not planned[name].cached]
+            cached = not ahead and restore(space.root, spec.address)
+            planned[spec.name] = Planned(stage=spec, cached=cached, because=", ".join(ahead))
+        return list(planned.values())

@@ -1,0 +1,150 @@
+"""The flow `distill`: workspace -> data version -> one task a DVC stage -> report -> commit.
+
+Its tasks are derived from the generated dvc.yaml when it starts. DVC is the only cache of stages: Prefect keeps no result.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefect import Flow, flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.futures import PrefectFuture
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.tasks import Task
+from prefect.utilities.annotations import quote
+
+from stillhouse.errors import StillhouseError
+from stillhouse.runs import project_root
+from stillhouse_flows.board import Board, say
+from stillhouse_flows.child import StageResult
+from stillhouse_flows.prepare import Request
+from stillhouse_flows.process import Children, StageFailed, run_stage
+from stillhouse_flows.project import StageSpec, plan
+from stillhouse_flows.run import Run, opened, results_message, start
+from stillhouse_flows.worktree import workspace
+
+# one stage at a time: each uses every core, and beside another its seconds and latencies would not be its own
+WORKERS = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """What every stage task of one run works with."""
+
+    run: Run
+    children: Children
+    board: Board
+
+
+@flow(
+    name="distill",
+    task_runner=ThreadPoolTaskRunner(max_workers=WORKERS),
+    persist_result=False,
+    validate_parameters=False,
+)
+def distill(
+    recipe: str = "vision/distill",
+    scale: str = "",
+    settings: dict[str, Any] | None = None,  # Any: JSON values
+    device: str = "auto",
+    ref: str = "",
+) -> str:
+    """Run RECIPE[@VARIANT] in a workspace of its own; returns the path of its report.html."""
+    request = Request(recipe=recipe, scale=scale, settings=settings or {})
+    with workspace(project_root(), request.label(), ref=ref) as space:
+        run = opened(space, request, device)
+        say(run.headline())
+        start(run)
+        stages = plan(space.root, run.prepared.pipeline)
+        line = Line(run=run, children=Children(), board=Board(len(stages)))
+        try:
+            results = run_stages(line, stages)
+            # before the report, which says whether the tree it describes is committed
+            space.commit(results_message(run, results), also=run.numbers())
+            words = write_report(quote(line))
+        except BaseException:
+            # a signal reaches this thread only: without this, what the others started would go on
+            line.children.kill()
+            raise
+        commit = space.commit(f"Report of {run.prepared.ref}", also=run.reports())
+        say(
+            f"Committed as {commit[:12]} on {space.branch}"
+            if commit
+            else "Not in git: nothing committed"
+        )
+        say(words)
+        return str(run.page)
+
+
+def with_workers(chosen: Flow[Any, str], workers: int) -> Flow[Any, str]:  # Any: its parameters
+    """The flow with so many independent stages at a time."""
+    return chosen.with_options(task_runner=ThreadPoolTaskRunner(max_workers=workers))
+
+
+def run_stages(line: Line, stages: Sequence[StageSpec]) -> list[StageResult]:
+    """Run every stage once those it waits for are done; raises StageFailed when one failed, after the others have ended."""
+    futures: dict[str, PrefectFuture[StageResult]] = {}
+    for spec in stages:
+        chosen: Task[Any, StageResult] = dvc_stage.with_options(  # Any: Prefect's parameters
+            name=spec.name,
+            task_run_name=spec.name,
+            retries=spec.retries,
+            retry_condition_fn=crashed,
+        )
+        waits = [futures[name] for name in spec.upstream]
+        futures[spec.name] = chosen.submit(quote(spec), quote(line), wait_for=waits)
+    ended: dict[str, Any] = {}  # Any: a StageResult or an exception
+    for name, future in futures.items():
+        future.wait()
+        ended[name] = future.state.result(raise_on_failure=False)
+    if failed := [e for e in ended.values() if isinstance(e, StageFailed)]:
+        rest = [n for n, e in ended.items() if not isinstance(e, StageResult | StageFailed)]
+        say(f"Not run: {', '.join(rest)}" if rest else "All other stages are done")
+        say(f"Workspace kept: {line.run.space.root}")
+        raise failed[0]
+    for end in ended.values():
+        if isinstance(end, Exception):
+            raise end
+    return list(ended.values())
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def dvc_stage(spec: StageSpec, line: Line) -> StageResult:
+    """One DVC stage in a child process."""
+    started, run, board = time.monotonic(), line.run, line.board
+    try:
+        result = run_stage(
+            line.children,
+            spec,
+            root=run.space.root,
+            env=run.env,
+            folders=run.folders,
+            log=run.folder / f"{spec.name}.log",
+            say=lambda text: board.note(spec.name, text),
+        )
+    except StageFailed:
+        board.finish(spec.name, "FAILED")
+        raise
+    board.finish(spec.name, f"{result.status:<10} {time.monotonic() - started:6.1f} s")
+    return result
+
+
+def crashed(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:  # Any: Prefect's types
+    """Whether another try may do better: a killed stage goes on at its checkpoint, an error stays one."""
+    end = state.result(raise_on_failure=False)
+    return isinstance(end, StageFailed) and end.crashed
+
+
+@task(name="report", cache_policy=NO_CACHE, persist_result=False)
+def write_report(line: Line) -> str:
+    """Write the report with the workspace's code; returns its table."""
+    run, said = line.run, list[str]()
+    command = ["stillhouse", "report", run.prepared.ref]
+    code = line.children.run(command, env=run.env, cwd=run.space.root, say=said.append)
+    if code:
+        errors = [text.removeprefix("error: ") for text in said if text.startswith("error: ")]
+        raise StillhouseError(f"report: {(errors or said or [f'exit code {code}'])[-1]}")
+    return "\n".join(said)

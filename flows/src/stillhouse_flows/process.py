@@ -1,0 +1,186 @@
+"""The parent's side of a stage: its process group, its log, its result, and its end when the run ends."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from stillhouse.errors import StillhouseError
+from stillhouse_flows.child import FAILED, LOCKED, StageResult, result_from
+from stillhouse_flows.project import StageSpec
+
+Say = Callable[[str], None]
+LOCK_TRIES, LOCK_SECONDS = 6, 0.5
+ERROR = "error: "
+
+
+class StageFailed(StillhouseError):
+    """A stage that ended badly. `crashed`: killed from outside, so that another try may do better."""
+
+    def __init__(self, reason: str, *, crashed: bool) -> None:
+        super().__init__(reason)
+        self.crashed = crashed
+
+
+class Children:
+    """The process groups of one run. `kill` ends them all, from any thread, and no other starts after it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.running: set[subprocess.Popen[str]] = set()
+        self.closed = False
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        say: Say,
+        timeout: float | None = None,
+    ) -> int:
+        """Run a command in a group of its own, every line of its output to `say`; the exit code, negative for a signal."""
+        with self.lock:
+            if self.closed:
+                raise StageFailed("the run was stopped", crashed=False)
+            child = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+            self.running.add(child)
+        # a thread of Prefect's cannot be interrupted: the clock is kept here
+        clock = threading.Timer(timeout, _kill, [child]) if timeout else None
+        try:
+            if clock:
+                clock.start()
+            assert child.stdout is not None
+            with child.stdout:
+                for line in child.stdout:
+                    say(line.rstrip("\n"))
+            return child.wait()
+        finally:
+            if clock:
+                clock.cancel()
+            _kill(child)  # what the command left behind in its group
+            child.wait()
+            with self.lock:
+                self.running.discard(child)
+
+    def kill(self) -> None:
+        """End every group at once."""
+        with self.lock:
+            self.closed = True
+            for child in self.running:
+                _kill(child)
+
+
+def _kill(child: "subprocess.Popen[str]") -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def run_stage(
+    children: Children,
+    spec: StageSpec,
+    *,
+    root: Path,
+    env: Mapping[str, str],
+    folders: Sequence[str],
+    log: Path,
+    say: Say,
+) -> StageResult:
+    """Run one stage in a child, waiting out other DVC processes' locks; its output goes to `log` too.
+
+    Raises StageFailed with the command's own error line.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="stillhouse-") as scratch, log.open("w") as stream:
+        target = Path(scratch) / "result.json"
+        tail = _Tail(stream.write, say)
+        command = [
+            sys.executable,
+            "-m",
+            "stillhouse_flows.child",
+            str(root),
+            spec.address,
+            str(target),
+        ]
+        for attempt in range(LOCK_TRIES):
+            code = children.run(
+                [*command, *folders], env=env, cwd=root, say=tail, timeout=spec.timeout
+            )
+            if code != LOCKED:
+                break
+            time.sleep(LOCK_SECONDS * 2**attempt)
+        result = result_from(target.read_text()) if target.is_file() else None
+    if result is not None and code == 0:
+        return result
+    seconds = time.monotonic() - started
+    raise _failure(
+        spec, code, result, tail, log, late=bool(spec.timeout and seconds >= spec.timeout)
+    )
+
+
+class _Tail:
+    """Passes a command's lines on, and keeps its last words."""
+
+    def __init__(self, write: Callable[[str], object], say: Say) -> None:
+        self.write, self.say = write, say
+        self.error = self.last = ""
+
+    def __call__(self, line: str) -> None:
+        self.write(f"{line}\n")
+        self.say(line)
+        if line.startswith(ERROR):
+            self.error = line.removeprefix(ERROR)
+        self.last = line.strip() or self.last
+
+
+def _failure(
+    spec: StageSpec, code: int, result: StageResult | None, tail: _Tail, log: Path, *, late: bool
+) -> StageFailed:
+    where = f"stage '{spec.name}'"
+    if late:
+        return StageFailed(
+            f"{where}: not done after {spec.timeout:.0f} s; its log is {log}", crashed=False
+        )
+    if code < 0:
+        name = signal.Signals(-code).name
+        return StageFailed(f"{where}: killed by {name}; its log is {log}", crashed=True)
+    if code == FAILED and tail.error:
+        return StageFailed(f"{where}: {tail.error}", crashed=False)
+    said = "; ".join(filter(None, [result.error if result else "", tail.last]))
+    crashed = code == FAILED and result is not None and (result.exit_status or 0) < 0
+    return StageFailed(f"{where}: {said or f'exit code {code}'}; its log is {log}", crashed=crashed)
+
+
+def ask(module: str, request: str, *, env: Mapping[str, str], cwd: Path) -> str:
+    """What `python -m module REQUEST` prints; raises StillhouseError with its own error line."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, request],
+        cwd=cwd,
+        env=dict(env),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 0:
+        return done.stdout
+    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    named = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
+    if not named:
+        sys.stderr.write(done.stderr)
+    raise StillhouseError((named or [f"{module}: {lines[-1]}"])[-1])

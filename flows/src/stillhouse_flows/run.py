@@ -1,0 +1,97 @@
+"""One run of a recipe in its workspace: what it was asked, what was settled there, and what of it is kept."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from stillhouse_flows.child import StageResult
+from stillhouse_flows.data import bring, pin
+from stillhouse_flows.prepare import Prepared, Request, prepared_from
+from stillhouse_flows.process import ask
+from stillhouse_flows.sources import source_folders
+from stillhouse_flows.worktree import RunWorkspace
+
+# what a run commits although git ignores runs/: numbers and curves, no model and no data
+NUMBERS = ("*.run.json", "*.scores.json", "*.curves.tsv", "settings.json")
+REPORTS = ("report.json", "report.md")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A prepared run."""
+
+    space: RunWorkspace
+    request: Request
+    prepared: Prepared
+    env: Mapping[str, str]
+    folders: tuple[str, ...]  # that the code must come from
+
+    @property
+    def folder(self) -> Path:
+        """runs/<domain>/<recipe>/<variant> of the workspace."""
+        return self.space.root / self.prepared.runs
+
+    @property
+    def page(self) -> Path:
+        return self.folder / "report" / "report.html"
+
+    def headline(self) -> str:
+        """What runs, from what, where, on which data."""
+        space, version = self.space, pin(self.space.root)
+        origin = space.start.sentence() if space.branch else f"a copy of {space.project}"
+        used = ", ".join(self.prepared.data) or "none of it needed"
+        lines = [
+            f"{self.prepared.ref} from {origin}",
+            f"  workspace  {space.root}",
+            *([f"  branch     {space.branch}"] if space.branch else []),
+            f"  data       version {version.short if version else 'not pinned'}, {used}",
+        ]
+        return "\n".join(lines)
+
+    def numbers(self) -> list[Path]:
+        """Scores, measurements and curves of every stage."""
+        return [path for pattern in NUMBERS for path in sorted(self.folder.glob(pattern))]
+
+    def reports(self) -> list[Path]:
+        """The report without its page, which holds pictures of the data."""
+        return [path for name in REPORTS if (path := self.page.with_name(name)).is_file()]
+
+
+def opened(space: RunWorkspace, request: Request, device: str) -> Run:
+    """Settle the request inside the workspace, with the workspace's own code."""
+    env = space.environment(device)
+    words = json.dumps(asdict(request))
+    prepared = prepared_from(ask("stillhouse_flows.prepare", words, env=env, cwd=space.root))
+    folders = source_folders(space.project)
+    return Run(space=space, request=request, prepared=prepared, env=env, folders=folders)
+
+
+def start(run: Run) -> None:
+    """Bring in the data and the files the run reads, and freeze everything in a commit before anything runs."""
+    space, prepared = run.space, run.prepared
+    version = bring(space.root, space.project, space.cache, prepared.data)
+    for name in prepared.files:
+        _bring_file(space, name)
+    message = (
+        f"Start {prepared.ref}\n\nfrom: {space.start.sentence()}\n"
+        f"data: {version.md5 if version else 'not pinned'}\n"
+    )
+    space.commit(message)
+
+
+def _bring_file(space: RunWorkspace, name: str) -> None:
+    """A file of the project that git ignores is not in its tree; the recipe names it, so it is an input."""
+    source, aim = space.project / name, space.root / name
+    if Path(name).is_absolute() or name.startswith("~") or not source.exists() or aim.exists():
+        return
+    aim.parent.mkdir(parents=True, exist_ok=True)
+    copy = shutil.copytree if source.is_dir() else shutil.copy2
+    copy(source, aim)
+
+
+def results_message(run: Run, results: Sequence[StageResult]) -> str:
+    """The subject and body of the run's last commit."""
+    lines = [f"{result.stage.rpartition(':')[2]}: {result.status}" for result in results]
+    return "\n".join([f"Results of {run.prepared.ref}", "", *lines, ""])

@@ -1,0 +1,79 @@
+"""Where the code of a run lies: folders of a project that hold packages of Stillhouse, and what a child must import."""
+
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stillhouse.errors import StillhouseError
+
+
+def package_folder(package: str) -> Path:
+    """The folder of a top-level package, found without importing it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise StillhouseError(f"package '{package}' is not installed, or is not a package")
+    return Path(next(iter(spec.submodule_search_locations))).resolve()
+
+
+def stage_packages() -> tuple[str, ...]:
+    """The kernel and every plugin: the packages whose code decides what a stage leaves."""
+    points = importlib.metadata.entry_points(group="stillhouse.domains")
+    names = sorted(point.value.partition(":")[0].partition(".")[0] for point in points)
+    return tuple(n for n in dict.fromkeys(("stillhouse", *names)) if importlib.util.find_spec(n))
+
+
+def inside(folder: Path, root: Path) -> bool:
+    """Whether a package's folder is source of the project at `root`, and not of an environment that lies in it."""
+    return folder.is_relative_to(root) and "site-packages" not in folder.relative_to(root).parts
+
+
+def source_folders(root: Path) -> tuple[str, ...]:
+    """Folders to put on PYTHONPATH, relative to `root`, of those packages whose source is part of the project."""
+    folders = [package_folder(package) for package in stage_packages()]
+    parents = [f.parent.relative_to(root).as_posix() for f in folders if inside(f, root)]
+    return tuple(dict.fromkeys(parents))
+
+
+def stage_environment(root: Path, folders: Sequence[str], device: str) -> dict[str, str]:
+    """The environment in which `stillhouse stage` runs the code of `root`, in this interpreter's environment.
+
+    Raises StillhouseError when `root` lacks a source folder: an older commit must not run newer code.
+    """
+    paths = [root / folder for folder in folders]
+    for path in paths:
+        if not path.is_dir():
+            raise StillhouseError(
+                f"{path}: not there at this commit, so its code cannot run; choose a later --ref"
+            )
+    environ = dict(os.environ)
+    search = [*map(str, paths), *filter(None, [environ.get("PYTHONPATH")])]
+    return environ | {
+        "STILLHOUSE_ROOT": str(root),
+        "PYTHONPATH": os.pathsep.join(search),
+        # no __pycache__ in a tree that is frozen
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", "")]),
+        # the shell that DVC uses; a user's own could change the environment
+        "SHELL": "/bin/sh",
+        **_visible(device),
+    }
+
+
+def _visible(device: str) -> dict[str, str]:
+    """A stage takes the GPU it sees: choosing a device is showing it that one only."""
+    kind, _, index = device.partition(":")
+    if device == "cpu":
+        return {"CUDA_VISIBLE_DEVICES": ""}
+    return {"CUDA_VISIBLE_DEVICES": index} if kind == "cuda" and index else {}
+
+
+def check_code(root: Path, folders: Sequence[str]) -> None:
+    """Raises StillhouseError unless `stillhouse` would be imported from `root`, where the project holds its source."""
+    found = package_folder("stillhouse")
+    if any((root / folder / "stillhouse").is_dir() for folder in folders) and not inside(
+        found, root
+    ):
+        raise StillhouseError(f"stillhouse would be imported from {found}, not from {root}")

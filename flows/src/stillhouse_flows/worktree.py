@@ -1,0 +1,212 @@
+"""Workspaces: each run has a working tree and a branch of its own, so that two runs never meet and nobody's files are touched.
+
+$STILLHOUSE_HOME/workspaces/<repository>/<run>/        the working tree, or outside git a copy of the folder
+$STILLHOUSE_HOME/workspaces/<repository>/<run>.lock    held while the run goes; only unlocked workspaces are pruned
+"""
+
+import hashlib
+import shutil
+import uuid
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from stillhouse.errors import StillhouseError
+from stillhouse.files import storage
+from stillhouse.runs import home
+from stillhouse_flows.git import (
+    GitError,
+    Snapshot,
+    commit_all,
+    git,
+    ignored,
+    resolve,
+    snapshot,
+    top,
+)
+from stillhouse_flows.sources import source_folders, stage_environment
+
+KEPT = 20
+# what a copied folder leaves behind: environments, results, data (checked out on their own), DVC's local state
+NEVER_COPIED = {"__pycache__", ".venv", "venv", "node_modules"}
+NOT_COPIED = {".": {".git", "runs", "data"}, ".dvc": {"cache", "tmp"}}
+IGNORED = ("/runs/", "/data", "__pycache__/", "*.pyc")
+DVC_IGNORED = "/config.local\n/tmp\n/cache\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunWorkspace:
+    """One run's own copy of a project."""
+
+    project: Path  # the user's project
+    folder: Path  # the working tree
+    root: Path  # the project inside it
+    run: str
+    branch: str  # empty outside git
+    start: Snapshot
+    cache: Path  # DVC's cache, shared with the project
+
+    def environment(self, device: str) -> Mapping[str, str]:
+        """The environment of everything that runs in this workspace."""
+        return stage_environment(self.root, source_folders(self.project), device)
+
+    def commit(self, message: str, *, also: Iterable[Path] = ()) -> str:
+        """Commit the tree, and the files `also` although git ignores them; the commit, empty outside git."""
+        return commit_all(self.root, message, also=also) if self.branch else ""
+
+
+@contextmanager
+def workspace(
+    project: Path, label: str, *, ref: str = "", keep: bool = True
+) -> Generator[RunWorkspace]:
+    """A new workspace of `project` at `ref`, or as its files lie there now; locked while the block runs, kept after it.
+
+    Without `keep`, neither its folder nor its branch stays.
+    """
+    project = project.resolve()
+    place = home() / "workspaces" / _repository(project)
+    run = f"{label}-{uuid.uuid4().hex[:8]}"
+    with storage(place):
+        place.mkdir(parents=True, exist_ok=True)
+        with FileLock(place / f"{run}.lock"):
+            opened = _open(project, place / run, run, ref)
+            prune(place, keep=KEPT)
+            try:
+                yield opened
+            finally:
+                if not keep:
+                    _forget(opened)
+    (place / f"{run}.lock").unlink(missing_ok=True)
+
+
+def _repository(project: Path) -> str:
+    """Readable, and different for two projects of the same name."""
+    return f"{project.name}-{hashlib.sha256(str(project).encode()).hexdigest()[:6]}"
+
+
+def _open(project: Path, folder: Path, run: str, ref: str) -> RunWorkspace:
+    tree = _tree(project)
+    if tree is None:
+        if ref:
+            raise StillhouseError(
+                f"--ref {ref}: {project} is not in a git repository; leave it out"
+            )
+        shutil.copytree(project, folder, ignore=_not_copied(project), symlinks=True)
+        root, branch, start = folder, "", Snapshot(commit="", base="")
+    else:
+        git(tree, "worktree", "prune")
+        start = resolve(tree, ref) if ref else snapshot(tree)
+        branch = f"runs/{run}"
+        git(tree, "worktree", "add", "--quiet", "-b", branch, str(folder), start.commit)
+        root = folder / project.relative_to(tree)
+    cache = shared_cache(project)
+    _settle_dvc(root, folder, cache, in_git=tree is not None)
+    return RunWorkspace(
+        project=project, folder=folder, root=root, run=run, branch=branch, start=start, cache=cache
+    )
+
+
+def _tree(project: Path) -> Path | None:
+    """The working tree that holds `project`; None outside git, or where git ignores the project."""
+    tree = top(project)
+    return None if tree not in (None, project) and ignored(tree, project) else tree
+
+
+def _not_copied(project: Path) -> Callable[[str, list[str]], list[str]]:
+    def ignore(folder: str, names: list[str]) -> list[str]:
+        here = Path(folder)
+        skipped = NEVER_COPIED | NOT_COPIED.get(here.relative_to(project).as_posix(), set())
+        # a home inside the project would be copied into itself
+        return [n for n in names if n in skipped or here / n == home()]
+
+    return ignore
+
+
+def shared_cache(project: Path) -> Path:
+    """The project's DVC cache; under home() for a project that has no .dvc folder."""
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(project)) as repo:
+            return Path(repo.cache.legacy.path)
+    except NotDvcRepoError:
+        return home() / "cache" / _repository(project)
+
+
+def _settle_dvc(root: Path, folder: Path, cache: Path, *, in_git: bool) -> None:
+    """Make the workspace a DVC repository on the shared cache; what DVC and git must not see is ignored."""
+    dvc = next((p / ".dvc" for p in (root, *root.parents) if (p / ".dvc").is_dir()), root / ".dvc")
+    if not dvc.is_relative_to(folder):
+        dvc = root / ".dvc"
+    dvc.mkdir(exist_ok=True)
+    _ensure(dvc / "config", "")
+    _ensure(dvc / ".gitignore", DVC_IGNORED)
+    _ensure_lines(dvc.parent / ".dvcignore", IGNORED[2:])
+    if in_git:
+        _ensure_lines(root / ".gitignore", IGNORED)
+    (dvc / "config.local").write_text(_dvc_config(dvc, cache, in_git=in_git))
+
+
+def _dvc_config(dvc: Path, cache: Path, *, in_git: bool) -> str:
+    lines = [
+        "[core]",
+        "    analytics = false",
+        "    check_update = false",
+        "    autostage = false",
+        # else every workspace leaves a folder in /var/tmp
+        f'    site_cache_dir = "{dvc / "tmp" / "site"}"',
+        *([] if in_git else ["    no_scm = true"]),
+        "[cache]",
+        f'    dir = "{cache}"',
+        # no symlinks: they would be committed as symlinks
+        '    type = "reflink,hardlink,copy"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _ensure(path: Path, text: str) -> None:
+    if not path.exists():
+        path.write_text(text)
+
+
+def _ensure_lines(path: Path, lines: Iterable[str]) -> None:
+    present = path.read_text().splitlines() if path.exists() else []
+    # "/runs" and "runs/" say the same as "/runs/"
+    known = {line.strip().strip("/") for line in present}
+    missing = [line for line in lines if line.strip("/") not in known]
+    if missing:
+        path.write_text("\n".join([*present, *missing]) + "\n")
+
+
+def prune(place: Path, *, keep: int) -> list[Path]:
+    """Remove all but the newest `keep` workspaces, except those of runs that still go; their branches stay."""
+    folders = [p for p in place.iterdir() if p.is_dir()]
+    folders.sort(key=lambda p: p.stat().st_mtime_ns, reverse=True)
+    gone: list[Path] = []
+    for folder in folders[keep:]:
+        lock = place / f"{folder.name}.lock"
+        try:
+            with FileLock(lock, timeout=0):
+                _remove(folder)
+                gone.append(folder)
+        except Timeout:
+            continue
+        lock.unlink(missing_ok=True)
+    return gone
+
+
+def _forget(space: RunWorkspace) -> None:
+    _remove(space.folder)
+    if space.branch:
+        git(space.project, "branch", "--quiet", "-D", space.branch)
+
+
+def _remove(folder: Path) -> None:
+    try:
+        git(folder, "worktree", "remove", "--force", "--force", str(folder))
+    except GitError:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,148 @@
+"""Toy projects: real git and DVC repositories whose stages are one-line shell commands."""
+
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TOY = """\
+stages:
+  first:
+    cmd: mkdir -p runs && cp data/a/one.txt runs/first && echo '{"n":1}' > runs/first.scores.json
+    wdir: ../..
+    deps: [data/a, code.py]
+    params: [lr]
+    outs: [runs/first]
+    metrics: [{runs/first.scores.json: {cache: false}}]
+    meta: {prefect: {resource: gpu, retries: 1, timeout: 60}}
+  left:
+    cmd: cat runs/first code.py > runs/left
+    wdir: ../..
+    deps: [runs/first, code.py]
+    outs: [runs/left]
+  right:
+    cmd: cat runs/first > runs/right
+    wdir: ../..
+    deps: [runs/first]
+    outs: [runs/right]
+  last:
+    cmd: cat runs/left runs/right > runs/last
+    wdir: ../..
+    deps: [runs/left, runs/right]
+    outs: [runs/last]
+"""
+FILES = {
+    "pipelines/toy/dvc.yaml": TOY,
+    "params.yaml": "# kept\nlr: 0.1\n",
+    "code.py": "print(1)\n",
+    ".gitignore": "/runs/\n/data\n*.secret\n",
+    "data/a/one.txt": "one\n",
+    "data/b/two.txt": "two\n",
+}
+
+
+# what others warn of here, at their own deprecations
+WARNINGS = ("ignore:_NoneStep.value will soon raise AttributeError:DeprecationWarning",)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            for text in WARNINGS:
+                item.add_marker(pytest.mark.filterwarnings(text))
+
+
+@dataclass(frozen=True)
+class Project:
+    """A git repository of a test."""
+
+    root: Path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.root / name
+
+    def git(self, *words: str, at: Path | None = None) -> str:
+        """What a git command that must succeed prints."""
+        command = ("git", "-c", "user.name=t", "-c", "user.email=t@localhost", *words)
+        done = subprocess.run(command, cwd=at or self.root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.strip()
+
+    def write(self, files: Mapping[str, str]) -> None:
+        for name, text in files.items():
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / name).write_text(text)
+
+    def commit(self) -> str:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "-m", "toy")
+        return self.git("rev-parse", "HEAD")
+
+    def state(self) -> tuple[str, ...]:
+        """Everything that a run must leave as it was: index, tree, branch and commit."""
+        return (
+            (self.root / ".git" / "index").read_bytes().hex(),
+            self.git("status", "--porcelain", "--ignored"),
+            self.git("symbolic-ref", "HEAD"),
+            self.git("stash", "list"),
+        )
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing of a test reaches the user's home, DVC's site cache or a server of theirs."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("STILLHOUSE_HOME", str(home))
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.delenv("STILLHOUSE_ROOT", raising=False)
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        monkeypatch.delenv(name)
+    return home
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Project:
+    """A git repository without a commit."""
+    project = Project(tmp_path / "project")
+    project.root.mkdir()
+    project.git("init", "--quiet", "--initial-branch=main")
+    return project
+
+
+@pytest.fixture
+def toy(empty: Project) -> Project:
+    """A committed project with pinned data and four stages; DVC's cache holds the data."""
+    from dvc.repo import Repo
+
+    empty.write(FILES)
+    with Repo.init(str(empty.root)) as repo:
+        repo.add(str(empty / "data"))
+    empty.commit()
+    return empty
+
+
+@pytest.fixture
+def counting(empty: Project) -> Project:
+    """A committed project with pinned data and a plugin of its own, whose recipe is toy/count."""
+    from dvc.repo import Repo
+
+    source = Path(__file__).with_name("toy_plugin.py").read_text()
+    empty.write(
+        {
+            "src/toy_plugin/__init__.py": source,
+            "src/toy_plugin-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: toy-plugin\nVersion: 1\n",
+            "src/toy_plugin-1.dist-info/entry_points.txt": "[stillhouse.domains]\ntoy = toy_plugin:domain\n",
+            "params.yaml": "# kept\ntoy:\n  count:\n    tiny: {}\n",
+            ".gitignore": "/runs/\n/data\n",
+            "data/a/numbers.txt": "1\n2\n3\n",
+            "data/b/other.txt": "other\n",
+        }
+    )
+    with Repo.init(str(empty.root)) as repo:
+        repo.add(str(empty / "data"))
+    empty.commit()
+    return empty

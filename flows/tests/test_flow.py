@@ -1,0 +1,124 @@
+"""`stillhouse flow` as a user calls it, on a project with a plugin of its own: real git, DVC, Prefect and processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Project
+
+pytestmark = [pytest.mark.essential, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kept between tests: Prefect takes seconds to make its database."""
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture
+def env(counting: "Project", own_home: Path, prefect_home: Path) -> Mapping[str, str]:
+    return dict(os.environ) | {
+        "PYTHONPATH": str(counting / "src"),
+        "STILLHOUSE_HOME": str(own_home),
+        "PREFECT_HOME": str(prefect_home),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def start(project: "Project", env: Mapping[str, str], *words: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "stillhouse", "flow", *words],
+        cwd=project.root,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def left_of(session: int) -> list[str]:
+    """Processes that a command started in a session of its own left behind."""
+    rows = subprocess.run(["ps", "-eo", "sess=,stat=,args="], capture_output=True, text=True).stdout
+    return [row for row in rows.splitlines() if row.split()[0] == str(session) and row.split()[1][0] != "Z"]
+
+
+def test_a_run_leaves_a_report_on_a_branch_and_nothing_else(
+    counting: "Project", env: Mapping[str, str], own_home: Path
+) -> None:
+    (counting / "notes.txt").write_text("untracked\n")
+    (counting / "params.yaml").write_text("# edited\ntoy:\n  count:\n    tiny: {}\n")
+    before = counting.state()
+    child = start(counting, env, "run", "toy/count", "--set", "seeds=2")
+    out, err = child.communicate()
+    assert child.returncode == 0, out + err
+    assert err == ""
+    assert left_of(child.pid) == []
+    assert counting.state() == before
+
+    lines = out.splitlines()
+    page = Path(lines[-1].removeprefix("Report: "))
+    assert page.is_relative_to(own_home / "workspaces")
+    assert page.is_file()
+    assert "+ 1 changed and 1 untracked files" in lines[0]
+    assert [line.split()[1:3] for line in lines if "/5 " in line] == [
+        [name, "ran"] for name in ("numbers", "double", "same", "double-scores", "same-scores")
+    ]
+
+    branch = counting.git("branch", "--list", "runs/*", "--format=%(refname:short)")
+    subjects = counting.git("log", "--format=%s", branch).splitlines()
+    assert subjects == [
+        "Report of toy/count@tiny",
+        "Results of toy/count@tiny",
+        "Start toy/count@tiny",
+        "Working tree of project",
+        "toy",
+    ]
+    kept = counting.git("ls-tree", "-r", "--name-only", branch).splitlines()
+    assert "pipelines/toy/count/tiny/dvc.lock" in kept
+    assert "runs/toy/count/tiny/double-scores.scores.json" in kept
+    assert "runs/toy/count/tiny/report/report.json" in kept
+    assert not [name for name in kept if name.endswith((".safetensors", ".png", ".html"))]
+    assert counting.git("show", f"{branch}:params.yaml").splitlines()[0] == "# edited"
+    assert "seeds: 2" in counting.git("show", f"{branch}:params.yaml")
+
+    plan = start(counting, env, "plan", "toy/count", "--set", "seeds=2")
+    out, err = plan.communicate()
+    assert out.splitlines()[-1] == "0 of 5 stages would run.", out + err
+    assert counting.git("branch", "--list", "runs/*", "--format=%(refname:short)") == branch
+    assert counting.state() == before
+
+
+def test_a_failed_stage_stops_those_after_it_only(counting: "Project", env: Mapping[str, str]) -> None:
+    child = start(counting, env, "run", "toy/count", "--set", "fail=true")
+    out, err = child.communicate()
+    assert (child.returncode, err) == (2, "error: stage 'double': these numbers cannot be used\n"), out
+    ended = {line.split()[1]: line.split()[2] for line in out.splitlines() if "/5 " in line}
+    assert ended == {"numbers": "ran", "double": "FAILED", "same": "ran", "same-scores": "ran"}
+    assert "Not run: double-scores" in out
+    assert left_of(child.pid) == []
+
+
+def test_ctrl_c_leaves_no_process(counting: "Project", env: Mapping[str, str]) -> None:
+    child = start(counting, env, "run", "toy/count", "--set", "seconds=300.0")
+    assert child.stdout is not None
+    for line in child.stdout:
+        if "numbers" in line and "ran" in line:
+            break
+    time.sleep(3)
+    os.killpg(child.pid, signal.SIGINT)
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 130, out + err
+    assert "Interrupted" in err
+    assert "Traceback" not in err
+    assert left_of(child.pid) == []
+    rows = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True).stdout
+    assert str(counting.root.parent) not in rows
