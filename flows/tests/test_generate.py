@@ -1,13 +1,13 @@
 """Pipelines from a recipe: what DVC is told, and that it is kept in step."""
 
 import json
-import os
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
+import typer
 import yaml
+from stillhouse_flows import cli
 
 if TYPE_CHECKING:
     from conftest import Project
@@ -15,18 +15,16 @@ if TYPE_CHECKING:
 PIPELINE = "pipelines/toy/count/tiny/dvc.yaml"
 
 
-def dvc(project: "Project", *words: str) -> "subprocess.CompletedProcess[str]":
-    """`stillhouse flow dvc`, in a process that sees the project's own plugin."""
-    env = dict(os.environ) | {"PYTHONPATH": str(project / "src")}
-    command = [sys.executable, "-m", "stillhouse", "flow", "dvc", *words]
-    return subprocess.run(command, cwd=project.root, env=env, capture_output=True, text=True)
-
-
 @pytest.fixture
-def generated(counting: "Project") -> "Project":
-    done = dvc(counting)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+def generated(
+    counting: "Project", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> "Project":
+    monkeypatch.syspath_prepend(str(counting / "src"))
+    monkeypatch.delitem(sys.modules, "toy_plugin", raising=False)
+    monkeypatch.chdir(counting.root)
+    capsys.readouterr()
+    cli.dvc(check=False)
+    assert capsys.readouterr().out.splitlines() == [
         "written: pipelines/toy/count/tiny/code.json",
         "written: pipelines/toy/count/tiny/dvc.yaml",
     ]
@@ -53,25 +51,28 @@ def test_a_stage_of_a_recipe_is_a_stage_of_dvc(generated: "Project") -> None:
     ]
 
 
-def test_drift_is_found_and_mended(generated: "Project") -> None:
-    assert dvc(generated, "--check").returncode == 0
+def test_drift_is_found_and_mended(generated: "Project", capsys: pytest.CaptureFixture[str]) -> None:
+    cli.dvc(check=True)
     file = generated / PIPELINE
     file.write_text(file.read_text().replace("double", "triple"))
     stale = generated / "pipelines/toy/count/small/dvc.yaml"
     stale.parent.mkdir()
     stale.write_text(file.read_text())
-    own = generated / "pipelines/my/own/one/dvc.yaml"
     generated.write({"pipelines/my/own/one/dvc.yaml": "stages: {}\n"})
-    done = dvc(generated, "--check")
-    assert done.returncode == 2
-    assert done.stdout.splitlines() == [
+    capsys.readouterr()
+    with pytest.raises(typer.Exit) as left:
+        cli.dvc(check=True)
+    assert left.value.exit_code == 2
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [
         f"out of date: {PIPELINE}",
         "out of date: pipelines/toy/count/small/dvc.yaml",
     ]
-    assert done.stderr == "error: pipelines/ differs from the recipes. Run: stillhouse flow dvc\n"
-    assert dvc(generated).returncode == 0
-    assert dvc(generated, "--check").returncode == 0
-    assert (stale.exists(), own.exists()) == (False, True)
+    assert said.err == "error: pipelines/ differs from the recipes. Run: stillhouse flow dvc\n"
+    cli.dvc(check=False)
+    cli.dvc(check=True)
+    assert not stale.exists()
+    assert (generated / "pipelines/my/own/one/dvc.yaml").is_file()
 
 
 def test_settings_of_a_variant_are_its_params_except_seeds(generated: "Project") -> None:
@@ -84,7 +85,7 @@ def test_settings_of_a_variant_are_its_params_except_seeds(generated: "Project")
     (generated / "params.yaml").write_text(
         f"toy:\n  count:\n    {variant}: {{factor: 3, seeds: 2}}\n"
     )
-    assert dvc(generated).returncode == 0
+    cli.dvc(check=False)
     stages = yaml.safe_load((generated / f"pipelines/toy/count/{variant}/dvc.yaml").read_text())["stages"]
     assert stages["same"]["params"] == [f"toy.count.{variant}.factor"]
     assert not (generated / PIPELINE).exists()

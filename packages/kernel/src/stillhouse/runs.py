@@ -10,19 +10,20 @@ runs/<domain>/<recipe>/<variant>/settings.json
                                  <stage>.curves.tsv      loss terms by step of a training
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from stillhouse import parallel
 from stillhouse.artifact import Artifact, Kind
@@ -134,7 +135,7 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
     rank, nproc = parallel.world()
     if nproc > 1:
         parallel.join(runs.device)
-    with _stage_lock(stage, runs, rank):
+    with _held(_stage_lock(stage, runs, rank), stage, runs):
         inputs = {port: _input(recipe, ref, runs) for port, ref in stage.inputs.items()}
         code = code_of(runs.recipe)
         digests = {port: artifact.digest for port, artifact in inputs.items()}
@@ -203,6 +204,20 @@ def _stage_lock(stage: Stage, runs: Runs, rank: int) -> FileLock:
         )
 
 
+@contextlib.contextmanager
+def _held(lock: FileLock, stage: Stage, runs: Runs) -> Generator[None]:
+    """The lock, with a word to the observer when another process has it."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        runs.observe(Event(stage=stage.name, text="waits for another process that runs this stage"))
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Place:
     """One run of one stage."""
@@ -219,7 +234,8 @@ class _Place:
         folder = self.runs.folder / self.stage.name
         if self.rank:
             return self._scratch_run() if self.stage.distributed else {}
-        with FileLock(self._checkpoints().with_suffix(".lock")), storage(folder):
+        lock = FileLock(self._checkpoints().with_suffix(".lock"))
+        with _held(lock, self.stage, self.runs), storage(folder):
             with writing(folder) as out:
                 ctx, started = self._context(out), time.time()
                 outputs = self.stage.run(self.inputs, ctx)
