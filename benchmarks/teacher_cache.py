@@ -46,7 +46,7 @@ ROOT = Path(__file__).parent.parent
 # teacher, student: common pairs with at least 10 times the MACs; the first one carries the claim
 PAIRS = (("wrn-40-2", "wrn-16-1"), ("resnet56", "resnet8"))
 GOAL_RATIO, GOAL_SPEED, DIGITS = 10.0, 3.0, 1e-5
-ROWS, BATCH, VIEWS, EPOCHS, CLASSES, SIDE = 256, 64, 2, 3, 10, 32
+ROWS, BATCH, VIEWS, EPOCHS, CLASSES, SIDE = 256, 64, 2, 2, 10, 32
 IMAGES = ImageSpec()
 
 Record = Mapping[str, Any]  # Any: JSON
