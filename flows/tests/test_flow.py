@@ -48,7 +48,11 @@ def start(project: "Project", env: Mapping[str, str], *words: str) -> "subproces
 def left_of(session: int) -> list[str]:
     """Processes that a command started in a session of its own left behind."""
     rows = subprocess.run(["ps", "-eo", "sess=,stat=,args="], capture_output=True, text=True).stdout
-    return [row for row in rows.splitlines() if row.split()[0] == str(session) and row.split()[1][0] != "Z"]
+    return [
+        row
+        for row in rows.splitlines()
+        if row.split()[0] == str(session) and row.split()[1][0] != "Z"
+    ]
 
 
 def test_a_run_leaves_a_report_on_a_branch_and_nothing_else(
@@ -97,10 +101,15 @@ def test_a_run_leaves_a_report_on_a_branch_and_nothing_else(
     assert counting.state() == before
 
 
-def test_a_failed_stage_stops_those_after_it_only(counting: "Project", env: Mapping[str, str]) -> None:
+def test_a_failed_stage_stops_those_after_it_only(
+    counting: "Project", env: Mapping[str, str]
+) -> None:
     child = start(counting, env, "run", "toy/count", "--set", "fail=true")
     out, err = child.communicate()
-    assert (child.returncode, err) == (2, "error: stage 'double': these numbers cannot be used\n"), out
+    assert (child.returncode, err) == (
+        2,
+        "error: stage 'double': these numbers cannot be used\n",
+    ), out
     ended = {line.split()[1]: line.split()[2] for line in out.splitlines() if "/5 " in line}
     assert ended == {"numbers": "ran", "double": "FAILED", "same": "ran", "same-scores": "ran"}
     assert "Not run: double-scores" in out

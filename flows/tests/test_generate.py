@@ -51,7 +51,9 @@ def test_a_stage_of_a_recipe_is_a_stage_of_dvc(generated: "Project") -> None:
     ]
 
 
-def test_drift_is_found_and_mended(generated: "Project", capsys: pytest.CaptureFixture[str]) -> None:
+def test_drift_is_found_and_mended(
+    generated: "Project", capsys: pytest.CaptureFixture[str]
+) -> None:
     cli.dvc(check=True)
     file = generated / PIPELINE
     file.write_text(file.read_text().replace("double", "triple"))
@@ -86,7 +88,9 @@ def test_settings_of_a_variant_are_its_params_except_seeds(generated: "Project")
         f"toy:\n  count:\n    {variant}: {{factor: 3, seeds: 2}}\n"
     )
     cli.dvc(check=False)
-    stages = yaml.safe_load((generated / f"pipelines/toy/count/{variant}/dvc.yaml").read_text())["stages"]
+    stages = yaml.safe_load((generated / f"pipelines/toy/count/{variant}/dvc.yaml").read_text())[
+        "stages"
+    ]
     assert stages["same"]["params"] == [f"toy.count.{variant}.factor"]
     assert not (generated / PIPELINE).exists()
 

@@ -4,13 +4,10 @@ Leaves RESULT.json and one of these exit codes: 0 done, 3 the stage failed, 4 an
 6 its inputs changed while it ran. FOLDERs are those that the code must come from.
 """
 
-import contextlib
-import ctypes
 import hashlib
 import json
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stillhouse.errors import StillhouseError
+from stillhouse_flows.process_group import die_with_parent
 from stillhouse_flows.sources import check_code
 
 if TYPE_CHECKING:
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 
 Status = Literal["ran", "unchanged", "restored", "failed"]
 FAILED, LOCKED, REFUSED, CHANGED = 3, 4, 5, 6
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,20 +86,6 @@ def _failed(address: str, error: Exception, exit_status: int | None = None) -> S
     return StageResult(stage=address, status="failed", error=str(error), exit_status=exit_status)
 
 
-def die_with_parent() -> None:
-    """When the process that started this one goes, in whatever way, this one's whole group goes too (Linux)."""
-    if os.getpgid(0) != os.getpid():
-        return  # called by hand, in its caller's group
-    signal.signal(signal.SIGTERM, _die)
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _die(number: int, frame: object) -> None:
-    # the command is a grandchild: a signal to this process alone would leave it running
-    os.killpg(os.getpgid(0), signal.SIGKILL)
-
-
 def run_stage(root: Path, address: str) -> StageResult:
     """Reproduce one stage, waiting for DVC's lock; raises ChildError."""
     from dvc.repo import Repo
@@ -136,7 +119,9 @@ def restore(root: Path, address: str) -> bool:
     return True
 
 
-def _reproduce(repo: "Repo", address: str) -> bool:
+def _reproduce(
+    repo: Any, address: str
+) -> bool:  # Any: DVC binds its methods in a way no checker sees
     from dvc.exceptions import DvcException, ReproductionError
     from dvc.lock import LockError
     from dvc.stage.exceptions import StageCmdFailedError

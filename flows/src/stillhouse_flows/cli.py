@@ -44,16 +44,15 @@ def run(
     """Run a recipe as a Prefect flow in a workspace of its own, and commit its results on a branch runs/*."""
     from stillhouse.settings import parse_assignments
     from stillhouse_flows.local import settle
+    from stillhouse_flows.server import prefect_api
 
     settings = parse_assignments(assignments)
     _check_device(device)
     settle()
-    from stillhouse_flows.flow import distill, with_workers
+    from stillhouse_flows.flow import with_workers
 
     try:
-        with_workers(distill, workers)(
-            recipe=recipe, scale=scale, settings=settings, device=device, ref=ref
-        )
+        with_workers(workers)(recipe=recipe, scale=scale, settings=settings, device=device, ref=ref)
     except KeyboardInterrupt:
         typer.echo(
             "\nInterrupted; finished stages are in DVC's cache, so the next run goes on.", err=True

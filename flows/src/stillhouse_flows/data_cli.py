@@ -1,7 +1,7 @@
 """`stillhouse data`: the pinned data sets, what of them is here, and getting or pinning them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -65,7 +65,8 @@ def add(
         raise BadData(
             f"the new version would lose {', '.join(absent)}; run stillhouse data pull first, or give --replace"
         )
-    with Repo(str(root), _wait_for_lock=True) as repo:
+    with Repo(str(root), _wait_for_lock=True) as opened:
+        repo: Any = opened  # Any: DVC binds its methods in a way no checker sees
         repo.add(str(root / "data"))
     _say_change(before, pin(root))
 

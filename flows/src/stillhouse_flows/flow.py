@@ -12,7 +12,7 @@ from prefect import Flow, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.tasks import Task
 from prefect.utilities.annotations import quote
 
@@ -39,9 +39,17 @@ class Line:
     board: Board
 
 
+def pool(workers: int) -> TaskRunner[PrefectFuture[Any]]:  # Any: of whatever a task returns
+    """So many threads; each waits for a stage's process."""
+    threads: Any = ThreadPoolTaskRunner(
+        max_workers=workers
+    )  # Any: its type parameter is too narrow
+    return threads
+
+
 @flow(
     name="distill",
-    task_runner=ThreadPoolTaskRunner(max_workers=WORKERS),
+    task_runner=pool(WORKERS),
     persist_result=False,
     validate_parameters=False,
 )
@@ -60,11 +68,12 @@ def distill(
         start(run)
         stages = plan(space.root, run.prepared.pipeline)
         line = Line(run=run, children=Children(), board=Board(len(stages)))
+        carried: Any = quote(line)  # Any: Prefect hands the task what it wraps, unvisited
         try:
             results = run_stages(line, stages)
             # before the report, which says whether the tree it describes is committed
             space.commit(results_message(run, results), also=run.numbers())
-            words = write_report(quote(line))
+            words = write_report(carried)
         except BaseException:
             # a signal reaches this thread only: without this, what the others started would go on
             line.children.kill()
@@ -79,9 +88,9 @@ def distill(
         return str(run.page)
 
 
-def with_workers(chosen: Flow[Any, str], workers: int) -> Flow[Any, str]:  # Any: its parameters
-    """The flow with so many independent stages at a time."""
-    return chosen.with_options(task_runner=ThreadPoolTaskRunner(max_workers=workers))
+def with_workers(workers: int) -> Flow[Any, str]:  # Any: its parameters
+    """`distill` with so many independent stages at a time."""
+    return distill.with_options(task_runner=pool(workers))
 
 
 def run_stages(line: Line, stages: Sequence[StageSpec]) -> list[StageResult]:

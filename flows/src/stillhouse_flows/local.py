@@ -17,9 +17,7 @@ QUIET = {
     "DVC_STUDIO_OFFLINE": "1",
 }
 EPHEMERAL = {
-    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
     "PREFECT_SERVER_API_HOST": "127.0.0.1",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
     # slots held in memory would leak with a killed server
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",

@@ -1,7 +1,5 @@
 """The parent's side of a stage: its process group, its log, its result, and its end when the run ends."""
 
-import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +11,7 @@ from pathlib import Path
 
 from stillhouse.errors import StillhouseError
 from stillhouse_flows.child import FAILED, LOCKED, StageResult, result_from
+from stillhouse_flows.process_group import kill_group
 from stillhouse_flows.project import StageSpec
 
 Say = Callable[[str], None]
@@ -62,7 +61,7 @@ class Children:
             )
             self.running.add(child)
         # a thread of Prefect's cannot be interrupted: the clock is kept here
-        clock = threading.Timer(timeout, _kill, [child]) if timeout else None
+        clock = threading.Timer(timeout, kill_group, [child.pid]) if timeout else None
         try:
             if clock:
                 clock.start()
@@ -74,7 +73,7 @@ class Children:
         finally:
             if clock:
                 clock.cancel()
-            _kill(child)  # what the command left behind in its group
+            kill_group(child.pid)  # what the command left behind in its group
             child.wait()
             with self.lock:
                 self.running.discard(child)
@@ -84,12 +83,7 @@ class Children:
         with self.lock:
             self.closed = True
             for child in self.running:
-                _kill(child)
-
-
-def _kill(child: "subprocess.Popen[str]") -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
+                kill_group(child.pid)
 
 
 def run_stage(
@@ -119,6 +113,7 @@ def run_stage(
             spec.address,
             str(target),
         ]
+        code = LOCKED
         for attempt in range(LOCK_TRIES):
             code = children.run(
                 [*command, *folders], env=env, cwd=root, say=tail, timeout=spec.timeout

@@ -14,7 +14,6 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
-import os
 import shutil
 import time
 from collections.abc import Generator, Mapping
@@ -22,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from filelock import FileLock, Timeout
 
 from stillhouse import parallel
@@ -33,33 +31,21 @@ from stillhouse.environment import environment
 from stillhouse.errors import CorruptArtifact, MissingData
 from stillhouse.files import storage, write_text, writing
 from stillhouse.inputs import outside, scratch
+from stillhouse.places import home, project_root
 from stillhouse.recipe import OUTSIDE, Context, Event, Observer, Recipe, Stage, silent
 from stillhouse.settings import Settings
 
-ROOT_MARKS = ("params.yaml", "data.dvc", ".git")
-
-
-def project_root(start: Path | None = None) -> Path:
-    """$STILLHOUSE_ROOT, else the nearest parent with params.yaml, data.dvc or .git, else the
-    working directory.
-    """
-    if chosen := os.environ.get("STILLHOUSE_ROOT"):
-        return Path(chosen).expanduser().resolve()
-    here = (start or Path.cwd()).resolve()
-    marked = (p for p in [here, *here.parents] if any((p / mark).exists() for mark in ROOT_MARKS))
-    return next(marked, here)
-
-
-def home() -> Path:
-    """$STILLHOUSE_HOME, else the platform's user-data folder: checkpoints, teacher caches,
-    workspaces.
-    """
-    chosen = os.environ.get("STILLHOUSE_HOME")
-    return (
-        Path(chosen).expanduser().resolve()
-        if chosen
-        else Path(platformdirs.user_data_dir("stillhouse"))
-    )
+__all__ = [
+    "Runs",
+    "StageRecord",
+    "code_of",
+    "finished",
+    "home",
+    "project_root",
+    "run_recipe",
+    "run_stage",
+    "stage_key",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ def clean(
 
     Finished runs and models are never touched.
     """
-    from stillhouse.runs import home
+    from stillhouse.places import home
 
     root, now = home(), time.time()
     kept = survey(root)

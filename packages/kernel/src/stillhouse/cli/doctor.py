@@ -57,7 +57,7 @@ def _gpu() -> str:
 
 
 def _places() -> Iterator[tuple[str, str]]:
-    from stillhouse.runs import home, project_root
+    from stillhouse.places import home, project_root
 
     for label, path in (("home", home()), ("project", project_root())):
         yield label, f"{path} ({size(shutil.disk_usage(_existing(path)).free)} free)"

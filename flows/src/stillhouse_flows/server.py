@@ -1,0 +1,104 @@
+"""Prefect's server for the time of one run, where the user has none.
+
+Prefect would start one itself, but in the terminal's process group: Ctrl-C would end it first, and
+the run would knock at its door for minutes. This one has a session of its own, and goes when the
+process that started it goes, in whatever way.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stillhouse.errors import StillhouseError
+
+from stillhouse_flows.process_group import die_with_parent, kill_group
+
+HOST = "127.0.0.1"
+API = "PREFECT_API_URL"
+STARTUP_SECONDS = 300.0
+ENVIRONMENT = {
+    "PREFECT_UI_ENABLED": "0",
+    # Prefect's own marks of a server that serves one process
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+}
+
+
+@contextmanager
+def prefect_api() -> Generator[None]:
+    """A Prefect API while the block runs; enter it before Prefect is imported."""
+    if _configured():
+        yield
+        return
+    log, port = Path(os.environ["PREFECT_HOME"]) / "server.log", _free_port()
+    with log.open("w") as stream:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "stillhouse_flows.server", str(port)],
+            env=dict(os.environ) | ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    os.environ[API] = f"http://{HOST}:{port}/api"
+    try:
+        import prefect  # noqa: F401 - takes seconds, and so does the server's start
+
+        _wait_for(os.environ[API], server, log)
+        yield
+    finally:
+        del os.environ[API]
+        kill_group(server.pid)
+        server.wait()
+
+
+def _configured() -> bool:
+    """Whether the user has a Prefect API of their own."""
+    profiles = Path(os.environ.get("PREFECT_HOME", "")) / "profiles.toml"
+    return bool(os.environ.get(API)) or (profiles.is_file() and API in profiles.read_text())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def _wait_for(api: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
+    end = time.monotonic() + STARTUP_SECONDS
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{api}/health", timeout=10):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise StillhouseError(
+        f"Prefect's local server did not start (its log is {log}); "
+        f"try again, or set {API} to a server of yours"
+    )
+
+
+def main(port: int) -> None:
+    """Serve until told to stop, or until the process that asked for it is gone."""
+    die_with_parent()
+    import uvicorn
+
+    uvicorn.run(
+        "prefect.server.api.server:create_app",
+        factory=True,
+        host=HOST,
+        port=port,
+        log_level="error",
+        lifespan="on",
+    )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
