@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import typer
 import yaml
+
 from stillhouse_flows import cli
 
 if TYPE_CHECKING:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Generator
+
 from stillhouse.data.data import Columns, Data
 from stillhouse.domain import Domain
 from stillhouse.errors import BadData
@@ -16,7 +18,6 @@ from stillhouse.recipe import Recipe
 from stillhouse.settings import Settings
 from stillhouse.stages.evaluate import Evaluate
 from stillhouse.stages.make import Make
-from torch import Generator
 
 
 class Count(Settings):

@@ -1,4 +1,6 @@
-"""What a run shows on a terminal or in a log: a line a finished stage, and of those that go at most one in ten seconds."""
+"""What a run shows on a terminal or in a log: a line a finished stage, and of the stages that go
+at most one in ten seconds.
+"""
 
 import threading
 import time

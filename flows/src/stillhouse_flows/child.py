@@ -1,7 +1,8 @@
-"""One DVC stage in a process group of its own: `python -m stillhouse_flows.child ROOT STAGE RESULT.json [FOLDER...]`.
+"""One DVC stage in a process group of its own.
 
-Leaves RESULT.json and one of these exit codes: 0 done, 3 the stage failed, 4 another process holds a lock, 5 DVC refused,
-6 its inputs changed while it ran. FOLDERs are those that the code must come from.
+`python -m stillhouse_flows.child ROOT STAGE RESULT.json [FOLDER...]` leaves RESULT.json and one of
+these exit codes: 0 done, 3 the stage failed, 4 another process holds a lock, 5 DVC refused, 6 its
+inputs changed while it ran. FOLDERs are those that the code must come from.
 """
 
 import hashlib
@@ -107,7 +108,7 @@ def run_stage(root: Path, address: str) -> StageResult:
 
 
 def restore(root: Path, address: str) -> bool:
-    """Bring back a stage's outputs from DVC's run cache, running nothing; False where it would have to run."""
+    """Bring back a stage's outputs from DVC's run cache; False where it would have to run."""
     from dvc.repo import Repo, lock_repo
     from dvc.stage.cache import RunCacheNotFoundError
 
@@ -166,7 +167,7 @@ def _one(repo: "Repo", address: str) -> "Stage":
 
 
 def _key(root: Path, address: str) -> str:
-    """sha256 of the stage's command, parameters and the hashes of its dependencies as they are now."""
+    """sha256 of the stage's command, parameters and dependencies as they are now."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.stage.serialize import to_single_stage_lockfile

@@ -41,17 +41,18 @@ def run(
         ),
     ] = 1,
 ) -> None:
-    """Run a recipe as a Prefect flow in a workspace of its own, and commit its results on a branch runs/*."""
+    """Run a recipe as a Prefect flow in a workspace of its own; results are commits on runs/*."""
     from stillhouse.settings import parse_assignments
     from stillhouse_flows.local import settle
-    from stillhouse_flows.server import prefect_api
+    from stillhouse_flows.server import ensure_api
 
     settings = parse_assignments(assignments)
     _check_device(device)
     settle()
-    from stillhouse_flows.flow import with_workers
-
     try:
+        ensure_api()
+        from stillhouse_flows.flow import with_workers
+
         with_workers(workers)(recipe=recipe, scale=scale, settings=settings, device=device, ref=ref)
     except KeyboardInterrupt:
         typer.echo(
@@ -74,7 +75,7 @@ def plan(
     assignments: Assignments = [],  # noqa: B006
     ref: Ref = "",
 ) -> None:
-    """Show which stages of a run would run and which DVC brings back; nothing runs and nothing is kept."""
+    """Show which stages of a run would run, and which DVC would bring back."""
     from stillhouse.runs import project_root
     from stillhouse.settings import parse_assignments
     from stillhouse_flows.dry import dry_run
@@ -105,9 +106,8 @@ def dvc(
     root = project_root()
     differ = drifted(root) if check else write_all(root)
     for path in differ:
-        print(
-            f"{'out of date' if check else 'written' if path.exists() else 'removed'}: {path.relative_to(root)}"
-        )
+        state = "out of date" if check else "written" if path.exists() else "removed"
+        print(f"{state}: {path.relative_to(root)}")
     if check and differ:
         typer.echo("error: pipelines/ differs from the recipes. Run: stillhouse flow dvc", err=True)
         raise typer.Exit(2)

@@ -1,4 +1,4 @@
-"""The pinned data: what data.dvc says, what of it is here, and the parts that a run needs brought into its workspace."""
+"""The pinned data: what data.dvc says, what of it is here, and the parts that a run needs."""
 
 import json
 import shutil
@@ -62,9 +62,10 @@ def below(names: Iterable[str], path: str) -> list[str]:
 
 
 def bring(root: Path, project: Path, cache: Path, paths: Iterable[str]) -> Pin | None:
-    """Bring the parts `paths` of data/ at the version that `root` pins: from DVC's cache, else from the project's own data/.
+    """Bring the parts `paths` of data/ at the version that `root` pins, and return that version.
 
-    Returns the version. Raises MissingData naming the command that gets them.
+    From DVC's cache, else from the project's own data/. Raises MissingData naming the command that
+    gets them.
     """
     pinned = pin(root)
     for path in paths:
@@ -77,8 +78,8 @@ def bring(root: Path, project: Path, cache: Path, paths: Iterable[str]) -> Pin |
             or _from_project(root, project, cache, pinned, path)
         ):
             raise MissingData(
-                f"data/{path} of version {pinned.short} is neither in DVC's cache nor in {project / 'data'}. "
-                f"{HOW} {path.partition('/')[0]}"
+                f"data/{path} of version {pinned.short} is neither in DVC's cache "
+                f"nor in {project / 'data'}. {HOW} {path.partition('/')[0]}"
             )
     return pinned
 
@@ -111,7 +112,7 @@ def _from_project(root: Path, project: Path, cache: Path, pinned: Pin, path: str
 
 
 def _as_pinned(project: Path, cache: Path, pinned: Pin, path: str) -> bool:
-    """Whether the project's own copy of `path` is the pinned one, whatever the rest of its data/ is."""
+    """Whether the project's own copy of `path` is the pinned one, whatever its other data are."""
     from dvc.repo import Repo
 
     if known := listing(cache, pinned):

@@ -24,7 +24,7 @@ app = typer.Typer(
 
 @app.command()
 def status() -> None:
-    """Show the pinned data version, which of its data sets are here and unchanged, and the DVC remote."""
+    """Show the pinned data version, what of it is here and unchanged, and the DVC remote."""
     from stillhouse_flows.data import datasets, pin, remote
 
     root = _root()
@@ -63,7 +63,8 @@ def add(
     absent = [row.name for row in datasets(root) if not row.here]
     if absent and not replace:
         raise BadData(
-            f"the new version would lose {', '.join(absent)}; run stillhouse data pull first, or give --replace"
+            f"the new version would lose {', '.join(absent)}; "
+            "run stillhouse data pull first, or give --replace"
         )
     with Repo(str(root), _wait_for_lock=True) as opened:
         repo: Any = opened  # Any: DVC binds its methods in a way no checker sees
@@ -122,8 +123,8 @@ def _pull(root: Path, pinned: "Pin", names: "Sequence[str]") -> None:
                 "Run: dvc remote add --local -d NAME URL"
             ) from error
         raise MissingData(
-            f"remote '{place[0]}' ({place[1]}) lacks {', '.join(names) or 'files'} of version {pinned.short}; "
-            "ask who pinned it to run: dvc push data.dvc"
+            f"remote '{place[0]}' ({place[1]}) lacks {', '.join(names) or 'files'} "
+            f"of version {pinned.short}; ask who pinned it to run: dvc push data.dvc"
         ) from error
     except DvcException as error:
         _check_names(root, pinned, names)

@@ -1,4 +1,6 @@
-"""What a run would do: every stage that DVC can bring back is brought back in a throw-away workspace; the rest would run."""
+"""What a run would do, found by trying: in a throw-away workspace DVC brings back every stage that
+it can; the rest would run.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

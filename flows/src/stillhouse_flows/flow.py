@@ -1,10 +1,11 @@
 """The flow `distill`: workspace -> data version -> one task a DVC stage -> report -> commit.
 
-Its tasks are derived from the generated dvc.yaml when it starts. DVC is the only cache of stages: Prefect keeps no result.
+Its tasks are derived from the generated dvc.yaml when it starts. DVC is the only cache of stages:
+Prefect keeps no result.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ from stillhouse_flows.project import StageSpec, plan
 from stillhouse_flows.run import Run, opened, results_message, start
 from stillhouse_flows.worktree import workspace
 
-# one stage at a time: each uses every core, and beside another its seconds and latencies would not be its own
+# one stage at a time: each uses every core, and beside another its latencies would not be its own
 WORKERS = 1
 
 
@@ -94,7 +95,10 @@ def with_workers(workers: int) -> Flow[Any, str]:  # Any: its parameters
 
 
 def run_stages(line: Line, stages: Sequence[StageSpec]) -> list[StageResult]:
-    """Run every stage once those it waits for are done; raises StageFailed when one failed, after the others have ended."""
+    """Run every stage once those it waits for are done.
+
+    Raises StageFailed when one failed, after the others have ended.
+    """
     futures: dict[str, PrefectFuture[StageResult]] = {}
     for spec in stages:
         chosen: Task[Any, StageResult] = dvc_stage.with_options(  # Any: Prefect's parameters
@@ -105,19 +109,23 @@ def run_stages(line: Line, stages: Sequence[StageSpec]) -> list[StageResult]:
         )
         waits = [futures[name] for name in spec.upstream]
         futures[spec.name] = chosen.submit(quote(spec), quote(line), wait_for=waits)
-    ended: dict[str, Any] = {}  # Any: a StageResult or an exception
-    for name, future in futures.items():
+    for future in futures.values():
         future.wait()
-        ended[name] = future.state.result(raise_on_failure=False)
-    if failed := [e for e in ended.values() if isinstance(e, StageFailed)]:
-        rest = [n for n, e in ended.items() if not isinstance(e, StageResult | StageFailed)]
-        say(f"Not run: {', '.join(rest)}" if rest else "All other stages are done")
+    return _results(line, {name: future.state for name, future in futures.items()})
+
+
+def _results(line: Line, states: Mapping[str, State[StageResult]]) -> list[StageResult]:
+    # a stage whose upstream failed is never started: it stays pending, "NotReady"
+    waiting = [name for name, state in states.items() if state.is_pending()]
+    ends: list[Any] = [  # Any: a StageResult or an exception
+        state.result(raise_on_failure=False) for state in states.values() if not state.is_pending()
+    ]
+    errors = [end for end in ends if isinstance(end, BaseException)]
+    if errors:
+        say(f"Not run: {', '.join(waiting)}" if waiting else "Every other stage is done")
         say(f"Workspace kept: {line.run.space.root}")
-        raise failed[0]
-    for end in ended.values():
-        if isinstance(end, Exception):
-            raise end
-    return list(ended.values())
+        raise next((error for error in errors if isinstance(error, StageFailed)), errors[0])
+    return ends
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -141,8 +149,8 @@ def dvc_stage(spec: StageSpec, line: Line) -> StageResult:
     return result
 
 
-def crashed(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:  # Any: Prefect's types
-    """Whether another try may do better: a killed stage goes on at its checkpoint, an error stays one."""
+def crashed(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:  # Any: Prefect's
+    """Whether another try may do better: a killed stage goes on at its checkpoint."""
     end = state.result(raise_on_failure=False)
     return isinstance(end, StageFailed) and end.crashed
 

@@ -1,4 +1,4 @@
-"""Git from the outside: one call, a snapshot of a working tree that touches neither tree nor index, and commits."""
+"""Git from the outside: one call, snapshots that touch neither tree nor index, and commits."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ class GitError(StillhouseError):
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A commit of a working tree as it lies there, and by how many files it differs from its parent."""
+    """A commit of a working tree as it lies there, and how it differs from its parent."""
 
     commit: str
     base: str  # the commit checked out; empty in a repository without one
@@ -94,7 +94,10 @@ def resolve(root: Path, ref: str) -> Snapshot:
 
 
 def snapshot(root: Path) -> Snapshot:
-    """The working tree of `root` as a commit: tracked changes and untracked, unignored files, through an index of its own."""
+    """The working tree of `root` as a commit: tracked changes and untracked, unignored files.
+
+    Made through an index of its own: the user's tree and index stay as they are.
+    """
     base = head(root)
     with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
         index = Path(folder) / "index"
@@ -117,7 +120,10 @@ def snapshot(root: Path) -> Snapshot:
 
 
 def commit_all(root: Path, message: str, *, also: Iterable[Path] = ()) -> str:
-    """Commit everything that is not ignored, and the files `also`, ignored or not, be it nothing; returns the commit."""
+    """Commit everything that is not ignored, and the files `also`, ignored or not; the commit.
+
+    There is one even where nothing changed: its message says what was done.
+    """
     git(root, "add", "--all")
     if forced := [str(path) for path in also]:
         git(root, "add", "--force", "--", *forced)
@@ -127,7 +133,7 @@ def commit_all(root: Path, message: str, *, also: Iterable[Path] = ()) -> str:
 
 
 def identity(root: Path) -> Mapping[str, str]:
-    """The user's own identity (nothing to set), or a made-up one where git has none: containers, CI."""
+    """Nothing to set where the user has an identity; a made-up one where not: containers, CI."""
     try:
         git(root, "var", "GIT_COMMITTER_IDENT")
         return {}

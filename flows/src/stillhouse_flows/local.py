@@ -1,4 +1,7 @@
-"""Local, quiet and telemetry-free defaults of Prefect and DVC, set before either is imported; what the user set stays."""
+"""Local, quiet, telemetry-free defaults of Prefect and DVC, set before either is imported.
+
+What the user has set stays.
+"""
 
 import os
 from pathlib import Path
@@ -16,30 +19,13 @@ QUIET = {
     "DVC_NO_ANALYTICS": "1",
     "DVC_STUDIO_OFFLINE": "1",
 }
-EPHEMERAL = {
-    "PREFECT_SERVER_API_HOST": "127.0.0.1",
-    "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
-    # slots held in memory would leak with a killed server
-    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-    # what only a long-lived server needs
-    "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
-    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
-    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
-}
 
 
 def settle() -> None:
     """Set the defaults in this process's environment, for it and for its children."""
-    chosen = dict(QUIET)
-    if not os.environ.get("PREFECT_API_URL"):
-        chosen |= EPHEMERAL | {"PREFECT_HOME": str(_prefect_home())}
-    for name, value in chosen.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-
-
-def _prefect_home() -> Path:
-    chosen = os.environ.get("PREFECT_HOME")
-    place = Path(chosen) if chosen else home() / "prefect"
-    with storage(place):
-        place.mkdir(parents=True, exist_ok=True)  # Prefect itself makes the last folder only
-    return place
+    if not os.environ.get("PREFECT_API_URL"):
+        place = Path(os.environ.setdefault("PREFECT_HOME", str(home() / "prefect")))
+        with storage(place):
+            place.mkdir(parents=True, exist_ok=True)  # Prefect itself makes the last folder only

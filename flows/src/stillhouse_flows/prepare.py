@@ -1,6 +1,7 @@
-"""Settle a run inside its workspace, with the workspace's own code: `python -m stillhouse_flows.prepare REQUEST.json`.
+"""Settle a run inside its workspace, with the workspace's own code.
 
-Finds the settings, writes the variant into params.yaml and its pipeline where they differ, and prints what the run needs.
+`python -m stillhouse_flows.prepare REQUEST` finds the settings, writes the variant into params.yaml
+and its pipeline where they differ, and prints what the run needs.
 """
 
 import json
@@ -18,7 +19,7 @@ from stillhouse_flows import generate
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user asks for: RECIPE[@VARIANT], or RECIPE at a scale with settings as `--set` gives them."""
+    """What a user asks for: RECIPE[@VARIANT], or RECIPE at a scale with `--set` values."""
 
     recipe: str = "vision/distill"
     scale: str = ""
@@ -74,7 +75,8 @@ def _settings(root: Path, request: Request) -> tuple[str, Settings]:
     if "@" in request.recipe:
         if request.scale or request.settings:
             raise BadSetting(
-                f"{request.recipe} has settings of its own; leave out @VARIANT, or --scale and --set"
+                f"{request.recipe} has settings of its own; "
+                "leave out @VARIANT, or --scale and --set"
             )
         return find_settings(request.recipe, root, root / "runs")
     scale = request.scale or "tiny"

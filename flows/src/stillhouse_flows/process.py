@@ -1,4 +1,4 @@
-"""The parent's side of a stage: its process group, its log, its result, and its end when the run ends."""
+"""The parent's side of a stage: its process group, log and result, and its end with the run's."""
 
 import signal
 import subprocess
@@ -20,7 +20,7 @@ ERROR = "error: "
 
 
 class StageFailed(StillhouseError):
-    """A stage that ended badly. `crashed`: killed from outside, so that another try may do better."""
+    """A stage that ended badly. `crashed`: killed, so that another try may do better."""
 
     def __init__(self, reason: str, *, crashed: bool) -> None:
         super().__init__(reason)
@@ -28,7 +28,7 @@ class StageFailed(StillhouseError):
 
 
 class Children:
-    """The process groups of one run. `kill` ends them all, from any thread, and no other starts after it."""
+    """The process groups of one run. `kill` ends them all, and no other starts after it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -44,7 +44,9 @@ class Children:
         say: Say,
         timeout: float | None = None,
     ) -> int:
-        """Run a command in a group of its own, every line of its output to `say`; the exit code, negative for a signal."""
+        """Run a command in a group of its own, its lines to `say`; the exit code, negative for a
+        signal.
+        """
         with self.lock:
             if self.closed:
                 raise StageFailed("the run was stopped", crashed=False)
@@ -96,7 +98,7 @@ def run_stage(
     log: Path,
     say: Say,
 ) -> StageResult:
-    """Run one stage in a child, waiting out other DVC processes' locks; its output goes to `log` too.
+    """Run one stage in a child, waiting out other DVC processes' locks; its output is in `log`.
 
     Raises StageFailed with the command's own error line.
     """

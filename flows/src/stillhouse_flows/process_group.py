@@ -15,9 +15,13 @@ def die_with_parent() -> None:
     if os.getpgid(0) != os.getpid():
         return  # called by hand, in its caller's group
     # the command is a grandchild: a signal to this process alone would leave it running
-    signal.signal(signal.SIGTERM, lambda *_: kill_group(os.getpid()))
+    signal.signal(signal.SIGTERM, _end)
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _end(_signal: int, _frame: object) -> None:
+    kill_group(os.getpid())
 
 
 def kill_group(leader: int) -> None:

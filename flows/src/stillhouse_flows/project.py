@@ -1,4 +1,4 @@
-"""A project's stages as DVC sees them: a generated dvc.yaml read into frozen specs, in running order."""
+"""A project's stages as DVC sees them: a dvc.yaml read into frozen specs, in running order."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,9 +20,10 @@ class StageSpec:
 
 
 def plan(root: Path, pipeline: str) -> tuple[StageSpec, ...]:
-    """The stages of the file `pipeline` (relative to the DVC root), each after those it waits for.
+    """The stages of the file `pipeline` (under the DVC root), each after those it waits for.
 
-    Reading the whole graph also finds overlapping outputs and cycles, which running single stages would not.
+    Reading the whole graph also finds overlapping outputs and cycles, which running single stages
+    would not.
     """
     from dvc.repo import Repo
     from dvc.repo.reproduce import get_active_graph, plan_repro

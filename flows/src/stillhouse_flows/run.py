@@ -1,4 +1,4 @@
-"""One run of a recipe in its workspace: what it was asked, what was settled there, and what of it is kept."""
+"""One run of a recipe in its workspace: what was asked, what was settled, what of it is kept."""
 
 import json
 import shutil
@@ -69,7 +69,7 @@ def opened(space: RunWorkspace, request: Request, device: str) -> Run:
 
 
 def start(run: Run) -> None:
-    """Bring in the data and the files the run reads, and freeze everything in a commit before anything runs."""
+    """Bring in what the run reads, and freeze everything in a commit before anything runs."""
     space, prepared = run.space, run.prepared
     version = bring(space.root, space.project, space.cache, prepared.data)
     for name in prepared.files:
@@ -82,7 +82,7 @@ def start(run: Run) -> None:
 
 
 def _bring_file(space: RunWorkspace, name: str) -> None:
-    """A file of the project that git ignores is not in its tree; the recipe names it, so it is an input."""
+    """A file that git ignores is not in the snapshot; where the recipe names it, it is an input."""
     source, aim = space.project / name, space.root / name
     if Path(name).is_absolute() or name.startswith("~") or not source.exists() or aim.exists():
         return

@@ -5,6 +5,8 @@ the run would knock at its door for minutes. This one has a session of its own, 
 process that started it goes, in whatever way.
 """
 
+import atexit
+import importlib
 import os
 import socket
 import subprocess
@@ -12,12 +14,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 from stillhouse.errors import StillhouseError
-
 from stillhouse_flows.process_group import die_with_parent, kill_group
 
 HOST = "127.0.0.1"
@@ -28,41 +27,53 @@ ENVIRONMENT = {
     # Prefect's own marks of a server that serves one process
     "PREFECT__SERVER_EPHEMERAL": "1",
     "PREFECT__SERVER_FINAL": "1",
+    "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+    # slots held in memory leak when a server is killed
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
+        "prefect.server.concurrency.lease_storage.filesystem"
+    ),
+    # what only a long-lived server needs
+    "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
 }
 
 
-@contextmanager
-def prefect_api() -> Generator[None]:
-    """A Prefect API while the block runs; enter it before Prefect is imported."""
+def ensure_api() -> None:
+    """Have a Prefect API until this process ends; call it before Prefect is imported."""
     if _configured():
-        yield
         return
     log, port = Path(os.environ["PREFECT_HOME"]) / "server.log", _free_port()
     with log.open("w") as stream:
         server = subprocess.Popen(
             [sys.executable, "-m", "stillhouse_flows.server", str(port)],
-            env=dict(os.environ) | ENVIRONMENT,
+            env=ENVIRONMENT | dict(os.environ),
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    # before Prefect registers its own: those run first, and send their last lines here
+    atexit.register(_stop, server)
     os.environ[API] = f"http://{HOST}:{port}/api"
-    try:
-        import prefect  # noqa: F401 - takes seconds, and so does the server's start
-
-        _wait_for(os.environ[API], server, log)
-        yield
-    finally:
-        del os.environ[API]
-        kill_group(server.pid)
-        server.wait()
+    # seconds of work, as the server's start is: done side by side
+    importlib.import_module("prefect")
+    _wait_for(os.environ[API], server, log)
 
 
 def _configured() -> bool:
     """Whether the user has a Prefect API of their own."""
     profiles = Path(os.environ.get("PREFECT_HOME", "")) / "profiles.toml"
     return bool(os.environ.get(API)) or (profiles.is_file() and API in profiles.read_text())
+
+
+def _stop(server: "subprocess.Popen[bytes]") -> None:
+    server.terminate()  # it still has events to write
+    try:
+        server.wait(10)
+    except subprocess.TimeoutExpired:
+        kill_group(server.pid)
+        server.wait()
 
 
 def _free_port() -> int:

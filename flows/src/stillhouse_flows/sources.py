@@ -1,4 +1,4 @@
-"""Where the code of a run lies: folders of a project that hold packages of Stillhouse, and what a child must import."""
+"""Where the code of a run lies: a project's own source folders, and what a child must import."""
 
 import importlib.metadata
 import importlib.util
@@ -26,21 +26,21 @@ def stage_packages() -> tuple[str, ...]:
 
 
 def inside(folder: Path, root: Path) -> bool:
-    """Whether a package's folder is source of the project at `root`, and not of an environment that lies in it."""
+    """Whether a package is source of the project at `root`, not of an environment inside it."""
     return folder.is_relative_to(root) and "site-packages" not in folder.relative_to(root).parts
 
 
 def source_folders(root: Path) -> tuple[str, ...]:
-    """Folders to put on PYTHONPATH, relative to `root`, of those packages whose source is part of the project."""
+    """What to put on PYTHONPATH, relative to `root`, for packages that the project holds."""
     folders = [package_folder(package) for package in stage_packages()]
     parents = [f.parent.relative_to(root).as_posix() for f in folders if inside(f, root)]
     return tuple(dict.fromkeys(parents))
 
 
 def stage_environment(root: Path, folders: Sequence[str], device: str) -> dict[str, str]:
-    """The environment in which `stillhouse stage` runs the code of `root`, in this interpreter's environment.
+    """The environment in which `stillhouse stage` runs the code of `root` with this interpreter.
 
-    Raises StillhouseError when `root` lacks a source folder: an older commit must not run newer code.
+    Raises StillhouseError when `root` lacks a source folder: an old commit must not run new code.
     """
     paths = [root / folder for folder in folders]
     for path in paths:
@@ -71,7 +71,7 @@ def _visible(device: str) -> dict[str, str]:
 
 
 def check_code(root: Path, folders: Sequence[str]) -> None:
-    """Raises StillhouseError unless `stillhouse` would be imported from `root`, where the project holds its source."""
+    """Raises StillhouseError when `root` holds stillhouse and another would be imported."""
     found = package_folder("stillhouse")
     if any((root / folder / "stillhouse").is_dir() for folder in folders) and not inside(
         found, root

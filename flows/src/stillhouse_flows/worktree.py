@@ -1,7 +1,8 @@
-"""Workspaces: each run has a working tree and a branch of its own, so that two runs never meet and nobody's files are touched.
+"""Workspaces: each run has a working tree and a branch of its own, so that two runs never meet and
+nobody's files are touched.
 
-$STILLHOUSE_HOME/workspaces/<repository>/<run>/        the working tree, or outside git a copy of the folder
-$STILLHOUSE_HOME/workspaces/<repository>/<run>.lock    held while the run goes; only unlocked workspaces are pruned
+$STILLHOUSE_HOME/workspaces/<repository>/<run>/        the working tree; outside git, a copy
+$STILLHOUSE_HOME/workspaces/<repository>/<run>.lock    held while the run goes
 """
 
 import hashlib
@@ -30,7 +31,7 @@ from stillhouse_flows.git import (
 from stillhouse_flows.sources import source_folders, stage_environment
 
 KEPT = 20
-# what a copied folder leaves behind: environments, results, data (checked out on their own), DVC's local state
+# what a copied folder leaves behind: environments, results, data (brought on its own), DVC's state
 NEVER_COPIED = {"__pycache__", ".venv", "venv", "node_modules"}
 NOT_COPIED = {".": {".git", "runs", "data"}, ".dvc": {"cache", "tmp"}}
 IGNORED = ("/runs/", "/data", "__pycache__/", "*.pyc")
@@ -54,7 +55,7 @@ class RunWorkspace:
         return stage_environment(self.root, source_folders(self.project), device)
 
     def commit(self, message: str, *, also: Iterable[Path] = ()) -> str:
-        """Commit the tree, and the files `also` although git ignores them; the commit, empty outside git."""
+        """Commit the tree, and the files `also` though git ignores them; empty outside git."""
         return commit_all(self.root, message, also=also) if self.branch else ""
 
 
@@ -62,9 +63,9 @@ class RunWorkspace:
 def workspace(
     project: Path, label: str, *, ref: str = "", keep: bool = True
 ) -> Generator[RunWorkspace]:
-    """A new workspace of `project` at `ref`, or as its files lie there now; locked while the block runs, kept after it.
+    """A new workspace of `project` at `ref`, or with its files as they lie there now.
 
-    Without `keep`, neither its folder nor its branch stays.
+    Locked while the block runs and kept after it; without `keep`, neither folder nor branch stays.
     """
     project = project.resolve()
     place = home() / "workspaces" / _repository(project)
@@ -138,7 +139,7 @@ def shared_cache(project: Path) -> Path:
 
 
 def _settle_dvc(root: Path, folder: Path, cache: Path, *, in_git: bool) -> None:
-    """Make the workspace a DVC repository on the shared cache; what DVC and git must not see is ignored."""
+    """Make the workspace a DVC repository on the shared cache, with the ignores that it needs."""
     dvc = next((p / ".dvc" for p in (root, *root.parents) if (p / ".dvc").is_dir()), root / ".dvc")
     if not dvc.is_relative_to(folder):
         dvc = root / ".dvc"
@@ -183,7 +184,7 @@ def _ensure_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def prune(place: Path, *, keep: int) -> list[Path]:
-    """Remove all but the newest `keep` workspaces, except those of runs that still go; their branches stay."""
+    """Remove all but the newest `keep` workspaces, except of runs that go; their branches stay."""
     folders = [p for p in place.iterdir() if p.is_dir()]
     folders.sort(key=lambda p: p.stat().st_mtime_ns, reverse=True)
     gone: list[Path] = []
