@@ -8,6 +8,7 @@ process each, in rounds that alternate. The peers live in an environment of thei
 """
 
 import argparse
+import os
 import shutil
 import statistics
 import subprocess
@@ -114,14 +115,29 @@ def check_equal(states: Mapping[str, Record]) -> Record:
 
 def verdict(contestants: Mapping[str, Record]) -> Record:
     ours = contestants["stillhouse"]
-    peers = [contestants[name] for name in ("torchdistill", "modelopt")]
-    ratio = ours["ratio_to_bare"]["median"]
-    return {
+    base = ours["ratio_to_bare"]
+    found: dict[str, Any] = {
         "goal": f"time <= {GOAL} of bare; time and calls not above either peer",
-        "time_within_goal": ratio <= GOAL,
-        "time_not_above_peers": all(ratio <= p["ratio_to_bare"]["median"] for p in peers),
-        "calls_not_above_peers": all(ours["python_calls"] <= p["python_calls"] for p in peers),
+        "time_of_bare": f"{spoken(base)}, {placed(base, GOAL)} the goal of {GOAL}",
     }
+    for name in ("torchdistill", "modelopt"):
+        peer = contestants[name]
+        ratio = summary(paired(ours["cpu_ms_rounds"], peer["cpu_ms_rounds"]))
+        found[f"ratio_to_{name}"] = ratio
+        found[f"time_of_{name}"] = f"{spoken(ratio)}, {placed(ratio, 1.0)} it"
+        found[f"calls_not_above_{name}"] = ours["python_calls"] <= peer["python_calls"]
+    return found
+
+
+def spoken(ratio: Mapping[str, float]) -> str:
+    return f"{ratio['median']:.3f} [{ratio['median_low']:.3f}, {ratio['median_high']:.3f}]"
+
+
+def placed(ratio: Mapping[str, float], limit: float) -> str:
+    """Where the 95 % interval of a median lies."""
+    if ratio["median_high"] <= limit:
+        return "below"
+    return "above" if ratio["median_low"] > limit else "not told apart from"
 
 
 def table(record: Record) -> str:
@@ -130,13 +146,14 @@ def table(record: Record) -> str:
         loss = record["equal"]["contestants"][name]["loss"]
         time, ratio = one["cpu_ms"]["median"], one["ratio_to_bare"]["median"]
         lines.append(f"{name:14}{time:18.3f}{ratio:10.3f}{one['python_calls']:15.1f}{loss:12.6f}")
-    lines += [f"{name}: {value}" for name, value in record["verdict"].items()]
+    verdicts = record["verdict"].items()
+    lines += [f"{name}: {value}" for name, value in verdicts if not name.startswith("ratio")]
     return "\n".join(lines)
 
 
 def draw(contestants: Mapping[str, Record], path: Path) -> None:
     base = contestants["bare"]["cpu_ms_rounds"]
-    drawn = plots.figure(9.5, 2.6)
+    drawn = plots.figure(10.5, 2.6)
     left, right = drawn.subplots(1, 2, width_ratios=[3, 2])
     others = {name: one for name, one in contestants.items() if name != "bare"}
     plots.strip(left, _rows(others, base), "CPU time an iteration, of the plain loop")
@@ -163,7 +180,7 @@ def _rows(contestants: Mapping[str, Record], base: Sequence[float]) -> list[plot
             label=name,
             values=paired(one["cpu_ms_rounds"], base),
             ours=name == "stillhouse",
-            note=f"{one['ratio_to_bare']['median']:.3f}",
+            note=spoken(one["ratio_to_bare"]),
         )
         for name, one in contestants.items()
     ]
@@ -177,7 +194,7 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=81)
+    parser.add_argument("--rounds", type=int, default=161)
     parser.add_argument("--steps", type=int, default=15, help="iterations a round")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "overhead")
     given = parser.parse_args()
@@ -194,7 +211,9 @@ def main() -> None:
         },
         "code": code_version("stillhouse"),
         **measure_equal(),
+        "load_average_before": os.getloadavg(),
         "contestants": measure_cost(given.rounds, given.steps),
+        "load_average_after": os.getloadavg(),
     }
     record["verdict"] = verdict(record["contestants"])
     write(given.out / "overhead.json", record)

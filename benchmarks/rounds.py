@@ -6,6 +6,7 @@ slices of all contestants alternate: a busy machine slows them alike.
 """
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -123,10 +124,14 @@ def interleaved(workers: Sequence[Worker], rounds: int, steps: int) -> dict[str,
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """Median, quartiles and range."""
+    """Median with its 95 % interval (order statistics, no assumed distribution), quartiles, range."""
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    ordered, count = sorted(values), len(values)
+    outside = max(0, math.floor((count - 1.96 * math.sqrt(count)) / 2))
     return {
         "median": statistics.median(values),
+        "median_low": ordered[outside],
+        "median_high": ordered[count - 1 - outside],
         "quartile_low": low,
         "quartile_high": high,
         "min": min(values),

@@ -364,6 +364,7 @@ def main() -> None:
             },
             "code": code_version("stillhouse"),
             "environment": environment("cpu"),
+            "load_average_before": os.getloadavg(),
             "pairs": [speed(*pair, given.rounds, folder) for pair in PAIRS],
             "staleness": staleness(folder),
         }

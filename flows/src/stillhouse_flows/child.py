@@ -12,11 +12,13 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import chdir
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stillhouse.errors import StillhouseError
+from stillhouse_flows.hush import hush_dvc
 from stillhouse_flows.process_group import die_with_parent
 from stillhouse_flows.sources import check_code
 
@@ -91,6 +93,7 @@ def run_stage(root: Path, address: str) -> StageResult:
     """Reproduce one stage, waiting for DVC's lock; raises ChildError."""
     from dvc.repo import Repo
 
+    hush_dvc()
     before = _key(root, address)
     # without waiting, a finished training is thrown away when another DVC holds the lock at its end
     with Repo(str(root), _wait_for_lock=True) as repo:
@@ -112,7 +115,13 @@ def restore(root: Path, address: str) -> bool:
     from dvc.repo import Repo, lock_repo
     from dvc.stage.cache import RunCacheNotFoundError
 
-    with Repo(str(root), _wait_for_lock=True) as repo, lock_repo(repo), repo.scm_context():
+    # DVC takes the paths of its run cache from the working directory
+    with (
+        chdir(root),
+        Repo(str(root), _wait_for_lock=True) as repo,
+        lock_repo(repo),
+        repo.scm_context(),
+    ):
         try:
             repo.stage_cache.restore(_one(repo, address))
         except RunCacheNotFoundError:

@@ -53,9 +53,11 @@ def add(
     from dvc.repo import Repo
 
     from stillhouse_flows.data import datasets, pin
+    from stillhouse_flows.hush import hush_dvc
     from stillhouse_flows.local import settle
 
     settle()
+    hush_dvc()
     root = _root()
     if not any(path.is_file() for path in (root / "data").rglob("*")):
         raise MissingData(f"{root / 'data'} is empty or not there; put your files there first")
@@ -90,9 +92,11 @@ def pull(
 ) -> None:
     """Get the pinned data, or some of its data sets, from DVC's cache or the remote."""
     from stillhouse_flows.data import pin
+    from stillhouse_flows.hush import hush_dvc
     from stillhouse_flows.local import settle
 
     settle()
+    hush_dvc()
     root = _root()
     pinned = pin(root)
     if pinned is None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stillhouse_flows.child import restore
+from stillhouse_flows.hush import hush_dvc
 from stillhouse_flows.prepare import Request
 from stillhouse_flows.project import StageSpec, plan
 from stillhouse_flows.run import opened, start
@@ -23,6 +24,7 @@ class Planned:
 
 def dry_run(project: Path, request: Request, *, ref: str = "") -> list[Planned]:
     """The stages of a run in order, with which of them would run."""
+    hush_dvc()
     with workspace(project, f"plan-{request.label()}", ref=ref, keep=False) as space:
         run = opened(space, request, "auto")
         start(run)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from stillhouse.errors import MissingData
 from stillhouse_flows.child import StageResult
 from stillhouse_flows.data import bring, pin
 from stillhouse_flows.prepare import Prepared, Request, prepared_from
@@ -84,8 +85,10 @@ def start(run: Run) -> None:
 def _bring_file(space: RunWorkspace, name: str) -> None:
     """A file that git ignores is not in the snapshot; where the recipe names it, it is an input."""
     source, aim = space.project / name, space.root / name
-    if Path(name).is_absolute() or name.startswith("~") or not source.exists() or aim.exists():
+    if Path(name).is_absolute() or name.startswith("~") or aim.exists():
         return
+    if not source.exists():
+        raise MissingData(f"'file:{name}': {source} is not there; give an existing file or folder")
     aim.parent.mkdir(parents=True, exist_ok=True)
     copy = shutil.copytree if source.is_dir() else shutil.copy2
     copy(source, aim)
