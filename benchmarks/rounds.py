@@ -124,7 +124,7 @@ def interleaved(workers: Sequence[Worker], rounds: int, steps: int) -> dict[str,
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """Median with its 95 % interval (order statistics, no assumed distribution), quartiles, range."""
+    """Median with its 95 % interval (by order statistics), quartiles and range."""
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     ordered, count = sorted(values), len(values)
     outside = max(0, math.floor((count - 1.96 * math.sqrt(count)) / 2))

@@ -34,7 +34,7 @@ def generated(
 
 def test_a_stage_of_a_recipe_is_a_stage_of_dvc(generated: "Project") -> None:
     stages = yaml.safe_load((generated / PIPELINE).read_text())["stages"]
-    assert list(stages) == ["numbers", "double", "same", "double-scores", "same-scores"]
+    assert list(stages) == ["numbers", "double", "double-scores", "same-scores"]
     base = "runs/toy/count/tiny"
     code = ["src/toy_plugin", "pipelines/toy/count/tiny/code.json"]
     assert stages["numbers"] == {
@@ -92,7 +92,7 @@ def test_settings_of_a_variant_are_its_params_except_seeds(generated: "Project")
     stages = yaml.safe_load((generated / f"pipelines/toy/count/{variant}/dvc.yaml").read_text())[
         "stages"
     ]
-    assert stages["same"]["params"] == [f"toy.count.{variant}.factor"]
+    assert stages["double"]["params"] == [f"toy.count.{variant}.factor"]
     assert not (generated / PIPELINE).exists()
 
 
