@@ -224,7 +224,7 @@ class Wakes(Composed):
 
     part: bool = False
 
-    def terms(self, phase, models, batch, *, step, steps, rng):  # noqa: ANN
+    def terms(self, phase, models, batch, *, step, steps, rng):
         (models["teacher"].norm if self.part else models["teacher"]).train()
         return Composed.terms(self, phase, models, batch, step=step, steps=steps, rng=rng)
 
