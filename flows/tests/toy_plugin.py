@@ -63,4 +63,8 @@ def count(settings: Count) -> Recipe:
     return Recipe(name="count", reference="none", stages=stages, rows=rows, baseline="same")
 
 
-domain = Domain(name="toy", summary="numbers", recipes={"count": "toy_plugin:count"})
+domain = Domain(
+    name="toy",
+    summary="numbers",
+    recipes={"count": "toy_plugin:count", "slope": "toy_plugin.training:slope"},
+)

@@ -1,5 +1,6 @@
 """`stillhouse flow`: runs in workspaces of their own, and the DVC pipelines they are made of."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -40,20 +41,31 @@ def run(
             min=1, help="Independent stages at a time; more than 1 disturbs what they measure."
         ),
     ] = 1,
+    push: Annotated[
+        bool, typer.Option("--push", help="Send what the stages leave to the DVC remote.")
+    ] = False,
 ) -> None:
     """Run a recipe as a Prefect flow in a workspace of its own; results are commits on runs/*."""
     from stillhouse.settings import parse_assignments
     from stillhouse_flows.local import settle
+    from stillhouse_flows.parameters import check_name, check_place
+    from stillhouse_flows.run import INPUTS
     from stillhouse_flows.server import ensure_api
 
     settings = parse_assignments(assignments)
+    check_name(recipe, scale)
+    check_place(device, ref)
     _check_device(device)
     settle()
+    # whoever types this may read what they may read
+    os.environ.setdefault(INPUTS, os.sep)
     try:
         ensure_api()
         from stillhouse_flows.flow import with_workers
 
-        with_workers(workers)(recipe=recipe, scale=scale, settings=settings, device=device, ref=ref)
+        with_workers(workers)(
+            recipe=recipe, scale=scale, settings=settings, device=device, ref=ref, push=push
+        )
     except KeyboardInterrupt:
         typer.echo(
             "\nInterrupted; finished stages are in DVC's cache, so the next run goes on.", err=True
