@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/flow_overhead.py [--rounds 3] [--out docs/results/flow-overhead]
 
 Claim: a flow adds at most 2 s a stage to `stillhouse stage` run alone, and a run whose stages DVC
-has all takes at most 15 s (vision/distill tiny has 8 stages; the claim is for 6). Each round works in
-clones of its own, with nothing cached before it. Exits with 1 if not.
+has all takes at most 15 s (vision/distill tiny has 8 stages; the claim is for 6). Each round works
+in clones of its own, with nothing cached before it. Exits with 1 if not.
 """
 
 import argparse
