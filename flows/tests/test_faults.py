@@ -199,7 +199,7 @@ def test_a_flow_that_is_killed_leaves_no_process_and_the_next_goes_on(
     flow = start(counting, env, "run", *TRAINING)
     wait_for_checkpoint(own_home, flow.pid)
     flow.kill()
-    flow.wait()
+    flow.communicate()
     nothing_left(counting)
     assert counting.state() == before
     out = run(counting, env, *TRAINING)
@@ -235,7 +235,7 @@ def test_a_full_disk_is_said_and_the_next_run_goes_on(
     )
     assert full.returncode == 2, full.stdout + full.stderr
     assert full.stderr.count("\n") == 1
-    assert "no space left on device" in full.stderr.lower()
+    assert "no space left on the device; free some" in full.stderr
     run(counting, env, *words)
     assert outputs(counting, branches(counting)[-1]) == expected(*words)
 
@@ -295,7 +295,9 @@ def test_a_stage_waits_for_its_device_and_says_who_has_it(
     counting: "Project", env: dict[str, str], own_home: Path
 ) -> None:
     one = env | {"STILLHOUSE_SLOTS": "cpu"}
-    flow = start(counting, one, "run", *TRAINING)
+    # so long that the other one surely comes while it trains
+    long = ("toy/slope", "--set", "steps=60", "--set", "step_seconds=1.0")
+    flow = start(counting, one, "run", *long)
     wait_for_checkpoint(own_home, flow.pid)
     other = start(counting, one, "run", "toy/slope", "--set", "steps=5")
     out, err = other.communicate()
