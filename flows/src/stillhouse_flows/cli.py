@@ -55,10 +55,13 @@ def run(
 
         with_workers(workers)(recipe=recipe, scale=scale, settings=settings, device=device, ref=ref)
     except KeyboardInterrupt:
-        typer.echo(
-            "\nInterrupted; finished stages are in DVC's cache, so the next run goes on.", err=True
-        )
-        raise typer.Exit(INTERRUPTED) from None
+        raise _interrupted() from None
+
+
+def _interrupted() -> typer.Exit:
+    text = "\nInterrupted; finished stages are in DVC's cache, so the next run goes on."
+    typer.echo(text, err=True)
+    return typer.Exit(INTERRUPTED)
 
 
 def _check_device(device: str) -> None:
@@ -113,3 +116,78 @@ def dvc(
         raise typer.Exit(2)
     if not differ:
         print("pipelines/ is up to date.")
+
+
+@app.command()
+def watch(
+    recipe: RecipeName = "vision/distill",
+    scale: Scale = "",
+    assignments: Assignments = [],  # noqa: B006
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    ref: Ref = "",
+    code: Annotated[
+        bool, typer.Option("--code", help="Other code counts as a change too.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run though nothing has changed.")] = False,
+) -> None:
+    """Run a recipe when what it reads has changed; promote its student if it passes the gate."""
+    from stillhouse.settings import parse_assignments
+    from stillhouse_flows.local import settle
+    from stillhouse_flows.server import ensure_api
+
+    settings = parse_assignments(assignments)
+    _check_device(device)
+    settle()
+    try:
+        ensure_api()
+        from stillhouse_flows.watch import watch as flow
+
+        flow(recipe, scale, settings, device, ref, code=code, force=force)
+    except KeyboardInterrupt:
+        raise _interrupted() from None
+
+
+@app.command()
+def promote(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="As `flow history` shows it.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Also when the gate refuses it, or without a gate.")
+    ] = False,
+) -> None:
+    """Hold a finished run against its recipe's gate and promote its student if it passes."""
+    from stillhouse.runs import project_root
+    from stillhouse_flows.hush import hush_dvc
+    from stillhouse_flows.local import settle
+    from stillhouse_flows.promotion import judge_now
+
+    settle()
+    hush_dvc()
+    judgement = judge_now(project_root(), run, force=force)
+    print(judgement.sentence())
+    if not judgement.promoted:
+        raise typer.Exit(1)
+    print("To have it: git merge promoted && dvc checkout")
+
+
+@app.command()
+def history(
+    recipe: Annotated[
+        str, typer.Argument(metavar="[RECIPE[@VARIANT]]", help="Only its runs.")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=0, help="At most so many runs; 0 is all.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Show the runs, newest first: their data, score, and whether they were promoted or refused."""
+    import json
+    from dataclasses import asdict
+
+    from stillhouse.runs import project_root
+    from stillhouse_flows.history import history as read
+
+    entries = read(project_root(), recipe, limit=limit)
+    if as_json:
+        print(json.dumps([asdict(entry) for entry in entries], indent=1))
+    elif not entries:
+        print("No runs yet. Run: stillhouse flow run")
+    for entry in [] if as_json else entries:
+        print(entry.line())

@@ -24,7 +24,7 @@ from stillhouse_flows.child import StageResult
 from stillhouse_flows.prepare import Request
 from stillhouse_flows.process import Children, StageFailed, run_stage
 from stillhouse_flows.project import StageSpec, plan
-from stillhouse_flows.run import Run, opened, results_message, start
+from stillhouse_flows.run import Finished, Run, opened, results_message, start
 from stillhouse_flows.worktree import workspace
 
 # one stage at a time: each uses every core, and beside another its latencies would not be its own
@@ -60,8 +60,8 @@ def distill(
     settings: dict[str, Any] | None = None,  # Any: JSON values
     device: str = "auto",
     ref: str = "",
-) -> str:
-    """Run RECIPE[@VARIANT] in a workspace of its own; returns the path of its report.html."""
+) -> Finished:
+    """Run RECIPE[@VARIANT] in a workspace of its own."""
     request = Request(recipe=recipe, scale=scale, settings=settings or {})
     with workspace(project_root(), request.label(), ref=ref) as space:
         run = opened(space, request, device)
@@ -86,10 +86,18 @@ def distill(
             else "Not in git: nothing committed"
         )
         say(words)
-        return str(run.page)
+        return Finished(
+            workspace=space.root,
+            project=space.project,
+            run=space.run,
+            branch=space.branch,
+            commit=commit,
+            ref=run.prepared.ref,
+            page=run.page,
+        )
 
 
-def with_workers(workers: int) -> Flow[Any, str]:  # Any: its parameters
+def with_workers(workers: int) -> Flow[Any, Finished]:  # Any: its parameters
     """`distill` with so many independent stages at a time."""
     return distill.with_options(task_runner=pool(workers))
 

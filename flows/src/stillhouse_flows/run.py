@@ -20,6 +20,19 @@ REPORTS = ("report.json", "report.md")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What a run left."""
+
+    workspace: Path  # the project's root inside the run's working tree
+    project: Path  # the user's project
+    run: str  # "vision-distill-tiny-70af4f7e"
+    branch: str  # "runs/vision-distill-tiny-70af4f7e"; empty outside git
+    commit: str  # the run's last commit
+    ref: str  # "vision/distill@tiny"
+    page: Path  # report.html; report.json and report.md lie beside it
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A prepared run."""
 

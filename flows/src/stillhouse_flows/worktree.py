@@ -83,6 +83,11 @@ def workspace(
     (place / f"{run}.lock").unlink(missing_ok=True)
 
 
+def run_lock(project: Path, run: str) -> Path:
+    """The file that is locked while a run of this machine goes."""
+    return home() / "workspaces" / _repository(project.resolve()) / f"{run}.lock"
+
+
 def _repository(project: Path) -> str:
     """Readable, and different for two projects of the same name."""
     return f"{project.name}-{hashlib.sha256(str(project).encode()).hexdigest()[:6]}"
