@@ -326,9 +326,7 @@ def _bring_student(repo: Repository, found: Candidate, cache: Path, aim: Path) -
     """The exported model of a run, from DVC's cache; raises MissingData, CorruptArtifact."""
     export = _export(found)
     output = export.outputs["model"]
-    lock = f"pipelines/{found.name}/{found.report.variant}/dvc.lock"
-    (out,) = yaml.safe_load(repo.read(found.commit, lock) or "")["stages"][export.name]["outs"]
-    known = listing(cache, Pin(md5=out["md5"], size=0, files=0)) or {}
+    known = listing(cache, _left(repo, found, export.name)) or {}
     files = {name: md5 for name, md5 in known.items() if name.startswith(f"{output.path}/")}
     absent = [name for name, md5 in files.items() if not object_file(cache, md5).is_file()]
     if absent or not files:
@@ -347,6 +345,14 @@ def _bring_student(repo: Repository, found: Candidate, cache: Path, aim: Path) -
         )
 
 
+def _left(repo: Repository, found: Candidate, stage: str) -> Pin:
+    """The folder that a stage left, as the run's dvc.lock has it."""
+    lock = repo.read(found.commit, f"pipelines/{found.name}/{found.report.variant}/dvc.lock")
+    stages: Any = yaml.safe_load(lock or "")["stages"]  # Any: YAML
+    (md5,) = [o["md5"] for o in stages[stage]["outs"] if o["path"] == f"{found.runs}/{stage}"]
+    return Pin(md5=md5, size=0, files=0)
+
+
 def _export(found: Candidate) -> StageEntry:
     models = [stage for stage in found.report.stages if "model" in stage.outputs]
     if not models:
@@ -358,10 +364,10 @@ def _track(folder: Path, cache: Path) -> None:
     """`dvc add` of student/ into the project's cache, in a repository that is only for that."""
     from dvc.repo import Repo
 
-    Repo.init(str(folder), no_scm=True).close()
+    (folder / ".dvc").mkdir()
     config = {
+        "core": {"no_scm": True, "site_cache_dir": str(folder / "site")},
         "cache": {"dir": str(cache), "type": "reflink,hardlink,copy"},
-        "core": {"site_cache_dir": str(folder / "site")},
     }
     with Repo(str(folder), config=config, _wait_for_lock=True) as opened:
         repo: Any = opened  # Any: DVC binds its methods in a way no checker sees

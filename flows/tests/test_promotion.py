@@ -1,0 +1,270 @@
+"""Promotion of real runs: the branch, DVC's files, what a kill leaves, and what git merges."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from stillhouse.digest import path_digest
+from stillhouse.errors import MissingData, StillhouseError, UnknownName
+from stillhouse_flows import promotion
+from stillhouse_flows.gate import Gate
+from stillhouse_flows.history import history
+from stillhouse_flows.promotion import judge, judge_now
+
+if TYPE_CHECKING:
+    from conftest import Learnt, Project
+
+pytestmark = [pytest.mark.essential, pytest.mark.timeout(600)]
+
+LOW = Gate(minimum={"accuracy": 0.5})
+HIGH = Gate(minimum={"accuracy": 0.7})
+NOT_WORSE = Gate(not_worse=("accuracy",))
+MODELS = "models/toy/learn"
+
+
+def record(project: "Project", name: str = "promotion.json") -> dict[str, Any]:
+    return json.loads(project.git("show", f"promoted:{MODELS}/{name}"))
+
+
+def test_a_student_that_passes_is_on_the_branch_with_all_that_tells_of_it(learnt: "Learnt") -> None:
+    project, before = learnt.project, learnt.project.state()
+    judgement = judge(project.root, learnt.good, HIGH)
+    assert judgement.promoted
+    assert project.state() == before
+    names = project.git("ls-tree", "-r", "--name-only", "promoted", "--", "models").splitlines()
+    assert names == [
+        f"{MODELS}/{name}"
+        for name in (
+            ".gitignore",
+            "README.md",
+            "promotion.json",
+            "report.json",
+            "report.md",
+            "student.dvc",
+        )
+    ]
+    # apart from models/, the user's own commit: nothing that the run wrote
+    assert project.git("diff", "--stat", "main", "promoted", "--", ".", ":!models") == ""
+    assert project.git("log", "--format=%s", "promoted").splitlines() == [
+        "Promote toy/learn@tiny",
+        "toy",
+    ]
+    said = record(project)
+    assert said["run"] == learnt.good
+    assert said["row"] == "student"
+    assert said["scores"]["accuracy"] == pytest.approx(0.8)
+    assert said["commit"] == project.git("rev-parse", f"promoted/{learnt.good}")
+    assert said["inputs"]["data"].endswith(".dir")
+    assert list(said["inputs"]["outside"]) == ["data:a/numbers.txt"]
+    card = project.git("show", f"promoted:{MODELS}/README.md")
+    assert card.startswith("# A toy student")
+    assert "| accuracy | 0.8 |" in card
+    branch = f"runs/{learnt.good}"
+    kept = json.loads(project.git("show", f"{branch}:runs/toy/learn/tiny/decision.json"))
+    assert kept == said
+    assert project.git("log", "-1", "--format=%s", branch) == "Decision on toy/learn@tiny"
+
+
+def test_the_user_gets_it_by_merge_and_checkout_or_by_dvc_get(
+    learnt: "Learnt", tmp_path: Path
+) -> None:
+    project = learnt.project
+    judge(project.root, learnt.good, HIGH)
+    student = path_digest_of_export(learnt)
+    dvc(
+        project.root,
+        "get",
+        ".",
+        f"{MODELS}/student",
+        "--rev",
+        "promoted",
+        "-o",
+        str(tmp_path / "got"),
+    )
+    assert path_digest(tmp_path / "got") == student
+    project.git("merge", "--quiet", "promoted")
+    dvc(project.root, "checkout")
+    assert path_digest(project / f"{MODELS}/student") == student
+    assert project.git("status", "--porcelain") == ""
+
+
+def path_digest_of_export(learnt: "Learnt") -> str:
+    report = json.loads(
+        learnt.project.git("show", f"runs/{learnt.good}:runs/toy/learn/tiny/report/report.json")
+    )
+    (export,) = [stage for stage in report["stages"] if stage["name"] == "export"]
+    return export["outputs"]["model"]["digest"]
+
+
+def dvc(root: Path, *words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *words], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_refused_student_leaves_the_promoted_one(learnt: "Learnt") -> None:
+    project = learnt.project
+    judge(project.root, learnt.good, HIGH)
+    tip = project.git("rev-parse", "promoted")
+    judgement = judge(project.root, learnt.worse, NOT_WORSE)
+    assert not judgement.promoted
+    assert project.git("rev-parse", "promoted") == tip
+    assert judgement.decision.reasons == (
+        f"accuracy 0.6, worse than the mean 0.8 of {learnt.good}, which is promoted",
+    )
+    entries = {entry.run: entry for entry in history(project.root)}
+    assert entries[learnt.good].decision == "promoted"
+    assert entries[learnt.worse].decision == f"refused: {judgement.decision.reasons[0]}"
+    assert entries[learnt.worse].score == "student: accuracy 0.6"
+
+
+def test_force_promotes_what_the_gate_refuses_and_says_so(learnt: "Learnt") -> None:
+    project = learnt.project
+    judge(project.root, learnt.good, HIGH)
+    judgement = judge(project.root, learnt.worse, HIGH, force=True)
+    assert (
+        judgement.sentence()
+        == f"{learnt.worse} promoted by force: accuracy 0.6, at least 0.7 asked"
+    )
+    assert record(project)["run"] == learnt.worse
+    assert record(project)["forced"] is True
+    assert record(project)["before"] == learnt.good
+    assert history(project.root)[0].decision == "promoted by force"
+    # and back
+    assert judge(project.root, learnt.good, None, force=True).promoted
+    assert record(project)["run"] == learnt.good
+
+
+@pytest.mark.parametrize("step", ["_track", "staging", "move"])
+def test_a_kill_before_the_branch_moves_leaves_the_old_student(
+    learnt: "Learnt", step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = learnt.project
+    judge(project.root, learnt.good, LOW)
+    tip, student = (
+        project.git("rev-parse", "promoted"),
+        project.git("show", f"promoted:{MODELS}/student.dvc"),
+    )
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            judge(project.root, learnt.worse, LOW)
+    assert project.git("rev-parse", "promoted") == tip
+    assert judge(project.root, learnt.worse, LOW).promoted
+    assert project.git("show", f"promoted:{MODELS}/student.dvc") != student
+    assert record(project)["before"] == learnt.good
+    assert project.git("rev-parse", "promoted^") == tip
+
+
+def test_a_kill_after_the_branch_moved_is_a_promotion(
+    learnt: "Learnt", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = learnt.project
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "_note", killed)
+        with pytest.raises(KeyboardInterrupt):
+            judge(project.root, learnt.good, HIGH)
+    (entry,) = [each for each in history(project.root) if each.run == learnt.good]
+    assert entry.decision == "promoted"
+    tip = project.git("rev-parse", "promoted")
+    assert judge(project.root, learnt.good, HIGH).promoted
+    assert project.git("rev-parse", "promoted") == tip
+
+
+def test_two_that_promote_at_once_do_not_lose_one(
+    learnt: "Learnt", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock keeps them apart on one machine; without it the branch moves only from where it was."""
+    project = learnt.project
+    judge(project.root, learnt.good, LOW)
+    tip = project.git("rev-parse", "promoted")
+    track = promotion._track
+
+    def overtaken(folder: Path, cache: Path) -> None:
+        track(folder, cache)
+        project.git("update-ref", "refs/heads/promoted", "main")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "_track", overtaken)
+        with pytest.raises(StillhouseError, match="but expected"):
+            judge(project.root, learnt.worse, LOW)
+    assert project.git("rev-parse", "promoted") != tip
+    assert learnt.worse not in project.git("tag")
+
+
+def test_merging_brings_models_only_and_never_takes_newer_code_back(learnt: "Learnt") -> None:
+    project = learnt.project
+    judge(project.root, learnt.good, LOW)
+    project.git("merge", "--quiet", "promoted")
+    project.write({"code.py": "newer\n", "models/own/notes.txt": "mine\n"})
+    project.commit()
+    # a run of the older commit
+    judge(project.root, learnt.worse, LOW)
+    project.git("merge", "--quiet", "promoted", "-m", "merge")
+    assert (project / "code.py").read_text() == "newer\n"
+    assert (project / "models/own/notes.txt").is_file()
+    assert json.loads((project / f"{MODELS}/promotion.json").read_text())["run"] == learnt.worse
+
+
+def test_what_cannot_be_promoted_is_one_clear_line(learnt: "Learnt") -> None:
+    project = learnt.project
+    with pytest.raises(UnknownName, match=f"Did you mean '{learnt.good}'"):
+        judge(project.root, f"{learnt.good}x", LOW)
+    with pytest.raises(StillhouseError, match="toy/learn has no gate in params.yaml"):
+        judge_now(project.root, learnt.good)
+    project.git("branch", "runs/toy-learn-tiny-0", "main")
+    with pytest.raises(MissingData, match="run toy-learn-tiny-0 is not finished"):
+        judge(project.root, "toy-learn-tiny-0", LOW)
+    judge(project.root, learnt.good, LOW)
+    project.git("checkout", "--quiet", "promoted")
+    with pytest.raises(StillhouseError, match="branch promoted is checked out"):
+        judge(project.root, learnt.worse, LOW)
+
+
+def test_a_student_that_left_the_cache_cannot_be_promoted(learnt: "Learnt") -> None:
+    shutil.rmtree(learnt.project / ".dvc/cache")
+    with pytest.raises(
+        MissingData, match="not in DVC's cache .* flow run toy/learn@tiny --ref runs/"
+    ):
+        judge(learnt.project.root, learnt.good, LOW)
+
+
+def test_outside_git_there_is_no_promotion(tmp_path: Path) -> None:
+    with pytest.raises(StillhouseError, match="is not in a git repository"):
+        judge(tmp_path, "toy-learn-tiny-1", LOW)
+
+
+def test_the_command_line_promotes_and_refuses(learnt: "Learnt") -> None:
+    project = learnt.project
+    params = project / "params.yaml"
+    params.write_text(f"{params.read_text()}gate:\n  toy/learn:\n    minimum: {{accuracy: 0.7}}\n")
+    refused = learnt.call("promote", learnt.worse)
+    assert (refused.returncode, refused.stderr) == (1, "")
+    assert refused.stdout == f"{learnt.worse} refused: accuracy 0.6, at least 0.7 asked\n"
+    passed = learnt.call("promote", f"runs/{learnt.good}")
+    assert passed.returncode == 0, passed.stderr
+    lines = learnt.call("history").stdout.splitlines()
+    data = project.git("show", "main:data.dvc").split("md5: ")[1][:8]
+    told = {line.split("  ")[1]: line.split("  ", 2)[2] for line in lines}
+    assert told == {
+        learnt.good: f"finished; data {data}; student: accuracy 0.8; promoted",
+        learnt.worse: f"finished; data {data}; student: accuracy 0.6; refused: accuracy 0.6, at least 0.7 asked",
+    }
+    only = json.loads(learnt.call("history", "toy/learn@tiny", "--json").stdout)
+    assert [entry["run"] for entry in only] == [learnt.good]
+    wrong = learnt.call("history", "toy/lern")
+    assert (wrong.returncode, "Did you mean 'toy/learn'?" in wrong.stderr) == (2, True)
