@@ -15,6 +15,7 @@ from stillhouse_flows import promotion
 from stillhouse_flows.gate import Gate
 from stillhouse_flows.history import history
 from stillhouse_flows.promotion import judge, judge_now
+from stillhouse_flows.worktree import workspace
 
 if TYPE_CHECKING:
     from conftest import Learnt, Project
@@ -135,7 +136,8 @@ def test_force_promotes_what_the_gate_refuses_and_says_so(learnt: "Learnt") -> N
     assert record(project)["run"] == learnt.worse
     assert record(project)["forced"] is True
     assert record(project)["before"] == learnt.good
-    assert history(project.root)[0].decision == "promoted by force"
+    (entry,) = [each for each in history(project.root) if each.run == learnt.worse]
+    assert entry.decision == "promoted by force"
     # and back
     assert judge(project.root, learnt.good, None, force=True).promoted
     assert record(project)["run"] == learnt.good
@@ -235,6 +237,40 @@ def test_what_cannot_be_promoted_is_one_clear_line(learnt: "Learnt") -> None:
         judge(project.root, learnt.worse, LOW)
 
 
+def test_runs_that_the_user_merged_are_not_taken_for_those_of_a_later_run(learnt: "Learnt") -> None:
+    project = learnt.project
+    judge(project.root, learnt.good, LOW)
+    project.git("merge", "--quiet", "--no-edit", f"runs/{learnt.good}")
+    project.git(
+        "branch",
+        "runs/toy-learn-tiny-later",
+        project.git("commit-tree", "main^{tree}", "-p", "main", "-m", "Start toy/learn@tiny"),
+    )
+    (entry,) = [each for each in history(project.root) if each.run == "toy-learn-tiny-later"]
+    assert (entry.state, entry.score, entry.decision) == ("unfinished", "", "")
+    project.git(
+        "branch",
+        "-f",
+        "runs/toy-learn-tiny-later",
+        project.git("commit-tree", "main^{tree}", "-p", "main", "-m", "Report of toy/learn@tiny"),
+    )
+    (entry,) = [each for each in history(project.root) if each.run == "toy-learn-tiny-later"]
+    assert (entry.state, entry.decision) == ("finished", "not judged")
+    # nor does a merge of `promoted` take back what was merged of a run
+    judge(project.root, learnt.worse, LOW)
+    before = project.git("rev-parse", "main")
+    project.git("merge", "--quiet", "--no-edit", "promoted")
+    assert project.git("diff", "--name-only", before, "--", ".", ":!models") == ""
+
+
+def test_a_run_that_goes_is_running(learnt: "Learnt") -> None:
+    with workspace(learnt.project.root, "toy-learn-tiny") as space:
+        (entry,) = [each for each in history(learnt.project.root) if each.run == space.run]
+        assert entry.state == "running"
+    (entry,) = [each for each in history(learnt.project.root) if each.run == space.run]
+    assert entry.state == "unfinished"
+
+
 def test_a_student_that_left_the_cache_cannot_be_promoted(learnt: "Learnt") -> None:
     shutil.rmtree(learnt.project / ".dvc/cache")
     with pytest.raises(
@@ -259,10 +295,10 @@ def test_the_command_line_promotes_and_refuses(learnt: "Learnt") -> None:
     assert passed.returncode == 0, passed.stderr
     lines = learnt.call("history").stdout.splitlines()
     data = project.git("show", "main:data.dvc").split("md5: ")[1][:8]
-    told = {line.split("  ")[1]: line.split("  ", 2)[2] for line in lines}
+    told = {line.split("  ")[1]: line.split("; ", 1)[1] for line in lines}
     assert told == {
-        learnt.good: f"finished; data {data}; student: accuracy 0.8; promoted",
-        learnt.worse: f"finished; data {data}; student: accuracy 0.6; refused: accuracy 0.6, at least 0.7 asked",
+        learnt.good: f"data {data}; finished; student: accuracy 0.8; promoted",
+        learnt.worse: f"data {data}; finished; student: accuracy 0.6; refused: accuracy 0.6, at least 0.7 asked",
     }
     only = json.loads(learnt.call("history", "toy/learn@tiny", "--json").stdout)
     assert [entry["run"] for entry in only] == [learnt.good]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stillhouse.errors import StillhouseError
-from stillhouse_flows.git import GitError, git, head, identity, ignored, top
+from stillhouse_flows.git import GitError, git, identity, ignored, top
 
 ABSENT = "0" * 40
 
@@ -69,8 +69,8 @@ class Repository:
         Raises StillhouseError where there is none.
         """
         theirs = ["--exclude=runs/*", "--exclude=promoted", "--branches"]
-        theirs += ["--exclude=*/runs/*", "--exclude=*/promoted", "--remotes", head(self.top)]
-        words = ["rev-list", "--first-parent", commit, "--not", *filter(None, theirs)]
+        theirs += ["--exclude=*/runs/*", "--exclude=*/promoted", "--remotes"]
+        words = ["rev-list", "--first-parent", commit, "--not", *theirs]
         ours = git(self.top, *words).splitlines()
         if not ours:
             return commit

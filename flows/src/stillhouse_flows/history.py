@@ -1,7 +1,7 @@
 """What became of every run: read off the branches runs/* and `promoted`."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +11,16 @@ from filelock import FileLock, Timeout
 from stillhouse.errors import UnknownName
 from stillhouse_flows.branches import Repository, repository
 from stillhouse_flows.git import git
-from stillhouse_flows.promotion import DECISION, PROMOTED, pinned_at
+from stillhouse_flows.promotion import (
+    PROMOTED,
+    RunBranch,
+    decision_on,
+    pinned_at,
+    run_branches,
+)
 from stillhouse_flows.worktree import run_lock
 
 State = Literal["finished", "running", "unfinished"]
-FORMAT = "%(refname:lstrip=3)%09%(committerdate:iso-strict)%09%(contents:subject)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,32 +37,20 @@ class Entry:
 
     def line(self) -> str:
         """The entry for a terminal."""
-        facts = [self.state, f"data {self.data or 'none'}", self.score, self.decision]
-        return f"{self.when[:16]}  {self.run}  {'; '.join(filter(None, facts))}"
+        facts = [self.recipe, f"data {self.data or 'none'}", self.state, self.score, self.decision]
+        when = self.when[:16].replace("T", " ")
+        return f"{when}  {self.run}  {'; '.join(filter(None, facts))}"
 
 
 def history(project: Path, recipe: str = "", *, limit: int = 0) -> list[Entry]:
     """Runs, newest first: of RECIPE[@VARIANT] only, and at most `limit` where they are given."""
     repo = repository(project)
-    found: list[Entry] = []
-    names: set[str] = set()
-    promoted = promoted_runs(repo)
-    for run, when, title in _branches(repo):
-        names |= {title, title.partition("@")[0]} - {""}
-        if recipe in ("", title, title.partition("@")[0]) and (not limit or len(found) < limit):
-            found.append(_entry(repo, run, when, title, promoted))
+    branches, promoted = run_branches(repo), promoted_runs(repo)
+    names = {name for each in branches for name in (each.title, each.title.partition("@")[0])}
     if recipe and recipe not in names:
-        raise UnknownName("recipe", recipe, names, where="runs")
-    return found
-
-
-def _branches(repo: Repository) -> Iterator[tuple[str, str, str]]:
-    """Run, time of its last commit, and the RECIPE@VARIANT that its subject ends with."""
-    words = ("--sort=-committerdate", f"--format={FORMAT}", "refs/heads/runs")
-    for line in git(repo.top, "for-each-ref", *words).splitlines():
-        run, when, subject = line.split("\t", 2)
-        last = subject.rpartition(" ")[2]
-        yield run.removeprefix("runs/"), when, last if "@" in last else ""
+        raise UnknownName("recipe", recipe, names - {""}, where="runs")
+    chosen = [b for b in branches if recipe in ("", b.title, b.title.partition("@")[0])]
+    return [_entry(repo, branch, promoted) for branch in chosen[: limit or None]]
 
 
 def promoted_runs(repo: Repository) -> list[str]:
@@ -70,32 +63,32 @@ def promoted_runs(repo: Repository) -> list[str]:
 
 def decisions(repo: Repository, title: str) -> Iterator[Mapping[str, Any]]:  # Any: JSON
     """What was decided on runs of RECIPE@VARIANT, newest first."""
-    for run, _, recipe in _branches(repo):
-        if recipe == title and (record := _decision(repo, run, title)):
+    for branch in run_branches(repo):
+        if branch.title == title and (record := decision_on(repo, branch)):
             yield record
 
 
-def _decision(repo: Repository, run: str, title: str) -> Mapping[str, Any] | None:  # Any: JSON
-    path = f"runs/{title.replace('@', '/')}/{DECISION}"
-    text = repo.read(f"refs/heads/runs/{run}", path)
-    return None if text is None else json.loads(text)
-
-
-def _entry(repo: Repository, run: str, when: str, title: str, promoted: list[str]) -> Entry:
-    branch = f"refs/heads/runs/{run}"
-    path = f"runs/{title.replace('@', '/')}/report/report.json"
-    report = repo.read(branch, path) if title else None
-    record = _decision(repo, run, title) if report else None
-    pinned = pinned_at(repo, branch)
+def _entry(repo: Repository, branch: RunBranch, promoted: Sequence[str]) -> Entry:
+    where = f"refs/heads/runs/{branch.run}"
+    path = f"{branch.folder()}/report/report.json"
+    report = repo.read(where, path) if branch.finished else None
+    record = decision_on(repo, branch) if report else None
+    pinned = pinned_at(repo, where)
     return Entry(
-        when=when,
-        run=run,
-        recipe=title,
+        when=branch.when,
+        run=branch.run,
+        recipe=branch.title,
         data=pinned.md5[:8] if pinned else "",
-        state="finished" if report else "running" if _running(repo.project, run) else "unfinished",
+        state=_state(repo, branch),
         score=_score(record) if record else _headline(report) if report else "",
-        decision=_words(run, record, promoted) if report else "",
+        decision=_words(branch.run, record, promoted) if report else "",
     )
+
+
+def _state(repo: Repository, branch: RunBranch) -> State:
+    if branch.finished:
+        return "finished"
+    return "running" if _running(repo.project, branch.run) else "unfinished"
 
 
 def _running(project: Path, run: str) -> bool:
@@ -121,7 +114,7 @@ def _headline(report: str) -> str:
     return str(json.loads(report)["headline"]["sentence"])
 
 
-def _words(run: str, record: Mapping[str, Any] | None, promoted: list[str]) -> str:  # Any: JSON
+def _words(run: str, record: Mapping[str, Any] | None, promoted: Sequence[str]) -> str:  # Any: JSON
     # a run that was killed between its promotion and the note of it is promoted all the same
     if run in promoted:
         forced = " by force" if record and record["forced"] else ""

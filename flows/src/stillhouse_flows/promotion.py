@@ -43,6 +43,7 @@ PROMOTED = "promoted"
 RECORD = "promotion.json"
 DECISION = "decision.json"
 CARD = "README.md"
+FINISHED = ("Report of ", "Decision on ")  # subjects of a finished run's last commit
 NO_GATE = Gate()
 
 
@@ -130,26 +131,57 @@ def _decide(found: Candidate, gate: Gate | None, before: Standard | None) -> Dec
     return Decision(accepted=False, row=row, reasons=("it has no gate",), scores=scores)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunBranch:
+    """A branch runs/*, as its last commit tells of it."""
+
+    run: str
+    when: str  # of that commit
+    title: str  # RECIPE@VARIANT; empty before the run has settled its settings
+    finished: bool
+
+    def folder(self) -> str:
+        """runs/<domain>/<recipe>/<variant>."""
+        return f"runs/{self.title.replace('@', '/')}"
+
+
+def run_branches(repo: Repository) -> list[RunBranch]:
+    """Every run that has a branch, newest first."""
+    shown = "--format=%(refname:lstrip=3)%09%(committerdate:iso-strict)%09%(contents:subject)"
+    listing = git(repo.top, "for-each-ref", "--sort=-committerdate", shown, "refs/heads/runs")
+    found: list[RunBranch] = []
+    for line in listing.splitlines():
+        run, when, subject = line.split("\t", 2)
+        word = subject.rpartition(" ")[2]
+        # what its tree holds does not tell: the user may have merged an earlier run
+        finished = subject.startswith(FINISHED)
+        title = word if "@" in word else ""
+        found.append(RunBranch(run=run, when=when, title=title, finished=finished))
+    return found
+
+
 def candidate(repo: Repository, run: str) -> Candidate:
     """A finished run by name or branch; raises UnknownName, MissingData where it has no report."""
-    run = run.removeprefix("runs/")
-    known = run_names(repo)
-    if run not in known:
-        raise UnknownName("run", run, known)
-    commit = repo.tip(f"runs/{run}")
-    names = repo.names(commit, "runs")
-    path = next((name for name in names if name.endswith("/report/report.json")), None)
-    text = repo.read(commit, path) if path else None
+    branches = {each.run: each for each in run_branches(repo)}
+    found = branches.get(run.removeprefix("runs/"))
+    if found is None:
+        raise UnknownName("run", run, branches)
+    commit = repo.tip(f"runs/{found.run}")
+    path = f"{found.folder()}/report/report.json"
+    text = repo.read(commit, path) if found.finished else None
     if text is None:
-        raise MissingData(f"run {run} is not finished: its branch runs/{run} has no report")
-    return Candidate(run=run, commit=commit, report=parse(text, where=f"runs/{run}:{path}"))
+        raise MissingData(
+            f"run {found.run} is not finished: its branch runs/{found.run} has no report"
+        )
+    report = parse(text, where=f"runs/{found.run}:{path}")
+    return Candidate(run=found.run, commit=commit, report=report)
 
 
-def run_names(repo: Repository) -> list[str]:
-    """Every run with a branch, newest first."""
-    words = ("--sort=-committerdate", "--format=%(refname)", "refs/heads/runs")
-    names = git(repo.top, "for-each-ref", *words).splitlines()
-    return [name.removeprefix("refs/heads/runs/") for name in names]
+def decision_on(repo: Repository, branch: RunBranch) -> Mapping[str, Any] | None:  # Any: JSON
+    """What was decided on a run; None where it was not judged."""
+    text = repo.read(f"refs/heads/runs/{branch.run}", f"{branch.folder()}/{DECISION}")
+    record = json.loads(text) if branch.title and text else None
+    return record if record and record["run"] == branch.run else None
 
 
 def promotion(repo: Repository, name: str) -> Mapping[str, Any] | None:  # Any: JSON
