@@ -137,9 +137,11 @@ def with_plugin(empty: Project) -> Project:
     from dvc.repo import Repo
 
     source = Path(__file__).with_name("toy_plugin.py").read_text()
+    training = Path(__file__).with_name("toy_training.py").read_text()
     empty.write(
         {
             "src/toy_plugin/__init__.py": source,
+            "src/toy_plugin/training.py": training,
             "src/toy_plugin-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: toy-plugin\nVersion: 1\n",
             "src/toy_plugin-1.dist-info/entry_points.txt": "[stillhouse.domains]\ntoy = toy_plugin:domain\n",
             "params.yaml": "# kept\ntoy:\n  count:\n    tiny: {}\n",

@@ -12,6 +12,8 @@ import pytest
 from stillhouse.digest import path_digest
 from stillhouse.errors import MissingData, StillhouseError, UnknownName
 from stillhouse_flows import promotion
+from stillhouse_flows.branches import Repository
+from stillhouse_flows.data import RemoteLost
 from stillhouse_flows.gate import Gate
 from stillhouse_flows.history import history
 from stillhouse_flows.promotion import judge, judge_now
@@ -109,6 +111,30 @@ def dvc(root: Path, *words: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_with_push_another_machine_gets_the_student(learnt: "Learnt", tmp_path: Path) -> None:
+    project, remote = learnt.project, tmp_path / "remote"
+    remote.mkdir()
+    dvc(project.root, "remote", "add", "--local", "-d", "store", str(remote))
+    judge(project.root, learnt.good, HIGH, push=True)
+    clone = tmp_path / "clone"
+    project.git("clone", "--quiet", "--branch", "promoted", str(project.root), str(clone))
+    dvc(clone, "remote", "add", "--local", "-d", "store", str(remote))
+    dvc(clone, "pull", f"{MODELS}/student.dvc")
+    assert path_digest(clone / f"{MODELS}/student") == path_digest_of_export(learnt)
+
+
+def test_a_remote_that_is_not_there_leaves_the_promoted_student(
+    learnt: "Learnt", tmp_path: Path
+) -> None:
+    project = learnt.project
+    dvc(project.root, "remote", "add", "--local", "-d", "store", str(tmp_path / "unmounted"))
+    judge(project.root, learnt.good, LOW)
+    tip = project.git("rev-parse", "promoted")
+    with pytest.raises(RemoteLost, match="is not there; mount it"):
+        judge(project.root, learnt.worse, LOW, push=True)
+    assert project.git("rev-parse", "promoted") == tip
+
+
 def test_a_refused_student_leaves_the_promoted_one(learnt: "Learnt") -> None:
     project = learnt.project
     judge(project.root, learnt.good, HIGH)
@@ -196,8 +222,8 @@ def test_two_that_promote_at_once_do_not_lose_one(
     tip = project.git("rev-parse", "promoted")
     track = promotion._track
 
-    def overtaken(folder: Path, cache: Path) -> None:
-        track(folder, cache)
+    def overtaken(folder: Path, repo: Repository, *, push: bool) -> None:
+        track(folder, repo, push=push)
         project.git("update-ref", "refs/heads/promoted", "main")
 
     with monkeypatch.context() as patch:

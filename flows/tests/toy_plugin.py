@@ -125,5 +125,9 @@ def learn(settings: Learn) -> Recipe:
 domain = Domain(
     name="toy",
     summary="numbers",
-    recipes={"count": "toy_plugin:count", "learn": "toy_plugin:learn"},
+    recipes={
+        "count": "toy_plugin:count",
+        "learn": "toy_plugin:learn",
+        "slope": "toy_plugin.training:slope",
+    },
 )

@@ -1,6 +1,7 @@
 """`stillhouse flow`: runs in workspaces of their own, and the DVC pipelines they are made of."""
 
-from typing import Annotated
+import os
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +25,7 @@ Assignments = Annotated[
 Ref = Annotated[
     str, typer.Option(help="A commit, branch or tag; without it, your files as they are.")
 ]
+Push = Annotated[bool, typer.Option("--push", help="Send what it leaves to the DVC remote.")]
 INTERRUPTED = 130
 
 
@@ -40,22 +42,38 @@ def run(
             min=1, help="Independent stages at a time; more than 1 disturbs what they measure."
         ),
     ] = 1,
+    push: Push = False,
 ) -> None:
     """Run a recipe as a Prefect flow in a workspace of its own; results are commits on runs/*."""
-    from stillhouse.settings import parse_assignments
-    from stillhouse_flows.local import settle
     from stillhouse_flows.server import ensure_api
 
-    settings = parse_assignments(assignments)
-    _check_device(device)
-    settle()
+    asked = _asked(recipe, scale, assignments, device, ref)
     try:
         ensure_api()
         from stillhouse_flows.flow import with_workers
 
-        with_workers(workers)(recipe=recipe, scale=scale, settings=settings, device=device, ref=ref)
+        with_workers(workers)(**asked, push=push)
     except KeyboardInterrupt:
         raise _interrupted() from None
+
+
+def _asked(
+    recipe: str, scale: str, assignments: list[str], device: str, ref: str
+) -> dict[str, Any]:  # Any: a flow's parameters
+    """Check what a user asks of a flow, and set up this process for it."""
+    from stillhouse.settings import parse_assignments
+    from stillhouse_flows.local import settle
+    from stillhouse_flows.parameters import check_name, check_place
+    from stillhouse_flows.run import INPUTS
+
+    settings = parse_assignments(assignments)
+    check_name(recipe, scale)
+    check_place(device, ref)
+    _check_device(device)
+    settle()
+    # whoever types this may read what they may read
+    os.environ.setdefault(INPUTS, os.sep)
+    return dict(recipe=recipe, scale=scale, settings=settings, device=device, ref=ref)
 
 
 def _interrupted() -> typer.Exit:
@@ -125,24 +143,21 @@ def watch(
     assignments: Assignments = [],  # noqa: B006
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     ref: Ref = "",
+    push: Push = False,
     code: Annotated[
         bool, typer.Option("--code", help="Other code counts as a change too.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Run though nothing has changed.")] = False,
 ) -> None:
     """Run a recipe when what it reads has changed; promote its student if it passes the gate."""
-    from stillhouse.settings import parse_assignments
-    from stillhouse_flows.local import settle
     from stillhouse_flows.server import ensure_api
 
-    settings = parse_assignments(assignments)
-    _check_device(device)
-    settle()
+    asked = _asked(recipe, scale, assignments, device, ref)
     try:
         ensure_api()
         from stillhouse_flows.watch import watch as flow
 
-        flow(recipe, scale, settings, device, ref, code=code, force=force)
+        flow(**asked, push=push, code=code, force=force)
     except KeyboardInterrupt:
         raise _interrupted() from None
 
@@ -153,6 +168,7 @@ def promote(
     force: Annotated[
         bool, typer.Option("--force", help="Also when the gate refuses it, or without a gate.")
     ] = False,
+    push: Push = False,
 ) -> None:
     """Hold a finished run against its recipe's gate and promote its student if it passes."""
     from stillhouse.runs import project_root
@@ -162,7 +178,7 @@ def promote(
 
     settle()
     hush_dvc()
-    judgement = judge_now(project_root(), run, force=force)
+    judgement = judge_now(project_root(), run, force=force, push=push)
     print(judgement.sentence())
     if not judgement.promoted:
         raise typer.Exit(1)

@@ -1,19 +1,24 @@
 """The pinned data: what data.dvc says, what of it is here, and the parts that a run needs."""
 
+import contextlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from stillhouse.errors import BadData, MissingData
+from stillhouse.errors import BadData, MissingData, StillhouseError
 from stillhouse_flows.worktree import shared_cache
 
 PIN = "data.dvc"
 HOW = "Run: stillhouse data pull"
+
+
+class RemoteLost(StillhouseError):
+    """The DVC remote does not answer; it may come back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +73,8 @@ def below(names: Iterable[str], path: str) -> list[str]:
 def bring(root: Path, project: Path, cache: Path, paths: Iterable[str]) -> Pin | None:
     """Bring the parts `paths` of data/ at the version that `root` pins, and return that version.
 
-    From DVC's cache, else from the project's own data/. Raises MissingData naming the command that
-    gets them.
+    From DVC's cache, else from the project's own data/, else from the remote. Raises MissingData
+    naming the command that gets them, RemoteLost for a remote that does not answer.
     """
     pinned = pin(root)
     for path in paths:
@@ -80,10 +85,11 @@ def bring(root: Path, project: Path, cache: Path, paths: Iterable[str]) -> Pin |
         if not (
             _from_cache(root, cache, pinned, path)
             or _from_project(root, project, cache, pinned, path)
+            or _from_remote(root, path)
         ):
             raise MissingData(
-                f"data/{path} of version {pinned.short} is neither in DVC's cache "
-                f"nor in {project / 'data'}. {HOW} {path.partition('/')[0]}"
+                f"data/{path} of version {pinned.short} is neither in DVC's cache nor in "
+                f"{project / 'data'} nor in a DVC remote. {HOW} {path.partition('/')[0]}"
             )
     return pinned
 
@@ -117,6 +123,55 @@ def _from_project(root: Path, project: Path, cache: Path, pinned: Pin, path: str
     copy = shutil.copytree if source.is_dir() else shutil.copy2
     copy(source, aim)
     return True
+
+
+def _from_remote(root: Path, path: str) -> bool:
+    from dvc.exceptions import CheckoutError
+    from dvc.repo import Repo
+
+    if remote(root) is None:
+        return False
+    with _remote_of(root), Repo(str(root), _wait_for_lock=True) as repo:
+        try:
+            repo.pull([str(root / "data" / path)])
+        except CheckoutError:  # the remote answers, and lacks it
+            return False
+    return True
+
+
+def push_results(root: Path, target: str, *, run_cache: bool = True) -> str:
+    """Send what a pipeline or .dvc file tracks, and the run cache, to the DVC remote; what was done, in words.
+
+    Raises RemoteLost, MissingData where none is configured.
+    """
+    from dvc.repo import Repo
+
+    place = remote(root)
+    if place is None:
+        raise MissingData("no DVC remote is configured. Run: dvc remote add --local -d NAME URL")
+    with _remote_of(root), Repo(str(root), _wait_for_lock=True) as opened:
+        repo: Any = opened  # Any: DVC binds its methods in a way no checker sees
+        count: int = repo.push([str(root / target)], run_cache=run_cache)
+    return f"Pushed {count} files to DVC remote '{place[0]}'"
+
+
+@contextlib.contextmanager
+def _remote_of(root: Path) -> Generator[None]:
+    """Turns what the remote's own library raises inside into RemoteLost."""
+    from dvc.exceptions import CheckoutError
+
+    name, url = remote(root) or ("", "")
+    folder = Path(url)
+    # DVC takes a folder that is not there, an unmounted disk, for an empty remote
+    if folder.is_absolute() and not folder.is_dir():
+        raise RemoteLost(f"DVC remote '{name}': {url} is not there; mount it, or set another")
+    try:
+        yield
+    except CheckoutError:
+        raise
+    except Exception as error:  # botocore's, paramiko's, aiohttp's ...
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise RemoteLost(f"DVC remote '{name}' ({url}): {words}") from error
 
 
 def _as_pinned(project: Path, cache: Path, pinned: Pin, path: str) -> bool:

@@ -1,26 +1,34 @@
-"""The flow `distill`: workspace -> data version -> one task a DVC stage -> report -> commit.
+"""The flow `distill`: workspace -> data version -> a task a DVC stage -> report -> commit -> push.
 
 Its tasks are derived from the generated dvc.yaml when it starts. DVC is the only cache of stages:
-Prefect keeps no result.
+Prefect keeps no result. A flow run that Prefect retries opens its workspace again and goes on.
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
-from prefect import Flow, flow, task
+from prefect import Flow, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.concurrency.sync import concurrency
 from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.tasks import Task
 from prefect.utilities.annotations import quote
 
 from stillhouse.errors import StillhouseError
+from stillhouse.recipe import SLICES
 from stillhouse.runs import project_root
+from stillhouse_flows import artifacts, slots
 from stillhouse_flows.board import Board, say
 from stillhouse_flows.child import StageResult
+from stillhouse_flows.data import RemoteLost, push_results
+from stillhouse_flows.local import settle
+from stillhouse_flows.parameters import Device, RecipeName, Ref, ScaleName, SettingValues
 from stillhouse_flows.prepare import Request
 from stillhouse_flows.process import Children, StageFailed, run_stage
 from stillhouse_flows.project import StageSpec, plan
@@ -29,15 +37,23 @@ from stillhouse_flows.worktree import workspace
 
 # one stage at a time: each uses every core, and beside another its latencies would not be its own
 WORKERS = 1
+# of one stage that does not fit the memory: each batch in 2, 4, 8 slices
+MEMORY_TRIES = 3
+REMOTE_WAITS = (5.0, 30.0, 120.0)  # seconds before a lost remote is tried again
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """What every stage task of one run works with."""
+    """What every task of one run works with."""
 
     run: Run
     children: Children
     board: Board
+    device: str
+    limit: str = ""  # a global concurrency limit of Prefect's, on top of the devices' locks
+    slices: dict[str, int] = field(default_factory=dict[str, int])  # stage -> of each batch
+    crashes: dict[str, int] = field(default_factory=dict[str, int])  # stage -> so far
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
 
 
 def pool(workers: int) -> TaskRunner[PrefectFuture[Any]]:  # Any: of whatever a task returns
@@ -48,29 +64,44 @@ def pool(workers: int) -> TaskRunner[PrefectFuture[Any]]:  # Any: of whatever a 
     return threads
 
 
-@flow(
-    name="distill",
-    task_runner=pool(WORKERS),
-    persist_result=False,
-    validate_parameters=False,
-)
+def run_name() -> str:
+    """ "vision-distill-tiny": the flow run's name in the UI begins as its branch does."""
+    given = flow_run.parameters
+    return Request(recipe=given["recipe"], scale=given["scale"]).label()
+
+
+@flow(name="distill", flow_run_name=run_name, task_runner=pool(WORKERS), persist_result=False)
 def distill(
-    recipe: str = "vision/distill",
-    scale: str = "",
-    settings: dict[str, Any] | None = None,  # Any: JSON values
-    device: str = "auto",
-    ref: str = "",
+    recipe: RecipeName = "vision/distill",
+    scale: ScaleName = "",
+    settings: SettingValues | None = None,
+    device: Device = "auto",
+    ref: Ref = "",
+    push: bool = False,
+    gpu_limit: str = "",
 ) -> Finished:
-    """Run RECIPE[@VARIANT] in a workspace of its own."""
+    """Run RECIPE[@VARIANT] in a workspace of its own: results are commits on a branch runs/*.
+
+    `push` sends what the stages left to the DVC remote. `gpu_limit` names a global limit of Prefect
+    that stages on a GPU take beside the lock; only where the server keeps leases in files.
+    """
+    settle()
     request = Request(recipe=recipe, scale=scale, settings=settings or {})
-    with workspace(project_root(), request.label(), ref=ref) as space:
+    number = str(flow_run.id).replace("-", "")[-12:]
+    with workspace(project_root(), request.label(), ref=ref, number=number) as space:
         run = opened(space, request, device)
-        say(run.headline())
-        start(run)
+        tell(run.headline())
         stages = plan(space.root, run.prepared.pipeline)
-        line = Line(run=run, children=Children(), board=Board(len(stages)))
+        line = Line(
+            run=run,
+            children=Children(),
+            board=Board(len(stages)),
+            device=device,
+            limit=gpu_limit,
+        )
         carried: Any = quote(line)  # Any: Prefect hands the task what it wraps, unvisited
         try:
+            bring_data(carried)
             results = run_stages(line, stages)
             # before the report, which says whether the tree it describes is committed
             space.commit(results_message(run, results), also=run.numbers())
@@ -80,26 +111,57 @@ def distill(
             line.children.kill()
             raise
         commit = space.commit(f"Report of {run.prepared.ref}", also=run.reports())
-        say(
+        artifacts.run_summary(run, results, line.seconds, commit)
+        tell(
             f"Committed as {commit[:12]} on {space.branch}"
             if commit
             else "Not in git: nothing committed"
         )
-        say(words)
-        return Finished(
-            workspace=space.root,
-            project=space.project,
-            run=space.run,
-            branch=space.branch,
-            commit=commit,
-            ref=run.prepared.ref,
-            page=run.page,
-        )
+        if push:
+            push_to_remote(carried)
+        tell(words)
+        return run.finished(commit)
 
 
 def with_workers(workers: int) -> Flow[Any, Finished]:  # Any: its parameters
     """`distill` with so many independent stages at a time."""
     return distill.with_options(task_runner=pool(workers))
+
+
+def tell(text: str) -> None:
+    """To the terminal, and line by line to the run's log in the UI."""
+    say(text)
+    logger = get_run_logger()
+    for row in text.splitlines():
+        if row.strip():
+            logger.info(row)
+
+
+def lost_remote(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:  # Any: Prefect's
+    """Whether a remote that may come back is the reason."""
+    return isinstance(state.result(raise_on_failure=False), RemoteLost)
+
+
+remote_task: Callable[..., Any] = task(  # Any: Prefect's decorator
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=len(REMOTE_WAITS),
+    retry_delay_seconds=list(REMOTE_WAITS),
+    retry_condition_fn=lost_remote,
+)
+
+
+@remote_task
+def bring_data(line: Line) -> None:
+    """Bring what the run reads at the pinned version, and freeze everything in a commit."""
+    start(line.run)
+
+
+@remote_task
+def push_to_remote(line: Line) -> None:
+    """Send the outputs and the run cache to the DVC remote."""
+    run = line.run
+    tell(push_results(run.space.root, run.prepared.pipeline))
 
 
 def run_stages(line: Line, stages: Sequence[StageSpec]) -> list[StageResult]:
@@ -112,8 +174,9 @@ def run_stages(line: Line, stages: Sequence[StageSpec]) -> list[StageResult]:
         chosen: Task[Any, StageResult] = dvc_stage.with_options(  # Any: Prefect's parameters
             name=spec.name,
             task_run_name=spec.name,
-            retries=spec.retries,
-            retry_condition_fn=crashed,
+            tags=["dvc", line.run.prepared.recipe.partition("/")[0], spec.resource],
+            retries=spec.retries + MEMORY_TRIES,
+            retry_condition_fn=may_heal,
         )
         waits = [futures[name] for name in spec.upstream]
         futures[spec.name] = chosen.submit(quote(spec), quote(line), wait_for=waits)
@@ -130,37 +193,89 @@ def _results(line: Line, states: Mapping[str, State[StageResult]]) -> list[Stage
     ]
     errors = [end for end in ends if isinstance(end, BaseException)]
     if errors:
-        say(f"Not run: {', '.join(waiting)}" if waiting else "Every other stage is done")
-        say(f"Workspace kept: {line.run.space.root}")
+        tell(f"Not run: {', '.join(waiting)}" if waiting else "Every other stage is done")
+        tell(f"Workspace kept: {line.run.space.root}")
         raise next((error for error in errors if isinstance(error, StageFailed)), errors[0])
     return ends
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def dvc_stage(spec: StageSpec, line: Line) -> StageResult:
-    """One DVC stage in a child process."""
+    """One DVC stage in a child process, on the devices it needs."""
     started, run, board = time.monotonic(), line.run, line.board
+    logger, progress = get_run_logger(), artifacts.Progress(run.prepared.ref, spec.name)
+    heard: list[str] = []
+
+    def hear(text: str) -> None:
+        board.note(spec.name, text)
+        logger.info(text)
+        progress(text)
+        if "resumed at step" in text:
+            heard.append(text[text.index("resumed at step") :])
+
+    def waiting(text: str) -> None:
+        board.write(f"           {spec.name} {text}")
+        logger.warning(text)
+
+    names = slots.devices(line.device) if spec.resource == "gpu" else ()
+    owner = f"{run.space.run}/{spec.name}"
     try:
-        result = run_stage(
-            line.children,
-            spec,
-            root=run.space.root,
-            env=run.env,
-            folders=run.folders,
-            log=run.folder / f"{spec.name}.log",
-            say=lambda text: board.note(spec.name, text),
-        )
-    except StageFailed:
-        board.finish(spec.name, "FAILED")
+        with slots.hold(names, min(1, len(names)), owner, waiting) as held, _limit(line, held):
+            result = run_stage(
+                line.children,
+                spec,
+                root=run.space.root,
+                env={**run.env, **held.environment(), **_sliced(line, spec)},
+                folders=run.folders,
+                log=run.folder / f"{spec.name}.log",
+                say=hear,
+                files=held.files,
+            )
+    except StageFailed as error:
+        _note_failure(line, spec, error)
         raise
-    board.finish(spec.name, f"{result.status:<10} {time.monotonic() - started:6.1f} s")
+    line.seconds[spec.name] = time.monotonic() - started
+    board.finish(spec.name, f"{result.status:<10} {line.seconds[spec.name]:6.1f} s")
+    artifacts.stage_table(
+        run.prepared.ref,
+        result,
+        resumed=f"({heard[-1]})" if heard else "",
+        device=", ".join(held.devices),
+    )
     return result
 
 
-def crashed(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:  # Any: Prefect's
-    """Whether another try may do better: a killed stage goes on at its checkpoint."""
+def _sliced(line: Line, spec: StageSpec) -> Mapping[str, str]:
+    count = line.slices.get(spec.name, 1)
+    return {SLICES: str(count)} if count > 1 else {}
+
+
+def _limit(line: Line, held: slots.Held) -> AbstractContextManager[None]:
+    if not (line.limit and held.devices):
+        return nullcontext()
+    # strict: without the limit of that name there would be none at all
+    return concurrency(line.limit, occupy=len(held.devices), strict=True)
+
+
+def _note_failure(line: Line, spec: StageSpec, error: StageFailed) -> None:
+    name = spec.name
+    slices, crashes = 2 * line.slices.get(name, 1), line.crashes.get(name, 0) + 1
+    if error.memory and slices <= 2**MEMORY_TRIES:
+        error.again, line.slices[name] = True, slices
+        tell(f"           {error}; tried again with each batch in {slices} slices")
+    elif error.crashed and crashes <= spec.retries:
+        error.again, line.crashes[name] = True, crashes
+        tell(f"           {error}; tried again from its checkpoint")
+    else:
+        line.board.finish(name, "FAILED")
+
+
+def may_heal(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:  # Any: Prefect's
+    """Whether another try may do better: a killed stage goes on at its checkpoint, one that did not
+    fit the memory takes its batches in slices. Wrong input stays wrong.
+    """
     end = state.result(raise_on_failure=False)
-    return isinstance(end, StageFailed) and end.crashed
+    return isinstance(end, StageFailed) and end.again
 
 
 @task(name="report", cache_policy=NO_CACHE, persist_result=False)
@@ -172,4 +287,5 @@ def write_report(line: Line) -> str:
     if code:
         errors = [text.removeprefix("error: ") for text in said if text.startswith("error: ")]
         raise StillhouseError(f"report: {(errors or said or [f'exit code {code}'])[-1]}")
+    artifacts.report(run.prepared.ref, run.page)
     return "\n".join(said)

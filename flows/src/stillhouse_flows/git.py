@@ -84,6 +84,11 @@ def head(root: Path) -> str:
         return ""
 
 
+def has_branch(root: Path, name: str) -> bool:
+    """Whether there is a branch of this name."""
+    return bool(git(root, "for-each-ref", f"refs/heads/{name}"))
+
+
 def resolve(root: Path, ref: str) -> Snapshot:
     """The commit that `ref` names."""
     try:

@@ -15,6 +15,7 @@ from stillhouse.errors import BadSetting, StillhouseError
 from stillhouse.runs import Runs
 from stillhouse.settings import Settings, find_settings, make_settings, read_params
 from stillhouse_flows import generate
+from stillhouse_flows.parameters import check_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,9 @@ class Request:
     recipe: str = "vision/distill"
     scale: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])  # Any: JSON values
+
+    def __post_init__(self) -> None:
+        check_name(self.recipe, self.scale)
 
     def label(self) -> str:
         """What the workspace and the branch are called, before the settings are known."""

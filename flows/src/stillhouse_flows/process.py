@@ -1,5 +1,7 @@
 """The parent's side of a stage: its process group, log and result, and its end with the run's."""
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from stillhouse.errors import StillhouseError
+from stillhouse.errors import TRY_AGAIN, StillhouseError
 from stillhouse_flows.child import FAILED, LOCKED, StageResult, result_from
 from stillhouse_flows.process_group import kill_group
 from stillhouse_flows.project import StageSpec
@@ -20,11 +22,14 @@ ERROR = "error: "
 
 
 class StageFailed(StillhouseError):
-    """A stage that ended badly. `crashed`: killed, so that another try may do better."""
+    """A stage that ended badly. `crashed`: killed, so that another try may do better. `memory`: it
+    may do better with smaller slices of each batch. `again`: there is another try.
+    """
 
-    def __init__(self, reason: str, *, crashed: bool) -> None:
+    def __init__(self, reason: str, *, crashed: bool, memory: bool = False) -> None:
         super().__init__(reason)
-        self.crashed = crashed
+        self.crashed, self.memory = crashed, memory
+        self.again = False
 
 
 class Children:
@@ -43,9 +48,10 @@ class Children:
         cwd: Path,
         say: Say,
         timeout: float | None = None,
+        files: Sequence[int] = (),
     ) -> int:
         """Run a command in a group of its own, its lines to `say`; the exit code, negative for a
-        signal.
+        signal. It inherits the open `files`, and its group ends when it does.
         """
         with self.lock:
             if self.closed:
@@ -60,8 +66,10 @@ class Children:
                 text=True,
                 errors="replace",
                 start_new_session=True,
+                pass_fds=tuple(files),
             )
             self.running.add(child)
+        threading.Thread(target=_end_with, args=[child.pid], daemon=True).start()
         # a thread of Prefect's cannot be interrupted: the clock is kept here
         clock = threading.Timer(timeout, kill_group, [child.pid]) if timeout else None
         try:
@@ -88,6 +96,13 @@ class Children:
                 kill_group(child.pid)
 
 
+def _end_with(leader: int) -> None:
+    """End a group when its leader ends: what it started may hold its output open for hours."""
+    with contextlib.suppress(ChildProcessError):  # waited for already
+        os.waitid(os.P_PID, leader, os.WEXITED | os.WNOWAIT)
+        kill_group(leader)
+
+
 def run_stage(
     children: Children,
     spec: StageSpec,
@@ -97,10 +112,11 @@ def run_stage(
     folders: Sequence[str],
     log: Path,
     say: Say,
+    files: Sequence[int] = (),
 ) -> StageResult:
     """Run one stage in a child, waiting out other DVC processes' locks; its output is in `log`.
 
-    Raises StageFailed with the command's own error line.
+    The child inherits the open `files`. Raises StageFailed with the command's own error line.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -118,7 +134,12 @@ def run_stage(
         code = LOCKED
         for attempt in range(LOCK_TRIES):
             code = children.run(
-                [*command, *folders], env=env, cwd=root, say=tail, timeout=spec.timeout
+                [*command, *folders],
+                env=env,
+                cwd=root,
+                say=tail,
+                timeout=spec.timeout,
+                files=files,
             )
             if code != LOCKED:
                 break
@@ -159,7 +180,8 @@ def _failure(
         name = signal.Signals(-code).name
         return StageFailed(f"{where}: killed by {name}; its log is {log}", crashed=True)
     if code == FAILED and tail.error:
-        return StageFailed(f"{where}: {tail.error}", crashed=False)
+        memory = result is not None and result.exit_status == TRY_AGAIN
+        return StageFailed(f"{where}: {tail.error}", crashed=False, memory=memory)
     said = "; ".join(filter(None, [result.error if result else "", tail.last]))
     crashed = code == FAILED and result is not None and (result.exit_status or 0) < 0
     return StageFailed(f"{where}: {said or f'exit code {code}'}; its log is {log}", crashed=crashed)

@@ -24,7 +24,7 @@ from stillhouse.files import storage
 from stillhouse.places import home
 from stillhouse.report.document import Document, StageEntry, parse
 from stillhouse_flows.branches import Repository, move, repository, staging
-from stillhouse_flows.data import PIN, Pin, listing, object_file, pin_from
+from stillhouse_flows.data import PIN, Pin, listing, object_file, pin_from, push_results
 from stillhouse_flows.gate import (
     Decision,
     Gate,
@@ -37,7 +37,7 @@ from stillhouse_flows.gate import (
 )
 from stillhouse_flows.git import git
 from stillhouse_flows.inputs import inputs_of
-from stillhouse_flows.worktree import shared_cache
+from stillhouse_flows.worktree import bring_remotes, dvc_config, shared_cache
 
 PROMOTED = "promoted"
 RECORD = "promotion.json"
@@ -88,10 +88,13 @@ class Judgement:
         return f"{self.run} {word}{how}: {'; '.join(self.decision.reasons)}"
 
 
-def judge(project: Path, run: str, gate: Gate | None, *, force: bool = False) -> Judgement:
+def judge(
+    project: Path, run: str, gate: Gate | None, *, force: bool = False, push: bool = False
+) -> Judgement:
     """Hold a finished run against a gate and promote it where it passes, or with `force`.
 
-    The decision is committed on the run's branch. Raises BadSetting without a gate.
+    The decision is committed on the run's branch. With `push` a promoted student is in the DVC
+    remote first. Raises BadSetting without a gate, RemoteLost.
     """
     repo = repository(project)
     with storage(repo.common), FileLock(repo.common / "stillhouse-promoted.lock"):
@@ -109,16 +112,16 @@ def judge(project: Path, run: str, gate: Gate | None, *, force: bool = False) ->
         )
         record = _record(repo, found, gate, result, before)
         if result.promoted and not again:
-            _promote(repo, found, record)
+            _promote(repo, found, record, push=push)
         _note(repo, found, record)
         return result
 
 
-def judge_now(project: Path, run: str, *, force: bool = False) -> Judgement:
+def judge_now(project: Path, run: str, *, force: bool = False, push: bool = False) -> Judgement:
     """`judge` with the gate that params.yaml has now."""
     found, file = candidate(repository(project), run), project / "params.yaml"
     gate = read_gate(file.read_text(), found.name) if file.is_file() else None
-    return judge(project, run, gate, force=force)
+    return judge(project, run, gate, force=force, push=push)
 
 
 def _decide(found: Candidate, gate: Gate | None, before: Standard | None) -> Decision:
@@ -248,7 +251,9 @@ def _note(repo: Repository, found: Candidate, record: Mapping[str, Any]) -> None
         git(place, "checkout", commit, "--", f"{repo.prefix}{path}")
 
 
-def _promote(repo: Repository, found: Candidate, record: Mapping[str, Any]) -> None:  # Any: JSON
+def _promote(
+    repo: Repository, found: Candidate, record: Mapping[str, Any], *, push: bool
+) -> None:  # Any: JSON
     """Put the run's student in place of the promoted one.
 
     Its bytes are in DVC's cache before the branch moves, and the branch moves in one step.
@@ -265,7 +270,7 @@ def _promote(repo: Repository, found: Candidate, record: Mapping[str, Any]) -> N
         for name in _carried(repo, before, found.name):
             tree.take(f"models/{name}", before)
         tree.remove(f"models/{found.name}")
-        for path, text in _files(repo, found, record).items():
+        for path, text in _files(repo, found, record, push=push).items():
             tree.put(f"models/{found.name}/{path}", text)
         words = f"Run: {found.run}\nCommit: {found.commit}\nCode: {source_code(repo, source)}\n"
         commit = tree.commit(f"Promote {found.report.title}\n\n{words}", parents=parents)
@@ -313,7 +318,7 @@ def _check_dvc(repo: Repository, base: str) -> None:
 
 
 def _files(
-    repo: Repository, found: Candidate, record: Mapping[str, Any]
+    repo: Repository, found: Candidate, record: Mapping[str, Any], *, push: bool
 ) -> Mapping[str, str]:  # Any: JSON
     """Texts of models/<domain>/<recipe>/; the weights they point to are in DVC's cache."""
     place = home() / "promotion"
@@ -321,11 +326,10 @@ def _files(
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place) as scratch:
             folder = Path(scratch)
-            cache = shared_cache(repo.project)
-            _bring_student(repo, found, cache, folder / "student")
+            _bring_student(repo, found, shared_cache(repo.project), folder / "student")
             card = folder / "student" / CARD
             about = card.read_text() if card.is_file() else f"# {found.report.title}\n"
-            _track(folder, cache)
+            _track(folder, repo, push=push)
             pointer = (folder / "student.dvc").read_text()
     report = f"{found.runs}/report/report"
     return {
@@ -392,18 +396,21 @@ def _export(found: Candidate) -> StageEntry:
     return models[-1]
 
 
-def _track(folder: Path, cache: Path) -> None:
-    """`dvc add` of student/ into the project's cache, in a repository that is only for that."""
+def _track(folder: Path, repo: Repository, *, push: bool) -> None:
+    """`dvc add` of student/ into the project's cache, in a repository that is only for that; with
+    `push`, send it to the project's DVC remote too.
+    """
     from dvc.repo import Repo
 
-    (folder / ".dvc").mkdir()
-    config = {
-        "core": {"no_scm": True, "site_cache_dir": str(folder / "site")},
-        "cache": {"dir": str(cache), "type": "reflink,hardlink,copy"},
-    }
-    with Repo(str(folder), config=config, _wait_for_lock=True) as opened:
-        repo: Any = opened  # Any: DVC binds its methods in a way no checker sees
-        repo.add(str(folder / "student"))
+    dvc = folder / ".dvc"
+    dvc.mkdir()
+    (dvc / "config.local").write_text(dvc_config(dvc, shared_cache(repo.project), in_git=False))
+    with Repo(str(folder), _wait_for_lock=True) as opened:
+        tracked: Any = opened  # Any: DVC binds its methods in a way no checker sees
+        tracked.add(str(folder / "student"))
+    if push:
+        bring_remotes(repo.project, folder)
+        push_results(folder, "student.dvc", run_cache=False)
 
 
 def _json(record: Mapping[str, Any]) -> str:  # Any: JSON

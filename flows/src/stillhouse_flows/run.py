@@ -1,12 +1,13 @@
 """One run of a recipe in its workspace: what was asked, what was settled, what of it is kept."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from stillhouse.errors import MissingData
+from stillhouse.errors import BadSetting, MissingData
 from stillhouse_flows.child import StageResult
 from stillhouse_flows.data import bring, pin
 from stillhouse_flows.prepare import Prepared, Request, prepared_from
@@ -17,17 +18,19 @@ from stillhouse_flows.worktree import RunWorkspace
 # what a run commits although git ignores runs/: numbers and curves, no model and no data
 NUMBERS = ("*.run.json", "*.scores.json", "*.curves.tsv", "settings.json")
 REPORTS = ("report.json", "report.md")
+# folders, beside the project, that "file:" inputs of a run may lie in
+INPUTS = "STILLHOUSE_INPUTS"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """What a run left."""
+    """What a run leaves, for whatever comes after it."""
 
-    workspace: Path  # the project's root inside the run's working tree
-    project: Path  # the user's project
-    run: str  # "vision-distill-tiny-70af4f7e"
-    branch: str  # "runs/vision-distill-tiny-70af4f7e"; empty outside git
-    commit: str  # the run's last commit
+    workspace: Path  # the project inside the run's working tree
+    project: Path  # the user's own
+    run: str  # "vision-distill-tiny-70af4f7e1b2c"
+    branch: str  # "runs/<run>"; empty outside git
+    commit: str  # the last one of the run; empty outside git
     ref: str  # "vision/distill@tiny"
     page: Path  # report.html; report.json and report.md lie beside it
 
@@ -64,6 +67,19 @@ class Run:
         ]
         return "\n".join(lines)
 
+    def finished(self, commit: str) -> Finished:
+        """This run at its end."""
+        space = self.space
+        return Finished(
+            workspace=space.root,
+            project=space.project,
+            run=space.run,
+            branch=space.branch,
+            commit=commit,
+            ref=self.prepared.ref,
+            page=self.page,
+        )
+
     def numbers(self) -> list[Path]:
         """Scores, measurements and curves of every stage."""
         return [path for pattern in NUMBERS for path in sorted(self.folder.glob(pattern))]
@@ -78,8 +94,23 @@ def opened(space: RunWorkspace, request: Request, device: str) -> Run:
     env = space.environment(device)
     words = json.dumps(asdict(request))
     prepared = prepared_from(ask("stillhouse_flows.prepare", words, env=env, cwd=space.root))
+    for name in prepared.files:
+        _check_file(space.project, name)
     folders = source_folders(space.project)
     return Run(space=space, request=request, prepared=prepared, env=env, folders=folders)
+
+
+def _check_file(project: Path, name: str) -> None:
+    """Refuse a file outside the project, unless whoever started this process allowed it: a run may
+    have been asked for by somebody who may not read this machine's files.
+    """
+    roots = [Path(p).resolve() for p in os.environ.get(INPUTS, "").split(os.pathsep) if p]
+    path = (project / Path(name).expanduser()).resolve()
+    if not any(path.is_relative_to(root) for root in (project, *roots)):
+        raise BadSetting(
+            f"'file:{name}' lies outside {project}; copy it there, or set {INPUTS} to folders "
+            "that runs may read, where the flow is served"
+        )
 
 
 def start(run: Run) -> None:
@@ -92,7 +123,8 @@ def start(run: Run) -> None:
         f"Start {prepared.ref}\n\nfrom: {space.start.sentence()}\n"
         f"data: {version.md5 if version else 'not pinned'}\n"
     )
-    space.commit(message)
+    if not space.started():
+        space.commit(message)
 
 
 def _bring_file(space: RunWorkspace, name: str) -> None:

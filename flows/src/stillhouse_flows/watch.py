@@ -3,10 +3,8 @@ against the recipe's gate, and promote or refuse it.
 """
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
@@ -14,14 +12,16 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from stillhouse.runs import project_root
-from stillhouse_flows.board import say
+from stillhouse_flows.artifacts import key
 from stillhouse_flows.branches import Repository, repository
 from stillhouse_flows.data import pin
-from stillhouse_flows.flow import distill
+from stillhouse_flows.flow import distill, remote_task, run_name, tell
 from stillhouse_flows.gate import Gate, choose_row, missing_gate, read_gate
 from stillhouse_flows.history import decisions
 from stillhouse_flows.hush import hush_dvc
 from stillhouse_flows.inputs import Inputs, changes, inputs_from, reading_from, with_data
+from stillhouse_flows.local import settle
+from stillhouse_flows.parameters import Device, RecipeName, Ref, ScaleName, SettingValues
 from stillhouse_flows.prepare import Request
 from stillhouse_flows.process import ask
 from stillhouse_flows.promotion import Judgement, judge, promotion
@@ -39,20 +39,24 @@ class Seen:
     gate: Gate
 
 
-@flow(name="watch", persist_result=False, validate_parameters=False)
+@flow(name="watch", flow_run_name=run_name, persist_result=False)
 def watch(
-    recipe: str = "vision/distill",
-    scale: str = "",
-    settings: dict[str, Any] | None = None,  # Any: JSON values
-    device: str = "auto",
-    ref: str = "",
+    recipe: RecipeName = "vision/distill",
+    scale: ScaleName = "",
+    settings: SettingValues | None = None,
+    device: Device = "auto",
+    ref: Ref = "",
+    push: bool = False,
+    gpu_limit: str = "",
     code: bool = False,
     force: bool = False,
 ) -> State[None]:
     """Distill when the data, another input or a setting is not that of the last promoted or judged
     run (with `code`, also when the code is not; with `force`, always), and promote what passes the
-    gate. Ends Completed as "Unchanged", "Promoted" or "Refused".
+    gate. Ends Completed as "Unchanged", "Promoted" or "Refused". `push` and `gpu_limit`: as in
+    `distill`; a promoted student is pushed too.
     """
+    settle()
     hush_dvc()
     project = project_root()
     request = Request(recipe=recipe, scale=scale, settings=settings or {})
@@ -61,11 +65,25 @@ def watch(
     reason = _reason(repo, seen, code=code)
     if reason.unchanged and not force:
         return _end("Unchanged", reason.words)
-    say(reason.words if not reason.unchanged else f"{reason.words}; forced")
-    finished = distill(recipe=recipe, scale=scale, settings=settings, device=device, ref=ref)
-    judgement = judge(project, finished.run, seen.gate)
+    tell(f"{reason.words}; forced" if reason.unchanged else reason.words)
+    finished = distill(
+        recipe=recipe,
+        scale=scale,
+        settings=settings,
+        device=device,
+        ref=ref,
+        push=push,
+        gpu_limit=gpu_limit,
+    )
+    judgement: Judgement = hold(project, finished.run, seen.gate, push)
     show(judgement, seen.gate)
     return _end("Promoted" if judgement.promoted else "Refused", judgement.sentence())
+
+
+@remote_task
+def hold(project: Path, run: str, gate: Gate, push: bool) -> Judgement:
+    """Promote the run or refuse it."""
+    return judge(project, run, gate, push=push)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +137,11 @@ def _reason(repo: Repository, seen: Seen, *, code: bool) -> Reason:
 
 def show(judgement: Judgement, gate: Gate) -> None:
     """The outcome as a markdown artifact of the flow run."""
-    slug = re.sub(r"[^a-z0-9]+", "-", judgement.recipe.lower()).strip("-")
     word = "Promoted" if judgement.promoted else "Refused"
     reasons = "\n".join(f"- {reason}" for reason in judgement.decision.reasons)
     rules = json.dumps(gate.model_dump(mode="json", exclude_defaults=True))
     create_markdown_artifact(
-        key=f"gate-{slug}",
+        key=key(judgement.recipe, "gate"),
         markdown=f"# {word}: {judgement.recipe}\n\nRun `{judgement.run}`, "
         f'row "{judgement.decision.row}"\n\n{reasons}\n\nGate: `{rules}`\n',
         description=judgement.sentence(),
@@ -132,5 +149,5 @@ def show(judgement: Judgement, gate: Gate) -> None:
 
 
 def _end(name: str, message: str) -> State[None]:
-    say(f"{name}: {message}")
+    tell(f"{name}: {message}")
     return Completed(name=name, message=message)

@@ -3,26 +3,30 @@ nobody's files are touched.
 
 $STILLHOUSE_HOME/workspaces/<repository>/<run>/        the working tree; outside git, a copy
 $STILLHOUSE_HOME/workspaces/<repository>/<run>.lock    held while the run goes
+$STILLHOUSE_HOME/workspaces/<repository>/<run>.json    what a later process needs to open it again
 """
 
 import hashlib
+import json
 import shutil
 import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from stillhouse.errors import StillhouseError
-from stillhouse.files import storage
+from stillhouse.files import storage, write_text
 from stillhouse.runs import home
 from stillhouse_flows.git import (
     GitError,
     Snapshot,
     commit_all,
     git,
+    has_branch,
+    head,
     ignored,
     resolve,
     snapshot,
@@ -31,6 +35,7 @@ from stillhouse_flows.git import (
 from stillhouse_flows.sources import source_folders, stage_environment
 
 KEPT = 20
+LOCK_SECONDS = 60.0
 # what a copied folder leaves behind: environments, results, data (brought on its own), DVC's state
 NEVER_COPIED = {"__pycache__", ".venv", "venv", "node_modules"}
 NOT_COPIED = {".": {".git", "runs", "data"}, ".dvc": {"cache", "tmp"}}
@@ -54,6 +59,10 @@ class RunWorkspace:
         """The environment of everything that runs in this workspace."""
         return stage_environment(self.root, source_folders(self.project), device)
 
+    def started(self) -> bool:
+        """Whether the run has a commit of its own: it goes on after a kill."""
+        return bool(self.branch) and head(self.root) != self.start.commit
+
     def commit(self, message: str, *, also: Iterable[Path] = ()) -> str:
         """Commit the tree, and the files `also` though git ignores them; empty outside git."""
         return commit_all(self.root, message, also=also) if self.branch else ""
@@ -61,19 +70,20 @@ class RunWorkspace:
 
 @contextmanager
 def workspace(
-    project: Path, label: str, *, ref: str = "", keep: bool = True
+    project: Path, label: str, *, ref: str = "", number: str = "", keep: bool = True
 ) -> Generator[RunWorkspace]:
-    """A new workspace of `project` at `ref`, or with its files as they lie there now.
+    """A new workspace of `project` at `ref`, or with its files as they lie there now; one of the
+    same `label` and `number` is opened again as it was left.
 
     Locked while the block runs and kept after it; without `keep`, neither folder nor branch stays.
     """
     project = project.resolve()
     place = home() / "workspaces" / _repository(project)
-    run = f"{label}-{uuid.uuid4().hex[:8]}"
+    run = f"{label}-{number or uuid.uuid4().hex[:8]}"
     with storage(place):
         place.mkdir(parents=True, exist_ok=True)
-        with FileLock(place / f"{run}.lock"):
-            opened = _open(project, place / run, run, ref)
+        with _locked(place / f"{run}.lock", run):
+            opened = _reopened(project, place / run, run) or _open(project, place / run, run, ref)
             prune(place, keep=KEPT)
             try:
                 yield opened
@@ -86,6 +96,55 @@ def workspace(
 def run_lock(project: Path, run: str) -> Path:
     """The file that is locked while a run of this machine goes."""
     return home() / "workspaces" / _repository(project.resolve()) / f"{run}.lock"
+
+
+@contextmanager
+def _locked(path: Path, run: str) -> Generator[None]:
+    lock = FileLock(path)
+    try:
+        # the processes of a run that was killed are gone within seconds
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout as error:
+        raise StillhouseError(
+            f"run {run} still goes on in another process; stop it first"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _reopened(project: Path, folder: Path, run: str) -> RunWorkspace | None:
+    """The workspace that an earlier process of this run left; None where it left no whole one."""
+    record = folder.with_name(f"{run}.json")
+    kept = json.loads(record.read_text()) if record.is_file() else None
+    if kept is None or not (folder.is_dir() or kept["branch"]):
+        _clear(project, folder, f"runs/{run}")
+        return None
+    if not folder.is_dir():  # pruned: its commits are there
+        tree = _tree(project) or project
+        git(tree, "worktree", "prune")
+        git(tree, "worktree", "add", "--quiet", str(folder), kept["branch"])
+        _settle_dvc(project, folder / kept["root"], folder, Path(kept["cache"]), in_git=True)
+    return RunWorkspace(
+        project=project,
+        folder=folder,
+        root=folder / kept["root"],
+        run=run,
+        branch=kept["branch"],
+        start=Snapshot(**kept["start"]),
+        cache=Path(kept["cache"]),
+    )
+
+
+def _clear(project: Path, folder: Path, branch: str) -> None:
+    """What a process that was killed while it made this workspace has left."""
+    if folder.is_dir():
+        _remove(folder)
+    tree = _tree(project)
+    if tree is not None and has_branch(tree, branch):
+        git(tree, "worktree", "prune")
+        git(tree, "branch", "--quiet", "-D", branch)
 
 
 def _repository(project: Path) -> str:
@@ -109,7 +168,15 @@ def _open(project: Path, folder: Path, run: str, ref: str) -> RunWorkspace:
         git(tree, "worktree", "add", "--quiet", "-b", branch, str(folder), start.commit)
         root = folder / project.relative_to(tree)
     cache = shared_cache(project)
-    _settle_dvc(root, folder, cache, in_git=tree is not None)
+    _settle_dvc(project, root, folder, cache, in_git=tree is not None)
+    record = {
+        "root": root.relative_to(folder).as_posix(),
+        "branch": branch,
+        "start": asdict(start),
+        "cache": str(cache),
+    }
+    # last: a workspace without it is not whole
+    write_text(folder.with_name(f"{run}.json"), json.dumps(record, indent=1) + "\n")
     return RunWorkspace(
         project=project, folder=folder, root=root, run=run, branch=branch, start=start, cache=cache
     )
@@ -143,7 +210,7 @@ def shared_cache(project: Path) -> Path:
         return home() / "cache" / _repository(project)
 
 
-def _settle_dvc(root: Path, folder: Path, cache: Path, *, in_git: bool) -> None:
+def _settle_dvc(project: Path, root: Path, folder: Path, cache: Path, *, in_git: bool) -> None:
     """Make the workspace a DVC repository on the shared cache, with the ignores that it needs."""
     dvc = next((p / ".dvc" for p in (root, *root.parents) if (p / ".dvc").is_dir()), root / ".dvc")
     if not dvc.is_relative_to(folder):
@@ -154,10 +221,13 @@ def _settle_dvc(root: Path, folder: Path, cache: Path, *, in_git: bool) -> None:
     _ensure_lines(dvc.parent / ".dvcignore", IGNORED[2:])
     if in_git:
         _ensure_lines(root / ".gitignore", IGNORED)
-    (dvc / "config.local").write_text(_dvc_config(dvc, cache, in_git=in_git))
+    (dvc / "config.local").write_text(dvc_config(dvc, cache, in_git=in_git))
+    (dvc / "config.local").chmod(0o600)  # a remote's may hold a password
+    bring_remotes(project, dvc.parent)
 
 
-def _dvc_config(dvc: Path, cache: Path, *, in_git: bool) -> str:
+def dvc_config(dvc: Path, cache: Path, *, in_git: bool) -> str:
+    """Text of a config.local for the folder `dvc` = .dvc, on the shared cache."""
     lines = [
         "[core]",
         "    analytics = false",
@@ -172,6 +242,24 @@ def _dvc_config(dvc: Path, cache: Path, *, in_git: bool) -> str:
         '    type = "reflink,hardlink,copy"',
     ]
     return "\n".join(lines) + "\n"
+
+
+def bring_remotes(project: Path, root: Path) -> None:
+    """The project's DVC remotes, also of its config.local: a run pulls and pushes there."""
+    from dvc.config import Config
+    from dvc.repo import Repo
+
+    if not (project / ".dvc").is_dir():
+        return
+    with Repo(str(project)) as repo:
+        remotes = {name: dict(options) for name, options in repo.config["remote"].items()}
+        default = repo.config["core"].get("remote")
+    if not remotes:
+        return
+    with Config(str(root / ".dvc"), validate=True).edit("local") as local:
+        local["remote"] = remotes
+        if default:
+            local["core"]["remote"] = default
 
 
 def _ensure(path: Path, text: str) -> None:
@@ -206,6 +294,7 @@ def prune(place: Path, *, keep: int) -> list[Path]:
 
 
 def _forget(space: RunWorkspace) -> None:
+    space.folder.with_name(f"{space.run}.json").unlink(missing_ok=True)
     _remove(space.folder)
     if space.branch:
         git(space.project, "branch", "--quiet", "-D", space.branch)

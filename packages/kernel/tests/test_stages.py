@@ -14,11 +14,12 @@ from torch import Generator, nn
 from stillhouse.artifact import Artifact, Built, Model, load_model, save_model
 from stillhouse.data import TensorData, save_data
 from stillhouse.data.shards import load_data
-from stillhouse.errors import BadRecipe, BadSetting, ContractError
+from stillhouse.errors import BadRecipe, BadSetting, ContractError, OutOfMemory
 from stillhouse.export import Card, Export
 from stillhouse.metrics import Classification, Latency, Memory, Profile
 from stillhouse.metrics.scores import is_cost, lower_is_better
-from stillhouse.stages import Convert, Evaluate, Search
+from stillhouse.objectives.objective import Composed, Optimizer, Phase, Tensors, Weighted
+from stillhouse.stages import Convert, Evaluate, Search, Train
 from stillhouse.stages.search import Encoding
 
 from .toys import SITE, Net, toy_context, toy_data, toy_models
@@ -226,3 +227,54 @@ def test_an_evaluation_separates_scores_from_timings(
         replace(stage, metrics=(NotANumber(),)).run(
             export_inputs(tmp_path / "3"), toy_context(tmp_path / "3o")
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """A term that needs memory for every row, and runs out of it."""
+
+    rows: int
+
+    def __call__(
+        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
+    ) -> torch.Tensor:
+        if len(batch["id"]) > self.rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return outputs["student"]["logits"].square().mean()
+
+
+def hungry(rows: int, micro_batch: int | None, accumulate: int = 1) -> Train:
+    phase = Phase(trains=("student",), optimizer=Optimizer(lr=0.1), accumulate=accumulate)
+    objective = Composed(
+        phases={"main": phase},
+        roles=("student",),
+        losses={"needs": Weighted(term=Needs(rows=rows))},
+    )
+    return Train(
+        name="student",
+        objective=objective,
+        inputs={"data": "data.train"},
+        fresh={"student": Model(build=Net, kwargs={"width": 4})},
+        steps=5,
+        batch=16,
+        micro_batch=micro_batch,
+    )
+
+
+def test_a_batch_that_does_not_fit_may_go_in_slices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(SITE))
+    data = {"data": save_data(tmp_path / "data", toy_data().columns)}
+    halves = hungry(8, 4, accumulate=2).run(data, toy_context(tmp_path / "halves"))
+    with pytest.raises(OutOfMemory, match="run again with STILLHOUSE_SLICES=2") as told:
+        hungry(8, 4).run(data, toy_context(tmp_path / "one"))
+    assert told.value.again
+    two = toy_context(tmp_path / "two", slices=2)
+    sliced = hungry(8, 4).run(data, two)
+    assert two.measured["slices"] == 2
+    assert sliced["student"].digest == halves["student"].digest
+    for stage, why in ((hungry(2, 4), "slices under 4 forbid"), (hungry(2, None), "its losses")):
+        with pytest.raises(OutOfMemory, match=why) as told:
+            stage.run(data, toy_context(tmp_path / why.split()[0], slices=4))
+        assert not told.value.again

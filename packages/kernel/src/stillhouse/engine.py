@@ -182,7 +182,8 @@ class _Loop(BaseLoop):
 
     def _gradients(self, turn: Turn, batch: Tensors, step: int, rng: torch.Generator) -> None:
         job = self.job
-        for part, share in training.micro_batches(batch, turn.phase.accumulate):
+        parts = turn.phase.accumulate * job.ctx.slices
+        for part, share in training.micro_batches(batch, parts):
             with NO_CONTEXT if self.plain else turn.wrapper.optim_context(self.runner.model):
                 terms = job.objective.terms(
                     turn.name, job.models, part, step=step, steps=job.setup.steps, rng=rng

@@ -11,6 +11,7 @@ StillhouseError
 |- CorruptArtifact    bytes that differ from the digest written beside them
 |- MissingExtra       a package that is not installed
 |- StorageError       no space, read-only, not permitted
+|- OutOfMemory        a training step that does not fit the device's memory
 |- ContractError      a frozen role that changed, a loss that is not finite
 `- PluginError        a plugin that cannot be loaded
 """
@@ -70,6 +71,20 @@ class MissingExtra(StillhouseError):
 
 class StorageError(StillhouseError):
     """The file system refused: no space, read-only, not permitted."""
+
+
+# EX_TEMPFAIL of sysexits.h: the command line's exit code where another try may do
+TRY_AGAIN = 75
+
+
+class OutOfMemory(StillhouseError):
+    """A training step that does not fit the device's memory. `again`: with each batch in more
+    slices it may; the command line then exits with 75 (EX_TEMPFAIL) instead of 2.
+    """
+
+    def __init__(self, reason: str, *, again: bool) -> None:
+        super().__init__(reason)
+        self.again = again
 
 
 class ContractError(StillhouseError):

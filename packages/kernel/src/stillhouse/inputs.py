@@ -3,13 +3,12 @@ repositories.
 """
 
 import functools
-import importlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stillhouse.artifact import Artifact
+from stillhouse.artifact import Artifact, resolve
 from stillhouse.digest import arrays_digest, path_digest
 from stillhouse.errors import BadRecipe, MissingData, MissingExtra
 
@@ -63,6 +62,9 @@ def _stamp(path: Path) -> int:
 
 def _inside(data: Path, name: str, ref: str) -> Path:
     path = data / name
+    # not resolved: DVC may have linked the files from its cache
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise BadRecipe(f"'{ref}': leads out of {data}; use file:<path> for files elsewhere")
     if not path.exists():
         raise MissingData(
             f"'{ref}': {path} is not there. Run: stillhouse data pull {name.partition('/')[0]} "
@@ -104,12 +106,8 @@ def as_path(path: Path) -> Path:
 
 
 def builtin(name: Path) -> Mapping[str, Any]:  # Any: numpy arrays or tensors
-    """The arrays of "module:function", made by calling it."""
-    module, _, function = str(name).partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise BadRecipe(f"'builtin:{name}' cannot be found: {error}") from error
+    """The arrays of "module:function" of stillhouse or a plugin, made by calling it."""
+    return resolve(str(name))()
 
 
 def scratch() -> Path:

@@ -14,6 +14,10 @@ from stillhouse.errors import BadRecipe, UnknownName
 Scale = Literal["tiny", "small", "paper"]
 SCALES: tuple[Scale, ...] = ("tiny", "small", "paper")
 OUTSIDE = ("data:", "file:", "builtin:", "hub:")
+# the environment variable that says in how many slices each training batch goes
+SLICES = "STILLHOUSE_SLICES"
+# and the one that says how often a training stage writes a checkpoint
+CHECKPOINT_SECONDS = "STILLHOUSE_CHECKPOINT_SECONDS"
 STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -48,6 +52,7 @@ class Context:
     device: str = "cpu"
     rank: int = 0
     nproc: int = 1
+    slices: int = 1  # a batch is trained in so many slices where it does not fit the memory
     code: str = ""  # digest of the code that runs, part of teacher-cache keys
     digests: Mapping[str, str] = field(
         default_factory=dict[str, str]

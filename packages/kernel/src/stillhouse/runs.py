@@ -56,6 +56,7 @@ class Runs:
     recipe: str  # "domain/recipe"
     variant: str
     device: str = "cpu"
+    slices: int = 1  # of each training batch, where memory does not suffice for all of it
     observe: Observer = silent
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int | None = None
@@ -223,13 +224,14 @@ class _Place:
         lock = FileLock(self._checkpoints().with_suffix(".lock"))
         with _held(lock, self.stage, self.runs), storage(folder):
             with writing(folder) as out:
-                ctx, started = self._context(out), time.time()
+                ctx, started, clock = self._context(out), time.time(), time.monotonic()
                 outputs = self.stage.run(self.inputs, ctx)
                 write_text(
                     out / "stage.json",
                     json.dumps(self._record(outputs, out), indent=1, sort_keys=True) + "\n",
                 )
-                self._write_beside(ctx, started)
+                # the clock of the wall may jump while a stage runs
+                self._write_beside(ctx, started, time.monotonic() - clock)
             shutil.rmtree(self._checkpoints(), ignore_errors=True)
         self.runs.observe(Event(stage=self.stage.name, text="done"))
         record = finished(self.stage, self.runs)
@@ -254,6 +256,7 @@ class _Place:
             device=runs.device,
             rank=self.rank,
             nproc=self.nproc,
+            slices=runs.slices,
             code=self.code,
             digests={port: artifact.digest for port, artifact in self.inputs.items()},
             observe=runs.observe if self.rank == 0 else silent,
@@ -287,13 +290,13 @@ class _Place:
             },
         }
 
-    def _write_beside(self, ctx: Context, started: float) -> None:
+    def _write_beside(self, ctx: Context, started: float, seconds: float) -> None:
         base, measured = self.runs.folder / self.stage.name, dict(ctx.measured)
         scores = measured.pop("scores", None)
         record = {
             "stage": self.stage.name,
             "key": self.key,
-            "seconds": round(time.time() - started, 3),
+            "seconds": round(seconds, 3),
             "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(
                 timespec="seconds"
             ),

@@ -19,6 +19,8 @@ from stillhouse.recipe import SCALES, Recipe, Scale
 
 # keys of params.yaml that are no domain
 RESERVED = ("gate",)
+# also the name of a folder, and a word of commands that DVC hands to a shell
+VARIANT = re.compile(r"[a-z0-9]+(-[a-z0-9]+)?")
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
@@ -159,6 +161,10 @@ def find_settings(name: str, root: Path, runs: Path) -> tuple[str, Settings]:
     """
     recipe, _, variant = name.partition("@")
     variant = variant or "tiny"
+    if not VARIANT.fullmatch(variant):
+        raise BadSetting(
+            f"{name}: expected RECIPE@SCALE or RECIPE@SCALE-CHARACTERS as `list` shows"
+        )
     scale = variant.partition("-")[0]
     known = read_params(root).get(recipe, {})
     if variant in known:

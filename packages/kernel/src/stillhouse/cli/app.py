@@ -14,7 +14,7 @@ from stillhouse.cli.listing import list_, show
 from stillhouse.cli.plugin import new
 from stillhouse.cli.results import compare, export, predict, report
 from stillhouse.cli.running import run, stage
-from stillhouse.errors import StillhouseError
+from stillhouse.errors import TRY_AGAIN, OutOfMemory, StillhouseError
 from stillhouse.files import REFUSALS
 
 
@@ -80,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = group.main(argv, prog_name="stillhouse", standalone_mode=False)
         sys.stdout.flush()  # a full disk behind a redirection shows here, not at exit
+    except OutOfMemory as error:
+        code = _refuse(error)
+        return TRY_AGAIN if error.again else code
     except (StillhouseError, typer.TyperException) as error:
         return _refuse(error.format_message() if isinstance(error, typer.TyperException) else error)
     except OSError as error:

@@ -1,12 +1,13 @@
 """What RECIPE[@VARIANT], --scale and --set mean: a recipe, its settings and its folder."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stillhouse.errors import BadSetting, CorruptArtifact, MissingData
-from stillhouse.recipe import Observer, Recipe, silent
+from stillhouse.recipe import CHECKPOINT_SECONDS, SLICES, Observer, Recipe, silent
 from stillhouse.runs import Runs, project_root
 from stillhouse.settings import (
     Settings,
@@ -43,6 +44,8 @@ class Target:
             recipe=self.name,
             variant=self.variant,
             device=device,
+            slices=_from_environment(SLICES, 1),
+            checkpoint_seconds=_from_environment(CHECKPOINT_SECONDS, 60),
             observe=observe,
         )
 
@@ -57,6 +60,13 @@ class Target:
             raise MissingData(
                 f"{self.ref} has not run in {self.root}. Run: stillhouse run {self.ref}"
             )
+
+
+def _from_environment(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or int(text) < 1:
+        raise BadSetting(f"{name}={text}: expected a whole number >= 1")
+    return int(text)
 
 
 def make_target(ref: str, scale: str = "", assignments: Sequence[str] = ()) -> Target:

@@ -10,10 +10,10 @@ from torch import nn
 from stillhouse.artifact import Artifact, Built, Model, save_model
 from stillhouse.cache import Cache, Source, cached
 from stillhouse.data.data import Data
-from stillhouse.errors import BadRecipe, UnknownName
+from stillhouse.errors import BadRecipe, OutOfMemory, UnknownName
 from stillhouse.objectives.objective import Objective
 from stillhouse.profile import process_peak_mib
-from stillhouse.recipe import Context
+from stillhouse.recipe import SLICES, Context
 from stillhouse.training import Augment, Precision, Setup, pass_length
 
 
@@ -27,6 +27,10 @@ class Train:
     port but start from such fresh weights. Outputs: every role that a phase trains, and
     "<role>-ema" for each average. `cache` names the outputs of frozen roles that are computed once
     (see stillhouse.cache); `views` is how many augmented views a sample has.
+
+    `micro_batch` is the smallest slice of a batch that may be trained at a time where memory does
+    not suffice for the whole (`Context.slices`): same effective batch, one update. None: never.
+    Only for losses that are means over samples; BatchNorm sees slices then.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Train:
     cache: Mapping[str, Cache] = field(default_factory=dict[str, Cache])
     precision: Precision = "fp32"
     reinit: tuple[str, ...] = ()
+    micro_batch: int | None = None
 
     def __post_init__(self) -> None:
         where = f"stage '{self.name}'"
@@ -89,7 +94,10 @@ class Train:
         for role in self.cache:
             models[role] = self._cached(role, models[role], data, ctx)
         start = time.perf_counter()
-        fit(self.objective, models, data, setup=self.setup(), ctx=ctx)
+        try:
+            fit(self.objective, models, data, setup=self.setup(), ctx=ctx)
+        except torch.OutOfMemoryError as error:
+            raise self._too_large(ctx) from error
         if ctx.rank:
             return {}
         self._measure(ctx, time.perf_counter() - start)
@@ -99,11 +107,23 @@ class Train:
             for role, s in specs.items()
         }
 
+    def _too_large(self, ctx: Context) -> OutOfMemory:
+        found = f"stage '{self.name}': batch {self.batch} does not fit the memory of {ctx.device}"
+        if ctx.slices > 1:
+            found += f" in {ctx.slices} slices"
+        share, more = self.batch // ctx.nproc, 2 * ctx.slices
+        if self.micro_batch is None or share // more < self.micro_batch:
+            why = "its losses" if self.micro_batch is None else f"slices under {self.micro_batch}"
+            reason = f"{found}, and {why} forbid smaller slices; choose a smaller batch"
+            return OutOfMemory(reason, again=False)
+        return OutOfMemory(f"{found}; run again with {SLICES}={more}", again=True)
+
     def _measure(self, ctx: Context, seconds: float) -> None:
         done = self.steps - int(ctx.measured.get("resumed_at", 0))
         ctx.measured.update(
             steps=self.steps,
             batch=self.batch,
+            slices=ctx.slices,
             seconds_per_step=seconds / done,
             samples_per_second=self.batch * done / seconds,
             peak_memory_mib=process_peak_mib(ctx.device),

@@ -41,6 +41,11 @@ STORED: Mapping[str, tuple[str, ...]] = {
 }
 
 
+# means over samples, so that a batch may go in slices where memory does not suffice
+SLICED = ("kd", "std_kd", "dkd", "hint", "at", "reviewkd")
+SMALLEST = 8
+
+
 def distill(settings: Distill) -> Recipe:
     """Hinton et al. 2015 (arXiv 1503.02531), and each objective of the zoo of its own paper.
 
@@ -192,6 +197,7 @@ def _distilled(settings: Distill, name: str, entry: ZooEntry, teacher: str, seed
         steps=settings.steps,
         seed=seed,
         cache={"teacher": Cache(outputs=stored)} if settings.cache and stored else {},
+        sliced=name in SLICED,
     )
 
 
@@ -205,6 +211,7 @@ def _train(
     fresh: Mapping[str, Model] = NOTHING,
     cache: Mapping[str, Cache] = NOTHING,
     seed: int = 0,
+    sliced: bool = True,
 ) -> Train:
     return Train(
         name=name,
@@ -218,6 +225,7 @@ def _train(
         augment=_augment(settings),
         views=settings.views,
         precision=settings.precision,
+        micro_batch=min(SMALLEST, settings.batch) if sliced else None,
     )
 
 

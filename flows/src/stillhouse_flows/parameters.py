@@ -1,0 +1,62 @@
+"""What a flow may be asked for: types that Prefect's UI shows as a form, and that its API and the
+command line check before anything runs.
+
+Everything here ends up in names of folders and branches, in files that DVC reads, or in the
+environment of a process; nothing else than these forms may.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from stillhouse.errors import BadSetting
+
+NAME = r"[a-z0-9][a-z0-9_-]*"
+RECIPE = rf"{NAME}/{NAME}(@{NAME})?"
+DEVICE = r"auto|cpu|cuda(:[0-9]{1,2})?"
+REF = r"[A-Za-z0-9_][A-Za-z0-9_./~^@{}-]*"
+
+RecipeName = Annotated[
+    str,
+    Field(
+        pattern=rf"^{RECIPE}$",
+        description="domain/recipe, or domain/recipe@variant with the settings of params.yaml.",
+    ),
+]
+ScaleName = Annotated[
+    Literal["", "tiny", "small", "paper"], Field(description="Empty: tiny, or the variant's own.")
+]
+SettingValues = Annotated[
+    dict[str, Any],  # Any: JSON values, checked by the recipe's own settings
+    Field(description='Settings that differ from the preset, as in {"seeds": 3}.'),
+]
+Device = Annotated[
+    str, Field(pattern=rf"^({DEVICE})$", description="auto, cpu, cuda or cuda:1, on the worker.")
+]
+Ref = Annotated[
+    str,
+    Field(
+        pattern=rf"^({REF})?$",
+        description="A commit, branch or tag; empty takes the project's files as they are.",
+    ),
+]
+
+
+def check_name(recipe: str, scale: str) -> None:
+    """Raises BadSetting for a recipe or scale that cannot be one."""
+    if not re.fullmatch(RECIPE, recipe):
+        raise BadSetting(
+            f"recipe {recipe!r}: expected domain/recipe or domain/recipe@variant; "
+            "`stillhouse list` shows them"
+        )
+    if scale not in ("", "tiny", "small", "paper"):
+        raise BadSetting(f"scale {scale!r}: expected tiny, small or paper")
+
+
+def check_place(device: str, ref: str) -> None:
+    """Raises BadSetting for a device or commit that cannot be one."""
+    if not re.fullmatch(DEVICE, device):
+        raise BadSetting(f"device {device!r}: expected auto, cpu, cuda or cuda:1")
+    if ref and not re.fullmatch(REF, ref):
+        raise BadSetting(f"ref {ref!r}: expected a commit, branch or tag")

@@ -1,0 +1,391 @@
+"""The table of docs/reliability.md, each line of it a test: what goes wrong while a run goes on, what is lost (nothing),
+and that the outputs are those of an undisturbed run. Real processes, git, DVC and Prefect.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+import yaml
+
+if TYPE_CHECKING:
+    from conftest import Project
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+# long enough that a kill lands in the middle, with a checkpoint behind it
+TRAINING = ("toy/slope", "--set", "steps=60", "--set", "step_seconds=0.15")
+
+
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture
+def env(counting: "Project", own_home: Path, prefect_home: Path) -> dict[str, str]:
+    return dict(os.environ) | {
+        "PYTHONPATH": str(counting / "src"),
+        "STILLHOUSE_HOME": str(own_home),
+        "PREFECT_HOME": str(prefect_home),
+        "OMP_NUM_THREADS": "1",
+        "STILLHOUSE_CHECKPOINT_SECONDS": "1",
+    }
+
+
+@pytest.fixture(scope="session")
+def undisturbed() -> dict[tuple[str, ...], Mapping[str, str]]:
+    """Outputs of undisturbed runs by what was asked, each run once."""
+    return {}
+
+
+def start(project: "Project", env: Mapping[str, str], *words: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "stillhouse", "flow", *words],
+        cwd=project.root,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(project: "Project", env: Mapping[str, str], *words: str) -> str:
+    """What a run that must end well prints."""
+    child = start(project, env, "run", *words)
+    out, err = child.communicate()
+    assert child.returncode == 0, out + err
+    return out
+
+
+def outputs(project: "Project", branch: str) -> dict[str, str]:
+    """Stage -> DVC's hash of its folder, from the dvc.lock that a run committed."""
+    names = project.git("ls-tree", "-r", "--name-only", branch).splitlines()
+    (lock,) = [n for n in names if n.startswith("pipelines/toy/slope") and n.endswith("dvc.lock")]
+    stages = yaml.safe_load(project.git("show", f"{branch}:{lock}"))["stages"]
+    return {name: stage["outs"][0]["md5"] for name, stage in stages.items()}
+
+
+def branches(project: "Project") -> list[str]:
+    """Of the runs that committed results, oldest first."""
+    text = project.git(
+        *("branch", "--list", "runs/*", "--sort=creatordate", "--format=%(refname:short)")
+    )
+    return [
+        name
+        for name in text.split()
+        if project.git("log", "-1", "--format=%s", name).startswith("Report of")
+    ]
+
+
+def record(project: "Project", branch: str, stage: str) -> Mapping[str, object]:
+    names = project.git("ls-tree", "-r", "--name-only", branch).splitlines()
+    (path,) = [n for n in names if n.endswith(f"/{stage}.run.json")]
+    return json.loads(project.git("show", f"{branch}:{path}"))
+
+
+@pytest.fixture
+def expected(
+    counting: "Project",
+    env: dict[str, str],
+    tmp_path: Path,
+    undisturbed: dict[tuple[str, ...], Mapping[str, str]],
+) -> Callable[..., Mapping[str, str]]:
+    """Outputs of an undisturbed run in a copy of the project that shares nothing with it."""
+    from conftest import Project
+
+    def of(*words: str) -> Mapping[str, str]:
+        if words not in undisturbed:
+            copy = Project(tmp_path / "undisturbed" / "project")
+            shutil.copytree(counting.root, copy.root)
+            apart = env | {
+                "PYTHONPATH": str(copy / "src"),
+                "STILLHOUSE_HOME": str(tmp_path / "undisturbed" / "home"),
+            }
+            run(copy, apart, *words)
+            undisturbed[words] = outputs(copy, branches(copy)[-1])
+        return undisturbed[words]
+
+    return of
+
+
+def wait_for(what: str, done: Callable[[], object], seconds: float = 90.0) -> object:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := done():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{what}: not within {seconds:.0f} s")
+
+
+def below(leader: int, *words: str) -> psutil.Process | None:
+    """The youngest descendant of a process whose command line has all these words."""
+    try:
+        found = psutil.Process(leader).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return None
+    fitting: list[psutil.Process] = []
+    for process in found:
+        try:
+            line = process.cmdline()
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+        if line and "python" in Path(line[0]).name and all(word in line for word in words):
+            fitting.append(process)
+    return max(fitting, key=lambda p: p.create_time()) if fitting else None
+
+
+def trainer(leader: int) -> psutil.Process | None:
+    return below(leader, "stage", "student")
+
+
+def child(leader: int) -> psutil.Process | None:
+    return below(leader, "stillhouse_flows.child")
+
+
+def wait_for_checkpoint(home: Path, leader: int) -> None:
+    wait_for("training", lambda: trainer(leader))
+    wait_for("a checkpoint", lambda: [*(home / "checkpoints").glob("*/*.safetensors")])
+
+
+def nothing_left(project: "Project", seconds: float = 15.0) -> None:
+    """No process of the project's runs is left."""
+    place = str(project.root.parent)
+
+    def none() -> bool:
+        rows = subprocess.run(["ps", "-eo", "stat=,args="], capture_output=True, text=True).stdout
+        return not [r for r in rows.splitlines() if place in r and not r.startswith("Z")]
+
+    wait_for("every process gone", none, seconds)
+
+
+@pytest.mark.parametrize("victim", [trainer, child], ids=["trainer", "dvc"])
+def test_a_stage_that_is_killed_is_tried_again_from_its_checkpoint(
+    counting: "Project",
+    env: dict[str, str],
+    own_home: Path,
+    expected: Callable[..., Mapping[str, str]],
+    victim: Callable[[int], psutil.Process | None],
+) -> None:
+    flow = start(counting, env, "run", *TRAINING)
+    wait_for_checkpoint(own_home, flow.pid)
+    process = victim(flow.pid)
+    assert process is not None
+    process.send_signal(signal.SIGKILL)
+    out, err = flow.communicate()
+    assert flow.returncode == 0, out + err
+    assert "tried again from its checkpoint" in out
+    (branch,) = branches(counting)
+    assert int(str(record(counting, branch, "student")["resumed_at"])) > 0
+    assert outputs(counting, branch) == expected(*TRAINING)
+    nothing_left(counting)
+
+
+def test_a_flow_that_is_killed_leaves_no_process_and_the_next_goes_on(
+    counting: "Project",
+    env: dict[str, str],
+    own_home: Path,
+    expected: Callable[..., Mapping[str, str]],
+) -> None:
+    before = counting.state()
+    flow = start(counting, env, "run", *TRAINING)
+    wait_for_checkpoint(own_home, flow.pid)
+    flow.kill()
+    flow.wait()
+    nothing_left(counting)
+    assert counting.state() == before
+    out = run(counting, env, *TRAINING)
+    assert "rows                   restored" in out
+    (branch,) = branches(counting)
+    assert int(str(record(counting, branch, "student")["resumed_at"])) > 0
+    assert outputs(counting, branch) == expected(*TRAINING)
+
+
+def test_a_full_disk_is_said_and_the_next_run_goes_on(
+    counting: "Project",
+    env: dict[str, str],
+    own_home: Path,
+    tmp_path: Path,
+    expected: Callable[..., Mapping[str, str]],
+) -> None:
+    words = ("toy/slope", "--set", "megabytes=40")
+    workspaces = own_home / "workspaces"
+    workspaces.mkdir(parents=True)
+    script = (
+        f"mount -t tmpfs -o size=30m none {workspaces} && "
+        f"exec {sys.executable} -m stillhouse flow run {' '.join(words)}"
+    )
+    probe = subprocess.run(["unshare", "-rm", "true"], capture_output=True)
+    if probe.returncode:
+        pytest.skip("unshare -rm is not permitted here")
+    full = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script],
+        cwd=counting.root,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert full.returncode == 2, full.stdout + full.stderr
+    assert full.stderr.count("\n") == 1
+    assert "no space left on device" in full.stderr.lower()
+    run(counting, env, *words)
+    assert outputs(counting, branches(counting)[-1]) == expected(*words)
+
+
+def test_a_batch_that_does_not_fit_the_memory_goes_in_slices(
+    counting: "Project", env: dict[str, str]
+) -> None:
+    out = run(counting, env, "toy/slope", "--set", "fits=5")
+    assert "tried again with each batch in 2 slices" in out
+    assert "tried again with each batch in 4 slices" in out
+    measured = record(counting, branches(counting)[-1], "student")["measured"]
+    assert isinstance(measured, dict)
+    assert (measured["slices"], measured["batch"]) == (4, 16)
+    child = start(counting, env, "run", "toy/slope", "--set", "fits=2")
+    out, err = child.communicate()
+    assert child.returncode == 2
+    assert "slices under 4 forbid smaller slices; choose a smaller batch" in err, out + err
+
+
+def test_two_runs_at_once_on_one_recipe_and_on_another(
+    counting: "Project", env: dict[str, str], expected: Callable[..., Mapping[str, str]]
+) -> None:
+    other = ("toy/slope", "--set", "rate=0.1")
+    before = counting.state()
+    flows = [start(counting, env, "run", *words) for words in (TRAINING, TRAINING, other)]
+    for flow in flows:
+        out, err = flow.communicate()
+        assert flow.returncode == 0, out + err
+    assert counting.state() == before
+    found = [outputs(counting, name) for name in branches(counting)]
+    assert len(found) == 3
+    assert sorted(map(str, found)) == sorted(
+        map(str, (expected(*TRAINING), expected(*TRAINING), expected(*other)))
+    )
+
+
+def test_data_and_code_changed_while_a_stage_runs_reach_no_run_that_goes(
+    counting: "Project",
+    env: dict[str, str],
+    own_home: Path,
+    expected: Callable[..., Mapping[str, str]],
+) -> None:
+    wanted = expected(*TRAINING)
+    flow = start(counting, env, "run", *TRAINING)
+    wait_for_checkpoint(own_home, flow.pid)
+    numbers = counting / "data/a/numbers.txt"
+    numbers.unlink()  # DVC may have made it a link into its cache
+    numbers.write_text("100\n")
+    (counting / "params.yaml").write_text("toy: {slope: {tiny: {steps: 1}}}\n")
+    out, err = flow.communicate()
+    assert flow.returncode == 0, out + err
+    (branch,) = branches(counting)
+    assert outputs(counting, branch) == wanted
+
+
+def test_a_stage_waits_for_its_device_and_says_who_has_it(
+    counting: "Project", env: dict[str, str], own_home: Path
+) -> None:
+    one = env | {"STILLHOUSE_SLOTS": "cpu"}
+    flow = start(counting, one, "run", *TRAINING)
+    wait_for_checkpoint(own_home, flow.pid)
+    other = start(counting, one, "run", "toy/slope", "--set", "steps=5")
+    out, err = other.communicate()
+    assert other.returncode == 0, out + err
+    assert "student waits for a device: cpu is held by toy-slope-tiny-" in out
+    first_out, first_err = flow.communicate()
+    assert flow.returncode == 0, first_out + first_err
+
+
+@pytest.fixture
+def server(env: dict[str, str], tmp_path: Path) -> Iterator[Callable[[], psutil.Process]]:
+    """Starts a Prefect server of the user's own on one port, again and again."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    env["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    started: list[psutil.Popen] = []
+    own = {k: v for k, v in env.items() if k != "PREFECT_API_URL"}
+
+    def begin() -> psutil.Process:
+        import urllib.request
+
+        process = psutil.Popen(
+            [sys.executable, "-m", "stillhouse_flows.server", port],
+            env=own,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        started.append(process)
+
+        def healthy() -> bool:
+            try:
+                with urllib.request.urlopen(env["PREFECT_API_URL"] + "/health", timeout=5):
+                    return True
+            except OSError:
+                return False
+
+        wait_for("the server", healthy, 120)
+        return process
+
+    yield begin
+    for process in started:
+        if process.is_running():
+            process.kill()
+
+
+def test_a_server_that_is_killed_and_comes_back_stops_no_training(
+    counting: "Project",
+    env: dict[str, str],
+    own_home: Path,
+    server: Callable[[], psutil.Process],
+    expected: Callable[..., Mapping[str, str]],
+) -> None:
+    wanted = expected(*TRAINING)
+    process = server()
+    flow = start(counting, env, "run", *TRAINING)
+    wait_for_checkpoint(own_home, flow.pid)
+    process.kill()
+    process.wait()
+    time.sleep(3)
+    server()
+    _, err = flow.communicate()
+    if flow.returncode:  # it gave up on the server: nothing is left behind, and the next goes on
+        assert "Traceback" not in err, err
+        nothing_left(counting)
+        run(counting, env, *TRAINING)
+    branch = branches(counting)[-1]
+    assert outputs(counting, branch) == wanted
+
+
+def test_a_lost_remote_is_tried_again_and_its_run_keeps_its_results(
+    counting: "Project", env: dict[str, str], tmp_path: Path
+) -> None:
+    from dvc.repo import Repo
+
+    remote = tmp_path / "remote"
+    with Repo(str(counting.root)) as repo, repo.config.edit("local") as config:
+        config["remote"] = {"store": {"url": str(remote)}}
+        config["core"]["remote"] = "store"
+    child = start(counting, env, "run", "toy/slope", "--set", "steps=5", "--push")
+    out, err = child.communicate()
+    assert child.returncode == 2, out + err
+    assert err.count("\n") == 1
+    assert f"DVC remote 'store': {remote} is not there" in err
+    assert len(branches(counting)) == 1
+    remote.mkdir()
+    out = run(counting, env, "toy/slope", "--set", "steps=5", "--push")
+    assert "Pushed" in out
+    assert [*remote.rglob("*.dir")]
