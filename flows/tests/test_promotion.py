@@ -11,7 +11,7 @@ import pytest
 
 from stillhouse.digest import path_digest
 from stillhouse.errors import MissingData, StillhouseError, UnknownName
-from stillhouse_flows import promotion
+from stillhouse_flows import promotion, student
 from stillhouse_flows.branches import Repository
 from stillhouse_flows.data import RemoteLost
 from stillhouse_flows.gate import Gate
@@ -78,7 +78,7 @@ def test_the_user_gets_it_by_merge_and_checkout_or_by_dvc_get(
 ) -> None:
     project = learnt.project
     judge(project.root, learnt.good, HIGH)
-    student = path_digest_of_export(learnt)
+    digest = path_digest_of_export(learnt)
     dvc(
         project.root,
         "get",
@@ -89,10 +89,10 @@ def test_the_user_gets_it_by_merge_and_checkout_or_by_dvc_get(
         "-o",
         str(tmp_path / "got"),
     )
-    assert path_digest(tmp_path / "got") == student
+    assert path_digest(tmp_path / "got") == digest
     project.git("merge", "--quiet", "promoted")
     dvc(project.root, "checkout")
-    assert path_digest(project / f"{MODELS}/student") == student
+    assert path_digest(project / f"{MODELS}/student") == digest
     assert project.git("status", "--porcelain") == ""
 
 
@@ -169,13 +169,13 @@ def test_force_promotes_what_the_gate_refuses_and_says_so(learnt: "Learnt") -> N
     assert record(project)["run"] == learnt.good
 
 
-@pytest.mark.parametrize("step", ["_track", "staging", "move"])
+@pytest.mark.parametrize("step", ["models_files", "staging", "move"])
 def test_a_kill_before_the_branch_moves_leaves_the_old_student(
     learnt: "Learnt", step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = learnt.project
     judge(project.root, learnt.good, LOW)
-    tip, student = (
+    tip, pointer = (
         project.git("rev-parse", "promoted"),
         project.git("show", f"promoted:{MODELS}/student.dvc"),
     )
@@ -189,7 +189,7 @@ def test_a_kill_before_the_branch_moves_leaves_the_old_student(
             judge(project.root, learnt.worse, LOW)
     assert project.git("rev-parse", "promoted") == tip
     assert judge(project.root, learnt.worse, LOW).promoted
-    assert project.git("show", f"promoted:{MODELS}/student.dvc") != student
+    assert project.git("show", f"promoted:{MODELS}/student.dvc") != pointer
     assert record(project)["before"] == learnt.good
     assert project.git("rev-parse", "promoted^") == tip
 
@@ -220,14 +220,14 @@ def test_two_that_promote_at_once_do_not_lose_one(
     project = learnt.project
     judge(project.root, learnt.good, LOW)
     tip = project.git("rev-parse", "promoted")
-    track = promotion._track
+    track = student._track
 
     def overtaken(folder: Path, repo: Repository, *, push: bool) -> None:
         track(folder, repo, push=push)
         project.git("update-ref", "refs/heads/promoted", "main")
 
     with monkeypatch.context() as patch:
-        patch.setattr(promotion, "_track", overtaken)
+        patch.setattr(student, "_track", overtaken)
         with pytest.raises(StillhouseError, match="but expected"):
             judge(project.root, learnt.worse, LOW)
     assert project.git("rev-parse", "promoted") != tip

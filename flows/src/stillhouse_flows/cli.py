@@ -73,7 +73,7 @@ def _asked(
     settle()
     # whoever types this may read what they may read
     os.environ.setdefault(INPUTS, os.sep)
-    return dict(recipe=recipe, scale=scale, settings=settings, device=device, ref=ref)
+    return {"recipe": recipe, "scale": scale, "settings": settings, "device": device, "ref": ref}
 
 
 def _interrupted() -> typer.Exit:

@@ -140,9 +140,9 @@ def _from_remote(root: Path, path: str) -> bool:
 
 
 def push_results(root: Path, target: str, *, run_cache: bool = True) -> str:
-    """Send what a pipeline or .dvc file tracks, and the run cache, to the DVC remote; what was done, in words.
+    """Send what a pipeline or .dvc file tracks, and the run cache, to the DVC remote.
 
-    Raises RemoteLost, MissingData where none is configured.
+    Returns what was done, in words. Raises RemoteLost, MissingData where none is configured.
     """
     from dvc.repo import Repo
 

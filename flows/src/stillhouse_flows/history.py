@@ -10,14 +10,9 @@ from filelock import FileLock, Timeout
 
 from stillhouse.errors import UnknownName
 from stillhouse_flows.branches import Repository, repository
+from stillhouse_flows.candidates import RunBranch, decision_on, pinned_at, run_branches
 from stillhouse_flows.git import git
-from stillhouse_flows.promotion import (
-    PROMOTED,
-    RunBranch,
-    decision_on,
-    pinned_at,
-    run_branches,
-)
+from stillhouse_flows.promotion import PROMOTED
 from stillhouse_flows.worktree import run_lock
 
 State = Literal["finished", "running", "unfinished"]

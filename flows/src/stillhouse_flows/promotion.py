@@ -8,23 +8,18 @@ merging it into the user's branch would take newer changes back there.
 
 import datetime
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock
 
-from stillhouse.digest import path_digest
-from stillhouse.errors import CorruptArtifact, MissingData, StillhouseError, UnknownName
+from stillhouse.errors import StillhouseError
 from stillhouse.files import storage
-from stillhouse.places import home
-from stillhouse.report.document import Document, StageEntry, parse
+from stillhouse.report.document import parse
 from stillhouse_flows.branches import Repository, move, repository, staging
-from stillhouse_flows.data import PIN, Pin, listing, object_file, pin_from, push_results
+from stillhouse_flows.candidates import DECISION, Candidate, candidate, pinned_at
 from stillhouse_flows.gate import (
     Decision,
     Gate,
@@ -37,35 +32,11 @@ from stillhouse_flows.gate import (
 )
 from stillhouse_flows.git import git
 from stillhouse_flows.inputs import inputs_of
-from stillhouse_flows.worktree import bring_remotes, dvc_config, shared_cache
+from stillhouse_flows.student import RECORD, as_json, models_files
+from stillhouse_flows.worktree import shared_cache
 
 PROMOTED = "promoted"
-RECORD = "promotion.json"
-DECISION = "decision.json"
-CARD = "README.md"
-FINISHED = ("Report of ", "Decision on ")  # subjects of a finished run's last commit
 NO_GATE = Gate()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A finished run, as its branch has it."""
-
-    run: str
-    commit: str
-    report: Document
-
-    @property
-    def branch(self) -> str:
-        return f"runs/{self.run}"
-
-    @property
-    def name(self) -> str:
-        return self.report.recipe
-
-    @property
-    def runs(self) -> str:
-        return f"runs/{self.name}/{self.report.variant}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,59 +105,6 @@ def _decide(found: Candidate, gate: Gate | None, before: Standard | None) -> Dec
     return Decision(accepted=False, row=row, reasons=("it has no gate",), scores=scores)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunBranch:
-    """A branch runs/*, as its last commit tells of it."""
-
-    run: str
-    when: str  # of that commit
-    title: str  # RECIPE@VARIANT; empty before the run has settled its settings
-    finished: bool
-
-    def folder(self) -> str:
-        """runs/<domain>/<recipe>/<variant>."""
-        return f"runs/{self.title.replace('@', '/')}"
-
-
-def run_branches(repo: Repository) -> list[RunBranch]:
-    """Every run that has a branch, newest first."""
-    shown = "--format=%(refname:lstrip=3)%09%(committerdate:iso-strict)%09%(contents:subject)"
-    listing = git(repo.top, "for-each-ref", "--sort=-committerdate", shown, "refs/heads/runs")
-    found: list[RunBranch] = []
-    for line in listing.splitlines():
-        run, when, subject = line.split("\t", 2)
-        word = subject.rpartition(" ")[2]
-        # what its tree holds does not tell: the user may have merged an earlier run
-        finished = subject.startswith(FINISHED)
-        title = word if "@" in word else ""
-        found.append(RunBranch(run=run, when=when, title=title, finished=finished))
-    return found
-
-
-def candidate(repo: Repository, run: str) -> Candidate:
-    """A finished run by name or branch; raises UnknownName, MissingData where it has no report."""
-    branches = {each.run: each for each in run_branches(repo)}
-    found = branches.get(run.removeprefix("runs/"))
-    if found is None:
-        raise UnknownName("run", run, branches)
-    commit = repo.tip(f"runs/{found.run}")
-    path = f"{found.folder()}/report/report.json"
-    text = repo.read(commit, path) if found.finished else None
-    if text is None:
-        raise MissingData(
-            f"run {found.run} is not finished: its branch runs/{found.run} has no report"
-        )
-    report = parse(text, where=f"runs/{found.run}:{path}")
-    return Candidate(run=found.run, commit=commit, report=report)
-
-
-def decision_on(repo: Repository, branch: RunBranch) -> Mapping[str, Any] | None:  # Any: JSON
-    """What was decided on a run; None where it was not judged."""
-    text = repo.read(f"refs/heads/runs/{branch.run}", f"{branch.folder()}/{DECISION}")
-    record = json.loads(text) if branch.title and text else None
-    return record if record and record["run"] == branch.run else None
-
-
 def promotion(repo: Repository, name: str) -> Mapping[str, Any] | None:  # Any: JSON
     """The record of the promoted student of "domain/recipe"; None where there is none."""
     text = repo.read(f"refs/heads/{PROMOTED}", f"models/{name}/{RECORD}")
@@ -201,12 +119,6 @@ def standard(repo: Repository, name: str) -> Standard | None:
         return None
     report = parse(text, where=f"{PROMOTED}:{path}")
     return Standard(run=record["run"], row=record["row"], report=report)
-
-
-def pinned_at(repo: Repository, commit: str) -> Pin | None:
-    """The data version that a commit pins."""
-    text = repo.read(commit, PIN)
-    return None if text is None else pin_from(text, where=f"{commit[:12]}:{PIN}")
 
 
 def _record(
@@ -241,7 +153,7 @@ def _note(repo: Repository, found: Candidate, record: Mapping[str, Any]) -> None
     path = f"{found.runs}/{DECISION}"
     with staging(repo) as tree:
         tree.start(found.commit)
-        tree.put(path, _json(record))
+        tree.put(path, as_json(record))
         message = f"Decision on {found.report.title}\n"
         commit = tree.commit(message, parents=[found.commit])
     move(repo, found.branch, new=commit, old=found.commit)
@@ -270,7 +182,7 @@ def _promote(
         for name in _carried(repo, before, found.name):
             tree.take(f"models/{name}", before)
         tree.remove(f"models/{found.name}")
-        for path, text in _files(repo, found, record, push=push).items():
+        for path, text in models_files(repo, found, record, push=push).items():
             tree.put(f"models/{found.name}/{path}", text)
         words = f"Run: {found.run}\nCommit: {found.commit}\nCode: {source_code(repo, source)}\n"
         commit = tree.commit(f"Promote {found.report.title}\n\n{words}", parents=parents)
@@ -315,103 +227,3 @@ def _check_dvc(repo: Repository, base: str) -> None:
             f"commit {base[:12]} of {repo.project} is no DVC repository, so nobody could get the "
             "student from it; run: dvc init, commit .dvc, and run again"
         )
-
-
-def _files(
-    repo: Repository, found: Candidate, record: Mapping[str, Any], *, push: bool
-) -> Mapping[str, str]:  # Any: JSON
-    """Texts of models/<domain>/<recipe>/; the weights they point to are in DVC's cache."""
-    place = home() / "promotion"
-    with storage(place):
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place) as scratch:
-            folder = Path(scratch)
-            _bring_student(repo, found, shared_cache(repo.project), folder / "student")
-            card = folder / "student" / CARD
-            about = card.read_text() if card.is_file() else f"# {found.report.title}\n"
-            _track(folder, repo, push=push)
-            pointer = (folder / "student.dvc").read_text()
-    report = f"{found.runs}/report/report"
-    return {
-        "student.dvc": pointer,
-        ".gitignore": "/student\n",
-        CARD: f"{about.rstrip()}\n\n{_promoted_section(found, record)}",
-        "report.json": f"{repo.read(found.commit, f'{report}.json')}\n",
-        "report.md": f"{repo.read(found.commit, f'{report}.md')}\n",
-        RECORD: _json(record),
-    }
-
-
-def _promoted_section(found: Candidate, record: Mapping[str, Any]) -> str:  # Any: JSON
-    scores = [f"| {name} | {value:.6g} |" for name, value in record["scores"].items()]
-    lines = [
-        "## Promoted",
-        "",
-        f"Run `{found.run}` of `{found.report.title}`, data version "
-        f"`{record['inputs']['data'] or 'none'}`, {record['time']}. "
-        f'Row "{record["row"]}" of `report.md`, means over its seeds:',
-        "",
-        "| Score | Mean |",
-        "| :-- | --: |",
-        *scores,
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _bring_student(repo: Repository, found: Candidate, cache: Path, aim: Path) -> None:
-    """The exported model of a run, from DVC's cache; raises MissingData, CorruptArtifact."""
-    export = _export(found)
-    output = export.outputs["model"]
-    known = listing(cache, _left(repo, found, export.name)) or {}
-    files = {name: md5 for name, md5 in known.items() if name.startswith(f"{output.path}/")}
-    absent = [name for name, md5 in files.items() if not object_file(cache, md5).is_file()]
-    if absent or not files:
-        raise MissingData(
-            f"the student of run {found.run} is not in DVC's cache ({cache}) any more; "
-            f"make it again: stillhouse flow run {found.report.title} --ref {found.branch}"
-        )
-    for name, md5 in files.items():
-        path = aim / name.removeprefix(f"{output.path}/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(object_file(cache, md5), path)
-    if path_digest(aim) != output.digest:
-        raise CorruptArtifact(
-            f"the student of run {found.run} in DVC's cache ({cache}) differs from what the run "
-            f"left; make it again: stillhouse flow run {found.report.title} --ref {found.branch}"
-        )
-
-
-def _left(repo: Repository, found: Candidate, stage: str) -> Pin:
-    """The folder that a stage left, as the run's dvc.lock has it."""
-    lock = repo.read(found.commit, f"pipelines/{found.name}/{found.report.variant}/dvc.lock")
-    stages: Any = yaml.safe_load(lock or "")["stages"]  # Any: YAML
-    (md5,) = [o["md5"] for o in stages[stage]["outs"] if o["path"] == f"{found.runs}/{stage}"]
-    return Pin(md5=md5, size=0, files=0)
-
-
-def _export(found: Candidate) -> StageEntry:
-    models = [stage for stage in found.report.stages if "model" in stage.outputs]
-    if not models:
-        raise MissingData(f"{found.name} has no stage that leaves a model to promote")
-    return models[-1]
-
-
-def _track(folder: Path, repo: Repository, *, push: bool) -> None:
-    """`dvc add` of student/ into the project's cache, in a repository that is only for that; with
-    `push`, send it to the project's DVC remote too.
-    """
-    from dvc.repo import Repo
-
-    dvc = folder / ".dvc"
-    dvc.mkdir()
-    (dvc / "config.local").write_text(dvc_config(dvc, shared_cache(repo.project), in_git=False))
-    with Repo(str(folder), _wait_for_lock=True) as opened:
-        tracked: Any = opened  # Any: DVC binds its methods in a way no checker sees
-        tracked.add(str(folder / "student"))
-    if push:
-        bring_remotes(repo.project, folder)
-        push_results(folder, "student.dvc", run_cache=False)
-
-
-def _json(record: Mapping[str, Any]) -> str:  # Any: JSON
-    return json.dumps(record, indent=1, sort_keys=True) + "\n"
