@@ -101,11 +101,10 @@ def expected(
     undisturbed: dict[tuple[str, ...], Mapping[str, str]],
 ) -> Callable[..., Mapping[str, str]]:
     """Outputs of an undisturbed run in a copy of the project that shares nothing with it."""
-    from conftest import Project
 
     def of(*words: str) -> Mapping[str, str]:
         if words not in undisturbed:
-            copy = Project(tmp_path / "undisturbed" / "project")
+            copy = type(counting)(tmp_path / "undisturbed" / "project")
             shutil.copytree(counting.root, copy.root)
             apart = env | {
                 "PYTHONPATH": str(copy / "src"),
@@ -154,7 +153,7 @@ def child(leader: int) -> psutil.Process | None:
 
 def wait_for_checkpoint(home: Path, leader: int) -> None:
     wait_for("training", lambda: trainer(leader))
-    wait_for("a checkpoint", lambda: [*(home / "checkpoints").glob("*/*.safetensors")])
+    wait_for("a checkpoint", lambda: [*(home / "checkpoints").glob("*/step-*/state.json")])
 
 
 def nothing_left(project: "Project", seconds: float = 15.0) -> None:

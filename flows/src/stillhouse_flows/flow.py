@@ -80,10 +80,17 @@ def distill(
     push: bool = False,
     gpu_limit: str = "",
 ) -> Finished:
-    """Run RECIPE[@VARIANT] in a workspace of its own: results are commits on a branch runs/*.
+    """Run a recipe in a workspace of its own: results are commits on a branch runs/*.
 
-    `push` sends what the stages left to the DVC remote. `gpu_limit` names a global limit of Prefect
-    that stages on a GPU take beside the lock; only where the server keeps leases in files.
+    Args:
+        recipe: domain/recipe, or domain/recipe@variant with the settings of params.yaml.
+        scale: tiny, small or paper; empty is tiny, or the variant's own.
+        settings: What differs from the scale's preset, as in {"seeds": 3}.
+        device: auto, cpu, cuda or cuda:1, on the machine that runs it.
+        ref: A commit, branch or tag; empty takes the project's files as they are.
+        push: Send what the stages leave to the DVC remote.
+        gpu_limit: A global concurrency limit of Prefect's that stages on a GPU take beside the
+            device's own lock; only where the server keeps its leases in files.
     """
     settle()
     request = Request(recipe=recipe, scale=scale, settings=settings or {})

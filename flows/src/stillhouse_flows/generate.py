@@ -17,6 +17,7 @@ import yaml
 
 from stillhouse.digest import code_version
 from stillhouse.domain import recipe_function
+from stillhouse.errors import BadSetting
 from stillhouse.files import write_text
 from stillhouse.recipe import OUTSIDE, Recipe, Stage
 from stillhouse.settings import Settings, make_recipe, make_settings, read_params
@@ -172,6 +173,8 @@ def _upstream(chosen: Target, stage: Stage) -> list[str]:
 
 def _data(stage: Stage) -> list[str]:
     refs = dict.fromkeys(ref for ref in stage.inputs.values() if ref.startswith(OUTSIDE))
+    if bad := [ref for ref in refs if "${" in ref or "\n" in ref]:
+        raise BadSetting(f"{bad[0]!r}: '${{' and line ends mean something else to DVC; rename it")
     data = [f"data/{ref.removeprefix('data:')}" for ref in refs if ref.startswith("data:")]
     names = [ref.removeprefix("file:") for ref in refs if ref.startswith("file:")]
     # a file elsewhere on this machine is not the project's; the kernel's own key still covers it

@@ -17,30 +17,12 @@ RECIPE = rf"{NAME}/{NAME}(@{NAME})?"
 DEVICE = r"auto|cpu|cuda(:[0-9]{1,2})?"
 REF = r"[A-Za-z0-9_][A-Za-z0-9_./~^@{}-]*"
 
-RecipeName = Annotated[
-    str,
-    Field(
-        pattern=rf"^{RECIPE}$",
-        description="domain/recipe, or domain/recipe@variant with the settings of params.yaml.",
-    ),
-]
-ScaleName = Annotated[
-    Literal["", "tiny", "small", "paper"], Field(description="Empty: tiny, or the variant's own.")
-]
-SettingValues = Annotated[
-    dict[str, Any],  # Any: JSON values, checked by the recipe's own settings
-    Field(description='Settings that differ from the preset, as in {"seeds": 3}.'),
-]
-Device = Annotated[
-    str, Field(pattern=rf"^({DEVICE})$", description="auto, cpu, cuda or cuda:1, on the worker.")
-]
-Ref = Annotated[
-    str,
-    Field(
-        pattern=rf"^({REF})?$",
-        description="A commit, branch or tag; empty takes the project's files as they are.",
-    ),
-]
+# what each means is said in the docstring of a flow, from which Prefect makes its form
+RecipeName = Annotated[str, Field(pattern=rf"^{RECIPE}$")]
+ScaleName = Literal["", "tiny", "small", "paper"]
+SettingValues = dict[str, Any]  # Any: JSON values, checked by the recipe's own settings
+Device = Annotated[str, Field(pattern=rf"^({DEVICE})$")]
+Ref = Annotated[str, Field(pattern=rf"^({REF})?$")]
 
 
 def check_name(recipe: str, scale: str) -> None:

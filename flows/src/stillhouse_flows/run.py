@@ -94,6 +94,9 @@ def opened(space: RunWorkspace, request: Request, device: str) -> Run:
     env = space.environment(device)
     words = json.dumps(asdict(request))
     prepared = prepared_from(ask("stillhouse_flows.prepare", words, env=env, cwd=space.root))
+    for name in prepared.data:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise BadSetting(f"'data:{name}': leads out of data/; use file:<path> for other files")
     for name in prepared.files:
         _check_file(space.project, name)
     folders = source_folders(space.project)
