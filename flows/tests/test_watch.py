@@ -1,5 +1,6 @@
 """`stillhouse flow watch` as a schedule calls it: real git, DVC, Prefect and processes."""
 
+import json
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ def states(home: Path) -> list[str]:
 def artifacts(home: Path) -> list[str]:
     with sqlite3.connect(home / "prefect" / "prefect.db") as base:
         query = "SELECT data FROM artifact WHERE key = 'toy-learn-tiny-gate' ORDER BY created"
-        return [text for (text,) in base.execute(query)]
+        return [json.loads(text) for (text,) in base.execute(query)]
 
 
 @pytest.mark.essential
@@ -46,7 +47,7 @@ def test_without_a_gate_nothing_runs_and_how_to_write_one_is_said(learnt: "Learn
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_nights(learnt: "Learnt", own_home: Path) -> None:
     """Promoted; unchanged; other data, refused; still those; better data, promoted."""
     project = learnt.project
