@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -256,7 +257,8 @@ def bring_remotes(project: Path, root: Path) -> None:
         default = repo.config["core"].get("remote")
     if not remotes:
         return
-    with Config(str(root / ".dvc"), validate=True).edit("local") as local:
+    with Config(str(root / ".dvc"), validate=True).edit("local") as opened:
+        local: Any = opened  # Any: DVC's nested dictionaries
         local["remote"] = remotes
         if default:
             local["core"]["remote"] = default
