@@ -91,7 +91,7 @@ def test_the_user_gets_it_by_merge_and_checkout_or_by_dvc_get(
     )
     assert path_digest(tmp_path / "got") == digest
     project.git("merge", "--quiet", "promoted")
-    dvc(project.root, "checkout")
+    dvc(project.root, "checkout", f"{MODELS}/student.dvc")
     assert path_digest(project / f"{MODELS}/student") == digest
     assert project.git("status", "--porcelain") == ""
 
@@ -319,6 +319,8 @@ def test_the_command_line_promotes_and_refuses(learnt: "Learnt") -> None:
     assert refused.stdout == f"{learnt.worse} refused: accuracy 0.6, at least 0.7 asked\n"
     passed = learnt.call("promote", f"runs/{learnt.good}")
     assert passed.returncode == 0, passed.stderr
+    said = passed.stdout.splitlines()[-1]
+    assert said == f"To have it: git merge promoted && dvc checkout {MODELS}/student.dvc"
     lines = learnt.call("history").stdout.splitlines()
     data = project.git("show", "main:data.dvc").split("md5: ")[1][:8]
     told = {line.split("  ")[1]: line.split("; ", 1)[1] for line in lines}

@@ -182,7 +182,8 @@ def promote(
     print(judgement.sentence())
     if not judgement.promoted:
         raise typer.Exit(1)
-    print("To have it: git merge promoted && dvc checkout")
+    student = f"models/{judgement.recipe.partition('@')[0]}/student.dvc"
+    print(f"To have it: git merge promoted && dvc checkout {student}")
 
 
 @app.command()
