@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/tutorial.md", "docs/plugin.md")
+DOCUMENTS = ("README.md", "docs/tutorial.md", "docs/plugin.md", "docs/promotion.md")
 
 
 def test_imports_go_flows_plugins_kernel() -> None:

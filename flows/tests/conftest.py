@@ -1,9 +1,11 @@
 """Toy projects: real git and DVC repositories whose stages are one-line shell commands."""
 
 import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,10 @@ def toy(empty: Project) -> Project:
 @pytest.fixture
 def counting(empty: Project) -> Project:
     """A committed project with pinned data and a plugin of its own, whose recipe is toy/count."""
+    return with_plugin(empty)
+
+
+def with_plugin(empty: Project) -> Project:
     from dvc.repo import Repo
 
     source = Path(__file__).with_name("toy_plugin.py").read_text()
@@ -148,3 +154,61 @@ def counting(empty: Project) -> Project:
         repo.add(str(empty / "data"))
     empty.commit()
     return empty
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """A project with two finished runs of toy/learn, whose workspaces are gone."""
+
+    project: Project
+    good: str  # accuracy 0.8
+    worse: str  # accuracy 0.6
+    env: Mapping[str, str]
+
+    def call(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """`stillhouse flow ...` as a user calls it."""
+        command = [sys.executable, "-m", "stillhouse", "flow", *words]
+        return subprocess.run(
+            command, cwd=self.project.root, env=dict(self.env), capture_output=True, text=True
+        )
+
+
+@pytest.fixture(scope="session")
+def learnt_once(tmp_path_factory: pytest.TempPathFactory) -> Learnt:
+    """Made once, for `learnt` to copy."""
+    place = tmp_path_factory.mktemp("learnt")
+    empty = Project(place / "project")
+    empty.root.mkdir()
+    empty.git("init", "--quiet", "--initial-branch=main")
+    project = with_plugin(empty)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    env |= {
+        "PYTHONPATH": str(project / "src"),
+        "STILLHOUSE_HOME": str(place / "home"),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "OMP_NUM_THREADS": "1",
+    }
+    made = Learnt(project=project, good="", worse="", env=env)
+    for words in ((), ("--set", "gain=3.0")):
+        done = made.call("run", "toy/learn", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+    words = ("--format=%(subject) %(refname:lstrip=3)", "refs/heads/runs")
+    told = [line.split() for line in project.git("for-each-ref", *words).splitlines()]
+    runs = {title: run for _, _, title, run in told}
+    good = runs.pop("toy/learn@tiny")
+    (worse,) = runs.values()
+    shutil.rmtree(place / "home" / "workspaces")
+    project.git("worktree", "prune")
+    return Learnt(project=project, good=good, worse=worse, env=env)
+
+
+@pytest.fixture
+def learnt(learnt_once: Learnt, tmp_path: Path, own_home: Path) -> Learnt:
+    project = Project(tmp_path / "project")
+    shutil.copytree(learnt_once.project.root, project.root, symlinks=True)
+    project.git("status")  # git's index knows the files' times
+    env = dict(learnt_once.env) | {
+        "PYTHONPATH": str(project / "src"),
+        "STILLHOUSE_HOME": str(own_home),
+    }
+    return replace(learnt_once, project=project, env=env)

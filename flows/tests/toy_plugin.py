@@ -1,4 +1,6 @@
-"""A plugin for the tests: a recipe of four stages that take no time. Its copy becomes a package of a toy project."""
+"""A plugin for the tests: a recipe of four stages that take no time, and one with a student. Its copy becomes a package
+of a toy project.
+"""
 
 import time
 from collections.abc import Mapping
@@ -8,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator
+from torch import Generator, nn
 
+from stillhouse.artifact import Built, Model, save_model
 from stillhouse.data.data import Columns, Data
 from stillhouse.domain import Domain
 from stillhouse.errors import BadData
 from stillhouse.objectives.objective import Models
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import Recipe, Stage
 from stillhouse.settings import Settings
+from stillhouse.stages.convert import Convert
 from stillhouse.stages.evaluate import Evaluate
 from stillhouse.stages.make import Make
 
@@ -63,8 +67,67 @@ def count(settings: Count) -> Recipe:
     return Recipe(name="count", reference="none", stages=stages, rows=rows, baseline="same")
 
 
+class Learn(Settings):
+    gain: float = 4.0
+
+
+def scalar() -> nn.Module:
+    return nn.Linear(1, 1, bias=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """The student's one weight is its accuracy: a tenth of the numbers' mean, times the gain."""
+
+    gain: float
+    seed: int
+
+    def __call__(self, inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:
+        spec = Model(build=scalar)
+        module = spec.new()
+        mean = inputs["data"].columns["x"].mean()
+        nn.init.constant_(module.weight, float(mean) * self.gain / 10 + 0.01 * self.seed)
+        save_model(out, Built(spec=spec, module=module))
+
+
+def ship(inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:
+    save_model(out, inputs["student"])
+    (out / "README.md").write_text("# A toy student\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+        weight = float(models["student"].weight)
+        return {"accuracy": weight, "nll_loss": 1 - weight}
+
+
+def learn(settings: Learn) -> Recipe:
+    source = settings.data or "data:a/numbers.txt"
+    stages: list[Stage] = [
+        Make(name="numbers", make=read, inputs={"file": source}, ports=("numbers",)),
+        Evaluate(name="plain-scores", metrics=(Mean(),), inputs={"data": "numbers.numbers"}),
+    ]
+    for seed in range(settings.seeds):
+        fit = Fit(gain=settings.gain, seed=seed)
+        inputs = {"data": "numbers.numbers"}
+        stages.append(Convert(name=f"student-{seed}", convert=fit, inputs=inputs))
+        inputs = {"data": "numbers.numbers", "student": f"student-{seed}.model"}
+        stages.append(Evaluate(name=f"student-{seed}-scores", metrics=(Weight(),), inputs=inputs))
+    stages.append(Convert(name="export", convert=ship, inputs={"student": "student-0.model"}))
+    rows = {
+        "plain": ("plain-scores",),
+        "student": tuple(f"student-{seed}-scores" for seed in range(settings.seeds)),
+    }
+    return Recipe(name="learn", reference="none", stages=stages, rows=rows, baseline="plain")
+
+
 domain = Domain(
     name="toy",
     summary="numbers",
-    recipes={"count": "toy_plugin:count", "slope": "toy_plugin.training:slope"},
+    recipes={
+        "count": "toy_plugin:count",
+        "learn": "toy_plugin:learn",
+        "slope": "toy_plugin.training:slope",
+    },
 )

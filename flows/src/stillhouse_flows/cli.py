@@ -1,7 +1,7 @@
 """`stillhouse flow`: runs in workspaces of their own, and the DVC pipelines they are made of."""
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,7 @@ Assignments = Annotated[
 Ref = Annotated[
     str, typer.Option(help="A commit, branch or tag; without it, your files as they are.")
 ]
+Push = Annotated[bool, typer.Option("--push", help="Send what it leaves to the DVC remote.")]
 INTERRUPTED = 130
 
 
@@ -41,16 +42,29 @@ def run(
             min=1, help="Independent stages at a time; more than 1 disturbs what they measure."
         ),
     ] = 1,
-    push: Annotated[
-        bool, typer.Option("--push", help="Send what the stages leave to the DVC remote.")
-    ] = False,
+    push: Push = False,
 ) -> None:
     """Run a recipe as a Prefect flow in a workspace of its own; results are commits on runs/*."""
+    from stillhouse_flows.server import ensure_api
+
+    asked = _asked(recipe, scale, assignments, device, ref)
+    try:
+        ensure_api()
+        from stillhouse_flows.flow import with_workers
+
+        with_workers(workers)(**asked, push=push)
+    except KeyboardInterrupt:
+        raise _interrupted() from None
+
+
+def _asked(
+    recipe: str, scale: str, assignments: list[str], device: str, ref: str
+) -> dict[str, Any]:  # Any: a flow's parameters
+    """Check what a user asks of a flow, and set up this process for it."""
     from stillhouse.settings import parse_assignments
     from stillhouse_flows.local import settle
     from stillhouse_flows.parameters import check_name, check_place
     from stillhouse_flows.run import INPUTS
-    from stillhouse_flows.server import ensure_api
 
     settings = parse_assignments(assignments)
     check_name(recipe, scale)
@@ -59,18 +73,13 @@ def run(
     settle()
     # whoever types this may read what they may read
     os.environ.setdefault(INPUTS, os.sep)
-    try:
-        ensure_api()
-        from stillhouse_flows.flow import with_workers
+    return {"recipe": recipe, "scale": scale, "settings": settings, "device": device, "ref": ref}
 
-        with_workers(workers)(
-            recipe=recipe, scale=scale, settings=settings, device=device, ref=ref, push=push
-        )
-    except KeyboardInterrupt:
-        typer.echo(
-            "\nInterrupted; finished stages are in DVC's cache, so the next run goes on.", err=True
-        )
-        raise typer.Exit(INTERRUPTED) from None
+
+def _interrupted() -> typer.Exit:
+    text = "\nInterrupted; finished stages are in DVC's cache, so the next run goes on."
+    typer.echo(text, err=True)
+    return typer.Exit(INTERRUPTED)
 
 
 def _check_device(device: str) -> None:
@@ -125,3 +134,77 @@ def dvc(
         raise typer.Exit(2)
     if not differ:
         print("pipelines/ is up to date.")
+
+
+@app.command()
+def watch(
+    recipe: RecipeName = "vision/distill",
+    scale: Scale = "",
+    assignments: Assignments = [],  # noqa: B006
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    ref: Ref = "",
+    push: Push = False,
+    code: Annotated[
+        bool, typer.Option("--code", help="Other code counts as a change too.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run though nothing has changed.")] = False,
+) -> None:
+    """Run a recipe when what it reads has changed; promote its student if it passes the gate."""
+    from stillhouse_flows.server import ensure_api
+
+    asked = _asked(recipe, scale, assignments, device, ref)
+    try:
+        ensure_api()
+        from stillhouse_flows.watch import watch as flow
+
+        flow(**asked, push=push, code=code, force=force)
+    except KeyboardInterrupt:
+        raise _interrupted() from None
+
+
+@app.command()
+def promote(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="As `flow history` shows it.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Also when the gate refuses it, or without a gate.")
+    ] = False,
+    push: Push = False,
+) -> None:
+    """Hold a finished run against its recipe's gate and promote its student if it passes."""
+    from stillhouse.runs import project_root
+    from stillhouse_flows.hush import hush_dvc
+    from stillhouse_flows.local import settle
+    from stillhouse_flows.promotion import judge_now
+
+    settle()
+    hush_dvc()
+    judgement = judge_now(project_root(), run, force=force, push=push)
+    print(judgement.sentence())
+    if not judgement.promoted:
+        raise typer.Exit(1)
+    student = f"models/{judgement.recipe.partition('@')[0]}/student.dvc"
+    print(f"To have it: git merge promoted && dvc checkout {student}")
+
+
+@app.command()
+def history(
+    recipe: Annotated[
+        str, typer.Argument(metavar="[RECIPE[@VARIANT]]", help="Only its runs.")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=0, help="At most so many runs; 0 is all.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Show the runs, newest first: their data, score, and whether they were promoted or refused."""
+    import json
+    from dataclasses import asdict
+
+    from stillhouse.runs import project_root
+    from stillhouse_flows.history import history as read
+
+    entries = read(project_root(), recipe, limit=limit)
+    if as_json:
+        print(json.dumps([asdict(entry) for entry in entries], indent=1))
+    elif not entries:
+        print("No runs yet. Run: stillhouse flow run")
+    for entry in [] if as_json else entries:
+        print(entry.line())

@@ -37,26 +37,30 @@ class Pin:
 def pin(root: Path) -> Pin | None:
     """The data version that the project is pinned to; None without a data.dvc."""
     file = root / PIN
-    if not file.is_file():
-        return None
+    return pin_from(file.read_text(), where=str(file)) if file.is_file() else None
+
+
+def pin_from(text: str, *, where: str) -> Pin:
+    """The data version in the text of a data.dvc; `where` is what an error names."""
     try:
-        (out,) = yaml.safe_load(file.read_text())["outs"]
+        (out,) = yaml.safe_load(text)["outs"]
         return Pin(md5=out["md5"], size=out.get("size", 0), files=out.get("nfiles", 0))
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise BadData(
-            f"{file}: not a DVC file ({error}); restore it, or run: stillhouse data add"
+            f"{where}: not a DVC file ({error}); restore it, or run: stillhouse data add"
         ) from error
 
 
 def listing(cache: Path, pinned: Pin) -> Mapping[str, str] | None:
     """File (relative to data/) -> md5 of a data version; None where the cache lacks its listing."""
-    file = _object(cache, pinned.md5)
+    file = object_file(cache, pinned.md5)
     if not file.is_file():
         return None
     return {entry["relpath"]: entry["md5"] for entry in json.loads(file.read_text())}
 
 
-def _object(cache: Path, md5: str) -> Path:
+def object_file(cache: Path, md5: str) -> Path:
+    """Where DVC's cache has the file, or the listing of the folder, with this md5."""
     return cache / "files" / "md5" / md5[:2] / md5[2:]
 
 
@@ -95,7 +99,11 @@ def _from_cache(root: Path, cache: Path, pinned: Pin, path: str) -> bool:
 
     known = listing(cache, pinned)
     wanted = below(known or (), path)
-    if not known or not wanted or not all(_object(cache, known[name]).is_file() for name in wanted):
+    if (
+        not known
+        or not wanted
+        or not all(object_file(cache, known[name]).is_file() for name in wanted)
+    ):
         return False
     with Repo(str(root), _wait_for_lock=True) as repo:
         repo.checkout([str(root / "data" / path)], force=True)
@@ -131,10 +139,10 @@ def _from_remote(root: Path, path: str) -> bool:
     return True
 
 
-def push_results(root: Path, pipeline: str) -> str:
-    """Send a pipeline's outputs and the run cache to the DVC remote; what was done, in words.
+def push_results(root: Path, target: str, *, run_cache: bool = True) -> str:
+    """Send what a pipeline or .dvc file tracks, and the run cache, to the DVC remote.
 
-    Raises RemoteLost, MissingData where none is configured.
+    Returns what was done, in words. Raises RemoteLost, MissingData where none is configured.
     """
     from dvc.repo import Repo
 
@@ -143,7 +151,7 @@ def push_results(root: Path, pipeline: str) -> str:
         raise MissingData("no DVC remote is configured. Run: dvc remote add --local -d NAME URL")
     with _remote_of(root), Repo(str(root), _wait_for_lock=True) as opened:
         repo: Any = opened  # Any: DVC binds its methods in a way no checker sees
-        count: int = repo.push([str(root / pipeline)], run_cache=True)
+        count: int = repo.push([str(root / target)], run_cache=run_cache)
     return f"Pushed {count} files to DVC remote '{place[0]}'"
 
 

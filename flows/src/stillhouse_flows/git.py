@@ -44,12 +44,14 @@ class Snapshot:
         return f"commit {self.base[:12]} + {self.changed} changed and {self.added} untracked files"
 
 
-def git(root: Path, *words: str, env: Mapping[str, str] | None = None) -> str:
-    """What git prints, stripped; raises GitError with its reason."""
+def git(root: Path, *words: str, env: Mapping[str, str] | None = None, text: str = "") -> str:
+    """What git prints when it reads `text`, stripped; raises GitError with its reason."""
     command = ["git", *QUIET, *words]
     clean = {k: v for k, v in os.environ.items() if k not in FOREIGN} | dict(env or {})
     try:
-        done = subprocess.run(command, cwd=root, env=clean, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=root, env=clean, input=text, capture_output=True, text=True
+        )
     except FileNotFoundError as error:
         raise GitError("git is not installed; a flow run needs it") from error
     if done.returncode:

@@ -94,6 +94,11 @@ def workspace(
     (place / f"{run}.lock").unlink(missing_ok=True)
 
 
+def run_lock(project: Path, run: str) -> Path:
+    """The file that is locked while a run of this machine goes."""
+    return home() / "workspaces" / _repository(project.resolve()) / f"{run}.lock"
+
+
 @contextmanager
 def _locked(path: Path, run: str) -> Generator[None]:
     lock = FileLock(path)
@@ -217,12 +222,13 @@ def _settle_dvc(project: Path, root: Path, folder: Path, cache: Path, *, in_git:
     _ensure_lines(dvc.parent / ".dvcignore", IGNORED[2:])
     if in_git:
         _ensure_lines(root / ".gitignore", IGNORED)
-    (dvc / "config.local").write_text(_dvc_config(dvc, cache, in_git=in_git))
+    (dvc / "config.local").write_text(dvc_config(dvc, cache, in_git=in_git))
     (dvc / "config.local").chmod(0o600)  # a remote's may hold a password
-    _bring_remotes(project, dvc.parent)
+    bring_remotes(project, dvc.parent)
 
 
-def _dvc_config(dvc: Path, cache: Path, *, in_git: bool) -> str:
+def dvc_config(dvc: Path, cache: Path, *, in_git: bool) -> str:
+    """Text of a config.local for the folder `dvc` = .dvc, on the shared cache."""
     lines = [
         "[core]",
         "    analytics = false",
@@ -239,7 +245,7 @@ def _dvc_config(dvc: Path, cache: Path, *, in_git: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _bring_remotes(project: Path, root: Path) -> None:
+def bring_remotes(project: Path, root: Path) -> None:
     """The project's DVC remotes, also of its config.local: a run pulls and pushes there."""
     from dvc.config import Config
     from dvc.repo import Repo

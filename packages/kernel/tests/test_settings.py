@@ -84,6 +84,10 @@ def test_params_and_the_command_line_give_the_same_object(toy: None, tmp_path: P
         BadSetting, match=f"belong to variant '{settings.variant()}', not 'tiny'; rename it"
     ):
         find_settings("toy/toy@tiny", tmp_path, tmp_path / "runs")
+    (tmp_path / "params.yaml").write_text(
+        "gate: {toy/toy: {minimum: {accuracy: 1}}}\ntoy: {toy: {tiny: {}}}\n"
+    )
+    assert read_params(tmp_path) == {"toy/toy": {"tiny": {}}}
     (tmp_path / "params.yaml").write_text("- 1\n")
     with pytest.raises(BadSetting, match="expected domain: recipe: variant: settings"):
         read_params(tmp_path)

@@ -17,6 +17,8 @@ from stillhouse.domain import recipe_function
 from stillhouse.errors import BadSetting, UnknownName
 from stillhouse.recipe import SCALES, Recipe, Scale
 
+# keys of params.yaml that are no domain
+RESERVED = ("gate",)
 # also the name of a folder, and a word of commands that DVC hands to a shell
 VARIANT = re.compile(r"[a-z0-9]+(-[a-z0-9]+)?")
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
@@ -142,7 +144,10 @@ def read_params(
     try:
         tree = yaml.safe_load(file.read_text()) or {}
         return {
-            f"{d}/{r}": variants for d, recipes in tree.items() for r, variants in recipes.items()
+            f"{d}/{r}": variants
+            for d, recipes in tree.items()
+            if d not in RESERVED
+            for r, variants in recipes.items()
         }
     except (yaml.YAMLError, AttributeError, TypeError) as error:
         raise BadSetting(f"{file}: expected domain: recipe: variant: settings ({error})") from error

@@ -178,12 +178,17 @@ def load(path: Path) -> Document:
     file = path / FILE if path.is_dir() else path.with_name(FILE)
     if not file.is_file():
         raise MissingData(f"{file} is not there. Run: stillhouse report RECIPE[@VARIANT]")
+    return parse(file.read_text(), where=str(file))
+
+
+def parse(text: str, *, where: str) -> Document:
+    """The document of a report.json's text; `where` is what an error names."""
     again = "write it again with: stillhouse report RECIPE[@VARIANT]"
     try:
-        record = json.loads(file.read_text())
+        record = json.loads(text)
         if (found := record.get("schema_version")) != SCHEMA:
-            raise CorruptArtifact(f"{file}: schema {found}, this version reads {SCHEMA}; {again}")
+            raise CorruptArtifact(f"{where}: schema {found}, this version reads {SCHEMA}; {again}")
         return pydantic.TypeAdapter(Document).validate_python(record)
     except (ValueError, AttributeError) as error:
         reason = str(error).splitlines()[0]
-        raise CorruptArtifact(f"{file}: not a report ({reason}); {again}") from error
+        raise CorruptArtifact(f"{where}: not a report ({reason}); {again}") from error

@@ -1,0 +1,117 @@
+"""What became of every run: read off the branches runs/* and `promoted`."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from stillhouse.errors import UnknownName
+from stillhouse_flows.branches import Repository, repository
+from stillhouse_flows.candidates import RunBranch, decision_on, pinned_at, run_branches
+from stillhouse_flows.git import git
+from stillhouse_flows.promotion import PROMOTED
+from stillhouse_flows.worktree import run_lock
+
+State = Literal["finished", "running", "unfinished"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One run. `score` is the first that its gate names, else the report's headline."""
+
+    when: str
+    run: str
+    recipe: str  # RECIPE@VARIANT; empty before the run has settled its settings
+    data: str  # the data version, 8 characters; empty where none is pinned
+    state: State
+    score: str
+    decision: str
+
+    def line(self) -> str:
+        """The entry for a terminal."""
+        facts = [self.recipe, f"data {self.data or 'none'}", self.state, self.score, self.decision]
+        when = self.when[:16].replace("T", " ")
+        return f"{when}  {self.run}  {'; '.join(filter(None, facts))}"
+
+
+def history(project: Path, recipe: str = "", *, limit: int = 0) -> list[Entry]:
+    """Runs, newest first: of RECIPE[@VARIANT] only, and at most `limit` where they are given."""
+    repo = repository(project)
+    branches, promoted = run_branches(repo), promoted_runs(repo)
+    names = {name for each in branches for name in (each.title, each.title.partition("@")[0])}
+    if recipe and recipe not in names:
+        raise UnknownName("recipe", recipe, names - {""}, where="runs")
+    chosen = [b for b in branches if recipe in ("", b.title, b.title.partition("@")[0])]
+    return [_entry(repo, branch, promoted) for branch in chosen[: limit or None]]
+
+
+def promoted_runs(repo: Repository) -> list[str]:
+    """Runs whose student was promoted once, the newest first."""
+    if not (tip := repo.tip(PROMOTED)):
+        return []
+    words = ("--first-parent", "--format=%(trailers:key=Run,valueonly,separator=)", tip)
+    return [run for run in git(repo.top, "log", *words).splitlines() if run]
+
+
+def decisions(repo: Repository, title: str) -> Iterator[Mapping[str, Any]]:  # Any: JSON
+    """What was decided on runs of RECIPE@VARIANT, newest first."""
+    for branch in run_branches(repo):
+        if branch.title == title and (record := decision_on(repo, branch)):
+            yield record
+
+
+def _entry(repo: Repository, branch: RunBranch, promoted: Sequence[str]) -> Entry:
+    where = f"refs/heads/runs/{branch.run}"
+    path = f"{branch.folder()}/report/report.json"
+    report = repo.read(where, path) if branch.finished else None
+    record = decision_on(repo, branch) if report else None
+    pinned = pinned_at(repo, where)
+    return Entry(
+        when=branch.when,
+        run=branch.run,
+        recipe=branch.title,
+        data=pinned.md5[:8] if pinned else "",
+        state=_state(repo, branch),
+        score=_score(record) if record else _headline(report) if report else "",
+        decision=_words(branch.run, record, promoted) if report else "",
+    )
+
+
+def _state(repo: Repository, branch: RunBranch) -> State:
+    if branch.finished:
+        return "finished"
+    return "running" if _running(repo.project, branch.run) else "unfinished"
+
+
+def _running(project: Path, run: str) -> bool:
+    """Whether a process of this machine holds the run's lock."""
+    lock = run_lock(project, run)
+    if not lock.is_file():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _score(record: Mapping[str, Any]) -> str:  # Any: JSON
+    gate: Mapping[str, Any] = record["gate"] or {}
+    named = [*gate.get("minimum", {}), *gate.get("not_worse", []), *gate.get("maximum", {})]
+    name = next(iter([*named, *record["scores"]]), "")
+    return f"{record['row']}: {name} {record['scores'][name]:.6g}" if name else str(record["row"])
+
+
+def _headline(report: str) -> str:
+    return str(json.loads(report)["headline"]["sentence"])
+
+
+def _words(run: str, record: Mapping[str, Any] | None, promoted: Sequence[str]) -> str:  # Any: JSON
+    # a run that was killed between its promotion and the note of it is promoted all the same
+    if run in promoted:
+        forced = " by force" if record and record["forced"] else ""
+        return f"promoted{forced}"
+    return f"refused: {'; '.join(record['reasons'])}" if record else "not judged"

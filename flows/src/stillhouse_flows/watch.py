@@ -1,0 +1,153 @@
+"""The flow `watch`: has anything changed that a recipe reads? If so distill, hold the student
+against the recipe's gate, and promote or refuse it.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from stillhouse.runs import project_root
+from stillhouse_flows.artifacts import key
+from stillhouse_flows.branches import Repository, repository
+from stillhouse_flows.data import pin
+from stillhouse_flows.flow import distill, remote_task, run_name, tell
+from stillhouse_flows.gate import Gate, choose_row, missing_gate, read_gate
+from stillhouse_flows.history import decisions
+from stillhouse_flows.hush import hush_dvc
+from stillhouse_flows.inputs import Inputs, changes, inputs_from, reading_from, with_data
+from stillhouse_flows.local import settle
+from stillhouse_flows.parameters import Device, RecipeName, Ref, ScaleName, SettingValues
+from stillhouse_flows.prepare import Request
+from stillhouse_flows.process import ask
+from stillhouse_flows.promotion import Judgement, judge, promotion
+from stillhouse_flows.run import opened
+from stillhouse_flows.worktree import workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a run would be made from now, and the gate it would be held against."""
+
+    recipe: str  # "domain/recipe"
+    ref: str  # RECIPE@VARIANT
+    inputs: Inputs
+    gate: Gate
+
+
+@flow(name="watch", flow_run_name=run_name, persist_result=False)
+def watch(
+    recipe: RecipeName = "vision/distill",
+    scale: ScaleName = "",
+    settings: SettingValues | None = None,
+    device: Device = "auto",
+    ref: Ref = "",
+    push: bool = False,
+    gpu_limit: str = "",
+    code: bool = False,
+    force: bool = False,
+) -> State[None]:
+    """Distill when the data, another input or a setting is not that of the last promoted or judged
+    run (with `code`, also when the code is not; with `force`, always), and promote what passes the
+    gate. Ends Completed as "Unchanged", "Promoted" or "Refused". `push` and `gpu_limit`: as in
+    `distill`; a promoted student is pushed too.
+    """
+    settle()
+    hush_dvc()
+    project = project_root()
+    request = Request(recipe=recipe, scale=scale, settings=settings or {})
+    repo = repository(project)
+    seen = look(project, request, ref)
+    reason = _reason(repo, seen, code=code)
+    if reason.unchanged and not force:
+        return _end("Unchanged", reason.words)
+    tell(f"{reason.words}; forced" if reason.unchanged else reason.words)
+    finished = distill(
+        recipe=recipe,
+        scale=scale,
+        settings=settings,
+        device=device,
+        ref=ref,
+        push=push,
+        gpu_limit=gpu_limit,
+    )
+    judgement: Judgement = hold(project, finished.run, seen.gate, push)
+    show(judgement, seen.gate)
+    return _end("Promoted" if judgement.promoted else "Refused", judgement.sentence())
+
+
+@remote_task
+def hold(project: Path, run: str, gate: Gate, push: bool) -> Judgement:
+    """Promote the run or refuse it."""
+    return judge(project, run, gate, push=push)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    """Why to run, or why not."""
+
+    unchanged: bool
+    words: str
+
+
+def look(project: Path, request: Request, ref: str) -> Seen:
+    """Read the project as a run would, in a workspace that goes at once.
+
+    Raises StillhouseError where there is no gate, or the gate names no row of the report.
+    """
+    with workspace(project, f"watch-{request.label()}", ref=ref, keep=False) as space:
+        run = opened(space, request, "auto")
+        chosen = run.prepared
+        words = json.dumps({"ref": chosen.ref, "project": str(project)})
+        text = ask("stillhouse_flows.inputs", words, env=run.env, cwd=space.root)
+        reading = reading_from(text)
+        gate = read_gate((space.root / "params.yaml").read_text(), chosen.recipe)
+        inputs = with_data(reading.inputs, pin(space.root), space.cache)
+    if gate is None:
+        raise missing_gate(chosen.recipe)
+    where = f"params.yaml: gate {chosen.recipe}"
+    choose_row(gate, reading.rows, reading.exported, where=where)
+    return Seen(recipe=chosen.recipe, ref=chosen.ref, inputs=inputs, gate=gate)
+
+
+def _reason(repo: Repository, seen: Seen, *, code: bool) -> Reason:
+    """Whether the inputs are those of the promoted run, or of the last judged one."""
+    promoted, judged = promotion(repo, seen.recipe), next(decisions(repo, seen.ref), None)
+    for record in filter(None, (judged, promoted)):
+        if not changes(inputs_from(record["inputs"]), seen.inputs, code=code):
+            outcome = "promoted" if record["promoted"] else "refused"
+            hint = f"; to judge it again: stillhouse flow promote {record['run']}"
+            return Reason(
+                unchanged=True,
+                words=f"{seen.ref} unchanged since {record['run']}, {outcome} {record['time']}"
+                f"{'' if record['promoted'] else hint}",
+            )
+    last = promoted or judged
+    if last is None:
+        return Reason(unchanged=False, words=f"{seen.ref} was never judged")
+    differ = changes(inputs_from(last["inputs"]), seen.inputs, code=code)
+    return Reason(
+        unchanged=False, words=f"{seen.ref} changed since {last['run']}: {'; '.join(differ)}"
+    )
+
+
+def show(judgement: Judgement, gate: Gate) -> None:
+    """The outcome as a markdown artifact of the flow run."""
+    word = "Promoted" if judgement.promoted else "Refused"
+    reasons = "\n".join(f"- {reason}" for reason in judgement.decision.reasons)
+    rules = json.dumps(gate.model_dump(mode="json", exclude_defaults=True))
+    create_markdown_artifact(
+        key=key(judgement.recipe, "gate"),
+        markdown=f"# {word}: {judgement.recipe}\n\nRun `{judgement.run}`, "
+        f'row "{judgement.decision.row}"\n\n{reasons}\n\nGate: `{rules}`\n',
+        description=judgement.sentence(),
+    )
+
+
+def _end(name: str, message: str) -> State[None]:
+    tell(f"{name}: {message}")
+    return Completed(name=name, message=message)
