@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from stillhouse_flows import deploy_cli
+
 app = typer.Typer(
     name="flow",
     help=__doc__,
@@ -12,6 +14,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+for command in (deploy_cli.server, deploy_cli.serve, deploy_cli.deploy, deploy_cli.worker):
+    app.command()(command)
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="[RECIPE[@VARIANT]]", help="As `list` shows it.")

@@ -7,6 +7,7 @@ Prefect keeps no result.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from prefect import Flow, flow, task
@@ -21,9 +22,11 @@ from stillhouse.errors import StillhouseError
 from stillhouse.runs import project_root
 from stillhouse_flows.board import Board, say
 from stillhouse_flows.child import StageResult
+from stillhouse_flows.overdue import drop_overdue
 from stillhouse_flows.prepare import Request
 from stillhouse_flows.process import Children, StageFailed, run_stage
 from stillhouse_flows.project import StageSpec, plan
+from stillhouse_flows.remote import check_pools, send
 from stillhouse_flows.run import Run, opened, results_message, start
 from stillhouse_flows.worktree import workspace
 
@@ -38,21 +41,22 @@ class Line:
     run: Run
     children: Children
     board: Board
+    pools: Mapping[str, str]  # resource -> the work pool that its stages go to
 
 
-def pool(workers: int) -> TaskRunner[PrefectFuture[Any]]:  # Any: of whatever a task returns
+def threads(workers: int) -> TaskRunner[PrefectFuture[Any]]:  # Any: of whatever a task returns
     """So many threads; each waits for a stage's process."""
-    threads: Any = ThreadPoolTaskRunner(
-        max_workers=workers
-    )  # Any: its type parameter is too narrow
-    return threads
+    # Any: its type parameter is too narrow
+    made: Any = ThreadPoolTaskRunner(max_workers=workers)
+    return made
 
 
 @flow(
     name="distill",
-    task_runner=pool(WORKERS),
+    task_runner=threads(WORKERS),
     persist_result=False,
     validate_parameters=False,
+    on_running=[drop_overdue],
 )
 def distill(
     recipe: str = "vision/distill",
@@ -60,15 +64,20 @@ def distill(
     settings: dict[str, Any] | None = None,  # Any: JSON values
     device: str = "auto",
     ref: str = "",
+    pools: dict[str, str] | None = None,
 ) -> str:
-    """Run RECIPE[@VARIANT] in a workspace of its own; returns the path of its report.html."""
+    """Run RECIPE[@VARIANT] in a workspace of its own; returns the path of its report.html.
+
+    `pools`, as {"gpu": "big-box"}, sends the stages that want a resource to a work pool.
+    """
     request = Request(recipe=recipe, scale=scale, settings=settings or {})
     with workspace(project_root(), request.label(), ref=ref) as space:
         run = opened(space, request, device)
         say(run.headline())
+        check_pools(run, pools or {})
         start(run)
         stages = plan(space.root, run.prepared.pipeline)
-        line = Line(run=run, children=Children(), board=Board(len(stages)))
+        line = Line(run=run, children=Children(), board=Board(len(stages)), pools=pools or {})
         carried: Any = quote(line)  # Any: Prefect hands the task what it wraps, unvisited
         try:
             results = run_stages(line, stages)
@@ -91,7 +100,7 @@ def distill(
 
 def with_workers(workers: int) -> Flow[Any, str]:  # Any: its parameters
     """`distill` with so many independent stages at a time."""
-    return distill.with_options(task_runner=pool(workers))
+    return distill.with_options(task_runner=threads(workers))
 
 
 def run_stages(line: Line, stages: Sequence[StageSpec]) -> list[StageResult]:
@@ -133,6 +142,8 @@ def dvc_stage(spec: StageSpec, line: Line) -> StageResult:
     """One DVC stage in a child process."""
     started, run, board = time.monotonic(), line.run, line.board
     try:
+        if pool := line.pools.get(spec.resource):
+            send(spec, run, pool, children=line.children, say=partial(board.note, spec.name))
         result = run_stage(
             line.children,
             spec,
