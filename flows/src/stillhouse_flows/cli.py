@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from stillhouse_flows import deploy_cli
+from stillhouse_flows import compare_cli, deploy_cli
 
 app = typer.Typer(
     name="flow",
@@ -15,7 +15,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (deploy_cli.server, deploy_cli.serve, deploy_cli.deploy, deploy_cli.worker):
+for command in (
+    deploy_cli.server,
+    deploy_cli.serve,
+    deploy_cli.deploy,
+    deploy_cli.worker,
+    compare_cli.compare,
+):
     app.command()(command)
 
 RecipeName = Annotated[

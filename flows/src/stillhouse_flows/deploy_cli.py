@@ -75,9 +75,9 @@ def serve(names: Names = None, port: Port = PORT) -> None:
     settle()
     root = project_root()
     with _until_told():
-        chosen = read(root, names or ())
         if not configured():
-            ensure_server(HOST, port)
+            ensure_server(HOST, port)  # before the flows are loaded, and Prefect with them
+        chosen = read(root, names or ())
         # the processes of its runs are this process's children
         os.environ["STILLHOUSE_ROOT"] = str(root)
         ready = [prepared(each, variables={}) for each in chosen]

@@ -83,7 +83,9 @@ def send(spec: StageSpec, run: Run, pool: str, *, children: Children, say: Say) 
     state = ended.state
     assert state is not None
     if not state.is_completed():
-        reason = (state.message or state.type.value).removeprefix("Flow run encountered an exception: ")
+        reason = (state.message or state.type.value).removeprefix(
+            "Flow run encountered an exception: "
+        )
         reason = reason.removeprefix("StageFailed: ")
         where = "" if reason.startswith("stage '") else f"stage '{spec.name}': "
         raise StageFailed(f"{where}{reason} (on pool {pool})", crashed=state.is_crashed())
