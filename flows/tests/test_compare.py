@@ -27,7 +27,9 @@ def test_a_run_for_every_recipe_and_every_value() -> None:
         ("c/d", {"seeds": 2, "lr": 0.1}),
         ("c/d", {"seeds": 2, "lr": 0.2}),
     ]
-    with pytest.raises(BadSetting, match=r"^--vary lr=0.1: give at least two values, as in lr=1,2$"):
+    with pytest.raises(
+        BadSetting, match=r"^--vary lr=0.1: give at least two values, as in lr=1,2$"
+    ):
         requests(["a/b"], "", [], ["lr=0.1"])
 
 

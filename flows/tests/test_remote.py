@@ -86,7 +86,11 @@ def shared(counting: "Project", tmp_path: Path) -> "Project":
 def test_a_run_without_a_way_to_other_machines_is_refused(
     shared: "Project", own_home: Path, undo: tuple[str, ...], reason: str
 ) -> None:
-    subprocess.run([str(Path(sys.executable).parent / undo[0]) if undo[0] == "dvc" else "git", *undo[1:]], cwd=shared.root, check=True)
+    subprocess.run(
+        [str(Path(sys.executable).parent / undo[0]) if undo[0] == "dvc" else "git", *undo[1:]],
+        cwd=shared.root,
+        check=True,
+    )
     env = environment(own_home.parent, shared.root)
     done = flow(shared.root, env, "pools={'cpu': 'big'}")
     assert done.stderr.startswith("error: "), done.stdout + done.stderr
@@ -98,9 +102,8 @@ def test_a_run_without_a_way_to_other_machines_is_refused(
 def test_stages_run_on_a_machine_that_shares_no_file(
     shared: "Project", own_home: Path, tmp_path: Path
 ) -> None:
-    from test_deploy import flow_runs, free_port, going, wait_for
-
     from conftest import Project
+    from test_deploy import flow_runs, free_port, going, wait_for
 
     port, log = free_port(), tmp_path / "server.log"
     api = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
@@ -118,24 +121,41 @@ def test_stages_run_on_a_machine_that_shares_no_file(
         absent = flow(shared.root, here, "pools={'cpu': 'big'}")
         assert "no worker has offered stages in the pool 'big'" in absent.stderr, absent.stderr
         logs = {name: tmp_path / f"{name}.log" for name in boxes}
-        envs = {
-            name: environment(tmp_path / name, box.root, **api) for name, box in boxes.items()
-        }
+        envs = {name: environment(tmp_path / name, box.root, **api) for name, box in boxes.items()}
         with (
             going(boxes["one"], envs["one"], logs["one"], "worker", "one"),
             going(boxes["two"], envs["two"], logs["two"], "worker", "two"),
         ):
             for name in boxes:
-                wait_for(lambda name=name: "offers stage/" in logs[name].read_text(), 120, logs[name].read_text)
+                wait_for(
+                    lambda name=name: "offers stage/" in logs[name].read_text(),
+                    120,
+                    logs[name].read_text,
+                )
             before = {name: box.state() for name, box in boxes.items()}
             ran = []
             for name in boxes:
-                done = flow(shared.root, here, f"pools={{'cpu': '{name}'}}", f"settings={{'seeds': {2 + len(ran)}, 'factor': {3 + len(ran)}}}")
-                assert done.returncode == 0, done.stdout + done.stderr + logs[name].read_text()[-3000:]
-                assert [line.split()[2] for line in done.stdout.splitlines() if "/4 " in line] == ["restored"] * 4 , done.stdout
+                done = flow(
+                    shared.root,
+                    here,
+                    f"pools={{'cpu': '{name}'}}",
+                    f"settings={{'seeds': {2 + len(ran)}, 'factor': {3 + len(ran)}}}",
+                )
+                assert done.returncode == 0, (
+                    done.stdout + done.stderr + logs[name].read_text()[-3000:]
+                )
+                assert [line.split()[2] for line in done.stdout.splitlines() if "/4 " in line] == [
+                    "restored"
+                ] * 4, done.stdout
                 ran.append(Path(done.stdout.splitlines()[-1]))
-            sent = [run["name"].rpartition(" ")[2] for run in flow_runs(port, "COMPLETED") if " " in run["name"]]
-            again = flow(shared.root, here, "pools={'cpu': 'one'}", "settings={'seeds': 2, 'factor': 3}")
+            sent = [
+                run["name"].rpartition(" ")[2]
+                for run in flow_runs(port, "COMPLETED")
+                if " " in run["name"]
+            ]
+            again = flow(
+                shared.root, here, "pools={'cpu': 'one'}", "settings={'seeds': 2, 'factor': 3}"
+            )
             assert again.returncode == 0, again.stdout + again.stderr
             assert len([run for run in flow_runs(port) if " " in run["name"]]) == len(sent)
             bad = flow(shared.root, here, "pools={'cpu': 'two'}", "settings={'fail': True}")

@@ -99,7 +99,7 @@ def _launch(
 
 def mark_zombies() -> None:
     """Have the server mark runs Crashed whose heartbeats stop; by itself it never would."""
-    from prefect.automations import Automation, EventTrigger, Posture
+    from prefect.automations import AutomationCore, EventTrigger, Posture
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
@@ -119,7 +119,8 @@ def mark_zombies() -> None:
     crash = ChangeFlowRunState(name=None, state=StateType.CRASHED, message=reason, force=False)
     with get_client(sync_client=True) as client:
         if not client.read_automations_by_name(ZOMBIES):
-            client.create_automation(Automation(name=ZOMBIES, trigger=silent, actions=[crash]))
+            made = AutomationCore(name=ZOMBIES, trigger=silent, actions=[crash])
+            client.create_automation(made)
 
 
 def configured() -> bool:
