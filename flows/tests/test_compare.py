@@ -52,6 +52,7 @@ def compare(project: "Project", home: Path, *words: str) -> "subprocess.Complete
         "PYTHONPATH": str(project / "src"),
         "STILLHOUSE_HOME": str(home),
         "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
     }
     command = [sys.executable, "-m", "stillhouse", "flow", "compare", *words]
     return subprocess.run(command, cwd=project.root, env=env, capture_output=True, text=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from flow_servers import COUNT, flow_runs, free_port, going, wait_for
 
 if TYPE_CHECKING:
     from conftest import Project
@@ -35,8 +36,6 @@ def as_postgres(*words: str) -> None:
 @pytest.fixture(scope="module")
 def database() -> Generator[str]:
     """The URL of an empty database."""
-    from test_deploy import free_port
-
     place = programs()
     if place is None:
         pytest.skip("PostgreSQL is not installed; on Debian: apt-get install postgresql")
@@ -66,8 +65,6 @@ def database() -> Generator[str]:
 def test_the_server_keeps_everything_in_postgresql(
     counting: "Project", own_home: Path, tmp_path: Path, database: str
 ) -> None:
-    from test_deploy import COUNT, flow_runs, free_port, going, wait_for
-
     counting.write({"prefect.yaml": COUNT.replace("    schedules: [{interval: 15}]\n", "")})
     counting.commit()
     port, log, work = free_port(), tmp_path / "server.log", tmp_path / "worker.log"

@@ -16,7 +16,7 @@ from stillhouse_flows.git import git
 if TYPE_CHECKING:
     from conftest import Project
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def environment(folder: Path, clone: Path, **more: str) -> dict[str, str]:
@@ -26,6 +26,7 @@ def environment(folder: Path, clone: Path, **more: str) -> dict[str, str]:
         "STILLHOUSE_HOME": str(folder / "home"),
         "DVC_SITE_CACHE_DIR": str(folder / "site"),
         "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
         **more,
     }
 
@@ -82,7 +83,6 @@ def shared(counting: "Project", tmp_path: Path) -> "Project":
         (("dvc", "remote", "remove", "box"), "has no default DVC remote to share stages by"),
     ],
 )
-@pytest.mark.essential
 def test_a_run_without_a_way_to_other_machines_is_refused(
     shared: "Project", own_home: Path, undo: tuple[str, ...], reason: str
 ) -> None:
@@ -98,7 +98,6 @@ def test_a_run_without_a_way_to_other_machines_is_refused(
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.slow
 def test_stages_run_on_a_machine_that_shares_no_file(
     shared: "Project", own_home: Path, tmp_path: Path
 ) -> None:
@@ -113,7 +112,7 @@ def test_stages_run_on_a_machine_that_shares_no_file(
     for name in ("one", "two"):
         clone = tmp_path / name / "project"
         git(tmp_path, "clone", "--quiet", str(tmp_path / "git-remote"), str(clone))
-        boxes[name] = Project(clone)
+        boxes[name] = type(shared)(clone)
         assert not (clone / "data").exists()
     server_env = here | {"PREFECT_HOME": str(tmp_path / "prefect")}
     with going(shared, server_env, log, "server", "--port", str(port)):
