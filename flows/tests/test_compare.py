@@ -79,7 +79,7 @@ def test_runs_are_compared(counting: "Project", own_home: Path, runner: str) -> 
     text = page.read_text()
     # the mean of 1, 2, 3 times two and three
     (line,) = [row for row in text.splitlines() if row.startswith("| double: ")]
-    assert [cell.split()[0] for cell in line.split("|")[2:4]] == ["4.00", "6.00"], text
+    assert [cell.split()[0] for cell in line.split("|")[2:4]] == ["4.0000", "6.0000"], text
     assert "setting factor" in text
     branches = counting.git("branch", "--list", "runs/*", "--format=%(refname:short)").splitlines()
     assert len(branches) == 2

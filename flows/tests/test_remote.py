@@ -105,7 +105,7 @@ def test_stages_run_on_a_machine_that_shares_no_file(
     from test_deploy import flow_runs, free_port, going, wait_for
 
     port, log = free_port(), tmp_path / "server.log"
-    api = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    api = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_WORKER_QUERY_SECONDS": "1"}
     here = environment(tmp_path / "here", shared.root, **api)
     alone = environment(tmp_path / "alone", shared.root)
     boxes: dict[str, Project] = {}
