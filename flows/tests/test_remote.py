@@ -62,9 +62,14 @@ def digests(page: Path) -> dict[str, str]:
     return {path.parent.name: path.read_text() for path in folder.glob("*/stage.json")}
 
 
+def stages_sent(port: int) -> list[str]:
+    """The stages that went to another machine."""
+    return [run["name"].rpartition(" ")[2] for run in flow_runs(port) if " " in run["name"]]
+
+
 @pytest.fixture
 def shared(counting: "Project", tmp_path: Path) -> "Project":
-    """A project with both remotes, and all of it pushed; `cpu` stages are its Make stages."""
+    """A project with both remotes, and all of it pushed; all of its stages want a CPU."""
     for name in ("git-remote", "dvc-remote"):
         (tmp_path / name).mkdir()
     git(tmp_path / "git-remote", "init", "--bare", "--quiet", "--initial-branch=main")
@@ -102,7 +107,7 @@ def test_stages_run_on_a_machine_that_shares_no_file(
     shared: "Project", own_home: Path, tmp_path: Path
 ) -> None:
     from conftest import Project
-    from test_deploy import flow_runs, free_port, going, wait_for
+    from test_deploy import free_port, going, wait_for
 
     port, log = free_port(), tmp_path / "server.log"
     api = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_WORKER_QUERY_SECONDS": "1"}
@@ -132,38 +137,31 @@ def test_stages_run_on_a_machine_that_shares_no_file(
                     logs[name].read_text,
                 )
             before = {name: box.state() for name, box in boxes.items()}
-            ran = []
-            for name in boxes:
-                done = flow(
-                    shared.root,
-                    here,
-                    f"pools={{'cpu': '{name}'}}",
-                    f"settings={{'seeds': {2 + len(ran)}, 'factor': {3 + len(ran)}}}",
-                )
-                assert done.returncode == 0, (
-                    done.stdout + done.stderr + logs[name].read_text()[-3000:]
-                )
-                assert [line.split()[2] for line in done.stdout.splitlines() if "/4 " in line] == [
-                    "restored"
-                ] * 4, done.stdout
-                ran.append(Path(done.stdout.splitlines()[-1]))
-            sent = [
-                run["name"].rpartition(" ")[2]
-                for run in flow_runs(port, "COMPLETED")
-                if " " in run["name"]
-            ]
-            again = flow(
-                shared.root, here, "pools={'cpu': 'one'}", "settings={'seeds': 2, 'factor': 3}"
-            )
+            # what one stage reads was made here, and goes to box two by the DVC remote only
+            bad = "settings={'fail': True}"
+            assert "Not run: double-scores" in flow(shared.root, here, bad).stdout
+            failed = flow(shared.root, here, bad, "pools={'cpu': 'two'}")
+            reason = "error: stage 'double': these numbers cannot be used (on pool two)\n"
+            assert failed.stderr == reason, failed.stdout + logs["two"].read_text()[-3000:]
+            assert stages_sent(port) == ["double"]
+
+            good = "settings={'factor': 3}"
+            done = flow(shared.root, here, good, "pools={'cpu': 'one'}")
+            assert done.returncode == 0, done.stdout + done.stderr + logs["one"].read_text()[-3000:]
+            ends = [line.split()[1:3] for line in done.stdout.splitlines() if "/4 " in line]
+            names = ["numbers", "double", "double-scores", "same-scores"]
+            assert sorted(ends) == sorted([name, "restored"] for name in names), done.stdout
+            assert sorted(stages_sent(port)) == sorted(["double", *names])
+
+            again = flow(shared.root, here, good, "pools={'cpu': 'one'}")
             assert again.returncode == 0, again.stdout + again.stderr
-            assert len([run for run in flow_runs(port) if " " in run["name"]]) == len(sent)
-            bad = flow(shared.root, here, "pools={'cpu': 'two'}", "settings={'fail': True}")
-            assert "error: stage 'double': these numbers cannot be used (on pool two)" in bad.stderr
+            assert len(stages_sent(port)) == 5
             for name, box in boxes.items():
                 assert box.state() == before[name]
                 assert box.git("branch", "--format=%(refname:short)") == "main"
                 assert not list((tmp_path / name / "home" / "workspaces").glob("*/*/"))
-    assert len(sent) >= 6
-    undisturbed = flow(shared.root, alone, "settings={'seeds': 2, 'factor': 3}")
+    undisturbed = flow(shared.root, alone, good)
     assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr
-    assert digests(Path(undisturbed.stdout.splitlines()[-1])) == digests(ran[0])
+    assert digests(Path(undisturbed.stdout.splitlines()[-1])) == digests(
+        Path(done.stdout.splitlines()[-1])
+    )

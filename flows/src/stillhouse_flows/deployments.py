@@ -3,7 +3,7 @@ Prefect.
 """
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,17 +62,11 @@ def read(root: Path, names: Sequence[str] = ()) -> list[Deployment]:
             raise UnknownName("deployment", name, found, where=str(file))
     chosen = [each for each in found.values() if not names or each.name in names]
     for each in chosen:
-        with_where(f"{file}: deployment '{each.name}'", _check, root, each)
+        try:
+            _check(root, each)
+        except StillhouseError as error:
+            raise BadSetting(f"{file}: deployment '{each.name}': {error}") from error
     return chosen
-
-
-def with_where(where: str, work: Callable[..., Any], *words: Any) -> Any:  # Any: whatever work is
-    """Do `work`; a user's mistake in it says where it stands."""
-    try:
-        return work(*words)
-    except StillhouseError as error:
-        text = str(error)
-        raise BadSetting(text if text.startswith(where) else f"{where}: {text}") from error
 
 
 def _parsed(file: Path) -> list[Deployment]:
@@ -160,9 +154,8 @@ def _check(root: Path, each: Deployment) -> None:
 def _check_types(flow: "Flow[..., Any]", parameters: Mapping[str, Any]) -> None:
     from prefect.exceptions import ParameterTypeError
 
-    required = {name: None for name in flow.parameters.required if name not in parameters}
-    if required:
-        raise BadSetting(f"parameter '{next(iter(required))}' is missing")
+    if missing := [name for name in flow.parameters.required if name not in parameters]:
+        raise BadSetting(f"parameter '{missing[0]}' is missing")
     try:
         flow.validate_parameters(dict(parameters))
     except ParameterTypeError as error:
@@ -296,9 +289,8 @@ def ensure_pool(name: str) -> None:
         try:
             kind = client.read_work_pool(name).type
         except ObjectNotFound:
-            with_race = WorkPoolCreate(name=name, type="process")
             try:
-                kind = client.create_work_pool(with_race).type
+                kind = client.create_work_pool(WorkPoolCreate(name=name, type="process")).type
             except ObjectAlreadyExists:  # another worker was faster
                 kind = client.read_work_pool(name).type
     if kind != "process":

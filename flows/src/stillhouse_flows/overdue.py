@@ -26,17 +26,22 @@ def drop_overdue(flow: "Flow[..., Any]", flow_run: "FlowRun", state: "State[Any]
     from prefect.client.schemas.objects import StateType
     from prefect.states import Cancelled
 
-    run = flow_run
-    if run.deployment_id is None or not run.auto_scheduled:
+    if flow_run.deployment_id is None or not flow_run.auto_scheduled:
         return
     now: Any = datetime.now(UTC)  # Any: Prefect's own kind of datetime
     waiting = FlowRunFilter(
-        deployment_id=FlowRunFilterDeploymentId(any_=[run.deployment_id]),
+        deployment_id=FlowRunFilterDeploymentId(any_=[flow_run.deployment_id]),
         expected_start_time=FlowRunFilterExpectedStartTime(before_=now),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
     )
     with get_client(sync_client=True) as client:
         for other in client.read_flow_runs(flow_run_filter=waiting):
-            if other.auto_scheduled and other.parameters == run.parameters and other.id != run.id:
-                reason = f"Came due while another run went; {run.name} started later and covers it"
+            if (
+                other.auto_scheduled
+                and other.parameters == flow_run.parameters
+                and other.id != flow_run.id
+            ):
+                reason = (
+                    f"Came due while another run went; {flow_run.name} started later and covers it"
+                )
                 client.set_flow_run_state(other.id, Cancelled(message=reason))
