@@ -58,7 +58,7 @@ def spread(runner: Runner, workers: int, address: str = "") -> Spread:
 
 def _dask(workers: int, address: str) -> Any:  # Any: of an optional package
     try:
-        from prefect_dask import DaskTaskRunner  # pyright: ignore[reportMissingImports]
+        from prefect_dask.task_runners import DaskTaskRunner  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise _missing("dask") from error
     if address:
@@ -71,7 +71,7 @@ def _ray(workers: int, address: str) -> Any:  # Any: of an optional package
     # before it is imported: it would send its usage home
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        from prefect_ray import RayTaskRunner  # pyright: ignore[reportMissingImports]
+        from prefect_ray.task_runners import RayTaskRunner  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise _missing("ray") from error
     if address:
