@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from flow_servers import flow_runs, free_port, going, wait_for
 
 from stillhouse_flows.git import git
 
@@ -106,9 +107,6 @@ def test_a_run_without_a_way_to_other_machines_is_refused(
 def test_stages_run_on_a_machine_that_shares_no_file(
     shared: "Project", own_home: Path, tmp_path: Path
 ) -> None:
-    from conftest import Project
-    from test_deploy import free_port, going, wait_for
-
     port, log = free_port(), tmp_path / "server.log"
     api = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_WORKER_QUERY_SECONDS": "1"}
     here = environment(tmp_path / "here", shared.root, **api)
