@@ -110,7 +110,6 @@ def test_stages_run_on_a_machine_that_shares_no_file(
     port, log = free_port(), tmp_path / "server.log"
     api = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_WORKER_QUERY_SECONDS": "1"}
     here = environment(tmp_path / "here", shared.root, **api)
-    alone = environment(tmp_path / "alone", shared.root)
     boxes: dict[str, Project] = {}
     for name in ("one", "two"):
         clone = tmp_path / name / "project"
@@ -160,8 +159,15 @@ def test_stages_run_on_a_machine_that_shares_no_file(
                 assert box.git("rev-parse", "HEAD") == head
                 assert box.git("branch", "--format=%(refname:short)") == "main"
                 assert not list((tmp_path / name / "home" / "workspaces").glob("*/*/"))
-    undisturbed = flow(shared.root, alone, good)
+    # a clone that none of it reached: its cache holds the data only
+    alone = tmp_path / "alone" / "project"
+    git(tmp_path, "clone", "--quiet", str(tmp_path / "git-remote"), str(alone))
+    dvc(alone, "pull", "data.dvc")
+    undisturbed = flow(alone, environment(alone.parent, alone), good)
     assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr
+    assert [line.split()[2] for line in undisturbed.stdout.splitlines() if "/4 " in line] == [
+        "ran"
+    ] * 4
     assert digests(Path(undisturbed.stdout.splitlines()[-1])) == digests(
         Path(done.stdout.splitlines()[-1])
     )
