@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from stillhouse_flows import compare_cli, deploy_cli
+
 app = typer.Typer(
     name="flow",
     help=__doc__,
@@ -13,6 +15,15 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+for command in (
+    deploy_cli.server,
+    deploy_cli.serve,
+    deploy_cli.deploy,
+    deploy_cli.worker,
+    compare_cli.compare,
+):
+    app.command()(command)
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="[RECIPE[@VARIANT]]", help="As `list` shows it.")

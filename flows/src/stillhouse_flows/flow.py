@@ -28,10 +28,12 @@ from stillhouse_flows.board import Board, say
 from stillhouse_flows.child import StageResult
 from stillhouse_flows.data import RemoteLost, push_results
 from stillhouse_flows.local import settle
-from stillhouse_flows.parameters import Device, RecipeName, Ref, ScaleName, SettingValues
+from stillhouse_flows.overdue import drop_overdue
+from stillhouse_flows.parameters import Device, Pools, RecipeName, Ref, ScaleName, SettingValues
 from stillhouse_flows.prepare import Request
 from stillhouse_flows.process import Children, StageFailed, run_stage
 from stillhouse_flows.project import StageSpec, plan
+from stillhouse_flows.remote import check_pools, send
 from stillhouse_flows.run import Finished, Run, opened, results_message, start
 from stillhouse_flows.worktree import workspace
 
@@ -50,18 +52,18 @@ class Line:
     children: Children
     board: Board
     device: str
+    pools: Mapping[str, str]  # resource -> the work pool that its stages go to
     limit: str = ""  # a global concurrency limit of Prefect's, on top of the devices' locks
     slices: dict[str, int] = field(default_factory=dict[str, int])  # stage -> of each batch
     crashes: dict[str, int] = field(default_factory=dict[str, int])  # stage -> so far
     seconds: dict[str, float] = field(default_factory=dict[str, float])
 
 
-def pool(workers: int) -> TaskRunner[PrefectFuture[Any]]:  # Any: of whatever a task returns
+def threads(workers: int) -> TaskRunner[PrefectFuture[Any]]:  # Any: of whatever a task returns
     """So many threads; each waits for a stage's process."""
-    threads: Any = ThreadPoolTaskRunner(
-        max_workers=workers
-    )  # Any: its type parameter is too narrow
-    return threads
+    # Any: its type parameter is too narrow
+    made: Any = ThreadPoolTaskRunner(max_workers=workers)
+    return made
 
 
 def run_name() -> str:
@@ -70,7 +72,13 @@ def run_name() -> str:
     return Request(recipe=given["recipe"], scale=given["scale"]).label()
 
 
-@flow(name="distill", flow_run_name=run_name, task_runner=pool(WORKERS), persist_result=False)
+@flow(
+    name="distill",
+    flow_run_name=run_name,
+    task_runner=threads(WORKERS),
+    persist_result=False,
+    on_running=[drop_overdue],
+)
 def distill(
     recipe: RecipeName = "vision/distill",
     scale: ScaleName = "",
@@ -78,6 +86,7 @@ def distill(
     device: Device = "auto",
     ref: Ref = "",
     push: bool = False,
+    pools: Pools | None = None,
     gpu_limit: str = "",
 ) -> Finished:
     """Run a recipe in a workspace of its own: results are commits on a branch runs/*.
@@ -89,6 +98,7 @@ def distill(
         device: auto, cpu, cuda or cuda:1, on the machine that runs it.
         ref: A commit, branch or tag; empty takes the project's files as they are.
         push: Send what the stages leave to the DVC remote.
+        pools: Where stages that want a resource go, as in {"gpu": "big-box"}: to a work pool.
         gpu_limit: A global concurrency limit of Prefect's that stages on a GPU take beside the
             device's own lock; only where the server keeps its leases in files.
     """
@@ -98,12 +108,14 @@ def distill(
     with workspace(project_root(), request.label(), ref=ref, number=number) as space:
         run = opened(space, request, device)
         tell(run.headline())
+        check_pools(run, pools or {})
         stages = plan(space.root, run.prepared.pipeline)
         line = Line(
             run=run,
             children=Children(),
             board=Board(len(stages)),
             device=device,
+            pools=pools or {},
             limit=gpu_limit,
         )
         carried: Any = quote(line)  # Any: Prefect hands the task what it wraps, unvisited
@@ -132,7 +144,7 @@ def distill(
 
 def with_workers(workers: int) -> Flow[Any, Finished]:  # Any: its parameters
     """`distill` with so many independent stages at a time."""
-    return distill.with_options(task_runner=pool(workers))
+    return distill.with_options(task_runner=threads(workers))
 
 
 def tell(text: str) -> None:
@@ -224,9 +236,12 @@ def dvc_stage(spec: StageSpec, line: Line) -> StageResult:
         board.write(f"           {spec.name} {text}")
         logger.warning(text)
 
-    names = slots.devices(line.device) if spec.resource == "gpu" else ()
+    pool = line.pools.get(spec.resource)
+    names = slots.devices(line.device) if spec.resource == "gpu" and not pool else ()
     owner = f"{run.space.run}/{spec.name}"
     try:
+        if pool:  # its results come into DVC's cache, and what follows only takes them from there
+            send(spec, run, pool, children=line.children, say=hear)
         with slots.hold(names, min(1, len(names)), owner, waiting) as held, _limit(line, held):
             result = run_stage(
                 line.children,

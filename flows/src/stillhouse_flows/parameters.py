@@ -23,6 +23,11 @@ ScaleName = Literal["", "tiny", "small", "paper"]
 SettingValues = dict[str, Any]  # Any: JSON values, checked by the recipe's own settings
 Device = Annotated[str, Field(pattern=rf"^({DEVICE})$")]
 Ref = Annotated[str, Field(pattern=rf"^({REF})?$")]
+Pools = dict[Literal["gpu", "cpu"], Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]*$")]]
+# of the flow `stage`, which other machines ask for
+RunBranch = Annotated[str, Field(pattern=r"^runs/[A-Za-z0-9][A-Za-z0-9_-]*$")]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$")]
+StageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 def check_name(recipe: str, scale: str) -> None:

@@ -1,8 +1,8 @@
-"""Prefect's server for the time of one run, where the user has none.
+"""Prefect's server: for the time of one run where the user has none, or for months.
 
-Prefect would start one itself, but in the terminal's process group: Ctrl-C would end it first, and
-the run would knock at its door for minutes. This one has a session of its own, and goes when the
-process that started it goes, in whatever way.
+Prefect would start the first itself, but in the terminal's process group: Ctrl-C would end it
+first, and the run would knock at its door for minutes. This one has a session of its own, and goes
+when the process that started it goes, in whatever way.
 """
 
 import atexit
@@ -14,7 +14,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
+from typing import IO
 
 from stillhouse.errors import StillhouseError
 from stillhouse_flows.process_group import die_with_parent, kill_group
@@ -22,16 +25,22 @@ from stillhouse_flows.process_group import die_with_parent, kill_group
 HOST = "127.0.0.1"
 API = "PREFECT_API_URL"
 STARTUP_SECONDS = 300.0
-ENVIRONMENT = {
-    "PREFECT_UI_ENABLED": "0",
-    # Prefect's own marks of a server that serves one process
-    "PREFECT__SERVER_EPHEMERAL": "1",
+# a run whose machine died sends no heartbeat (local.QUIET says how often) and is marked Crashed
+SILENCE = timedelta(seconds=90)
+ZOMBIES = "Mark runs without heartbeats as crashed"
+LONG_LIVED = {
     "PREFECT__SERVER_FINAL": "1",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
     # slots held in memory leak when a server is killed
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
         "prefect.server.concurrency.lease_storage.filesystem"
     ),
+}
+ENVIRONMENT = {
+    **LONG_LIVED,
+    "PREFECT_UI_ENABLED": "0",
+    # Prefect's own mark of a server that serves one process
+    "PREFECT__SERVER_EPHEMERAL": "1",
     # what only a long-lived server needs
     "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
@@ -41,33 +50,87 @@ ENVIRONMENT = {
 
 def ensure_api() -> None:
     """Have a Prefect API until this process ends; call it before Prefect is imported."""
-    if _configured():
-        return
-    log, port = Path(os.environ["PREFECT_HOME"]) / "server.log", _free_port()
+    if not configured():
+        _start(HOST, _free_port(), ENVIRONMENT)
+
+
+def ensure_server(host: str, port: int) -> "subprocess.Popen[bytes]":
+    """A server with schedules and the UI until this process ends; call it before Prefect is
+    imported.
+    """
+    _check_free(host, port)
+    # by its environment, not an option: the UI learns the API's address from it
+    os.environ |= {"PREFECT_SERVER_API_HOST": host, "PREFECT_SERVER_API_PORT": str(port)}
+    server = _start(host, port, LONG_LIVED)
+    mark_zombies()
+    return server
+
+
+def _start(host: str, port: int, settings: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    log = Path(os.environ["PREFECT_HOME"]) / "server.log"
     with log.open("w") as stream:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "stillhouse_flows.server", str(port)],
-            env=ENVIRONMENT | dict(os.environ),
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        server = _launch(host, port, settings, stream)
     # before Prefect registers its own: those run first, and send their last lines here
-    atexit.register(_stop, server)
-    os.environ[API] = f"http://{HOST}:{port}/api"
+    atexit.register(stop, server)
+    os.environ[API] = f"http://{reached_at(host)}:{port}/api"
     # seconds of work, as the server's start is: done side by side
     importlib.import_module("prefect")
     _wait_for(os.environ[API], server, log)
+    return server
 
 
-def _configured() -> bool:
+def reached_at(host: str) -> str:
+    """Where this machine reaches a server that listens at `host`."""
+    return HOST if host == "0.0.0.0" else host
+
+
+def _launch(
+    host: str, port: int, settings: Mapping[str, str], stream: IO[str]
+) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "stillhouse_flows.server", host, str(port)],
+        env={**settings, **os.environ},
+        stdin=subprocess.DEVNULL,
+        stdout=stream,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def mark_zombies() -> None:
+    """Have the server mark runs Crashed whose heartbeats stop; by itself it never would."""
+    from prefect.automations import AutomationCore, EventTrigger, Posture
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.events import ResourceSpecification
+
+    beat = "prefect.flow-run.heartbeat"
+    ends = {f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed")}
+    silent = EventTrigger(
+        after={beat},
+        expect={beat, *ends},
+        match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive,
+        within=SILENCE,
+    )
+    reason = f"No heartbeat for {SILENCE.seconds} s: its process or machine is gone"
+    crash = ChangeFlowRunState(name=None, state=StateType.CRASHED, message=reason, force=False)
+    with get_client(sync_client=True) as client:
+        if not client.read_automations_by_name(ZOMBIES):
+            made = AutomationCore(name=ZOMBIES, trigger=silent, actions=[crash])
+            client.create_automation(made)
+
+
+def configured() -> bool:
     """Whether the user has a Prefect API of their own."""
     profiles = Path(os.environ.get("PREFECT_HOME", "")) / "profiles.toml"
     return bool(os.environ.get(API)) or (profiles.is_file() and API in profiles.read_text())
 
 
-def _stop(server: "subprocess.Popen[bytes]") -> None:
+def stop(server: "subprocess.Popen[bytes]") -> None:
+    """End a server that this process started."""
     server.terminate()  # it still has events to write
     try:
         server.wait(10)
@@ -80,6 +143,17 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return probe.getsockname()[1]
+
+
+def _check_free(host: str, port: int) -> None:
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise StillhouseError(
+            f"{host}:{port}: {error.strerror}; give another --port, or end what listens there"
+        ) from error
 
 
 def _wait_for(api: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
@@ -96,7 +170,7 @@ def _wait_for(api: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
     )
 
 
-def main(port: int) -> None:
+def main(host: str, port: int) -> None:
     """Serve until told to stop, or until the process that asked for it is gone."""
     die_with_parent()
     import uvicorn
@@ -104,7 +178,7 @@ def main(port: int) -> None:
     uvicorn.run(
         "prefect.server.api.server:create_app",
         factory=True,
-        host=HOST,
+        host=host,
         port=port,
         log_level="error",
         lifespan="on",
@@ -112,4 +186,4 @@ def main(port: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(sys.argv[1], int(sys.argv[2]))

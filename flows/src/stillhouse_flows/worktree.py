@@ -8,6 +8,7 @@ $STILLHOUSE_HOME/workspaces/<repository>/<run>.json    what a later process need
 
 import hashlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -253,7 +254,11 @@ def bring_remotes(project: Path, root: Path) -> None:
     if not (project / ".dvc").is_dir():
         return
     with Repo(str(project)) as repo:
-        remotes = {name: dict(options) for name, options in repo.config["remote"].items()}
+        remotes = {
+            # a relative address leads elsewhere from there; this one is absolute
+            name: {k: os.fspath(v) if k == "url" else v for k, v in options.items()}
+            for name, options in repo.config["remote"].items()
+        }
         default = repo.config["core"].get("remote")
     if not remotes:
         return

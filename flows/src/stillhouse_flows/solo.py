@@ -1,0 +1,73 @@
+"""One whole run in this process: `python -m stillhouse_flows.solo ASKED RESULT.json`.
+
+RESULT.json gets its report and its branch.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stillhouse.errors import StillhouseError
+from stillhouse.files import write_text
+from stillhouse_flows.prepare import Request
+from stillhouse_flows.process_group import die_with_parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What `distill` is called with."""
+
+    request: Request
+    device: str
+    ref: str
+
+
+def run(asked: Asked) -> Mapping[str, str]:
+    """The run's report.json and the name of its branch."""
+    from stillhouse_flows.local import settle
+    from stillhouse_flows.server import ensure_api
+
+    settle()
+    ensure_api()
+    from stillhouse_flows.flow import distill
+
+    request = asked.request
+    page = Path(
+        distill(
+            recipe=request.recipe,
+            scale=request.scale,
+            settings=dict(request.settings),
+            device=asked.device,
+            ref=asked.ref,
+        )
+    )
+    return {"report": page.with_name("report.json").read_text(), "branch": _branch(page)}
+
+
+def _branch(page: Path) -> str:
+    """The branch of the workspace that holds the report; empty outside git."""
+    from stillhouse_flows.git import GitError, git
+
+    try:
+        return git(page.parent, "symbolic-ref", "--short", "HEAD")
+    except GitError:
+        return ""
+
+
+def main(argv: Sequence[str]) -> int:
+    words, target = argv
+    die_with_parent()
+    record = json.loads(words)
+    asked = Asked(**record | {"request": Request(**record["request"])})
+    try:
+        write_text(Path(target), json.dumps(run(asked)))
+    except StillhouseError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
