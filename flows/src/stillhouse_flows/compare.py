@@ -25,6 +25,8 @@ from stillhouse.errors import BadSetting, MissingExtra, StillhouseError
 from stillhouse.files import storage, write_text
 from stillhouse.runs import home, project_root
 from stillhouse_flows.board import Board, say
+from stillhouse_flows.local import settle
+from stillhouse_flows.parameters import AskedRun, Device, Ref
 from stillhouse_flows.prepare import Request
 from stillhouse_flows.process import ERROR, Children
 from stillhouse_flows.solo import Asked
@@ -86,16 +88,16 @@ def _missing(runner: str) -> MissingExtra:
     return MissingExtra(f"--runner {runner}", package, install=install)
 
 
-@flow(name="compare", persist_result=False, validate_parameters=False)
-def compare(
-    runs: list[dict[str, Any]],  # Any: JSON values
-    device: str = "auto",
-    ref: str = "",
-) -> str:
-    """Run every request, {"recipe": ..., "scale": ..., "settings": {...}}, and compare the reports.
+@flow(name="compare", persist_result=False)
+def compare(runs: list[AskedRun], device: Device = "auto", ref: Ref = "") -> str:
+    """Run every request and compare the reports; returns the path of the comparison.
 
-    Returns the path of the comparison.
+    Args:
+        runs: As in [{"recipe": "vision/distill", "scale": "tiny", "settings": {"lr": 0.1}}, ...].
+        device: auto, cpu, cuda or cuda:1, on the machine that runs it.
+        ref: A commit, branch or tag; empty takes the project's files as they are.
     """
+    settle()
     requests = [Request(**run) for run in runs]
     names = _names(requests)
     children, board = Children(), Board(len(requests))

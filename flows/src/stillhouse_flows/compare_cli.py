@@ -1,6 +1,7 @@
 """`stillhouse flow compare`: several whole runs, side by side."""
 
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -34,10 +35,17 @@ def compare(
 ) -> None:
     """Run recipes, variants or settings side by side, and compare their reports."""
     from stillhouse_flows.local import settle
+    from stillhouse_flows.parameters import check_name, check_place
+    from stillhouse_flows.run import INPUTS
     from stillhouse_flows.server import ensure_api
 
-    runs = requests(recipes, scale, assignments, vary)
+    runs: Any = requests(recipes, scale, assignments, vary)  # Any: checked by Prefect
+    for each in runs:
+        check_name(each["recipe"], each["scale"])
+    check_place(device, ref)
     settle()
+    # whoever types this may read what they may read
+    os.environ.setdefault(INPUTS, os.sep)
     try:
         ensure_api()
         from stillhouse_flows.compare import compare as flow

@@ -52,7 +52,7 @@ class Line:
     children: Children
     board: Board
     device: str
-    pools: Mapping[str, str]  # resource -> the work pool that its stages go to
+    pools: Pools  # resource -> the work pool that its stages go to
     limit: str = ""  # a global concurrency limit of Prefect's, on top of the devices' locks
     slices: dict[str, int] = field(default_factory=dict[str, int])  # stage -> of each batch
     crashes: dict[str, int] = field(default_factory=dict[str, int])  # stage -> so far

@@ -6,7 +6,8 @@ environment of a process; nothing else than these forms may.
 """
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import Field
 
@@ -23,7 +24,20 @@ ScaleName = Literal["", "tiny", "small", "paper"]
 SettingValues = dict[str, Any]  # Any: JSON values, checked by the recipe's own settings
 Device = Annotated[str, Field(pattern=rf"^({DEVICE})$")]
 Ref = Annotated[str, Field(pattern=rf"^({REF})?$")]
-Pools = dict[Literal["gpu", "cpu"], Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]*$")]]
+Pools = Mapping[
+    Annotated[str, Field(pattern=r"^(gpu|cpu)$")],
+    Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]*$")],
+]
+
+
+class AskedRun(TypedDict, total=False):
+    """One run of the flow `compare`."""
+
+    recipe: RecipeName
+    scale: ScaleName
+    settings: SettingValues
+
+
 # of the flow `stage`, which other machines ask for
 RunBranch = Annotated[str, Field(pattern=r"^runs/[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$")]

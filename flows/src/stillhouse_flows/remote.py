@@ -23,7 +23,7 @@ from stillhouse_flows import slots
 from stillhouse_flows.board import QUIET_SECONDS
 from stillhouse_flows.data import remote
 from stillhouse_flows.git import git, head, ignored
-from stillhouse_flows.parameters import Commit, Device, RunBranch, StageName
+from stillhouse_flows.parameters import Commit, Device, Pools, RunBranch, StageName
 from stillhouse_flows.prepare import Request
 from stillhouse_flows.process import Children, Say, StageFailed, ask, run_stage
 from stillhouse_flows.project import StageSpec, plan
@@ -38,7 +38,7 @@ GIT_REMOTE = "origin"
 POLL_SECONDS = 2.0
 
 
-def check_pools(run: Run, pools: Mapping[str, str]) -> None:
+def check_pools(run: Run, pools: Pools) -> None:
     """Before anything runs: what other machines need must be able to reach them.
 
     Raises BadSetting, or MissingData where there is no DVC remote.

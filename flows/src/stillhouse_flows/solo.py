@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stillhouse.errors import StillhouseError
 from stillhouse.files import write_text
@@ -34,26 +35,15 @@ def run(asked: Asked) -> Mapping[str, str]:
     from stillhouse_flows.flow import distill
 
     request = asked.request
-    page = Path(
-        distill(
-            recipe=request.recipe,
-            scale=request.scale,
-            settings=dict(request.settings),
-            device=asked.device,
-            ref=asked.ref,
-        )
+    scale: Any = request.scale  # Any: checked by Request
+    done = distill(
+        recipe=request.recipe,
+        scale=scale,
+        settings=dict(request.settings),
+        device=asked.device,
+        ref=asked.ref,
     )
-    return {"report": page.with_name("report.json").read_text(), "branch": _branch(page)}
-
-
-def _branch(page: Path) -> str:
-    """The branch of the workspace that holds the report; empty outside git."""
-    from stillhouse_flows.git import GitError, git
-
-    try:
-        return git(page.parent, "symbolic-ref", "--short", "HEAD")
-    except GitError:
-        return ""
+    return {"report": done.page.with_name("report.json").read_text(), "branch": done.branch}
 
 
 def main(argv: Sequence[str]) -> int:

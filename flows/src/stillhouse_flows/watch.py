@@ -21,7 +21,7 @@ from stillhouse_flows.history import decisions
 from stillhouse_flows.hush import hush_dvc
 from stillhouse_flows.inputs import Inputs, changes, inputs_from, reading_from, with_data
 from stillhouse_flows.local import settle
-from stillhouse_flows.parameters import Device, RecipeName, Ref, ScaleName, SettingValues
+from stillhouse_flows.parameters import Device, Pools, RecipeName, Ref, ScaleName, SettingValues
 from stillhouse_flows.prepare import Request
 from stillhouse_flows.process import ask
 from stillhouse_flows.promotion import Judgement, judge, promotion
@@ -47,14 +47,25 @@ def watch(
     device: Device = "auto",
     ref: Ref = "",
     push: bool = False,
+    pools: Pools | None = None,
     gpu_limit: str = "",
     code: bool = False,
     force: bool = False,
 ) -> State[None]:
     """Distill when the data, another input or a setting is not that of the last promoted or judged
-    run (with `code`, also when the code is not; with `force`, always), and promote what passes the
-    gate. Ends Completed as "Unchanged", "Promoted" or "Refused". `push` and `gpu_limit`: as in
-    `distill`; a promoted student is pushed too.
+    run, and promote what passes the gate. Ends Completed as "Unchanged", "Promoted" or "Refused".
+
+    Args:
+        recipe: domain/recipe, or domain/recipe@variant with the settings of params.yaml.
+        scale: tiny, small or paper; empty is tiny, or the variant's own.
+        settings: What differs from the scale's preset, as in {"seeds": 3}.
+        device: auto, cpu, cuda or cuda:1, on the machine that runs it.
+        ref: A commit, branch or tag; empty takes the project's files as they are.
+        push: Send what the stages leave to the DVC remote, and a promoted student first.
+        pools: Where stages that want a resource go, as in {"gpu": "big-box"}: to a work pool.
+        gpu_limit: A global concurrency limit of Prefect's, as in `distill`.
+        code: Other code counts as a change too.
+        force: Run in any case.
     """
     settle()
     hush_dvc()
@@ -73,6 +84,7 @@ def watch(
         device=device,
         ref=ref,
         push=push,
+        pools=pools,
         gpu_limit=gpu_limit,
     )
     judgement: Judgement = hold(project, finished.run, seen.gate, push)
