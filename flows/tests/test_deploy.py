@@ -57,7 +57,7 @@ GOOD = COUNT.replace("toy/count", "vision/distill").replace("settings: {seeds: 2
         ("_flows.flow.", "_flows.flaw.", "No module named 'stillhouse_flows.flaw'"),
         ("entrypoint", "entry_point", "unknown key 'entry_point'. Did you mean 'entrypoint'?"),
         ("vision/distill", "vision/distil", "unknown recipe 'vision/distil'"),
-        ("scale: tiny", "scale: tidy", "tidy"),
+        ("scale: tiny", "scale: tidy", "scale: Input should be '', 'tiny', 'small' or 'paper'"),
         ("scale: tiny", "settings: {seads: 2}", "unknown setting 'seads'. Did you mean 'seeds'?"),
         ("scale: tiny", "skale: tiny", "unknown parameter 'skale'. Did you mean 'scale'?"),
         ("scale: tiny", "settings: 3", "parameters:"),

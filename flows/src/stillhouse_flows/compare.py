@@ -98,7 +98,7 @@ def compare(runs: list[AskedRun], device: Device = "auto", ref: Ref = "") -> str
         ref: A commit, branch or tag; empty takes the project's files as they are.
     """
     settle()
-    requests = [Request(**run) for run in runs]
+    requests = [Request(**run.model_dump()) for run in runs]
     names = _names(requests)
     children, board = Children(), Board(len(requests))
     say(f"{len(requests)} runs: {', '.join(names)}")

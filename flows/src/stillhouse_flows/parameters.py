@@ -7,9 +7,9 @@ environment of a process; nothing else than these forms may.
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from stillhouse.errors import BadSetting
 
@@ -30,12 +30,14 @@ Pools = Mapping[
 ]
 
 
-class AskedRun(TypedDict, total=False):
+class AskedRun(BaseModel):
     """One run of the flow `compare`."""
 
+    model_config = ConfigDict(extra="forbid")
+
     recipe: RecipeName
-    scale: ScaleName
-    settings: SettingValues
+    scale: ScaleName = ""
+    settings: SettingValues = {}
 
 
 # of the flow `stage`, which other machines ask for
