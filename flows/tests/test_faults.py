@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 import yaml
+from flow_servers import flow_runs, free_port, going
 
 if TYPE_CHECKING:
     from conftest import Project
@@ -390,3 +391,69 @@ def test_a_lost_remote_is_tried_again_and_its_run_keeps_its_results(
     out = run(counting, env, "toy/slope", "--set", "steps=5", "--push")
     assert "Pushed" in out
     assert [*remote.rglob("*.dir")]
+
+
+SLOPE = """\
+deployments:
+  - name: slope
+    entrypoint: stillhouse_flows.flow.distill
+    parameters: {recipe: toy/slope, settings: {steps: 60, step_seconds: 0.15}}
+"""
+
+
+def test_a_worker_that_is_killed_leaves_no_process_and_its_run_is_retried_where_it_was(
+    counting: "Project",
+    env: dict[str, str],
+    own_home: Path,
+    tmp_path: Path,
+    expected: Callable[..., Mapping[str, str]],
+) -> None:
+    wanted = expected(*TRAINING)
+    port, log = free_port(), tmp_path / "server.log"
+    env["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    counting.write({"prefect.yaml": SLOPE})
+    counting.commit()
+
+    def prefect(*words: str) -> None:
+        command = [sys.executable, "-m", "prefect", *words]
+        done = subprocess.run(command, cwd=counting.root, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def states() -> list[str]:
+        return [run["state_name"] for run in flow_runs(port)]
+
+    with going(counting, env, log, "server", "--port", str(port)):
+        wait_for("the server", lambda: "export PREFECT_API_URL" in log.read_text(), 180)
+        words = [sys.executable, "-m", "stillhouse", "flow", "deploy"]
+        subprocess.run(words, cwd=counting.root, env=env, check=True, capture_output=True)
+        with going(counting, env, tmp_path / "worker.log", "worker", "local") as worker:
+            prefect("deployment", "run", "distill/slope")
+            wait_for("a run", lambda: trainer(worker.pid), 120)
+            wait_for_checkpoint(own_home, worker.pid)
+            for process in [psutil.Process(worker.pid), *_workers(worker.pid)]:
+                process.kill()
+        # the server, which knows the project too, is another session's
+        wait_for("the trainer gone", lambda: not _training(), 30)
+        # its heartbeats stop; the automation needs up to two minutes to see it
+        wait_for("Crashed", lambda: "Crashed" in states(), 200)
+        (first,) = flow_runs(port)
+        with going(counting, env, tmp_path / "again.log", "worker", "local"):
+            prefect("flow-run", "retry", first["id"])
+            wait_for("Completed", lambda: "Completed" in states(), 240)
+        assert len(flow_runs(port)) == 1
+    (branch,) = branches(counting)
+    subjects = counting.git("log", "--format=%s", branch).splitlines()
+    assert subjects.count(next(s for s in subjects if s.startswith("Start"))) == 1
+    assert int(str(record(counting, branch, "student")["resumed_at"])) > 0
+    assert outputs(counting, branch) == wanted
+
+
+def _workers(leader: int) -> list[psutil.Process]:
+    """Prefect's worker itself, below the command that started it."""
+    found = psutil.Process(leader).children(recursive=True)
+    return [p for p in found if "worker" in p.cmdline()]
+
+
+def _training() -> list[str]:
+    rows = subprocess.run(["ps", "-eo", "stat=,args="], capture_output=True, text=True).stdout
+    return [r for r in rows.splitlines() if "stage toy/slope" in r and not r.startswith("Z")]
