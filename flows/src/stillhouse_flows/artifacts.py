@@ -126,7 +126,9 @@ def embedded(markdown: Path) -> str:
         kind = TYPES.get(chart.suffix)
         if kind is None or not chart.is_file() or chart.stat().st_size > LARGEST:
             return f"*{found['alt']}*"
-        body = base64.b64encode(chart.read_bytes()).decode()
+        # the charts for light pages, whatever the UI around them
+        drawn = chart.read_bytes().replace(b"<svg ", b'<svg style="background:#fff" ', 1)
+        body = base64.b64encode(drawn).decode()
         return f"![{found['alt']}](data:{kind};base64,{body})"
 
     return PICTURE.sub(inline, markdown.read_text())

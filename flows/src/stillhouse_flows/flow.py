@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from prefect import Flow, flow, get_run_logger, task
@@ -161,7 +162,8 @@ def lost_remote(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool
     return isinstance(state.result(raise_on_failure=False), RemoteLost)
 
 
-remote_task: Callable[..., Any] = task(  # Any: Prefect's decorator
+remote_task: Callable[..., Any] = partial(  # Any: Prefect's decorator
+    task,
     cache_policy=NO_CACHE,
     persist_result=False,
     retries=len(REMOTE_WAITS),
@@ -170,13 +172,13 @@ remote_task: Callable[..., Any] = task(  # Any: Prefect's decorator
 )
 
 
-@remote_task
+@remote_task(name="data version", task_run_name="data version")
 def bring_data(line: Line) -> None:
     """Bring what the run reads at the pinned version, and freeze everything in a commit."""
     start(line.run)
 
 
-@remote_task
+@remote_task(name="push", task_run_name="push")
 def push_to_remote(line: Line) -> None:
     """Send the outputs and the run cache to the DVC remote."""
     run = line.run
@@ -300,7 +302,7 @@ def may_heal(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:  
     return isinstance(end, StageFailed) and end.again
 
 
-@task(name="report", cache_policy=NO_CACHE, persist_result=False)
+@task(name="report", task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
 def write_report(line: Line) -> str:
     """Write the report with the workspace's code; returns its table."""
     run, said = line.run, list[str]()

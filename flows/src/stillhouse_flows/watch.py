@@ -92,7 +92,7 @@ def watch(
     return _end("Promoted" if judgement.promoted else "Refused", judgement.sentence())
 
 
-@remote_task
+@remote_task(name="gate", task_run_name="gate")
 def hold(project: Path, run: str, gate: Gate, push: bool) -> Judgement:
     """Promote the run or refuse it."""
     return judge(project, run, gate, push=push)
