@@ -114,6 +114,10 @@ def test_a_failed_stage_stops_those_after_it_only(
     assert ended == {"numbers": "ran", "double": "FAILED", "same-scores": "ran"}
     assert "Not run: double-scores" in out
     assert left_of(child.pid) == []
+    told = start(counting, env, "history")
+    out, err = told.communicate()
+    (line,) = out.splitlines()
+    assert line.endswith("failed; stage 'double': these numbers cannot be used"), out + err
 
 
 def test_ctrl_c_leaves_no_process(counting: "Project", env: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@ from stillhouse_flows.git import git
 
 DECISION = "decision.json"
 FINISHED = ("Report of ", "Decision on ")  # subjects of a finished run's last commit
+FAILED = "Failure of "  # and of one that failed; the reason is the commit's body
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class RunBranch:
     when: str  # of that commit
     title: str  # RECIPE@VARIANT; empty before the run has settled its settings
     finished: bool
+    failed: bool
 
     def folder(self) -> str:
         """runs/<domain>/<recipe>/<variant>."""
@@ -59,9 +61,10 @@ def run_branches(repo: Repository) -> list[RunBranch]:
         run, when, subject = line.split("\t", 2)
         word = subject.rpartition(" ")[2]
         # what its tree holds does not tell: the user may have merged an earlier run
-        finished = subject.startswith(FINISHED)
+        finished, failed = subject.startswith(FINISHED), subject.startswith(FAILED)
         title = word if "@" in word else ""
-        found.append(RunBranch(run=run, when=when, title=title, finished=finished))
+        each = RunBranch(run=run, when=when, title=title, finished=finished, failed=failed)
+        found.append(each)
     return found
 
 

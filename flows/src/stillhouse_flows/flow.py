@@ -6,7 +6,7 @@ Prefect keeps no result. A flow run that Prefect retries opens its workspace aga
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -126,9 +126,11 @@ def distill(
             # before the report, which says whether the tree it describes is committed
             space.commit(results_message(run, results), also=run.numbers())
             words = write_report(carried)
-        except BaseException:
+        except BaseException as error:
             # a signal reaches this thread only: without this, what the others started would go on
             line.children.kill()
+            if isinstance(error, StillhouseError):
+                note_failure(run, error)
             raise
         commit = space.commit(f"Report of {run.prepared.ref}", also=run.reports())
         artifacts.run_summary(run, results, line.seconds, commit)
@@ -155,6 +157,14 @@ def tell(text: str) -> None:
     for row in text.splitlines():
         if row.strip():
             logger.info(row)
+
+
+def note_failure(run: Run, error: StillhouseError) -> None:
+    """Commit what was finished, and why no more was."""
+    # a full disk would hide the reason behind its own
+    with suppress(StillhouseError):
+        if run.space.started():
+            run.space.commit(f"Failure of {run.prepared.ref}\n\n{error}\n", also=run.numbers())
 
 
 def lost_remote(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:  # Any: Prefect's
@@ -256,7 +266,7 @@ def dvc_stage(spec: StageSpec, line: Line) -> StageResult:
                 files=held.files,
             )
     except StageFailed as error:
-        _note_failure(line, spec, error)
+        _try_again(line, spec, error)
         raise
     line.seconds[spec.name] = time.monotonic() - started
     board.finish(spec.name, f"{result.status:<10} {line.seconds[spec.name]:6.1f} s")
@@ -281,7 +291,7 @@ def _limit(line: Line, held: slots.Held) -> AbstractContextManager[None]:
     return concurrency(line.limit, occupy=len(held.devices), strict=True)
 
 
-def _note_failure(line: Line, spec: StageSpec, error: StageFailed) -> None:
+def _try_again(line: Line, spec: StageSpec, error: StageFailed) -> None:
     name = spec.name
     slices, crashes = 2 * line.slices.get(name, 1), line.crashes.get(name, 0) + 1
     if error.memory and slices <= 2**MEMORY_TRIES:

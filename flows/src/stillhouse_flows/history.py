@@ -15,12 +15,14 @@ from stillhouse_flows.git import git
 from stillhouse_flows.promotion import PROMOTED
 from stillhouse_flows.worktree import run_lock
 
-State = Literal["finished", "running", "unfinished"]
+State = Literal["finished", "running", "failed", "unfinished"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One run. `score` is the first that its gate names, else the report's headline."""
+    """One run. `score` is the first that its gate names, else the report's headline; of a run that
+    failed, the reason.
+    """
 
     when: str
     run: str
@@ -75,7 +77,7 @@ def _entry(repo: Repository, branch: RunBranch, promoted: Sequence[str]) -> Entr
         recipe=branch.title,
         data=pinned.md5[:8] if pinned else "",
         state=_state(repo, branch),
-        score=_score(record) if record else _headline(report) if report else "",
+        score=_outcome(repo, branch, record, report),
         decision=_words(branch.run, record, promoted) if report else "",
     )
 
@@ -83,7 +85,25 @@ def _entry(repo: Repository, branch: RunBranch, promoted: Sequence[str]) -> Entr
 def _state(repo: Repository, branch: RunBranch) -> State:
     if branch.finished:
         return "finished"
-    return "running" if _running(repo.project, branch.run) else "unfinished"
+    if _running(repo.project, branch.run):
+        return "running"
+    return "failed" if branch.failed else "unfinished"
+
+
+def _outcome(
+    repo: Repository,
+    branch: RunBranch,
+    record: Mapping[str, Any] | None,  # Any: JSON
+    report: str | None,
+) -> str:
+    if record:
+        return _score(record)
+    if report:
+        return _headline(report)
+    if branch.failed:
+        reason = git(repo.top, "log", "-1", "--format=%b", f"refs/heads/runs/{branch.run}")
+        return " ".join(reason.split())
+    return ""
 
 
 def _running(project: Path, run: str) -> bool:
