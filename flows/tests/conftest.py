@@ -212,3 +212,20 @@ def learnt(learnt_once: Learnt, tmp_path: Path, own_home: Path) -> Learnt:
         "STILLHOUSE_HOME": str(own_home),
     }
     return replace(learnt_once, project=project, env=env)
+
+
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kept between tests: Prefect takes seconds to make its database."""
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture
+def env(counting: Project, own_home: Path, prefect_home: Path) -> dict[str, str]:
+    """The environment of a command in the project `counting`."""
+    return dict(os.environ) | {
+        "PYTHONPATH": str(counting / "src"),
+        "STILLHOUSE_HOME": str(own_home),
+        "PREFECT_HOME": str(prefect_home),
+        "OMP_NUM_THREADS": "1",
+    }

@@ -1,4 +1,4 @@
-"""What tests with a server of their own share; pytest finds it by `pythonpath`."""
+"""What tests that start commands or servers share; pytest finds it by `pythonpath`."""
 
 import json
 import os
@@ -24,6 +24,19 @@ deployments:
     schedules: [{interval: 15}]
     concurrency_limit: {limit: 1, collision_strategy: ENQUEUE}
 """
+
+
+def start(project: "Project", env: Mapping[str, str], *words: str) -> "subprocess.Popen[str]":
+    """`stillhouse flow WORDS` in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "stillhouse", "flow", *words],
+        cwd=project.root,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def free_port() -> int:

@@ -1,6 +1,5 @@
 """Deployments and schedules as a user has them: real servers on 127.0.0.1, real workers, real runs."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -19,19 +18,9 @@ if TYPE_CHECKING:
     from conftest import Project
 
 
-@pytest.fixture(scope="session")
-def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Kept between tests: Prefect takes seconds to make its database."""
-    return tmp_path_factory.mktemp("prefect")
-
-
 @pytest.fixture
-def env(counting: "Project", own_home: Path, prefect_home: Path) -> dict[str, str]:
-    return dict(os.environ) | {
-        "PYTHONPATH": str(counting / "src"),
-        "STILLHOUSE_HOME": str(own_home),
-        "PREFECT_HOME": str(prefect_home),
-        "OMP_NUM_THREADS": "1",
+def env(env: dict[str, str]) -> dict[str, str]:
+    return env | {
         # a recipe is checked here, too: the plugin's __pycache__ would count as a change
         "PYTHONDONTWRITEBYTECODE": "1",
         # asked more often than on a real server, so that the test need not wait

@@ -3,7 +3,6 @@ and that the outputs are those of an undisturbed run. Real processes, git, DVC a
 """
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 import yaml
-from flow_servers import flow_runs, free_port, going
+from flow_servers import flow_runs, free_port, going, start
 
 if TYPE_CHECKING:
     from conftest import Project
@@ -26,18 +25,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TRAINING = ("toy/slope", "--set", "steps=60", "--set", "step_seconds=0.15")
 
 
-@pytest.fixture(scope="session")
-def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("prefect")
-
-
 @pytest.fixture
-def env(counting: "Project", own_home: Path, prefect_home: Path) -> dict[str, str]:
-    return dict(os.environ) | {
-        "PYTHONPATH": str(counting / "src"),
-        "STILLHOUSE_HOME": str(own_home),
-        "PREFECT_HOME": str(prefect_home),
-        "OMP_NUM_THREADS": "1",
+def env(env: dict[str, str]) -> dict[str, str]:
+    return env | {
         "STILLHOUSE_CHECKPOINT_SECONDS": "1",
     }
 
@@ -46,18 +36,6 @@ def env(counting: "Project", own_home: Path, prefect_home: Path) -> dict[str, st
 def undisturbed() -> dict[tuple[str, ...], Mapping[str, str]]:
     """Outputs of undisturbed runs by what was asked, each run once."""
     return {}
-
-
-def start(project: "Project", env: Mapping[str, str], *words: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "stillhouse", "flow", *words],
-        cwd=project.root,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def run(project: "Project", env: Mapping[str, str], *words: str) -> str:

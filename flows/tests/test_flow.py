@@ -3,46 +3,18 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from flow_servers import start
 
 if TYPE_CHECKING:
     from conftest import Project
 
 pytestmark = [pytest.mark.essential, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="session")
-def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Kept between tests: Prefect takes seconds to make its database."""
-    return tmp_path_factory.mktemp("prefect")
-
-
-@pytest.fixture
-def env(counting: "Project", own_home: Path, prefect_home: Path) -> Mapping[str, str]:
-    return dict(os.environ) | {
-        "PYTHONPATH": str(counting / "src"),
-        "STILLHOUSE_HOME": str(own_home),
-        "PREFECT_HOME": str(prefect_home),
-        "OMP_NUM_THREADS": "1",
-    }
-
-
-def start(project: "Project", env: Mapping[str, str], *words: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "stillhouse", "flow", *words],
-        cwd=project.root,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def left_of(session: int) -> list[str]:

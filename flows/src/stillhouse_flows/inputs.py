@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.digest import text_digest
-from stillhouse.errors import MissingData, StillhouseError
+from stillhouse.errors import MissingData
 from stillhouse.inputs import outside
 from stillhouse.recipe import OUTSIDE
 from stillhouse.report.document import Document
 from stillhouse_flows.data import Pin, below, listing
 from stillhouse_flows.gate import outside_digests, rows_of_recipe
+from stillhouse_flows.process import answer
 
 DATA = "data:"
 
@@ -138,13 +139,9 @@ def _digest(ref: str, root: Path, project: Path) -> str:
 
 def main(argv: Sequence[str]) -> int:
     request = json.loads(argv[0])
-    try:
-        found = read(Path.cwd(), Path(request["project"]), request["ref"])
-    except StillhouseError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print(json.dumps(asdict(found)))
-    return 0
+    return answer(
+        lambda: json.dumps(asdict(read(Path.cwd(), Path(request["project"]), request["ref"])))
+    )
 
 
 if __name__ == "__main__":

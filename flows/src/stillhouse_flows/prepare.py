@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stillhouse.errors import BadSetting, StillhouseError
+from stillhouse.errors import BadSetting
 from stillhouse.runs import Runs
 from stillhouse.settings import Settings, find_settings, make_settings, read_params
 from stillhouse_flows import generate
 from stillhouse_flows.parameters import check_name
+from stillhouse_flows.process import answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +107,7 @@ def note_variant(root: Path, chosen: generate.Target) -> None:
 
 def main(argv: Sequence[str]) -> int:
     (text,) = argv
-    try:
-        print(json.dumps(asdict(prepare(Path.cwd(), Request(**json.loads(text))))))
-    except StillhouseError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return answer(lambda: json.dumps(asdict(prepare(Path.cwd(), Request(**json.loads(text))))))
 
 
 if __name__ == "__main__":

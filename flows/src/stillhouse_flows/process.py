@@ -189,6 +189,16 @@ def _failure(
     return StageFailed(f"{where}: {said or f'exit code {code}'}; its log is {log}", crashed=crashed)
 
 
+def answer(make: Callable[[], str]) -> int:
+    """The other end of `ask`: print what `make` returns, or its error line; the exit code."""
+    try:
+        print(make())
+    except StillhouseError as error:
+        print(f"{ERROR}{' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
 def ask(module: str, request: str, *, env: Mapping[str, str], cwd: Path) -> str:
     """What `python -m module REQUEST` prints; raises StillhouseError with its own error line."""
     done = subprocess.run(

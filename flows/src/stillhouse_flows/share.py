@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stillhouse.errors import MissingData, StillhouseError
+from stillhouse.errors import MissingData
 from stillhouse_flows.hush import hush_dvc
+from stillhouse_flows.process import answer
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -137,12 +138,7 @@ def main(argv: Sequence[str]) -> int:
     request = json.loads(argv[0])
     errands = {"find": find, "give": give, "fetch": fetch, "give-data": give_data}
     hush_dvc()
-    try:
-        print(json.dumps(errands[request["errand"]](Path.cwd(), request["address"])))
-    except StillhouseError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return answer(lambda: json.dumps(errands[request["errand"]](Path.cwd(), request["address"])))
 
 
 if __name__ == "__main__":

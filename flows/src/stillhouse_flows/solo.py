@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stillhouse.errors import StillhouseError
 from stillhouse.files import write_text
 from stillhouse_flows.prepare import Request
+from stillhouse_flows.process import answer
 from stillhouse_flows.process_group import die_with_parent
 
 
@@ -51,12 +51,12 @@ def main(argv: Sequence[str]) -> int:
     die_with_parent()
     record = json.loads(words)
     asked = Asked(**record | {"request": Request(**record["request"])})
-    try:
+
+    def finish() -> str:
         write_text(Path(target), json.dumps(run(asked)))
-    except StillhouseError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+        return target
+
+    return answer(finish)
 
 
 if __name__ == "__main__":
