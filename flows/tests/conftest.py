@@ -187,6 +187,8 @@ def learnt_once(tmp_path_factory: pytest.TempPathFactory) -> Learnt:
         "STILLHOUSE_HOME": str(place / "home"),
         "GIT_CONFIG_GLOBAL": os.devnull,
         "OMP_NUM_THREADS": "1",
+        # where a command imports the plugin, its __pycache__ would count as a change
+        "PYTHONDONTWRITEBYTECODE": "1",
     }
     made = Learnt(project=project, good="", worse="", env=env)
     for words in ((), ("--set", "gain=3.0")):
@@ -228,4 +230,6 @@ def env(counting: Project, own_home: Path, prefect_home: Path) -> dict[str, str]
         "STILLHOUSE_HOME": str(own_home),
         "PREFECT_HOME": str(prefect_home),
         "OMP_NUM_THREADS": "1",
+        # where a command imports the plugin, its __pycache__ would count as a change
+        "PYTHONDONTWRITEBYTECODE": "1",
     }

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 @pytest.fixture
 def env(env: dict[str, str]) -> dict[str, str]:
     return env | {
-        # a recipe is checked here, too: the plugin's __pycache__ would count as a change
-        "PYTHONDONTWRITEBYTECODE": "1",
         # asked more often than on a real server, so that the test need not wait
         "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",

@@ -302,7 +302,7 @@ def server(env: dict[str, str], tmp_path: Path) -> Iterator[Callable[[], psutil.
         import urllib.request
 
         process = psutil.Popen(
-            [sys.executable, "-m", "stillhouse_flows.server", port],
+            [sys.executable, "-m", "stillhouse_flows.server", "127.0.0.1", port],
             env=own,
             start_new_session=True,
             stdout=subprocess.DEVNULL,

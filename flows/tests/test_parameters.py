@@ -126,7 +126,9 @@ def test_no_secret_reaches_logs_artifacts_branches_or_reports(
 
     secret = "hunter2-correct-horse"
     with Repo(str(counting.root)) as repo, repo.config.edit("local") as config:
-        config["remote"] = {"store": {"url": "s3://bucket/x", "secret_access_key": secret}}
+        config["remote"] = {
+            "store": {"url": "https://127.0.0.1:9/x", "user": "me", "password": secret}
+        }
         config["core"]["remote"] = "store"
     env = dict(os.environ) | {
         "PYTHONPATH": str(counting / "src"),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 from filelock import FileLock
 
-from stillhouse.errors import StillhouseError
+from stillhouse.errors import MissingExtra, StillhouseError
 from stillhouse_flows.git import GitError, snapshot
 from stillhouse_flows.worktree import prune, workspace
 
@@ -169,3 +169,14 @@ def test_a_workspace_that_is_not_kept_leaves_neither_folder_nor_branch(toy: "Pro
         pass
     assert not space.folder.exists()
     assert toy.git("branch", "--list") == before
+
+
+def test_a_remote_of_a_kind_that_is_not_installed_is_named(toy: "Project") -> None:
+    from dvc.repo import Repo
+
+    with Repo(str(toy.root)) as repo, repo.config.edit("local") as config:
+        config["remote"] = {"store": {"url": "s3://bucket/x"}}
+        config["core"]["remote"] = "store"
+    told = r"^DVC remote 'store' \(s3://bucket/x\) needs `dvc-s3`, which is not installed. Run: uv"
+    with pytest.raises(MissingExtra, match=told), workspace(toy.root, "toy"):
+        pass

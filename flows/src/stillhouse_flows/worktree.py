@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from stillhouse.errors import StillhouseError
+from stillhouse.errors import MissingExtra, StillhouseError
 from stillhouse.files import storage, write_text
 from stillhouse.runs import home
 from stillhouse_flows.git import (
@@ -262,11 +262,25 @@ def bring_remotes(project: Path, root: Path) -> None:
         default = repo.config["core"].get("remote")
     if not remotes:
         return
+    if default in remotes:
+        _check_installed(default, remotes[default]["url"])
     with Config(str(root / ".dvc"), validate=True).edit("local") as opened:
         local: Any = opened  # Any: DVC's nested dictionaries
         local["remote"] = remotes
         if default:
             local["core"]["remote"] = default
+
+
+def _check_installed(name: str, url: str) -> None:
+    """DVC looks at its default remote at almost any call, and each kind is a package of its own."""
+    from dvc.fs import get_fs_cls
+
+    try:
+        get_fs_cls({"url": url})
+    except ImportError as error:
+        kind = url.partition(":")[0]
+        where = f"DVC remote '{name}' ({url})"
+        raise MissingExtra(where, f"dvc-{kind}", install=f"uv add dvc-{kind}") from error
 
 
 def _ensure(path: Path, text: str) -> None:
