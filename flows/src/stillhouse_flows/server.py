@@ -28,6 +28,9 @@ STARTUP_SECONDS = 300.0
 # a run whose machine died sends no heartbeat (local.QUIET says how often) and is marked Crashed
 SILENCE = timedelta(seconds=90)
 ZOMBIES = "Mark runs without heartbeats as crashed"
+# how a run's states are called when it has ended; a name that is missing here would crash such runs
+ENDS = ("Completed", "Failed", "TimedOut", "Cancelled", "Crashed")
+ENDS_OF_WATCH = ("Unchanged", "Promoted", "Refused")
 LONG_LIVED = {
     "PREFECT__SERVER_FINAL": "1",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
@@ -106,7 +109,7 @@ def mark_zombies() -> None:
     from prefect.events.schemas.events import ResourceSpecification
 
     beat = "prefect.flow-run.heartbeat"
-    ends = {f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed")}
+    ends = {f"prefect.flow-run.{name}" for name in (*ENDS, *ENDS_OF_WATCH)}
     silent = EventTrigger(
         after={beat},
         expect={beat, *ends},
@@ -118,9 +121,9 @@ def mark_zombies() -> None:
     reason = f"No heartbeat for {SILENCE.seconds} s: its process or machine is gone"
     crash = ChangeFlowRunState(name=None, state=StateType.CRASHED, message=reason, force=False)
     with get_client(sync_client=True) as client:
-        if not client.read_automations_by_name(ZOMBIES):
-            made = AutomationCore(name=ZOMBIES, trigger=silent, actions=[crash])
-            client.create_automation(made)
+        for earlier in client.read_automations_by_name(ZOMBIES):  # of another version, perhaps
+            client.delete_automation(earlier.id)
+        client.create_automation(AutomationCore(name=ZOMBIES, trigger=silent, actions=[crash]))
 
 
 def configured() -> bool:

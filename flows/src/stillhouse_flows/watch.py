@@ -26,7 +26,10 @@ from stillhouse_flows.prepare import Request
 from stillhouse_flows.process import ask
 from stillhouse_flows.promotion import Judgement, judge, promotion
 from stillhouse_flows.run import opened
+from stillhouse_flows.server import ENDS_OF_WATCH
 from stillhouse_flows.worktree import workspace
+
+UNCHANGED, PROMOTED, REFUSED = ENDS_OF_WATCH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ def watch(
     seen = look(project, request, ref)
     reason = _reason(repo, seen, code=code)
     if reason.unchanged and not force:
-        return _end("Unchanged", reason.words)
+        return _end(UNCHANGED, reason.words)
     tell(f"{reason.words}; forced" if reason.unchanged else reason.words)
     finished = distill(
         recipe=recipe,
@@ -89,7 +92,7 @@ def watch(
     )
     judgement: Judgement = hold(project, finished.run, seen.gate, push)
     show(judgement, seen.gate)
-    return _end("Promoted" if judgement.promoted else "Refused", judgement.sentence())
+    return _end(PROMOTED if judgement.promoted else REFUSED, judgement.sentence())
 
 
 @remote_task(name="gate", task_run_name="gate")
