@@ -107,3 +107,14 @@ def test_ctrl_c_leaves_no_process(counting: "Project", env: Mapping[str, str]) -
     assert left_of(child.pid) == []
     rows = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True).stdout
     assert str(counting.root.parent) not in rows
+
+
+def test_wrong_input_leaves_neither_branch_nor_workspace(
+    counting: "Project", env: Mapping[str, str], own_home: Path
+) -> None:
+    child = start(counting, env, "run", "toy/count", "--set", "facto=2")
+    out, err = child.communicate()
+    assert (child.returncode, err.count("\n")) == (2, 1), out + err
+    assert "Did you mean 'factor'?" in err
+    assert counting.git("branch", "--list", "runs/*") == ""
+    assert not [p for p in (own_home / "workspaces").glob("*/*") if p.is_dir()]

@@ -36,7 +36,7 @@ from stillhouse_flows.process import Children, StageFailed, run_stage
 from stillhouse_flows.project import StageSpec, plan
 from stillhouse_flows.remote import check_pools, send
 from stillhouse_flows.run import Finished, Run, opened, results_message, start
-from stillhouse_flows.worktree import workspace
+from stillhouse_flows.worktree import RunWorkspace, forget, workspace
 
 # one stage at a time: each uses every core, and beside another its latencies would not be its own
 WORKERS = 1
@@ -107,7 +107,7 @@ def distill(
     request = Request(recipe=recipe, scale=scale, settings=settings or {})
     number = str(flow_run.id).replace("-", "")[-12:]
     with workspace(project_root(), request.label(), ref=ref, number=number) as space:
-        run = opened(space, request, device)
+        run = settled(space, request, device)
         tell(run.headline())
         check_pools(run, pools or {})
         stages = plan(space.root, run.prepared.pipeline)
@@ -143,6 +143,16 @@ def distill(
             push_to_remote(carried)
         tell(words)
         return run.finished(commit)
+
+
+def settled(space: RunWorkspace, request: Request, device: str) -> Run:
+    """The run; where there can be none, for wrong input, nothing is left of its workspace."""
+    try:
+        return opened(space, request, device)
+    except StillhouseError:
+        if not space.started():
+            forget(space)
+        raise
 
 
 def with_workers(workers: int) -> Flow[Any, Finished]:  # Any: its parameters

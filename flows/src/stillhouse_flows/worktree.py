@@ -91,7 +91,7 @@ def workspace(
                 yield opened
             finally:
                 if not keep:
-                    _forget(opened)
+                    forget(opened)
     (place / f"{run}.lock").unlink(missing_ok=True)
 
 
@@ -314,7 +314,8 @@ def prune(place: Path, *, keep: int) -> list[Path]:
     return gone
 
 
-def _forget(space: RunWorkspace) -> None:
+def forget(space: RunWorkspace) -> None:
+    """Leave neither folder nor branch of a workspace."""
     space.folder.with_name(f"{space.run}.json").unlink(missing_ok=True)
     _remove(space.folder)
     if space.branch:
