@@ -12,8 +12,8 @@ import pytest
 
 from stillhouse.errors import BadSetting, StillhouseError
 from stillhouse_flows.parameters import check_place
-from stillhouse_flows.prepare import Request
 from stillhouse_flows.process import ask
+from stillhouse_flows.request import Request
 
 if TYPE_CHECKING:
     from conftest import Project

@@ -108,11 +108,11 @@ def plan(
     ref: Ref = "",
 ) -> None:
     """Show which stages of a run would run, and which DVC would bring back."""
-    from stillhouse.runs import project_root
+    from stillhouse.places import project_root
     from stillhouse.settings import parse_assignments
     from stillhouse_flows.dry import dry_run
     from stillhouse_flows.local import settle
-    from stillhouse_flows.prepare import Request
+    from stillhouse_flows.request import Request
 
     settle()
     request = Request(recipe=recipe, scale=scale, settings=parse_assignments(assignments))
@@ -132,7 +132,7 @@ def dvc(
     ] = False,
 ) -> None:
     """Write pipelines/<domain>/<recipe>/<variant>/dvc.yaml for every variant in params.yaml."""
-    from stillhouse.runs import project_root
+    from stillhouse.places import project_root
     from stillhouse_flows.generate import drifted, write_all
 
     root = project_root()
@@ -182,7 +182,7 @@ def promote(
     push: Push = False,
 ) -> None:
     """Hold a finished run against its recipe's gate and promote its student if it passes."""
-    from stillhouse.runs import project_root
+    from stillhouse.places import project_root
     from stillhouse_flows.hush import hush_dvc
     from stillhouse_flows.local import settle
     from stillhouse_flows.promotion import judge_now
@@ -209,7 +209,7 @@ def history(
     import json
     from dataclasses import asdict
 
-    from stillhouse.runs import project_root
+    from stillhouse.places import project_root
     from stillhouse_flows.history import history as read
 
     entries = read(project_root(), recipe, limit=limit)

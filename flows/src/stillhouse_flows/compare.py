@@ -23,12 +23,12 @@ from prefect.utilities.annotations import quote
 
 from stillhouse.errors import BadSetting, MissingExtra, StillhouseError
 from stillhouse.files import storage, write_text
-from stillhouse.runs import home, project_root
+from stillhouse.places import home, project_root
 from stillhouse_flows.board import Board, say
 from stillhouse_flows.local import settle
 from stillhouse_flows.parameters import AskedRun, Device, Ref
-from stillhouse_flows.prepare import Request
 from stillhouse_flows.process import ERROR, Children
+from stillhouse_flows.request import Request
 from stillhouse_flows.solo import Asked
 
 Runner = Literal["threads", "dask", "ray"]

@@ -147,6 +147,6 @@ def _check_names(root: Path, pinned: "Pin", names: "Sequence[str]") -> None:
 
 
 def _root() -> Path:
-    from stillhouse.runs import project_root
+    from stillhouse.places import project_root
 
     return project_root()

@@ -67,7 +67,7 @@ def serve(names: Names = None, port: Port = PORT) -> None:
 
     Starts a server of its own where PREFECT_API_URL names none.
     """
-    from stillhouse.runs import project_root
+    from stillhouse.places import project_root
     from stillhouse_flows.deployments import prepared, read
     from stillhouse_flows.local import settle
     from stillhouse_flows.server import configured, ensure_server
@@ -102,7 +102,7 @@ def _when(schedules: "tuple[object, ...]") -> str:
 
 def deploy(names: Names = None) -> None:
     """Register the deployments of prefect.yaml with a running server, for workers to run."""
-    from stillhouse.runs import project_root
+    from stillhouse.places import project_root
     from stillhouse_flows.deployments import read, register
     from stillhouse_flows.local import settle
 
@@ -121,7 +121,7 @@ def worker(
     limit: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
 ) -> None:
     """Run what a server hands to a work pool, on this machine's project, until Ctrl-C."""
-    from stillhouse.runs import project_root
+    from stillhouse.places import project_root
     from stillhouse_flows.deployments import register_stages
     from stillhouse_flows.local import settle
 

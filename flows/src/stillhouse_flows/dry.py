@@ -7,8 +7,8 @@ from pathlib import Path
 
 from stillhouse_flows.child import restore
 from stillhouse_flows.hush import hush_dvc
-from stillhouse_flows.prepare import Request
 from stillhouse_flows.project import StageSpec, plan
+from stillhouse_flows.request import Request
 from stillhouse_flows.run import opened, start
 from stillhouse_flows.worktree import workspace
 

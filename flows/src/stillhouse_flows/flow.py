@@ -22,8 +22,7 @@ from prefect.tasks import Task
 from prefect.utilities.annotations import quote
 
 from stillhouse.errors import StillhouseError
-from stillhouse.recipe import SLICES
-from stillhouse.runs import project_root
+from stillhouse.places import project_root
 from stillhouse_flows import artifacts, slots
 from stillhouse_flows.board import Board, say
 from stillhouse_flows.child import StageResult
@@ -31,10 +30,10 @@ from stillhouse_flows.data import RemoteLost, push_results
 from stillhouse_flows.local import settle
 from stillhouse_flows.overdue import drop_overdue
 from stillhouse_flows.parameters import Device, Pools, RecipeName, Ref, ScaleName, SettingValues
-from stillhouse_flows.prepare import Request
 from stillhouse_flows.process import Children, StageFailed, run_stage
 from stillhouse_flows.project import StageSpec, plan
 from stillhouse_flows.remote import check_pools, send
+from stillhouse_flows.request import Request
 from stillhouse_flows.run import Finished, Run, opened, results_message, start
 from stillhouse_flows.worktree import RunWorkspace, forget, workspace
 
@@ -291,7 +290,11 @@ def dvc_stage(spec: StageSpec, line: Line) -> StageResult:
 
 def _sliced(line: Line, spec: StageSpec) -> Mapping[str, str]:
     count = line.slices.get(spec.name, 1)
-    return {SLICES: str(count)} if count > 1 else {}
+    if count == 1:
+        return {}
+    from stillhouse.recipe import SLICES  # imports torch
+
+    return {SLICES: str(count)}
 
 
 def _limit(line: Line, held: slots.Held) -> AbstractContextManager[None]:

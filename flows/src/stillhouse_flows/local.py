@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from stillhouse.files import storage
-from stillhouse.runs import home
+from stillhouse.places import home
 
 QUIET = {
     "DO_NOT_TRACK": "1",

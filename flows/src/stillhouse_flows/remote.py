@@ -18,15 +18,15 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
 from stillhouse.errors import BadSetting, MissingData, StillhouseError
-from stillhouse.runs import project_root
+from stillhouse.places import project_root
 from stillhouse_flows import slots
 from stillhouse_flows.board import QUIET_SECONDS
 from stillhouse_flows.data import remote
 from stillhouse_flows.git import git, head, ignored
 from stillhouse_flows.parameters import Commit, Device, Pools, RunBranch, StageName
-from stillhouse_flows.prepare import Request
 from stillhouse_flows.process import Children, Say, StageFailed, ask, run_stage
 from stillhouse_flows.project import StageSpec, plan
+from stillhouse_flows.request import Request
 from stillhouse_flows.run import Run, opened
 from stillhouse_flows.share import Errand
 from stillhouse_flows.worktree import RunWorkspace, workspace

@@ -10,8 +10,8 @@ from pathlib import Path
 from stillhouse.errors import BadSetting, MissingData
 from stillhouse_flows.child import StageResult
 from stillhouse_flows.data import bring, pin
-from stillhouse_flows.prepare import Prepared, Request, prepared_from
 from stillhouse_flows.process import ask
+from stillhouse_flows.request import Prepared, Request, prepared_from
 from stillhouse_flows.sources import source_folders
 from stillhouse_flows.worktree import RunWorkspace
 

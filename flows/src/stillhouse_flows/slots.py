@@ -20,7 +20,7 @@ from typing import IO
 
 from stillhouse.errors import BadSetting
 from stillhouse.files import storage
-from stillhouse.runs import home
+from stillhouse.places import home
 
 SLOTS = "STILLHOUSE_SLOTS"
 POLL_SECONDS = 1.0

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.files import write_text
-from stillhouse_flows.prepare import Request
 from stillhouse_flows.process import answer
 from stillhouse_flows.process_group import die_with_parent
+from stillhouse_flows.request import Request
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from stillhouse.runs import project_root
+from stillhouse.places import project_root
 from stillhouse_flows.artifacts import key
 from stillhouse_flows.branches import Repository, repository
 from stillhouse_flows.data import pin
@@ -22,9 +22,9 @@ from stillhouse_flows.hush import hush_dvc
 from stillhouse_flows.inputs import Inputs, changes, inputs_from, reading_from, with_data
 from stillhouse_flows.local import settle
 from stillhouse_flows.parameters import Device, Pools, RecipeName, Ref, ScaleName, SettingValues
-from stillhouse_flows.prepare import Request
 from stillhouse_flows.process import ask
 from stillhouse_flows.promotion import Judgement, judge, promotion
+from stillhouse_flows.request import Request
 from stillhouse_flows.run import opened
 from stillhouse_flows.server import ENDS_OF_WATCH
 from stillhouse_flows.worktree import workspace

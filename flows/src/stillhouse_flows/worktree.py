@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from stillhouse.errors import MissingExtra, StillhouseError
 from stillhouse.files import storage, write_text
-from stillhouse.runs import home
+from stillhouse.places import home
 from stillhouse_flows.git import (
     GitError,
     Snapshot,
