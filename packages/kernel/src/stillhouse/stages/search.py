@@ -15,12 +15,25 @@ from stillhouse.search.evolution import RandomSearch
 from stillhouse.search.space import Encoding, SearchSpace, Strategy, Trial
 from stillhouse.training import mix
 
+PREPARE = -1  # the number of the generator that prepares a score; candidates count from 0
+
 
 @runtime_checkable
 class Score(Protocol):
     """How promising a candidate is (higher is better), from opened inputs; a frozen dataclass."""
 
     def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, rng: Generator) -> float: ...
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A score that first works out what all candidates share: the batch, what the teacher gives.
+    What it then returns scores them; a frozen dataclass.
+    """
+
+    def prepare(
+        self, space: SearchSpace, inputs: Mapping[str, Any], *, rng: Generator
+    ) -> Score: ...  # Any: what each input's opener returns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +48,7 @@ class Search:
 
     name: str
     space: SearchSpace
-    score: Score
+    score: Score | Preparing
     budget: Mapping[str, float]
     trials: int
     inputs: Mapping[str, str]
@@ -55,8 +68,9 @@ class Search:
         history: list[Trial] = []
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
+            scorer = self._scorer(opened)
             for encoding, cost, rng in self._candidates(history):
-                score = self.score(self.space.model(encoding), opened, rng=rng)
+                score = scorer(self.space.model(encoding), opened, rng=rng)
                 history.append(Trial(encoding=encoding, cost=cost, score=float(score)))
                 ctx.observe(
                     Event(
@@ -78,6 +92,12 @@ class Search:
             "model": save_model(ctx.out / "model", built),
             "trials": save_data(ctx.out / "trials", _table(history)),
         }
+
+    def _scorer(self, opened: Mapping[str, Any]) -> Score:  # Any: opened inputs
+        if not isinstance(self.score, Preparing):
+            return self.score
+        rng = Generator().manual_seed(mix(self.seed, PREPARE))
+        return self.score.prepare(self.space, opened, rng=rng)
 
     def _candidates(
         self, history: list[Trial]

@@ -83,7 +83,7 @@ class View:
     """What DisWOT reads of a network at one draw of its weights."""
 
     last_map: Float[Tensor, "B C H W"]  # before pooling
-    fc_grad: Float[Tensor, "N C"]
+    fc_grad: Float[Tensor, "N D"]
 
 
 @dataclass(frozen=True, kw_only=True)
