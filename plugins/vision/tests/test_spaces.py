@@ -5,12 +5,12 @@ import torch
 from torch import Generator, Tensor
 
 from stillhouse.errors import BadSetting, UnknownName
-from stillhouse.search import Encoding, Listed
+from stillhouse.search import Encoding, Listed, Slice
 from stillhouse.search.proxies import diswot_score
 from stillhouse_vision.models import ImageSpec, model
 from stillhouse_vision.models.cells import OPERATIONS, Cell
 from stillhouse_vision.models.resnet import resnet_of_blocks
-from stillhouse_vision.spaces import NasBench201, ResNetDepths, cell_text, parse_cell
+from stillhouse_vision.spaces import NasBench201, ResNetDepths, ResNetShapes, cell_text, parse_cell
 
 TINY = ImageSpec(size=8, mean=(0.5,), std=(0.25,))
 DEPTHS = ResNetDepths(classes=100)
@@ -187,3 +187,37 @@ def test_the_networks_can_be_scored():
         score = diswot_score(teacher, student.new(), images, labels, inits=2)
         assert score.semantic < 0
         assert score.relation < 0
+
+
+SHAPES = ResNetShapes(choices=(1, 3), widths=(4, 6, 8), classes=5, images=TINY)
+
+
+def shape(encoding: Encoding) -> tuple[int, ...]:
+    return (*encoding["blocks"], encoding["width"])
+
+
+def test_shapes_are_depths_times_widths():
+    assert isinstance(SHAPES, Listed)
+    assert len({shape(SHAPES.at(i)) for i in range(len(SHAPES))}) == len(SHAPES) == 8 * 3
+    with pytest.raises(IndexError, match="architecture 24 of 24"):
+        SHAPES.at(24)
+    kwargs = SHAPES.model({"blocks": [1, 3, 1], "width": 6}).kwargs
+    assert (kwargs["blocks"], kwargs["widths"]) == ([1, 3, 1], [6, 6, 12, 24])
+    parent = SHAPES.at(4)  # [1, 1, 3] of width 6
+    assert shape(parent) == (1, 1, 3, 6)
+    children = {shape(SHAPES.mutate(parent, Generator().manual_seed(s))) for s in range(99)}
+    assert children == {(3, 1, 3, 6), (1, 3, 3, 6), (1, 1, 1, 6), (1, 1, 3, 4), (1, 1, 3, 8)}
+    with pytest.raises(BadSetting, match="widths must be two or more different numbers >= 1"):
+        ResNetShapes(widths=(8,), classes=5)
+
+
+def test_a_slice_trades_width_for_depth():
+    costs = {shape(e): SHAPES.cost(e)["macs"] for e in map(SHAPES.at, range(len(SHAPES)))}
+    low, high = 0.9 * costs[1, 1, 1, 8], 1.1 * costs[1, 1, 1, 8]
+    inside = {s for s, macs in costs.items() if low <= macs <= high}
+    assert len({s[-1] for s in inside}) == 2
+    part = Slice(space=SHAPES, name="macs", low=low, high=high)
+    draws = [part.sample(Generator().manual_seed(seed)) for seed in range(20)]
+    children = [part.mutate(e, Generator().manual_seed(s)) for s, e in enumerate(draws)]
+    assert {shape(e) for e in draws} | {shape(e) for e in children} == inside
+    assert all(shape(e) != shape(c) for e, c in zip(draws, children, strict=True))

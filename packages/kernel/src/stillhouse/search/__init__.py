@@ -1,6 +1,7 @@
 """Search of architectures: spaces, strategies, and scores that need no training."""
 
 from stillhouse.search.evolution import AgingEvolution, Exhaustive, RandomSearch
+from stillhouse.search.slices import Slice
 from stillhouse.search.space import Encoding, Listed, SearchSpace, Strategy, Trial
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Listed",
     "RandomSearch",
     "SearchSpace",
+    "Slice",
     "Strategy",
     "Trial",
 ]
