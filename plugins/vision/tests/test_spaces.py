@@ -1,12 +1,14 @@
 """The search spaces: sizes by hand and as published, numbering, mutations, cell texts."""
 
+import math
+
 import pytest
 import torch
 from torch import Generator, Tensor
 
 from stillhouse.errors import BadSetting, UnknownName
 from stillhouse.search import Encoding, Listed, Slice
-from stillhouse.search.proxies import diswot_score
+from stillhouse.search.proxies import COMPARISON, METHODS, distillation_score, diswot_score
 from stillhouse_vision.models import ImageSpec, model
 from stillhouse_vision.models.cells import OPERATIONS, Cell
 from stillhouse_vision.models.resnet import resnet_of_blocks
@@ -223,3 +225,19 @@ def test_a_slice_trades_width_for_depth():
     assert {shape(e) for e in draws} | {shape(e) for e in children} <= inside
     assert {e["width"] for e in (*draws, *children)} == {6, 8}
     assert all(shape(e) != shape(c) for e, c in zip(draws, children, strict=True))
+
+
+def test_a_cell_that_leads_nowhere_has_every_score():
+    """A search meets such cells: they come last or low, and stop nothing."""
+    rng = Generator().manual_seed(0)
+    images, labels = torch.rand(8, 1, 8, 8, generator=rng), torch.randint(5, (8,), generator=rng)
+    space = NasBench201(width=4, cells=1, classes=5, images=TINY)
+    dead, alive = (space.model({"ops": [op] * 6}).new() for op in ("none", "nor_conv_3x3"))
+    for proxy in COMPARISON.values():
+        low, high = (proxy(network, images, labels) for network in (dead, alive))
+        assert not math.isnan(low)
+        assert low < high < math.inf
+    for method in METHODS:
+        assert math.isfinite(distillation_score(alive, dead, images, labels, method=method))
+    score = diswot_score(alive, dead, images, labels)
+    assert math.isfinite(score.semantic + score.relation)

@@ -118,10 +118,26 @@ def test_jacov_by_hand():
     assert jacov(network, pixels(EYE), ZEROS) == pytest.approx(expected)
 
 
-def test_jacov_of_a_dead_sample_says_so():
-    network = Line(EYE, [[1.0, 1.0]])
-    with pytest.raises(BadSetting, match="the gradient's correlation of this network is nan"):
-        jacov(network, pixels([[-1.0, -1.0], [1.0, 0.0]]), ZEROS)
+def test_a_dead_network_comes_last():
+    dead = Line(EYE, [[1.0, 1.0]])
+    # one sample dead, and one whose gradient (1, 1) has no spread
+    assert jacov(dead, pixels([[-1.0, -1.0], [1.0, 0.0]]), ZEROS) == -math.inf
+    assert jacov(dead, pixels([[1.0, 1.0], [1.0, 0.0]]), ZEROS) == -math.inf
+    images = pixels([[1.0, 2.0], [3.0, 4.0]])
+    assert zen(Constant(EYE, [[1.0, 1.0]]), images, ZEROS) == -math.inf
+
+
+class Constant(Line):
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {k: 0 * v for k, v in super().forward(batch).items()}
+
+
+def test_an_overflow_says_so():
+    network, images = Line(EYE, [[1.0, 1.0]]), pixels([[1.0, 2.0], [3.0, 4.0]])
+    with pytest.raises(BadSetting, match="jacov of this network is inf: its activations"):
+        jacov(Line(EYE, [[math.inf, 1.0]]), images, ZEROS)
+    with pytest.raises(BadSetting, match="grad_norm of this network is nan: its activations"):
+        grad_norm(network, images * math.inf, ZEROS)
 
 
 def test_zen_is_the_slow_one():

@@ -123,15 +123,19 @@ def grad_norm(module: nn.Module, images: Tensor, labels: Tensor) -> float:
 def jacov(module: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Jacobian covariance, Mellor et al., first version of arXiv 2006.04647:
     -sum over i of log(v_i + k) + 1 / (v_i + k), v the eigenvalues of the [B, B] correlations
-    between the samples' gradients of the logits' sum to the image; k = 1e-5. Train mode.
+    between the samples' gradients of the logits' sum to the image; k = 1e-5. Train mode. -inf for
+    a network that is dead for a sample: its gradient is 0, or the same for each pixel.
     """
     check_batch(images, labels)
     network = working_copy(module, training=True)
     pixels = images.detach().clone().requires_grad_(True)
     total = output(network({"images": pixels}), "logits").sum()
-    (slope,) = torch.autograd.grad(total, pixels)
-    correlations = torch.corrcoef(slope.flatten(1).double())
-    finite("the gradient's correlation", float(correlations.sum()))
+    (slope,) = _gradients(total, [pixels])
+    rows = slope.flatten(1).double()
+    finite("jacov", float(rows.sum()))
+    if float((rows.amax(dim=1) - rows.amin(dim=1)).min()) == 0:
+        return -math.inf
+    correlations = torch.corrcoef(rows)
     values = torch.linalg.eigvalsh(correlations) + JACOV_SMALL
     # rounding leaves a singular matrix with an eigenvalue a little below zero
     values = values.clamp_min(JACOV_SMALL / 2)
@@ -153,7 +157,8 @@ def zen(
     ~ N(0, 1) and of x, e.
 
     Differs: residual links stay (the paper takes them out), and f(x + alpha e) is normalised with
-    its own batch statistics. Only the shape of `images` counts, B >= 2. `seed` draws everything.
+    its own batch statistics. -inf for a network that gives the same for both, or for a BatchNorm
+    without variance. Only the shape of `images` counts, B >= 2. `seed` draws everything.
     """
     check_batch(images, labels)
     if inits < 1:
@@ -163,7 +168,7 @@ def zen(
     network = working_copy(module, training=True)
     seeds = [mix(seed, number) for number in range(inits)]
     scores = [_zen(network, images, alpha, Generator().manual_seed(s)) for s in seeds]
-    return finite("zen", sum(scores) / inits)
+    return -math.inf if -math.inf in scores else finite("zen", sum(scores) / inits)
 
 
 def _zen(network: nn.Module, images: Tensor, alpha: float, rng: Generator) -> float:
@@ -183,7 +188,7 @@ def _zen(network: nn.Module, images: Tensor, alpha: float, rng: Generator) -> fl
             handle.remove()
         other = maps_of(network({"images": x + alpha * e}))[-1]
     gap = torch.linalg.vector_norm((one - other).flatten(1).double(), dim=1).mean().item()
-    return sum(_log(value) for value in [gap, *spreads])
+    return sum(_log(finite("zen", value)) for value in [gap, *spreads])
 
 
 def _log(value: float) -> float:
