@@ -134,7 +134,7 @@ class Constant(Line):
 
 def test_an_overflow_says_so():
     network, images = Line(EYE, [[1.0, 1.0]]), pixels([[1.0, 2.0], [3.0, 4.0]])
-    with pytest.raises(BadSetting, match="jacov of this network is inf: its activations"):
+    with pytest.raises(BadSetting, match="jacov of this network is nan: its activations"):
         jacov(Line(EYE, [[math.inf, 1.0]]), images, ZEROS)
     with pytest.raises(BadSetting, match="grad_norm of this network is nan: its activations"):
         grad_norm(network, images * math.inf, ZEROS)
