@@ -87,7 +87,8 @@ def synflow(module: nn.Module, images: Tensor, labels: Tensor) -> float:
     the logits for one image of ones and absolute parameters.
 
     In float64, eval mode, with the running statistics of BatchNorm at mean 0, variance 1: a norm is
-    then (almost) the identity. Only the shape of `images` counts.
+    then (almost) the identity. Only the shape of `images` counts; a network that normalises its
+    pictures sees ones that are normalised.
     """
     network = working_copy(module, training=False).double()
     with torch.no_grad():
@@ -197,7 +198,7 @@ def _log(value: float) -> float:
 
 def _loss_gradients(
     module: nn.Module, images: Tensor, labels: Tensor
-) -> tuple[list[nn.Parameter], Sequence[Tensor]]:
+) -> tuple[list[Tensor], Sequence[Tensor]]:
     check_batch(images, labels)
     network = working_copy(module, training=True)
     logits = output(network({"images": images}), "logits")

@@ -32,15 +32,18 @@ def draw_normal(module: nn.Module, rng: Generator) -> None:
     """
     with torch.no_grad():
         for part in module.modules():
-            if isinstance(part, WEIGHTED):
-                part.weight.copy_(torch.randn(part.weight.shape, generator=rng))
-            elif isinstance(part, NORMS) and isinstance(part.weight, Tensor):
-                part.weight.fill_(1.0)
-            if isinstance(part, (*WEIGHTED, *NORMS)) and isinstance(part.bias, Tensor):
-                part.bias.zero_()
+            if not isinstance(part, (*WEIGHTED, *NORMS)):
+                continue
+            for name, parameter in part.named_parameters(recurse=False):
+                if name == "bias":
+                    parameter.zero_()
+                elif isinstance(part, WEIGHTED):
+                    parameter.copy_(torch.randn(parameter.shape, generator=rng))
+                else:
+                    parameter.fill_(1.0)
 
 
-def weights_of(module: nn.Module) -> list[nn.Parameter]:
+def weights_of(module: nn.Module) -> list[Tensor]:
     """The weights of convolutions and linear layers, without biases and norms, in order; a shared
     one once.
     """
