@@ -17,6 +17,7 @@ CHECKED = (
     "metrics",
     "objectives",
     "profile",
+    "search",
     "stages",
     "training",
     "turns",

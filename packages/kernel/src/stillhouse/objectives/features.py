@@ -28,7 +28,7 @@ def hint_loss(
     `student` is the regressor's output. Differs: mean over all elements and no 1/2 (the paper
     sums), the form in which the field's weight 100 is used.
     """
-    return F.mse_loss(*_same_size(student, teacher))
+    return F.mse_loss(*same_size(student, teacher))
 
 
 def attention_map(features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H*W"]:
@@ -44,7 +44,7 @@ def at_loss(
     Mean over B and positions, as in the paper's weight 1000 / (positions * batch). Differs: the
     squared distance without 1/2, as the authors train.
     """
-    student, teacher = _same_size(student, teacher)
+    student, teacher = same_size(student, teacher)
     return F.mse_loss(attention_map(student), attention_map(teacher))
 
 
@@ -71,7 +71,7 @@ def ofd_loss(
     0 where student <= target <= 0. Sum over C and positions, mean over B. `student` is the
     connector's output, `margin` the teacher's `negative_mean` per channel.
     """
-    student, teacher = _same_size(student, teacher)
+    student, teacher = same_size(student, teacher)
     target = torch.maximum(teacher, margin.detach()[:, None, None])
     skip = (student <= target) & (target <= 0)
     return torch.where(skip, 0.0, (target - student).square()).sum() / len(student)
@@ -85,7 +85,7 @@ def mgd_loss(
     Squared distance of the features generated from the masked student's; sum over C and positions,
     mean over B.
     """
-    generated, teacher = _same_size(generated, teacher)
+    generated, teacher = same_size(generated, teacher)
     return (generated - teacher).square().sum() / len(generated)
 
 
@@ -102,7 +102,7 @@ def hcl_loss(
     """
     if not levels or min(levels) < 1:
         raise BadSetting(f"levels must be sizes >= 1 (got {levels})")
-    student, teacher = _same_size(student, teacher)
+    student, teacher = same_size(student, teacher)
     used = [level for level in levels if level < student.shape[2]]
     parts = [F.mse_loss(student, teacher)]
     for level in used:
@@ -113,7 +113,7 @@ def hcl_loss(
     return total / sum(weights)
 
 
-def _same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both in full precision, pooled to the smaller height and width; the teacher detached."""
     student, teacher = full(student), full(teacher.detach())
     if student.shape[2:] == teacher.shape[2:]:

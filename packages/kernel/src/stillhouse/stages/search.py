@@ -1,6 +1,5 @@
 """Search: a space (and roles, data) in, the best model under a budget out."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -12,19 +11,11 @@ from stillhouse.artifact import Artifact, Built, Model, save_model
 from stillhouse.data.shards import save_data
 from stillhouse.errors import BadRecipe, BadSetting
 from stillhouse.recipe import Context, Event
+from stillhouse.search.evolution import RandomSearch
+from stillhouse.search.space import Encoding, SearchSpace, Strategy, Trial
 from stillhouse.training import mix
 
-Encoding = Mapping[str, Any]  # Any: JSON values; one architecture of a space
-
-
-@runtime_checkable
-class SearchSpace(Protocol):
-    """Architectures by encoding; a frozen dataclass."""
-
-    def sample(self, rng: Generator) -> Encoding: ...
-    def mutate(self, encoding: Encoding, rng: Generator) -> Encoding: ...
-    def cost(self, encoding: Encoding) -> Mapping[str, float]: ...
-    def model(self, encoding: Encoding) -> Model: ...
+PREPARE = -1  # the number of the generator that prepares a score; candidates count from 0
 
 
 @runtime_checkable
@@ -34,38 +25,15 @@ class Score(Protocol):
     def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, rng: Generator) -> float: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """A scored candidate."""
-
-    encoding: Encoding
-    cost: Mapping[str, float]
-    score: float
-
-
 @runtime_checkable
-class Strategy(Protocol):
-    """Which candidate comes next, given those scored so far; None ends a search whose space is used
-    up.
+class Preparing(Protocol):
+    """A score that first works out what all candidates share: the batch, what the teacher gives.
+    What it then returns scores them; a frozen dataclass.
     """
 
-    def propose(
-        self, space: SearchSpace, history: list[Trial], rng: Generator
-    ) -> Encoding | None: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class RandomSearch:
-    """Independent draws, each architecture at most once; gives up after `patience` draws that were
-    all seen.
-    """
-
-    patience: int = 200
-
-    def propose(self, space: SearchSpace, history: list[Trial], rng: Generator) -> Encoding | None:
-        seen = {_text(trial.encoding) for trial in history}
-        draws = (space.sample(rng) for _ in range(self.patience))
-        return next((e for e in draws if _text(e) not in seen), None)
+    def prepare(
+        self, space: SearchSpace, inputs: Mapping[str, Any], *, rng: Generator
+    ) -> Score: ...  # Any: what each input's opener returns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +48,7 @@ class Search:
 
     name: str
     space: SearchSpace
-    score: Score
+    score: Score | Preparing
     budget: Mapping[str, float]
     trials: int
     inputs: Mapping[str, str]
@@ -100,8 +68,9 @@ class Search:
         history: list[Trial] = []
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
+            scorer = self._scorer(opened)
             for encoding, cost, rng in self._candidates(history):
-                score = self.score(self.space.model(encoding), opened, rng=rng)
+                score = scorer(self.space.model(encoding), opened, rng=rng)
                 history.append(Trial(encoding=encoding, cost=cost, score=float(score)))
                 ctx.observe(
                     Event(
@@ -124,6 +93,12 @@ class Search:
             "trials": save_data(ctx.out / "trials", _table(history)),
         }
 
+    def _scorer(self, opened: Mapping[str, Any]) -> Score:  # Any: opened inputs
+        if not isinstance(self.score, Preparing):
+            return self.score
+        rng = Generator().manual_seed(mix(self.seed, PREPARE))
+        return self.score.prepare(self.space, opened, rng=rng)
+
     def _candidates(
         self, history: list[Trial]
     ) -> Iterator[tuple[Encoding, Mapping[str, float], Generator]]:
@@ -145,12 +120,8 @@ class Search:
                 yield encoding, cost, Generator().manual_seed(mix(self.seed, len(history)))
 
 
-def _text(encoding: Encoding) -> str:
-    return json.dumps(encoding, sort_keys=True)
-
-
 def _table(history: list[Trial]) -> dict[str, Any]:  # Any: a column
-    columns: dict[str, Any] = {"encoding": [_text(trial.encoding) for trial in history]}
+    columns: dict[str, Any] = {"encoding": [trial.key for trial in history]}
     columns["score"] = torch.tensor([trial.score for trial in history], dtype=torch.float64)
     for name in history[0].cost:
         columns[name] = torch.tensor([trial.cost[name] for trial in history], dtype=torch.float64)

@@ -39,23 +39,47 @@ def resnet(
     """
     if depth < 8 or (depth - 2) % 6:
         raise BadSetting(f"a CIFAR ResNet has depth 6n + 2 with n >= 1 (got {depth})")
+    blocks = [(depth - 2) // 6] * (len(widths) - 1)
+    return resnet_of_blocks(
+        blocks=blocks, widths=widths, shortcut=shortcut, classes=classes, images=images
+    )
+
+
+def resnet_of_blocks(
+    *,
+    blocks: Sequence[int],
+    widths: Sequence[int],
+    shortcut: Shortcut,
+    classes: int,
+    images: Mapping[str, Any],  # Any: ImageSpec.json()
+) -> nn.Module:
+    """A stem and as many stages as `blocks` has numbers, each with its own number of blocks; the
+    first stage keeps the size, each other halves it. `widths` as in `resnet`.
+    """
+    if not blocks or min(blocks) < 1 or len(widths) != len(blocks) + 1:
+        raise BadSetting(
+            "blocks needs a number >= 1 a stage, widths one more for the stem "
+            f"(got {list(blocks)} and {list(widths)})"
+        )
     spec = ImageSpec.of(images)
-    body = ResNetBody((depth - 2) // 6, widths, shortcut, spec.channels)
+    body = ResNetBody(blocks, widths, shortcut, spec.channels)
     return Classifier(body, width=widths[-1], classes=classes, images=spec)
 
 
 class ResNetBody(nn.Module):
-    """Stem, then stages at full, half and quarter size."""
+    """Stem, then stages at full size, half, quarter and so on."""
 
     def __init__(
-        self, blocks: int, widths: Sequence[int], shortcut: Shortcut, channels: int
+        self, blocks: Sequence[int], widths: Sequence[int], shortcut: Shortcut, channels: int
     ) -> None:
         super().__init__()
         self.conv = conv3(channels, widths[0])
         self.norm = nn.BatchNorm2d(widths[0])
         self.stages = nn.ModuleList(
-            Stage(_blocks(blocks, before, width, 1 if number == 0 else 2, shortcut))
-            for number, (before, width) in enumerate(itertools.pairwise(widths))
+            Stage(_blocks(count, before, width, 1 if number == 0 else 2, shortcut))
+            for number, (count, (before, width)) in enumerate(
+                zip(blocks, itertools.pairwise(widths), strict=True)
+            )
         )
 
     def forward(self, x: Tensor) -> Maps:

@@ -1,0 +1,7 @@
+"""Search spaces of image classifiers."""
+
+from stillhouse_vision.spaces.cells import NasBench201, cell_text, parse_cell
+from stillhouse_vision.spaces.depths import ResNetDepths
+from stillhouse_vision.spaces.shapes import ResNetShapes
+
+__all__ = ["NasBench201", "ResNetDepths", "ResNetShapes", "cell_text", "parse_cell"]
