@@ -437,6 +437,9 @@ def test_accuracies_by_hand() -> None:
     assert found["global_accuracy"] == pytest.approx((5 / 6 + 1 / 6) / 2)
     right = torch.tensor([[True, True, False, True], [False, False, True, False]])
     assert personal_accuracy(right, shares).tolist() == pytest.approx([0.5, 0.5])
+    # a client's own test rows, marked with 1: a is right on 2 of its 3, b on none of its 1
+    own = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
+    assert personal_accuracy(right, own).tolist() == pytest.approx([2 / 3, 0])
     assert balanced_accuracy(right, labels).tolist() == pytest.approx([5 / 6, 1 / 6])
 
 

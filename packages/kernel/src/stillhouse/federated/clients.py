@@ -101,9 +101,7 @@ class Client:
         losses = {"kd": Weighted(term=FromFused(temperature=self.plan.temperature))}
         self._fit(losses, data, self.plan.absorb_epochs, mix(self.seed, ABSORB, number))
 
-    def _fit(
-        self, losses: Mapping[str, Weighted], data: Data, epochs: int, seed: int
-    ) -> Mapping[str, float]:
+    def _fit(self, losses: Mapping[str, Weighted], data: Data, epochs: int, seed: int) -> None:
         from stillhouse.engine import (
             fit,
         )  # mmengine takes seconds to import; recipes are built without it
@@ -112,7 +110,7 @@ class Client:
         objective = Composed(phases={"main": phase}, roles=(ROLE,), losses=losses)
         steps = epochs * pass_length(data, self.plan.batch)
         setup = Setup(steps=steps, batch=self.plan.batch, seed=seed)
-        return fit(objective, {ROLE: self.module}, data, setup=setup, ctx=alone(self.ctx))
+        fit(objective, {ROLE: self.module}, data, setup=setup, ctx=alone(self.ctx))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ no row goes to two clients. Rows of the transfer set and of the test set are to 
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
@@ -115,7 +116,12 @@ def _pools(labels: Tensor, rng: np.random.Generator) -> list[Tensor]:
     return [pool[torch.from_numpy(rng.permutation(len(pool)))] for pool in rows]
 
 
-def _counts(mix: np.ndarray, left: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+def _counts(
+    mix: npt.NDArray[np.float64],
+    left: npt.NDArray[np.int64],
+    size: int,
+    rng: np.random.Generator,
+) -> npt.NDArray[np.int64]:
     """How many rows of each class, at most `left`; draws again for classes that ran out."""
     counts = np.zeros_like(left)
     while (missing := size - int(counts.sum())) > 0:
@@ -128,7 +134,7 @@ def _counts(mix: np.ndarray, left: np.ndarray, size: int, rng: np.random.Generat
     return counts
 
 
-def _take(pools: list[Tensor], counts: np.ndarray) -> Tensor:
+def _take(pools: list[Tensor], counts: npt.NDArray[np.int64]) -> Tensor:
     taken = [pool[:count] for pool, count in zip(pools, counts, strict=True)]
     pools[:] = [pool[count:] for pool, count in zip(pools, counts, strict=True)]
     return torch.cat(taken).sort().values
