@@ -14,6 +14,7 @@ CHECKED = (
     "data",
     "engine",
     "export",
+    "federated",
     "metrics",
     "objectives",
     "profile",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stillhouse.engine import fit
     from stillhouse.errors import StillhouseError
     from stillhouse.export import Card, Export
+    from stillhouse.federated.stage import Federate
     from stillhouse.objectives.objective import (
         Composed,
         Constant,
@@ -47,6 +48,7 @@ _NAMES = {
     "engine": ("fit",),
     "errors": ("StillhouseError",),
     "export": ("Card", "Export"),
+    "federated.stage": ("Federate",),
     "objectives.objective": (
         *("Composed", "Constant", "Cosine", "Models", "Objective", "Optimizer", "Phase"),
         *("Schedule", "Step", "Tensors", "Term", "Weighted"),
@@ -65,11 +67,11 @@ _MODULE = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "Artifact", "Augment", "Built", "Cache", "Card", "Composed", "Constant", "Context", "Convert",
-    "Cosine", "Data", "Domain", "Evaluate", "Event", "Export", "Figure", "Make", "Metric", "Model",
-    "Models", "Objective", "Optimizer", "Phase", "Ragged", "Recipe", "Runs", "Scale", "Schedule",
-    "Search", "Settings", "Setup", "Stage", "Step", "StillhouseError", "TensorData", "Tensors",
-    "Term", "Train", "Weighted", "domains", "fit", "home", "load_model", "make_recipe",
-    "make_settings", "project_root", "run_recipe", "run_stage", "save_model",
+    "Cosine", "Data", "Domain", "Evaluate", "Event", "Export", "Federate", "Figure", "Make",
+    "Metric", "Model", "Models", "Objective", "Optimizer", "Phase", "Ragged", "Recipe", "Runs",
+    "Scale", "Schedule", "Search", "Settings", "Setup", "Stage", "Step", "StillhouseError",
+    "TensorData", "Tensors", "Term", "Train", "Weighted", "domains", "fit", "home", "load_model",
+    "make_recipe", "make_settings", "project_root", "run_recipe", "run_stage", "save_model",
 ]  # fmt: skip
 
 

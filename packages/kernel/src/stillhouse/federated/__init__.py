@@ -1,0 +1,34 @@
+"""Federated distillation: clients keep their data and models, predictions are what they share."""
+
+from stillhouse.federated.clients import Client, FromFused, Party, Plan, fused_loss
+from stillhouse.federated.figures import FusionWeights
+from stillhouse.federated.fusion import (
+    divergence,
+    effective_neighbours,
+    estimated_distribution,
+    fuse,
+    fusion_weights,
+)
+from stillhouse.federated.metrics import (
+    ExchangeScores,
+    FederatedAccuracy,
+    balanced_accuracy,
+    personal_accuracy,
+)
+from stillhouse.federated.rules import Itself, KnFu, Mean, Rule
+from stillhouse.federated.server import Exchange, Server
+from stillhouse.federated.splits import (
+    dirichlet_split,
+    grouped_split,
+    label_distribution,
+    personal_weights,
+)
+from stillhouse.federated.stage import Federate
+
+__all__ = [
+    "Client", "Exchange", "ExchangeScores", "Federate", "FederatedAccuracy", "FromFused",
+    "FusionWeights", "Itself", "KnFu", "Mean", "Party", "Plan", "Rule", "Server",
+    "balanced_accuracy", "dirichlet_split", "divergence", "effective_neighbours",
+    "estimated_distribution", "fuse", "fused_loss", "fusion_weights", "grouped_split",
+    "label_distribution", "personal_accuracy", "personal_weights",
+]  # fmt: skip

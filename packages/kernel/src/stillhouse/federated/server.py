@@ -1,0 +1,91 @@
+"""The server: it sees predictions on the transfer set and their public labels, and nothing else.
+
+N: clients. M: samples of the transfer set. C: classes. R: rounds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+
+from stillhouse.errors import ContractError
+from stillhouse.federated.clients import Party
+from stillhouse.federated.fusion import fuse
+from stillhouse.federated.rules import Rule
+from stillhouse.objectives.objective import Tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """What the server knows before any client speaks."""
+
+    rule: Rule
+    temperature: float
+    samples: int
+    classes: int
+    labels: Integer[Tensor, " M"] | None
+
+    def teach(
+        self, knowledge: Float[Tensor, "N M C"]
+    ) -> tuple[Float[Tensor, "N M C"], Float[Tensor, "N N"]]:
+        """Fused probabilities at the temperature, and the weights they were fused with.
+
+        `knowledge` are log-probabilities at temperature 1: softmax(knowledge / T) is exactly the
+        softmax of the logits at T, so one array serves the estimate (T = 1) and the fusion.
+        """
+        weights = self.rule(knowledge.exp(), self.labels)
+        return fuse(torch.softmax(knowledge / self.temperature, dim=2), weights), weights
+
+    def round(
+        self, number: int, names: Sequence[str], parties: Sequence[Party]
+    ) -> tuple[Float[Tensor, "N N"], Integer[Tensor, "N 2"]]:
+        """Collect from every party, fuse, hand back; the weights, and the bytes sent up and down by
+        each client (0 where the rule shares nothing).
+
+        Raises ContractError for anything but finite numbers [M, C] from a party.
+        """
+        pairs = zip(names, parties, strict=True)
+        knowledge = torch.stack([self.checked(name, party.knowledge()) for name, party in pairs])
+        fused, weights = self.teach(knowledge)
+        sent = torch.zeros(len(parties), 2, dtype=torch.int64)
+        for client, party in enumerate(parties):
+            party.absorb(number, fused[client])
+            if self.rule.shares:
+                sent[client, 0], sent[client, 1] = knowledge[client].nbytes, fused[client].nbytes
+        return weights, sent
+
+    def checked(self, name: str, given: Tensor) -> Float[Tensor, "M C"]:
+        """A copy of what a party sent, without graph or further storage behind it."""
+        shape = (self.samples, self.classes)
+        if given.shape != shape or given.dtype != torch.float32 or not given.isfinite().all():
+            kind = str(given.dtype).removeprefix("torch.")
+            raise ContractError(
+                f"client '{name}': only finite float32 {list(shape)} (transfer set x classes) may "
+                f"leave it (got {kind} {list(given.shape)})"
+            )
+        return given.detach().clone()
+
+
+class Exchange(nn.Module):
+    """What went between clients and server: `weights` [R, N, N] and `sent` [R, N, 2] (bytes up and
+    down). A role, so that metrics and figures get it beside the clients.
+    """
+
+    weights: Tensor
+    sent: Tensor
+
+    def __init__(self, rounds: int, clients: int) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.zeros(rounds, clients, clients))
+        self.register_buffer("sent", torch.zeros(rounds, clients, 2, dtype=torch.int64))
+
+    def forward(self, batch: Tensors) -> Tensors:  # noqa: ARG002  it predicts nothing
+        return {"weights": self.weights, "sent": self.sent}
+
+    def note(
+        self, number: int, weights: Float[Tensor, "N N"], sent: Integer[Tensor, "N 2"]
+    ) -> None:
+        """Write down round `number`."""
+        self.weights[number], self.sent[number] = weights, sent
