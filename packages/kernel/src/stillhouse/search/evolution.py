@@ -73,9 +73,13 @@ class AgingEvolution:
         return RandomSearch(patience=self.patience).propose(space, history, rng)
 
     def _parent(self, members: Sequence[Trial], rng: Generator) -> Encoding:
-        drawn = torch.randperm(len(members), generator=rng)[: self.sample].tolist()
-        best = sorted((members[i] for i in drawn), key=lambda t: t.score, reverse=True)
+        drawn: list[int] = torch.randperm(len(members), generator=rng)[: self.sample].tolist()
+        best = sorted((members[i] for i in drawn), key=_score, reverse=True)
         return best[int(torch.randint(self.elite, (), generator=rng))].encoding
+
+
+def _score(trial: Trial) -> float:
+    return trial.score
 
 
 def _first_new(draws: Iterable[Encoding], history: list[Trial]) -> Encoding | None:

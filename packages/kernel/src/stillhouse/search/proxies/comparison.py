@@ -209,8 +209,7 @@ def _loss_gradients(
 
 def _gradients(total: Float[Tensor, ""], weights: Sequence[Tensor]) -> Sequence[Tensor]:
     """Gradient to each weight; zeros for one that plays no part."""
-    found = torch.autograd.grad(total, weights, allow_unused=True)
-    return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
+    return torch.autograd.grad(total, weights, allow_unused=True, materialize_grads=True)
 
 
 def _total(values: Sequence[Tensor]) -> float:
