@@ -16,6 +16,8 @@ QUIET = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     # a run's lines are its own; Prefect keeps the full log, but the terminal gets none of it
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    # its own machinery has a handler of its own: an event that was late is nobody's business
+    "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
     # the most often that Prefect allows: from these a server knows that a run is gone
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "DVC_NO_ANALYTICS": "1",
