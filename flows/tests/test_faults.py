@@ -333,8 +333,8 @@ def test_a_server_that_is_killed_and_comes_back_stops_no_training(
     server: Callable[[], psutil.Process],
     expected: Callable[..., Mapping[str, str]],
 ) -> None:
-    wanted = expected(*TRAINING)
     process = server()
+    wanted = expected(*TRAINING)
     flow = start(counting, env, "run", *TRAINING)
     wait_for_checkpoint(own_home, flow.pid)
     process.kill()

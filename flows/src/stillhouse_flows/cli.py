@@ -1,10 +1,13 @@
 """`stillhouse flow`: runs in workspaces of their own, and the DVC pipelines they are made of."""
 
+import contextlib
 import os
+from collections.abc import Generator
 from typing import Annotated, Any
 
 import typer
 
+from stillhouse.errors import StillhouseError
 from stillhouse_flows import compare_cli, deploy_cli
 
 app = typer.Typer(
@@ -59,13 +62,11 @@ def run(
     from stillhouse_flows.server import ensure_api
 
     asked = _asked(recipe, scale, assignments, device, ref)
-    try:
+    with _one_line():
         ensure_api()
         from stillhouse_flows.flow import with_workers
 
         with_workers(workers)(**asked, push=push)
-    except KeyboardInterrupt:
-        raise _interrupted() from None
 
 
 def _asked(
@@ -85,6 +86,24 @@ def _asked(
     # whoever types this may read what they may read
     os.environ.setdefault(INPUTS, os.sep)
     return {"recipe": recipe, "scale": scale, "settings": settings, "device": device, "ref": ref}
+
+
+@contextlib.contextmanager
+def _one_line() -> Generator[None]:
+    """Ctrl-C, and a server that is not there or went, without a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise _interrupted() from None
+    except Exception as error:
+        from httpx import TransportError
+
+        if not isinstance(error, TransportError) and "Failed to reach API" not in str(error):
+            raise
+        raise StillhouseError(
+            f"Prefect's server at {os.environ.get('PREFECT_API_URL')} does not answer; what is "
+            "finished is kept. Start it (stillhouse flow server), or unset PREFECT_API_URL"
+        ) from error
 
 
 def _interrupted() -> typer.Exit:
@@ -164,13 +183,11 @@ def watch(
     from stillhouse_flows.server import ensure_api
 
     asked = _asked(recipe, scale, assignments, device, ref)
-    try:
+    with _one_line():
         ensure_api()
         from stillhouse_flows.watch import watch as flow
 
         flow(**asked, push=push, code=code, force=force)
-    except KeyboardInterrupt:
-        raise _interrupted() from None
 
 
 @app.command()
