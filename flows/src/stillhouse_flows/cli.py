@@ -1,14 +1,11 @@
 """`stillhouse flow`: runs in workspaces of their own, and the DVC pipelines they are made of."""
 
-import contextlib
-import os
-from collections.abc import Generator
 from typing import Annotated, Any
 
 import typer
 
-from stillhouse.errors import StillhouseError
 from stillhouse_flows import compare_cli, deploy_cli
+from stillhouse_flows.foreground import begin, one_line
 
 app = typer.Typer(
     name="flow",
@@ -40,7 +37,6 @@ Ref = Annotated[
     str, typer.Option(help="A commit, branch or tag; without it, your files as they are.")
 ]
 Push = Annotated[bool, typer.Option("--push", help="Send what it leaves to the DVC remote.")]
-INTERRUPTED = 130
 
 
 @app.command()
@@ -62,7 +58,7 @@ def run(
     from stillhouse_flows.server import ensure_api
 
     asked = _asked(recipe, scale, assignments, device, ref)
-    with _one_line():
+    with one_line():
         ensure_api()
         from stillhouse_flows.flow import with_workers
 
@@ -74,42 +70,13 @@ def _asked(
 ) -> dict[str, Any]:  # Any: a flow's parameters
     """Check what a user asks of a flow, and set up this process for it."""
     from stillhouse.settings import parse_assignments
-    from stillhouse_flows.local import settle
-    from stillhouse_flows.parameters import check_name, check_place
-    from stillhouse_flows.run import INPUTS
+    from stillhouse_flows.parameters import check_name
 
     settings = parse_assignments(assignments)
     check_name(recipe, scale)
-    check_place(device, ref)
+    begin(device, ref)
     _check_device(device)
-    settle()
-    # whoever types this may read what they may read
-    os.environ.setdefault(INPUTS, os.sep)
     return {"recipe": recipe, "scale": scale, "settings": settings, "device": device, "ref": ref}
-
-
-@contextlib.contextmanager
-def _one_line() -> Generator[None]:
-    """Ctrl-C, and a server that is not there or went, without a traceback."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise _interrupted() from None
-    except Exception as error:
-        from httpx import TransportError
-
-        if not isinstance(error, TransportError) and "Failed to reach API" not in str(error):
-            raise
-        raise StillhouseError(
-            f"Prefect's server at {os.environ.get('PREFECT_API_URL')} does not answer; what is "
-            "finished is kept. Start it (stillhouse flow server), or unset PREFECT_API_URL"
-        ) from error
-
-
-def _interrupted() -> typer.Exit:
-    text = "\nInterrupted; finished stages are in DVC's cache, so the next run goes on."
-    typer.echo(text, err=True)
-    return typer.Exit(INTERRUPTED)
 
 
 def _check_device(device: str) -> None:
@@ -183,7 +150,7 @@ def watch(
     from stillhouse_flows.server import ensure_api
 
     asked = _asked(recipe, scale, assignments, device, ref)
-    with _one_line():
+    with one_line():
         ensure_api()
         from stillhouse_flows.watch import watch as flow
 

@@ -1,15 +1,13 @@
 """`stillhouse flow compare`: several whole runs, side by side."""
 
 import itertools
-import os
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import typer
 
 from stillhouse.errors import BadSetting
-
-INTERRUPTED = 130
+from stillhouse_flows.foreground import begin, one_line
 
 
 def compare(
@@ -34,28 +32,20 @@ def compare(
     address: Annotated[str, typer.Option(help="Of a Dask or Ray cluster that is there.")] = "",
 ) -> None:
     """Run recipes, variants or settings side by side, and compare their reports."""
-    from stillhouse_flows.local import settle
-    from stillhouse_flows.parameters import check_name, check_place
-    from stillhouse_flows.run import INPUTS
+    from stillhouse_flows.parameters import check_name
     from stillhouse_flows.server import ensure_api
 
     runs: Any = requests(recipes, scale, assignments, vary)  # Any: checked by Prefect
     for each in runs:
         check_name(each["recipe"], each["scale"])
-    check_place(device, ref)
-    settle()
-    # whoever types this may read what they may read
-    os.environ.setdefault(INPUTS, os.sep)
-    try:
+    begin(device, ref)
+    with one_line():
         ensure_api()
         from stillhouse_flows.compare import compare as flow
         from stillhouse_flows.compare import spread
 
         chosen = flow.with_options(task_runner=spread(runner, workers, address))
         chosen(runs=runs, device=device, ref=ref)
-    except KeyboardInterrupt:
-        typer.echo("\nInterrupted; finished stages are in DVC's cache.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
 
 
 def requests(
