@@ -18,6 +18,8 @@ OUTSIDE = ("data:", "file:", "builtin:", "hub:")
 SLICES = "STILLHOUSE_SLICES"
 # and the one that says how often a training stage writes a checkpoint
 CHECKPOINT_SECONDS = "STILLHOUSE_CHECKPOINT_SECONDS"
+# the folder of an evaluation's drawings that show numbers only
+PLOTS = "plots"
 STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 

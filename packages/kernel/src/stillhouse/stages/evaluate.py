@@ -15,12 +15,11 @@ from stillhouse.data.data import Data
 from stillhouse.digest import path_digest
 from stillhouse.errors import BadData, BadRecipe
 from stillhouse.objectives.objective import Models
-from stillhouse.recipe import Context
+from stillhouse.recipe import PLOTS, Context
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
 
-PLOTS = "plots"  # the folder of drawings that show numbers only
 OPEN_SCORES = "stillhouse.stages.evaluate:load_scores"
 
 
