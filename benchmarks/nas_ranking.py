@@ -17,8 +17,8 @@ from typing import Any, get_args
 
 import torch
 from nas_drawing import draw, scatter
-from nas_scores import ROOT, Line, Settings, columns, dead, diswot_scores, scored
-from nas_tables import ACCURACIES, Name, Table
+from nas_scores import Line, Settings, columns, dead, diswot_scores, scored
+from nas_tables import ACCURACIES, ROOT, Name, Table
 from rounds import write
 from torch import Tensor
 

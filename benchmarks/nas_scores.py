@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from nas_tables import FILES, Architecture, Name, Table, batch, read_table
+from nas_tables import FILES, ROOT, Architecture, Name, Table, batch, read_table
 from torch import Tensor, nn
 
 from stillhouse import objectives
@@ -35,7 +35,6 @@ from stillhouse.search.proxies import (
 from stillhouse.training import mix
 from stillhouse_vision import models
 
-ROOT = Path(__file__).parent.parent
 KEPT = ROOT / ".bench" / "nas-ranking"
 CODE = (proxies, objectives, models)  # what a score is computed by
 SIZES = ("parameters", "macs")

@@ -26,6 +26,7 @@ from stillhouse_vision.spaces import (
     parse_macro,
 )
 
+ROOT = Path(__file__).parent.parent
 CLASSES = 10
 IMAGES = ImageSpec()  # 32 px, three channels
 Name = Literal["201", "macro"]
@@ -76,9 +77,10 @@ class Table:
         """How many architectures are better, plus 1."""
         return 1 + sum(row.accuracy > accuracy for row in self.rows)
 
-    def find(self, encoding: Encoding) -> Architecture:
-        text = text_of(self.name, encoding)
-        return next(row for row in self.rows if row.text == text)
+    def text_of(self, encoding: Encoding) -> str:
+        if self.name == "201":
+            return cell_text(encoding["ops"])
+        return macro_text(encoding["blocks"])
 
     def sampled(self, count: int, seed: int) -> list[Architecture]:
         """`count` different rows, uniformly."""
@@ -90,10 +92,6 @@ class Table:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.space.model(encoding).new()
-
-
-def text_of(name: Name, encoding: Encoding) -> str:
-    return cell_text(encoding["ops"]) if name == "201" else macro_text(encoding["blocks"])
 
 
 def read_table(name: Name, data: Path) -> Table:
