@@ -58,6 +58,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         f"cnn{width}": Architecture(build=small_cnn, kwargs={"width": width})
         for width in (2, 4, 8, 16, 32)
     },
+    **{
+        f"cnn{width}-2": Architecture(build=small_cnn, kwargs={"width": width, "depth": 2})
+        for width in (8, 16, 32)
+    },
     **{f"resnet{depth}": _resnet(depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
     "resnet8x4": _resnet_x4(8),
     "resnet32x4": _resnet_x4(32),
