@@ -55,7 +55,7 @@ def knfu(settings: KnowledgeFusion) -> Recipe:
 
     A seed has its own split, first weights and batches, the same for all rows. tiny: digits, 6
     clients, 3 rounds. small: MNIST, 10 clients of three architectures with 20 pictures each, 300
-    shared ones, 15 rounds. paper: 300 and 5,000 pictures, 20 rounds; `file:mnist` is a folder with
+    shared ones, 20 rounds. paper: 300 and 5,000 pictures; `file:mnist` is a folder with
     train and test, and CIFAR-10 goes with `data`, `size`, `mean`, `std`,
     `names`, `models` and `rounds=50`.
     """

@@ -31,9 +31,9 @@ class KnowledgeFusion(Settings):
     samples: int = Field(20, ge=1, description="private pictures a client")
     transfer: int = Field(300, ge=1, description="pictures that all clients share")
     models: tuple[str, ...] = Field(
-        ("cnn4", "cnn8", "cnn16-2"), min_length=1, description="architectures, dealt in turn"
+        ("flat3-4", "flat3-8", "flat2-8"), min_length=1, description="architectures, dealt in turn"
     )
-    rounds: int = Field(15, ge=1)
+    rounds: int = Field(20, ge=1)
     epochs: int = Field(5, ge=1, description="passes over a client's own pictures a round")
     absorb_epochs: int = Field(5, ge=1, description="passes over the transfer set a round")
     warmup: int = Field(0, ge=0, description="rounds before the first fusion")
@@ -72,8 +72,7 @@ class KnowledgeFusion(Settings):
             "split": "dirichlet",
             "samples": 300,
             "transfer": 5000,
-            "models": ("cnn8-2", "cnn16-2", "cnn32-2"),
-            "rounds": 20,
+            "models": ("flat2-8", "flat2-16", "flat2-32"),
             "seeds": 5,
             **MNIST,
         },
