@@ -74,7 +74,7 @@ def knfu(settings: KnowledgeFusion) -> Recipe:
             for label, row in rows.items()
         },
         baseline=LOCAL,
-        notes=NOTES,
+        notes=(_split_note(settings), *NOTES),
     )
 
 
@@ -102,6 +102,17 @@ def _rows(settings: KnowledgeFusion) -> tuple[_Row, ...]:
         _Row(label="FedAvg (sends weights)", name="fedavg", averaged=True),
         _Row(label="KnFu", name="knfu", rule=fusion),
     )
+
+
+def _split_note(settings: KnowledgeFusion) -> str:
+    each = f"{settings.samples} private pictures a client, {settings.transfer} shared"
+    if settings.split == "dirichlet":
+        return f"Split of this report: Dirichlet, alpha {settings.alpha:g}; {each}."
+    groups = ", ".join(
+        f"classes {', '.join(map(str, group))} for {count} clients"
+        for group, count in zip(settings.groups, settings.members, strict=True)
+    )
+    return f"Split of this report: grouped, {groups}; {each}."
 
 
 def _names(settings: KnowledgeFusion) -> tuple[str, ...]:
@@ -187,7 +198,7 @@ def _scores(settings: KnowledgeFusion, row: _Row, seed: int) -> Evaluate:
             "data": f"split-{seed}.test",
             **{role: f"{row.name}-{seed}.{role}" for role in roles},
         },
-        figures=(FusionWeights(),) if row.name == "knfu" and seed == 0 else (),
+        plots=(FusionWeights(),) if row.name == "knfu" and seed == 0 else (),
     )
 
 
