@@ -218,7 +218,7 @@ def test_it_says_that_it_is_a_reconstruction_and_whose_model_leaves() -> None:
         ({"split": "group"}, "split: Input should be 'grouped' or 'dirichlet'"),
         ({"distance": "kll"}, "distance: Input should be 'kl', 'js' or 'l1'"),
         ({"beta": -1}, "beta: Input should be greater than or equal to 0"),
-        ({"models": ["flat3-6"]}, r"unknown model 'flat3-6'. Did you mean 'flat3-8'"),
+        ({"models": ["flat3_8"]}, r"unknown model 'flat3_8'. Did you mean 'flat3-8'"),
         ({"models": []}, "models: Tuple should have at least 1 item"),
         ({"names": ["a"]}, "1 names for classes=10; give one a class"),
         ({"teacher": "file:mine"}, "teacher: a federation has none; leave it empty"),
