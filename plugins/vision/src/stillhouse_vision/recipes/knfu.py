@@ -9,7 +9,7 @@ from stillhouse.artifact import Model
 from stillhouse.export import Card, Export
 from stillhouse.federated.averaging import FedAvg
 from stillhouse.federated.clients import Plan
-from stillhouse.federated.figures import FusionWeights
+from stillhouse.federated.figures import ClientLabels, FusionWeights
 from stillhouse.federated.metrics import ExchangeScores, FederatedAccuracy
 from stillhouse.federated.rules import Itself, KnFu, Mean, Rule
 from stillhouse.federated.stage import Federate
@@ -198,7 +198,7 @@ def _scores(settings: KnowledgeFusion, row: _Row, seed: int) -> Evaluate:
             "data": f"split-{seed}.test",
             **{role: f"{row.name}-{seed}.{role}" for role in roles},
         },
-        plots=(FusionWeights(),) if row.name == "knfu" and seed == 0 else (),
+        plots=(ClientLabels(), FusionWeights()) if row.name == "knfu" and seed == 0 else (),
     )
 
 
