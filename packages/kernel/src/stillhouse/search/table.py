@@ -99,7 +99,7 @@ class _Seen:
 
     @classmethod
     def of(cls, table: ScoreTable, inputs: Mapping[str, Any], rng: Generator) -> "_Seen":
-        images, labels = labelled_batch(inputs, "data", table.batch, rng)
+        images, labels = labelled_batch(inputs, "data", table.batch, rng, "cpu")
         seed = int(torch.randint(2**62, (), generator=rng))
         built = named(inputs, "teacher", what="input", where="table of scores")
         return cls(

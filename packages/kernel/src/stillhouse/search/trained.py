@@ -14,6 +14,7 @@ from stillhouse.errors import BadSetting
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Objective
 from stillhouse.recipe import Context
+from stillhouse.search.space import SearchSpace
 from stillhouse.training import Augment, Setup, alone
 
 DATA, VALIDATION = "data", "validation"
@@ -52,49 +53,47 @@ class Trained:
             steps=self.steps, batch=self.batch, seed=seed, augment=self.augment, views=self.views
         )
 
-    def within(self, ctx: Context) -> "TrainedWithin":
-        """The score, where it runs: on what device, with which caches."""
-        return TrainedWithin(score=self, ctx=alone(ctx))
+    def prepare(
+        self, space: SearchSpace, inputs: Mapping[str, Any], *, rng: Generator, ctx: Context
+    ) -> "PreparedTrained":  # Any: what each input's opener returns
+        data = named(inputs, DATA, what="input", where="score by training")
+        given: dict[str, Built] = {k: v for k, v in inputs.items() if k not in (DATA, VALIDATION)}
+        roles = {role: built.module for role, built in given.items()}
+        prepared = PreparedTrained(score=self, frozen=roles, ctx=alone(ctx))
+        setup = self.setup(0)
+        for role, cache in self.cache.items():
+            module = named(roles, role, what="role", where="score by training: cache")
+            roles[role] = stored(role, module, data, setup=setup, cache=cache, ctx=ctx)
+        return prepared
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedWithin:
-    """`Trained` in a stage's context. A candidate's training leaves no checkpoint of its own."""
+class PreparedTrained:
+    """`Trained` where it runs, its frozen roles opened. A candidate's training leaves no checkpoint
+    of its own.
+    """
 
     score: Trained
+    frozen: Mapping[str, nn.Module]
     ctx: Context
 
     def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, rng: Generator) -> float:
         # Any: what each input's opener returns
         validation = named(inputs, VALIDATION, what="input", where="score by training")
-        data = named(inputs, DATA, what="input", where="score by training")
-        student = self.train(candidate, self.frozen(inputs, data), data, rng=rng)
-        return self._accuracy(student, validation)
+        return self._accuracy(self.train(candidate, inputs[DATA], rng=rng), validation)
 
-    def frozen(self, inputs: Mapping[str, Any], data: Data) -> dict[str, nn.Module]:
-        """The frozen roles, with stand-ins for those whose outputs are computed once."""
-        given: dict[str, Built] = {k: v for k, v in inputs.items() if k not in (DATA, VALIDATION)}
-        roles = {role: built.module for role, built in given.items()}
-        setup, ctx = self.score.setup(0), self.ctx
-        for role, cache in self.score.cache.items():
-            module = named(roles, role, what="role", where="score by training: cache")
-            roles[role] = stored(role, module, data, setup=setup, cache=cache, ctx=ctx)
-        return roles
-
-    def train(
-        self, candidate: Model, frozen: Mapping[str, nn.Module], data: Data, *, rng: Generator
-    ) -> nn.Module:
-        """A trained candidate, on the CPU in eval mode."""
+    def train(self, candidate: Model, data: Data, *, rng: Generator) -> nn.Module:
+        """The candidate after its training, on the CPU in eval mode."""
         from stillhouse.engine import (
             fit,
         )  # mmengine takes seconds to import; recipes are built without it
 
         score = self.score
+        weights, batches = (int(torch.randint(2**62, (), generator=rng)) for _ in range(2))
         with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
-            models: dict[str, nn.Module] = {score.student: candidate.new(), **frozen}
-            seed = int(torch.randint(2**62, (), generator=rng))
-            fit(score.objective, models, data, setup=score.setup(seed), ctx=self.ctx)
+            torch.manual_seed(weights)
+            models: dict[str, nn.Module] = {score.student: candidate.new(), **self.frozen}
+            fit(score.objective, models, data, setup=score.setup(batches), ctx=self.ctx)
         return models[score.student]
 
     def _accuracy(self, student: nn.Module, validation: Data) -> float:

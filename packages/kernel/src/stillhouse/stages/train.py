@@ -131,7 +131,7 @@ class Train:
 
     def _roles(self, inputs: Mapping[str, Artifact]) -> dict[str, Built]:
         roles: dict[str, Built] = {r: a.open() for r, a in inputs.items() if r != "data"}
-        specs = dict(self.fresh) | {role: roles[role].spec for role in self.reinit}
+        specs = {role: roles[role].spec for role in self.reinit} | dict(self.fresh)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             # the student first: its first weights are the same whatever is built beside it
