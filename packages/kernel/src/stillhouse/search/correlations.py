@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # a partial correlation is not defined where one is (almost) a function of the other
 SAME = 1 - 1e-6
+WIDE = 1000  # a column that spans more than this factor is drawn on a logarithmic axis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,10 @@ class Scatter:
         axis.set_xlabel(line, fontsize=8)
         axis.set_ylabel(self.target, fontsize=8)
         axis.tick_params(labelsize=7)
+        if score.min() > 0 and score.max() > WIDE * score.min():
+            axis.set_xscale("log")
+        else:
+            axis.locator_params(axis="x", nbins=4)
 
 
 def column_of(data: Data, name: str) -> Tensor:

@@ -82,7 +82,9 @@ class ScoreTable:
         }
         rows = [seen.others(candidate, row) for row, candidate in enumerate(candidates)]
         found |= {name: [row[name] for row in rows] for name in rows[0]}
-        columns = {name: _ranked_last(torch.tensor(v).double()) for name, v in found.items()}
+        columns = {
+            name: _ranked_last(torch.tensor(v, dtype=torch.float64)) for name, v in found.items()
+        }
         return {"table": {"encoding": encodings, self.target: target, **columns}}
 
 

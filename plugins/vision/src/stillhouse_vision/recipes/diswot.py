@@ -208,12 +208,15 @@ def _with_distances(settings: DisWOT, kd: Composed, projector: Model | None) -> 
     """Beside that M_s and M_r of the last maps; M_s through a projector where widths differ, and
     not at all where the space has students of several widths.
     """
-    student, teacher = _last_maps(settings)
-    maps = {"student_output": student, "teacher_output": teacher, "form": settings.form}
     source = "student" if projector is None else "projector"
+    student, teacher = _last_maps(settings)
+    semantic = DisWOTSemantic(
+        student=source, student_output=student, teacher_output=teacher, form=settings.form
+    )
+    relation = DisWOTRelation(student_output=student, teacher_output=teacher, form=settings.form)
     losses = {
-        "M_s": Weighted(term=DisWOTSemantic(student=source, **maps), weight=settings.beta_s),
-        "M_r": Weighted(term=DisWOTRelation(**maps), weight=settings.beta_r),
+        "M_s": Weighted(term=semantic, weight=settings.beta_s),
+        "M_r": Weighted(term=relation, weight=settings.beta_r),
     }
     if settings.space == "shapes":
         del losses["M_s"]

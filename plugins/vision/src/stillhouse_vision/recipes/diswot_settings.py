@@ -56,6 +56,8 @@ class DisWOT(Teaching):
     presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {
         "tiny": {
             **DIGITS,
+            "teacher_model": "cnn16",
+            "teacher_steps": 150,
             "steps": 60,
             "depths": (1, 2),
             "widths": (4, 4, 8, 16),
@@ -70,15 +72,16 @@ class DisWOT(Teaching):
             "calibration_size": 8,
             "calibration_train": 300,
             "calibration_validation": 100,
-            "calibration_steps": 30,
+            "calibration_steps": 40,
             "calibration_teacher_steps": 60,
-            "resamples": 50,
+            "resamples": 20,
             "timed": 1,
             "timed_steps": 3,
         },
         "small": {
             **CIFAR10_JPEG,
             "steps": 312,
+            "depths": (1, 2, 3, 4, 5, 6, 7),
             "budget": {"parameters": 280_000, "macs": 42e6},
             "nas": 60,
         },
