@@ -126,6 +126,14 @@ def test_macs_of_a_cell_by_hand():
     assert found == cells + stem + head + reductions
 
 
+def test_a_cost_draws_nothing():
+    torch.manual_seed(0)
+    first = torch.rand(3)
+    torch.manual_seed(0)
+    CELLS.cost(CELLS.at(15000))
+    assert torch.equal(torch.rand(3), first)
+
+
 def test_a_cell_is_the_sum_over_its_edges():
     x = torch.randn(2, 3, 5, 5, generator=Generator().manual_seed(0))
 

@@ -14,6 +14,7 @@ from stillhouse.search.ranking import (
     Correlation,
     bootstrap,
     kendall_tau,
+    kendall_tau_within,
     partial_kendall_tau,
     spearman_rho,
 )
@@ -52,6 +53,34 @@ def test_partial_tau_by_hand():
     # t_xy = (4 - 2) / 6, t_xz = (5 - 1) / 6, t_yz = (5 - 1) / 6 (only the pair 1, 2 differs)
     expected = (1 / 3 - 2 / 3 * 2 / 3) / (1 - 4 / 9)
     assert partial_kendall_tau(x, y, z) == pytest.approx(expected)
+
+
+def test_tau_within_groups_by_hand():
+    # group 0: two of three pairs in order, one not; group 1: its pair in order: (3 - 1) / 4
+    x, y, groups = [1, 2, 3, 9, 8], [1, 3, 2, 5, 4], [0, 0, 0, 1, 1]
+    assert kendall_tau_within(x, y, groups) == pytest.approx(0.5)
+    # a shift of a whole group changes nothing, though it does for all pairs
+    shifted = [1, 2, 3, -9, -10]
+    assert kendall_tau_within(shifted, y, groups) == pytest.approx(0.5)
+    assert kendall_tau(shifted, y) != kendall_tau(x, y)
+    assert kendall_tau_within([1, 2, 3, -INF, -INF], y, groups) == pytest.approx(1 / math.sqrt(12))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tau_within_one_group_is_tau(seed: int):
+    x, y, _ = drawn(seed)
+    almost_one = torch.zeros(len(x) + 1)
+    almost_one[-1] = 1
+    found = kendall_tau_within([*x.tolist(), 100.0], [*y.tolist(), -100.0], almost_one)
+    assert found == pytest.approx(kendall_tau(x, y))
+
+
+def test_size_tells_nothing_among_equals():
+    groups = [1, 1, 2, 2, 3]
+    with pytest.raises(BadData, match="no group has two values of x that differ"):
+        kendall_tau_within([10, 10, 20, 20, 30], [1, 2, 3, 4, 5], groups)
+    with pytest.raises(BadData, match="no group has two values of y that differ"):
+        kendall_tau_within([1, 2, 3, 4, 5], groups, groups)
 
 
 def test_a_dead_network_has_the_lowest_rank():
