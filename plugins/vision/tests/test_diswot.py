@@ -49,6 +49,17 @@ def test_stages_rows_and_studies() -> None:
     assert list(small.studies)[-1].startswith("Ranking of 60 cells of NAS-Bench-201")
 
 
+def test_studies_can_be_left_out() -> None:
+    whole, made = recipe(), recipe(studies=False)
+    left = [s.name for s in whole.stages if s.name not in {t.name for t in made.stages}]
+    assert left == [
+        "calibration-data", "calibration-teacher", "calibration", "proxies", "ranking",
+        "calibration-cost", "search-cost",
+    ]  # fmt: skip
+    assert made.studies == {}
+    assert made.rows == whole.rows
+
+
 def test_a_seed_later_leaves_the_stages_there_are() -> None:
     one, two = recipe(seeds=1), recipe(seeds=2)
     for stage in one.stages:

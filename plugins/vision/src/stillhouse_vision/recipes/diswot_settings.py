@@ -33,6 +33,7 @@ class DisWOT(Teaching):
     beta_r: float = Field(3000.0, ge=0, description="weight of M_r in the last variant")
     form: Form = Field("code", description="of M_s and M_r: the released code's or the paper's")
 
+    studies: bool = Field(True, description="rank trained networks by the score, time a search")
     calibration_depths: tuple[int, ...] = Field(
         (1, 2, 3), description="blocks a stage of the networks that are all trained"
     )

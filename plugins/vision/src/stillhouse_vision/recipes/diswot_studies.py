@@ -47,8 +47,10 @@ class Studies:
 
 def study_stages(settings: DisWOT, space: SearchSpace, score: DisWOTScore, teacher: str) -> Studies:
     """The calibration networks and their ranking, the cost of a search, and, where settings.nas,
-    cells of NAS-Bench-201.
+    cells of NAS-Bench-201; nothing where settings.studies is off.
     """
+    if not settings.studies:
+        return Studies(stages=(), titles={})
     calibration = _calibration(settings)
     costs = _small_cost(settings, score), _cost(settings, space, score, teacher)
     titles = {
