@@ -46,7 +46,7 @@ def test_stages_rows_and_studies() -> None:
     assert made.stages[-1].inputs["student"] == "kd-0.student"
     small = recipe("small")
     assert next(iter(small.studies)) == "Ranking of 27 trained networks"
-    assert list(small.studies)[-1].startswith("Ranking of 60 cells of NAS-Bench-201")
+    assert list(small.studies)[-1].startswith("Ranking of 48 cells of NAS-Bench-201")
 
 
 def test_studies_can_be_left_out() -> None:
@@ -205,6 +205,7 @@ def test_paper_has_the_settings_of_the_paper() -> None:
     measure = cost.measures[0]
     assert isinstance(measure, SearchTime)
     assert set(measure.contest.schedules.values()) == {187_440}
+    assert made.stage("nas-sample").make.classes == 100
 
 
 @pytest.mark.parametrize(
@@ -215,6 +216,10 @@ def test_paper_has_the_settings_of_the_paper() -> None:
         ({"combine": "rank"}, "combine: Input should be 'zscore' or 'sum'"),
         ({"form": "papers"}, "form: Input should be 'code' or 'paper'"),
         ({"calibration_teacher": [5, 5]}, "calibration_teacher: one number a stage"),
+        (
+            {"nas": 5, "classes": 3, "names": []},
+            "networks have 10 or 100 classes, not 3; set nas=0",
+        ),
         ({"depths": [1]}, "choices must be two or more different numbers"),
     ],
 )
@@ -259,6 +264,10 @@ def test_sampled_cells_are_rows_of_the_table(tmp_path: Path) -> None:
     )
     with pytest.raises(BadData, match="2 cells, 3 are wanted; set fewer"):
         SampleCells(count=3)({"source": tmp_path}, rng=rng)
+    with pytest.raises(BadSetting, match=r"the table has 10 or 100 classes \(got 3\)"):
+        SampleCells(count=1, classes=3)
+    with pytest.raises(BadData, match="cannot be read as a table with arch_str and cifar100"):
+        SampleCells(count=1, classes=100)({"source": tmp_path}, rng=rng)
     with pytest.raises(BadSetting, match=r"count must be >= 1 \(got 0\)"):
         SampleCells(count=0)
     (tmp_path / CELLS).write_bytes(b"not a table")

@@ -60,12 +60,12 @@ def diswot(settings: DisWOT) -> Recipe:
     step; nothing is picked on the test set.
 
     tiny: 400 handwritten digits, 8 ResNets of 4 to 16 channels. small: JPEG copies of CIFAR-10, a
-    pretrained ResNet-56 that is first fine-tuned on them, the 64 ResNets of the paper's space S0 no
-    larger than ResNet-20; 27 calibration networks on pictures of 16 pixels; 60 cells of
-    NAS-Bench-201. paper: CIFAR-100 (`--set data=...`), ResNet-110, 240 epochs of batches of 64,
-    learning rate 0.05 times 0.1 at epochs 150, 180 and 210.
+    pretrained ResNet-56 that is first fine-tuned on them; the paper's space S0 with every depth
+    from 1 to 7 a stage, no student larger than ResNet-20; 27 calibration networks on pictures of
+    16 pixels; 48 cells of NAS-Bench-201. paper: CIFAR-100 (`--set data=...`), ResNet-110, S0, 240
+    epochs of batches of 64, learning rate 0.05 times 0.1 at epochs 150, 180 and 210.
     """
-    teacher = teacher_stages(settings, agree=("logits", *_last_maps(settings)[1:]))
+    teacher = teacher_stages(settings, agree=("logits", "embedding", _last_maps(settings)[1]))
     searches = _searches(settings, teacher.ref)
     students = _students(settings, teacher.ref)
     every = [stage for row in students.values() for stage in row]

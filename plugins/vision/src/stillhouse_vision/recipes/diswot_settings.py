@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from stillhouse.objectives.relations import Form
 from stillhouse.recipe import Scale
+from stillhouse_vision.nas_tables import ACCURACIES
 from stillhouse_vision.recipes.teaching_settings import CIFAR10_JPEG, CIFAR100, DIGITS, Teaching
 
 SpaceName = Literal["depths", "shapes", "nasbench201", "macro"]
@@ -51,6 +52,7 @@ class DisWOT(Teaching):
         0, ge=0, description="architectures of the NAS-Bench-201 table that are scored"
     )
     nas_table: str = "data:nas-tables"
+    nas_batch: int = Field(32, ge=2, description="pictures their scores see")
     timed: int = Field(3, ge=1, description="candidates whose scoring and training are timed")
     timed_steps: int = Field(12, ge=2, description="of a training whose seconds a step are taken")
 
@@ -58,7 +60,7 @@ class DisWOT(Teaching):
         "tiny": {
             **DIGITS,
             "teacher_model": "cnn16",
-            "teacher_steps": 150,
+            "teacher_steps": 100,
             "steps": 60,
             "depths": (1, 2),
             "widths": (4, 4, 8, 16),
@@ -73,9 +75,9 @@ class DisWOT(Teaching):
             "calibration_size": 8,
             "calibration_train": 300,
             "calibration_validation": 100,
-            "calibration_steps": 40,
+            "calibration_steps": 30,
             "calibration_teacher_steps": 60,
-            "resamples": 20,
+            "resamples": 10,
             "timed": 1,
             "timed_steps": 3,
         },
@@ -84,15 +86,25 @@ class DisWOT(Teaching):
             "steps": 312,
             "depths": (1, 2, 3, 4, 5, 6, 7),
             "budget": {"parameters": 280_000, "macs": 42e6},
-            "nas": 60,
+            "nas": 48,
         },
         "paper": {
             **CIFAR100,
             "teacher_model": "resnet110",
+            "budget": {"parameters": 376_000},  # half of the space fits
             "nas": 500,
             "seeds": 3,
         },
     }
+
+    @model_validator(mode="after")
+    def _has_table(self) -> "DisWOT":
+        if self.nas and self.classes not in ACCURACIES:
+            known = " or ".join(str(classes) for classes in ACCURACIES)
+            raise ValueError(
+                f"nas: the table's networks have {known} classes, not {self.classes}; set nas=0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole(self) -> "DisWOT":

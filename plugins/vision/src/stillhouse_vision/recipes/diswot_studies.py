@@ -241,7 +241,7 @@ def _nas(settings: DisWOT, teacher: str) -> tuple[Stage, ...]:
     space = NasBench201(classes=settings.classes, images=images)
     sample = Make(
         name="nas-sample",
-        make=SampleCells(count=settings.nas),
+        make=SampleCells(count=settings.nas, classes=settings.classes),
         inputs={"source": settings.nas_table},
         ports=("trials",),
     )
@@ -249,7 +249,7 @@ def _nas(settings: DisWOT, teacher: str) -> tuple[Stage, ...]:
         sample,
         *_ranking(
             settings,
-            _table(settings, space),
+            replace(_table(settings, space), batch=settings.nas_batch),
             ("nas-proxies", "nas-ranking"),
             trials="nas-sample.trials",
             data="data.train",
