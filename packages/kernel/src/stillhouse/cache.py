@@ -176,9 +176,20 @@ def cached(
 
 
 def stored(
-    role: str, module: nn.Module, data: Data, *, setup: Setup, cache: Cache, ctx: Context
+    role: str,
+    module: nn.Module,
+    data: Data,
+    *,
+    setup: Setup,
+    cache: Cache,
+    ctx: Context,
+    selects: bool = False,
 ) -> CachedRole:
-    """The stand-in for a frozen role in a training of `setup`: every view it will ask for."""
+    """The stand-in for a frozen role in a training of `setup`: every view it will ask for.
+
+    `selects`: the objective re-selects its data; a selection is shorter than the data, and so has
+    more passes, and views, than these.
+    """
     source = Source(
         role=ctx.digests[role],
         data=ctx.digests["data"],
@@ -188,7 +199,7 @@ def stored(
         augment=setup.augment,
     )
     epochs = -(-setup.steps // pass_length(data, setup.batch))
-    views = range(min(setup.views, epochs))
+    views = range(setup.views if selects else min(setup.views, epochs))
     return cached(role, module, data, views, source, batch=setup.batch, ctx=ctx)
 
 

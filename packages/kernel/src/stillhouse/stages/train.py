@@ -10,7 +10,7 @@ from torch import nn
 from stillhouse.artifact import Artifact, Built, Model, save_model
 from stillhouse.cache import Cache, stored
 from stillhouse.errors import BadRecipe, OutOfMemory, UnknownName
-from stillhouse.objectives.objective import Objective
+from stillhouse.objectives.objective import Objective, Refreshing
 from stillhouse.profile import process_peak_mib
 from stillhouse.recipe import SLICES, Context
 from stillhouse.training import Augment, Precision, Setup
@@ -90,9 +90,11 @@ class Train:
         data = inputs["data"].open()
         built = self._roles(inputs)
         models: dict[str, nn.Module] = {role: b.module for role, b in built.items()}
-        setup = self.setup()
+        setup, selects = self.setup(), isinstance(self.objective, Refreshing)
         for role, cache in self.cache.items():
-            models[role] = stored(role, models[role], data, setup=setup, cache=cache, ctx=ctx)
+            models[role] = stored(
+                role, models[role], data, setup=setup, cache=cache, ctx=ctx, selects=selects
+            )
         start = time.perf_counter()
         try:
             fit(self.objective, models, data, setup=setup, ctx=ctx)
