@@ -20,6 +20,8 @@ SLICES = "STILLHOUSE_SLICES"
 CHECKPOINT_SECONDS = "STILLHOUSE_CHECKPOINT_SECONDS"
 # where the clients of a federation run, unless the command line says it
 ENGINE = "STILLHOUSE_FEDERATED_ENGINE"
+# the folder of an evaluation's drawings that show numbers only
+PLOTS = "plots"
 STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -108,6 +110,8 @@ class Recipe:
     `rows` maps a row of the report to its Evaluate stages, one a seed; `baseline` names the row the
     others are
     compared with; `notes` are printed in every report (what is official, what is a reconstruction).
+    `studies` maps a heading of the report to Evaluate stages, one a seed, that are about the method
+    and not about one model; their scores may be named "line/score", a table's line and column.
     Raises BadRecipe or UnknownName when stages, ports or rows do not fit together.
     """
 
@@ -117,6 +121,7 @@ class Recipe:
     rows: Mapping[str, tuple[str, ...]]
     baseline: str
     notes: tuple[str, ...] = ()
+    studies: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
     def __post_init__(self) -> None:
         ports: set[str] = set()
@@ -125,10 +130,11 @@ class Recipe:
             _check_stage(stage, seen, ports)
             seen.add(stage.name)
             ports |= {f"{stage.name}.{port}" for port in stage.outputs}
-        for row, names in self.rows.items():
-            for name in names:
-                if name not in seen:
-                    raise UnknownName("stage", name, seen, where=f"row '{row}'")
+        for what, listed in (("row", self.rows), ("study", self.studies)):
+            for title, names in listed.items():
+                for name in names:
+                    if name not in seen:
+                        raise UnknownName("stage", name, seen, where=f"{what} '{title}'")
         if self.rows and self.baseline not in self.rows:
             raise UnknownName(
                 "baseline row", self.baseline, self.rows, where=f"recipe '{self.name}'"

@@ -15,7 +15,7 @@ from torch import Generator
 from stillhouse.artifact import Model
 from stillhouse.data.shards import load_data
 from stillhouse.errors import BadSetting
-from stillhouse.recipe import Context
+from stillhouse.recipe import Context, Event, Observer, silent
 from stillhouse.search import (
     AgingEvolution,
     Encoding,
@@ -226,6 +226,62 @@ def test_children_are_held_to_the_budget(strategy: Strategy, tmp_path: Path):
     assert max(trials.columns["ones"].tolist()) == 4
     best = json.loads((out["model"].path / "model.json").read_text())
     assert best["kwargs"] == {"widths": [1, 5]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A score from the weights of the candidate, which the global generator draws."""
+
+    def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, rng: Generator) -> float:
+        drawn = sum(p.sum().item() for p in candidate.new().parameters())
+        return drawn + float(torch.rand((), generator=rng))
+
+
+class Killed(BaseException):
+    """What ends the search in the middle."""
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [AgingEvolution(population=6, sample=3, elite=1), RandomSearch()],
+    ids=lambda s: type(s).__name__,
+)
+def test_a_killed_search_goes_on_to_the_same_bits(strategy: Strategy, tmp_path: Path):
+    stage = Search(
+        name="s",
+        space=Bits(count=6),
+        score=Drawn(),
+        budget={"ones": 4},
+        trials=30,
+        inputs={},
+        strategy=strategy,
+    )
+    told: list[Event] = []
+
+    def dies(event: Event) -> None:
+        if event.text == "checkpoint" and event.done == 14:
+            raise Killed
+
+    def run(place: Path, observe: Observer) -> dict[str, bytes]:
+        out = place / "out"
+        out.mkdir(parents=True, exist_ok=True)
+        ctx = Context(
+            stage="s",
+            out=out,
+            checkpoints=place / "checkpoints",
+            caches=place,
+            observe=observe,
+            checkpoint_steps=7,
+        )
+        stage.run({}, ctx)
+        return {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*.*")}
+
+    whole = run(tmp_path / "whole", silent)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", dies)
+    assert run(tmp_path / "killed", told.append) == whole
+    assert told[0].text == "resumed at candidate 14"
+    assert [e.done for e in told if not e.text] == list(range(15, 31))  # none is scored again
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,9 @@ def inputs() -> dict[str, Any]:
     return {"teacher": Built(spec=spec, module=small(0)), "data": data()}
 
 
+HERE = Context(stage="s", out=Path(), checkpoints=Path(), caches=Path())
+
+
 def rng(seed: int = 0) -> Generator:
     return Generator().manual_seed(seed)
 
@@ -63,7 +66,7 @@ def models(space: Widths) -> list[Model]:
 def test_a_zscore_is_on_the_scale_of_the_references():
     # the references are here the whole space: the scores are then the population's
     space = Widths()
-    score = DisWOT(batch=8, inits=2, references=9).prepare(space, inputs(), rng=rng())
+    score = DisWOT(batch=8, inits=2, references=9).prepare(space, inputs(), rng=rng(), ctx=HERE)
     found = [score(candidate, {}, rng=rng()) for candidate in models(space)]
     raw = [
         diswot_score(small(7), m.new(), score.images, score.labels, inits=2, seed=score.seed)
@@ -75,7 +78,7 @@ def test_a_zscore_is_on_the_scale_of_the_references():
 
 
 def test_a_sum_is_the_scores_own():
-    score = DisWOT(batch=8, inits=2, combine="sum").prepare(Widths(), inputs(), rng=rng())
+    score = DisWOT(batch=8, inits=2, combine="sum").prepare(Widths(), inputs(), rng=rng(), ctx=HERE)
     seen = views(small(3), score.images, score.labels, inits=2, seed=score.seed)
     given = diswot_score(
         seen, small(5), score.images, score.labels, inits=2, combine="sum", seed=score.seed
@@ -85,7 +88,10 @@ def test_a_sum_is_the_scores_own():
 
 
 def test_what_is_prepared_depends_on_the_generator():
-    scores = [DisWOT(batch=8, inits=1).prepare(Widths(), inputs(), rng=rng(s)) for s in (0, 0, 1)]
+    scores = [
+        DisWOT(batch=8, inits=1).prepare(Widths(), inputs(), rng=rng(s), ctx=HERE)
+        for s in (0, 0, 1)
+    ]
     assert torch.equal(scores[0].images, scores[1].images)
     assert scores[0].semantic == scores[1].semantic
     assert not torch.equal(scores[0].images, scores[2].images)
@@ -95,7 +101,7 @@ def test_what_is_prepared_depends_on_the_generator():
 def test_stored_pictures_come_as_fractions():
     images, labels = batch(6)
     stored = TensorData({"images": (images.abs() * 50).clamp(0, 255).byte(), "labels": labels})
-    score = ZeroCost(proxy="nwot", batch=6).prepare(Widths(), {"data": stored}, rng=rng())
+    score = ZeroCost(proxy="nwot", batch=6).prepare(Widths(), {"data": stored}, rng=rng(), ctx=HERE)
     assert score.images.dtype == torch.float32
     assert 0 < score.images.max() <= 1
 
@@ -123,7 +129,7 @@ def test_a_search_scores_with_one_batch(tmp_path: Path):
 
 
 def test_nwot_in_a_search_is_nwot():
-    score = ZeroCost(proxy="nwot", batch=8).prepare(Widths(), inputs(), rng=rng())
+    score = ZeroCost(proxy="nwot", batch=8).prepare(Widths(), inputs(), rng=rng(), ctx=HERE)
     model = Model(build=Small, kwargs={"widths": [4, 6]})
     torch.manual_seed(11)
     found = score(model, {}, rng=rng())
@@ -139,10 +145,10 @@ def test_wrong_settings_and_inputs_say_so():
     with pytest.raises(BadSetting, match=r"a zero-cost score needs batch >= 2 \(got 1\)"):
         ZeroCost(proxy="zen", batch=1)
     with pytest.raises(UnknownName, match="DisWOT's score: unknown input 'teecher'"):
-        DisWOT(teacher="teecher").prepare(Widths(), inputs(), rng=rng())
+        DisWOT(teacher="teecher").prepare(Widths(), inputs(), rng=rng(), ctx=HERE)
     bare = {"data": TensorData({"images": torch.zeros(4, 3, 8, 8)})}
     with pytest.raises(BadData, match="a score needs a column 'labels'; there are: .*images"):
-        ZeroCost(proxy="zen").prepare(Widths(), bare, rng=rng())
+        ZeroCost(proxy="zen").prepare(Widths(), bare, rng=rng(), ctx=HERE)
 
 
 def test_a_rank_is_refused_in_a_search():

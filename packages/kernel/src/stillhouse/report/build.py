@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stillhouse.metrics.scores import is_cost, lower_is_better
-from stillhouse.recipe import OUTSIDE, Recipe
+from stillhouse.recipe import OUTSIDE, PLOTS, Recipe
 from stillhouse.report.collect import Finished, SettingsFile, collect, read_settings
 from stillhouse.report.document import (
     SCHEMA,
@@ -20,6 +20,7 @@ from stillhouse.report.document import (
     Shipped,
     StageEntry,
     Standing,
+    Study,
 )
 from stillhouse.report.headline import headline
 from stillhouse.report.lineage import lineage
@@ -54,6 +55,7 @@ def build(recipe: Recipe, name: str, root: Path, folder: Path) -> Document:
         lineage=origin,
         environments=_environments(done),
         commands=_commands(name, settings, origin.commit, recipe),
+        studies=tuple(_study(title, stages, done) for title, stages in recipe.studies.items()),
     )
 
 
@@ -163,14 +165,30 @@ def _evaluated(recipe: Recipe, name: str) -> str:
     return "" if ref.startswith(OUTSIDE) else ref.partition(".")[0]
 
 
+def _study(title: str, stages: tuple[str, ...], done: Mapping[str, Finished]) -> Study:
+    given = [done[stage].scores for stage in stages if stage in done]
+    names = dict.fromkeys(name for scores in given for name in scores)
+    values = {name: [scores[name] for scores in given if name in scores] for name in names}
+    return Study(title=title, stages=stages, scores={n: summarize(v) for n, v in values.items()})
+
+
 def _pictures(recipe: Recipe, done: Mapping[str, Finished]) -> tuple[Picture, ...]:
-    """Those of the first finished seed of each row: more would only repeat them."""
-    first = {
-        row: next((s for s in stages if s in done), None) for row, stages in recipe.rows.items()
-    }
+    """Those of the first finished seed of each row and study: more would only repeat them."""
+    shown = [(row, stages, False) for row, stages in recipe.rows.items()]
+    shown += [(title, stages, True) for title, stages in recipe.studies.items()]
+    first = [
+        (row, next((s for s in stages if s in done), None), study) for row, stages, study in shown
+    ]
     return tuple(
-        Picture(stage=stage, row=row, name=Path(path).stem, path=path)
-        for row, stage in first.items()
+        Picture(
+            stage=stage,
+            row=row,
+            name=Path(path).stem,
+            path=path,
+            plot=Path(path).parent.name == PLOTS,
+            study=study,
+        )
+        for row, stage, study in first
         if stage is not None
         for path in done[stage].pictures
     )

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from stillhouse.errors import CorruptArtifact
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import PLOTS, Recipe
 
 Record = TypeVar("Record")
 
@@ -103,7 +103,7 @@ def _stage(folder: Path, name: str) -> Finished:
     for port, out in file.outputs.items():
         if out.kind == "scores":
             scores |= _optional(dict[str, float], kept[port] / "scores.json") or {}
-            found = sorted(kept[port].glob("*.png"))
+            found = [*sorted(kept[port].glob("*.png")), *sorted(kept[port].glob(f"{PLOTS}/*.png"))]
             pictures += [picture.relative_to(folder).as_posix() for picture in found]
     beside = _optional(dict[str, float], folder / f"{name}.scores.json") or {}
     return Finished(

@@ -76,12 +76,26 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture of predictions, relative to the run's folder."""
+    """A picture, relative to the run's folder, of the row or study named `row`.
+
+    A `plot` shows numbers only; every other picture shows samples of the data.
+    """
 
     stage: str
     row: str
     name: str
     path: str
+    plot: bool = False
+    study: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Scores about the method: evaluations that belong to no row."""
+
+    title: str
+    stages: tuple[str, ...]  # one a seed, finished or not
+    scores: Mapping[str, Summary]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +166,7 @@ class Document:
     lineage: Lineage
     environments: tuple[Environment, ...]
     commands: tuple[str, ...]
+    studies: tuple[Study, ...] = ()
 
     @property
     def title(self) -> str:

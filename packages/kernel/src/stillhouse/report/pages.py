@@ -42,11 +42,11 @@ def publish(folder: Path, target: Path, *, pictures: bool = False) -> Path:
     """Write what may be committed of a report to `target`; returns report.md's path.
 
     `folder` is a report's, or the run's that holds it. Numbers, plots and text go; pictures of
-    predictions stay behind unless `pictures`: data of restricted licence must not be spread.
+    samples stay behind unless `pictures`: data of restricted licence must not be spread.
     """
     source = folder / FOLDER if (folder / FOLDER).is_dir() else folder
     document = load(source)
-    kept = document.pictures if pictures else ()
+    kept = tuple(p for p in document.pictures if p.plot or pictures)
     document = dataclasses.replace(document, pictures=kept)
     images = {p.path: (source.parent / p.path).read_bytes() for p in kept}
     places = {path: f"figures/{path.replace('/', '-')}" for path in images}

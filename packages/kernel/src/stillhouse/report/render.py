@@ -15,6 +15,7 @@ from stillhouse.report.cards import cards
 from stillhouse.report.document import Document, Picture
 from stillhouse.report.figures import Plot
 from stillhouse.report.palette import MODES, THEMES, Mode, colours
+from stillhouse.report.studies import study_tables
 
 TEMPLATES = Path(__file__).with_name("templates")
 LINK = re.compile(r"https?://[^\s<>\"')\]]*[^\s<>\"')\].,;]|\barXiv[: ]\s?(\d{4}\.\d{4,5})")
@@ -65,6 +66,7 @@ def _shared(document: Document) -> dict[str, object]:
         "sources": tables.sources(document),
         "artifacts": tables.artifacts(document),
         "shipped": tables.shipped(document),
+        "studies": [(study.title, study_tables(study)) for study in document.studies],
         "total": units.duration(tables.total_seconds(document.stages)),
     }
 

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from stillhouse.artifact import Model
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import named
+from stillhouse.recipe import Context
 from stillhouse.search.evolution import RandomSearch
 from stillhouse.search.proxies import COMPARISON, Score, View, diswot_score, views
 from stillhouse.search.space import Encoding, SearchSpace, Trial
@@ -45,12 +46,12 @@ class DisWOT:
             )
 
     def prepare(
-        self, space: SearchSpace, inputs: Mapping[str, Any], *, rng: Generator
+        self, space: SearchSpace, inputs: Mapping[str, Any], *, rng: Generator, ctx: Context
     ) -> "PreparedDisWOT":  # Any: what each input's opener returns
-        images, labels = _first(inputs, self.data, self.batch, rng)
+        images, labels = _first(inputs, self.data, self.batch, rng, ctx.device)
         seed = int(torch.randint(2**62, (), generator=rng))
         teacher = named(inputs, self.teacher, what="input", where="DisWOT's score").module
-        seen = views(teacher, images, labels, inits=self.inits, seed=seed)
+        seen = views(teacher.to(ctx.device), images, labels, inits=self.inits, seed=seed)
         raw = PreparedDisWOT(images=images, labels=labels, teacher=seen, seed=seed)
         if self.combine == "sum":
             return raw
@@ -102,7 +103,7 @@ class PreparedDisWOT:
     def parts(self, candidate: Model) -> Score:
         return diswot_score(
             self.teacher,
-            candidate.new(),
+            candidate.new().to(self.images.device),
             self.images,
             self.labels,
             inits=len(self.teacher),
@@ -125,9 +126,9 @@ class ZeroCost:
             raise BadSetting(f"a zero-cost score needs batch >= 2 (got {self.batch})")
 
     def prepare(
-        self, space: SearchSpace, inputs: Mapping[str, Any], *, rng: Generator
+        self, space: SearchSpace, inputs: Mapping[str, Any], *, rng: Generator, ctx: Context
     ) -> "PreparedZeroCost":  # Any: what each input's opener returns
-        images, labels = _first(inputs, self.data, self.batch, rng)
+        images, labels = _first(inputs, self.data, self.batch, rng, ctx.device)
         return PreparedZeroCost(proxy=self.proxy, images=images, labels=labels)
 
 
@@ -140,11 +141,12 @@ class PreparedZeroCost:
     labels: Tensor
 
     def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, rng: Generator) -> float:
-        return COMPARISON[self.proxy](candidate.new(), self.images, self.labels)
+        network = candidate.new().to(self.images.device)
+        return COMPARISON[self.proxy](network, self.images, self.labels)
 
 
 def _first(
-    inputs: Mapping[str, Any], port: str, size: int, rng: Generator
+    inputs: Mapping[str, Any], port: str, size: int, rng: Generator, device: str
 ) -> tuple[Tensor, Tensor]:
     """A random batch of pictures in [0, 1] and their labels; raises BadData where columns lack."""
     data = named(inputs, port, what="input", where="score of a search")
@@ -152,8 +154,9 @@ def _first(
     for column in ("images", "labels"):
         if column not in batch:
             raise BadData(f"a score needs a column '{column}'; there are: {', '.join(batch)}")
-    images = batch["images"]
-    return images.float() / 255 if images.dtype == torch.uint8 else images, batch["labels"]
+    images = batch["images"].to(device)
+    pictures = images.float() / 255 if images.dtype == torch.uint8 else images
+    return pictures, batch["labels"].to(device)
 
 
 def _distinct(space: SearchSpace, count: int, rng: Generator) -> Iterable[Encoding]:

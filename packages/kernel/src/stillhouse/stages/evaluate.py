@@ -15,7 +15,7 @@ from stillhouse.data.data import Data
 from stillhouse.digest import path_digest
 from stillhouse.errors import BadData, BadRecipe
 from stillhouse.objectives.objective import Models
-from stillhouse.recipe import Context
+from stillhouse.recipe import PLOTS, Context
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
@@ -42,7 +42,8 @@ class Figure(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Scores from `metrics` (reproducible: part of the artifact) and from `measures` (timings:
-    beside it), and figures.
+    beside it), and drawings: `figures` show samples of the data, `plots` numbers only, so that a
+    published report may hold them whatever the data's licence.
 
     The port "data" is the data, every other port a role.
     """
@@ -52,6 +53,7 @@ class Evaluate:
     inputs: Mapping[str, str]
     measures: tuple[Metric, ...] = ()
     figures: tuple[Figure, ...] = ()
+    plots: tuple[Figure, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -81,15 +83,21 @@ class Evaluate:
             out = ctx.out / "scores"
             out.mkdir()
             (out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
-            for figure in self.figures:
-                # no version or date inside: the same picture is the same bytes
-                figure(models, data).savefig(
-                    out / f"{figure.name}.png", dpi=110, metadata={"Software": None}
-                )
+            _draw(self.figures, models, data, out)
+            _draw(self.plots, models, data, out / PLOTS)
             ctx.measured["scores"] = scores | _all(self.measures, models, data, self.name)
         return {
             "scores": Artifact(kind="scores", path=out, digest=path_digest(out), opener=OPEN_SCORES)
         }
+
+
+def _draw(figures: tuple[Figure, ...], models: Models, data: Data, folder: Path) -> None:
+    for figure in figures:
+        folder.mkdir(exist_ok=True)
+        # no version or date inside: the same picture is the same bytes
+        figure(models, data).savefig(
+            folder / f"{figure.name}.png", dpi=110, metadata={"Software": None}
+        )
 
 
 def _all(metrics: tuple[Metric, ...], models: Models, data: Data, where: str) -> dict[str, float]:

@@ -1,19 +1,21 @@
 """Search: a space (and roles, data) in, the best model under a budget out."""
 
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Generator
 
 from stillhouse.artifact import Artifact, Built, Model, save_model
+from stillhouse.checkpoint import last_checkpoint, save_checkpoint
 from stillhouse.data.shards import save_data
 from stillhouse.errors import BadRecipe, BadSetting
 from stillhouse.recipe import Context, Event
 from stillhouse.search.evolution import RandomSearch
 from stillhouse.search.space import Encoding, SearchSpace, Strategy, Trial
-from stillhouse.training import mix
+from stillhouse.training import mix, rng_states, set_rng_states
 
 PREPARE = -1  # the number of the generator that prepares a score; candidates count from 0
 
@@ -28,11 +30,12 @@ class Score(Protocol):
 @runtime_checkable
 class Preparing(Protocol):
     """A score that first works out what all candidates share: the batch, what the teacher gives.
-    What it then returns scores them; a frozen dataclass.
+    What it then returns scores them; a frozen dataclass. `ctx` says on which device. Prepared again
+    where a killed search goes on, it must come out the same.
     """
 
     def prepare(
-        self, space: SearchSpace, inputs: Mapping[str, Any], *, rng: Generator
+        self, space: SearchSpace, inputs: Mapping[str, Any], *, rng: Generator, ctx: Context
     ) -> Score: ...  # Any: what each input's opener returns
 
 
@@ -43,7 +46,8 @@ class Search:
 
     Outputs: "model", the best candidate with weights drawn from `seed`, and "trials", a table with
     a row a candidate. Candidates over the budget are drawn again, not scored. Raises BadSetting
-    when none fits.
+    when none fits. A killed search goes on after the last candidate of its checkpoint, to the same
+    bits.
     """
 
     name: str
@@ -65,47 +69,38 @@ class Search:
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
         opened = {port: artifact.open() for port, artifact in inputs.items()}
-        history: list[Trial] = []
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            scorer = self._scorer(opened)
-            for encoding, cost, rng in self._candidates(history):
+            scorer = self._scorer(opened, ctx)
+            hunt = _Hunt(total=self.trials, rng=Generator().manual_seed(mix(self.seed)))
+            hunt.resume(ctx)
+            for encoding, cost in self._candidates(hunt):
+                rng = Generator().manual_seed(mix(self.seed, len(hunt.history)))
                 score = scorer(self.space.model(encoding), opened, rng=rng)
-                history.append(Trial(encoding=encoding, cost=cost, score=float(score)))
-                ctx.observe(
-                    Event(
-                        stage=self.name,
-                        done=len(history),
-                        total=self.trials,
-                        scores={"score": float(score)},
-                    )
-                )
-            if not history:
+                hunt.add(Trial(encoding=encoding, cost=cost, score=float(score)), ctx)
+            if not hunt.history:
                 raise BadSetting(
                     f"stage '{self.name}': no candidate fits the budget {dict(self.budget)}; "
                     "raise it"
                 )
-            best = max(history, key=lambda trial: trial.score)
+            best = max(hunt.history, key=lambda trial: trial.score)
             spec = self.space.model(best.encoding)
             built = Built(spec=spec, module=spec.new())
+        ctx.measured.update(candidates=len(hunt.history), refused=len(hunt.refused))
         return {
             "model": save_model(ctx.out / "model", built),
-            "trials": save_data(ctx.out / "trials", _table(history)),
+            "trials": save_data(ctx.out / "trials", _table(hunt.history)),
         }
 
-    def _scorer(self, opened: Mapping[str, Any]) -> Score:  # Any: opened inputs
+    def _scorer(self, opened: Mapping[str, Any], ctx: Context) -> Score:  # Any: opened inputs
         if not isinstance(self.score, Preparing):
             return self.score
         rng = Generator().manual_seed(mix(self.seed, PREPARE))
-        return self.score.prepare(self.space, opened, rng=rng)
+        return self.score.prepare(self.space, opened, rng=rng, ctx=ctx)
 
-    def _candidates(
-        self, history: list[Trial]
-    ) -> Iterator[tuple[Encoding, Mapping[str, float], Generator]]:
-        rng = Generator().manual_seed(mix(self.seed))
-        refused: list[Trial] = []
-        while len(history) < self.trials and len(refused) < 100 * self.trials:
-            encoding = self.strategy.propose(self.space, history + refused, rng)
+    def _candidates(self, hunt: "_Hunt") -> Iterator[tuple[Encoding, Mapping[str, float]]]:
+        while len(hunt.history) < self.trials and len(hunt.refused) < 100 * self.trials:
+            encoding = self.strategy.propose(self.space, hunt.history + hunt.refused, hunt.rng)
             if encoding is None:
                 return
             cost = self.space.cost(encoding)
@@ -115,9 +110,60 @@ class Search:
                     f"{sorted(cost)}"
                 )
             if any(cost[name] > most for name, most in self.budget.items()):
-                refused.append(Trial(encoding=encoding, cost=cost, score=float("-inf")))
+                hunt.refused.append(Trial(encoding=encoding, cost=cost, score=float("-inf")))
             else:
-                yield encoding, cost, Generator().manual_seed(mix(self.seed, len(history)))
+                yield encoding, cost
+
+
+@dataclass(kw_only=True)
+class _Hunt:
+    """Where a search is: all that a resumed one needs to draw and score the same candidates."""
+
+    total: int
+    rng: Generator
+    history: list[Trial] = field(default_factory=list[Trial])
+    refused: list[Trial] = field(default_factory=list[Trial])
+    saved: float = field(default_factory=time.monotonic)
+
+    def add(self, trial: Trial, ctx: Context) -> None:
+        """Note a scored candidate, tell of it, and write a checkpoint when one is due."""
+        self.history.append(trial)
+        self._tell("", ctx, {"score": trial.score})
+        if len(self.history) < self.total and self._due(ctx):
+            self._save(ctx)
+            self._tell("checkpoint", ctx, {})
+
+    def resume(self, ctx: Context) -> None:
+        """Go on after the last checkpoint, if there is one."""
+        found = last_checkpoint(ctx.checkpoints)
+        if found is None:
+            return
+        tensors, record = found
+        self.history = [Trial(**trial) for trial in record["history"]]
+        self.refused = [Trial(**trial) for trial in record["refused"]]
+        self.rng.set_state(tensors.pop("draws"))
+        set_rng_states(tensors)
+        ctx.measured["resumed_at"] = len(self.history)
+        self._tell(f"resumed at candidate {len(self.history)}", ctx, {})
+
+    def _due(self, ctx: Context) -> bool:
+        steps = ctx.checkpoint_steps
+        if steps is not None and len(self.history) % steps == 0:
+            return True
+        return time.monotonic() - self.saved >= ctx.checkpoint_seconds
+
+    def _save(self, ctx: Context) -> None:
+        record = {
+            "history": [asdict(trial) for trial in self.history],
+            "refused": [asdict(trial) for trial in self.refused],
+        }
+        tensors = {"draws": self.rng.get_state(), **rng_states()}
+        save_checkpoint(ctx.checkpoints, len(self.history), tensors, record)
+        self.saved = time.monotonic()
+
+    def _tell(self, text: str, ctx: Context, scores: Mapping[str, float]) -> None:
+        done = len(self.history)
+        ctx.observe(Event(stage=ctx.stage, text=text, done=done, total=self.total, scores=scores))
 
 
 def _table(history: list[Trial]) -> dict[str, Any]:  # Any: a column

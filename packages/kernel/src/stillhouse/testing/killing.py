@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 import pytest
 
 from stillhouse.artifact import Artifact
+from stillhouse.federated.stage import Federate
 from stillhouse.recipe import Context, Event, Recipe, Stage
 from stillhouse.runs import Runs, finished, run_stage
+from stillhouse.stages.search import Search
 from stillhouse.stages.train import Train
 
 
@@ -55,14 +57,28 @@ def die_at_checkpoint(event: Event) -> None:
 def kill_and_resume(recipe: Recipe, stage: Stage, runs: Runs) -> None:
     """Run a stage that dies once, then again to its end; asserts that nothing half-done is left.
 
-    A training dies at a checkpoint in the middle and must go on from there; any other stage dies
-    just before its outputs are moved into place.
+    A training, a search or a federation dies at a checkpoint in the middle and must go on from
+    there; any other stage dies just before its outputs are moved into place.
     """
-    middle = stage.steps // 2 if isinstance(stage, Train) else 0
+    middle, resumed = _middle(stage)
     dying = replace(runs, observe=die_at_checkpoint, checkpoint_steps=middle or None)
     with pytest.raises(KilledError):
         run_stage(recipe, stage if middle else DiesLast(stage=stage), dying)
     assert finished(stage, runs) is None
     events: list[Event] = []
     run_stage(recipe, stage, replace(runs, observe=events.append))
-    assert not middle or f"resumed at step {middle}" in [event.text for event in events]
+    assert not middle or resumed in [event.text for event in events]
+
+
+def _middle(stage: Stage) -> tuple[int, str]:
+    """After how many steps, candidates or rounds a stage can die, and what it says on going on."""
+    match stage:
+        case Train():
+            middle, unit = stage.steps // 2, "step"
+        case Search():
+            middle, unit = stage.trials // 2, "candidate"
+        case Federate():
+            middle, unit = (1 if stage.rounds > 1 else 0), "round"
+        case _:
+            return 0, ""
+    return middle, f"resumed at {unit} {middle}"
