@@ -10,6 +10,7 @@ LABELS = {
     "size_mib": "Size",
     "peak_memory_mib": "Peak memory",
     "nll_loss": "NLL",
+    "alma_accuracy": "ALMA",
     "top5_accuracy": "Top-5 accuracy",
 }
 SUFFIXES = {"_ms": "ms", "_mib": "MiB", "_seconds": "s"}
