@@ -249,13 +249,13 @@ class Loopback:
     def kill(self, client: str) -> None:
         end(self.nodes[client].pid)
 
-    def works(self, client: str) -> bool:
-        """Whether the node has a process of a ClientApp that is at work."""
+    def works(self, client: str, since: float) -> bool:
+        """Whether the node has a ClientApp at work that was started after `since`."""
         for child in psutil.Process(self.nodes[client].pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 words = " ".join(child.cmdline())
-                # its start takes a second or two: then it is in the middle of the round
-                if "flwr-clientapp" in words and time.time() - child.create_time() > 1:
+                # it imports torch for longer than this second: the round is not over
+                if "flwr-clientapp" in words and since < child.create_time() < time.time() - 1:
                     return True
         return False
 
@@ -371,7 +371,8 @@ def test_a_round_on_supernodes_ends_without_the_one_that_is_killed(
         )
     try:
         until(lambda: run.poll() is not None or '"done": 1' in told())
-        until(lambda: loopback.works("client-10"))
+        since = time.time()
+        until(lambda: loopback.works("client-10", since))
         loopback.kill("client-10")
         assert run.wait(timeout=300) == 0, log.read_text()
     finally:
