@@ -339,7 +339,7 @@ def until(holds: Callable[[], bool], seconds: float = 200) -> None:
 
 def told() -> str:
     """What the ServerApp has told the stage that waits."""
-    found = (home() / "checkpoints").glob("*/flower/events.jsonl")
+    found = (home() / "checkpoints").glob("*/flower/run-*/events.jsonl")
     return "".join(path.read_text() for path in found)
 
 

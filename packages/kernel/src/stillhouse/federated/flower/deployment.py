@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,15 +51,15 @@ def deploy(
             f"stage '{stage.name}': nodes build it from a recipe and its settings, "
             "so it can only be deployed by `stillhouse run` or `stillhouse stage`"
         )
-    _write_app(stage, ctx, folder, seconds)
+    # a run that a killed stage has left may write to its own folder for a while
+    attempt = folder / f"run-{uuid.uuid4().hex[:8]}"
+    _write_app(stage, ctx, folder, attempt, seconds)
     _connect(folder, address)
-    _stop(folder)  # a killed stage may have left a run
-    for name in (EVENTS, OUTCOME):
-        (folder / name).unlink(missing_ok=True)
+    _stop(folder)
     try:
         run = _flwr(folder, "run", str(folder / "app"), CONNECTION)
         write_text(folder / RUN, json.dumps({"run": run["run-id"]}))
-        outcome = _watch(folder, ctx)
+        outcome = _watch(folder, attempt, ctx)
     except BaseException:
         _stop(folder)
         raise
@@ -66,7 +67,7 @@ def deploy(
     if "error" in outcome:
         raise StillhouseError(outcome["error"])
     ctx.measured.update(outcome["measured"])
-    exchange = exchange_from(load_file(str(folder / EXCHANGE_FILE)))
+    exchange = exchange_from(load_file(str(attempt / EXCHANGE_FILE)))
     return exchange, _weights_here(stage, ctx)
 
 
@@ -79,7 +80,7 @@ def _weights_here(stage: Federate, ctx: Context) -> dict[str, dict[str, Tensor]]
     return {name: state for name, state in found.items() if state}
 
 
-def _write_app(stage: Federate, ctx: Context, folder: Path, seconds: float) -> None:
+def _write_app(stage: Federate, ctx: Context, folder: Path, attempt: Path, seconds: float) -> None:
     """Flower's app: a project with two imports, and the configuration that all nodes get."""
     assert ctx.settings is not None
     config: dict[str, str | int] = {
@@ -88,15 +89,15 @@ def _write_app(stage: Federate, ctx: Context, folder: Path, seconds: float) -> N
         "stage": stage.name,
         "key": ctx.checkpoints.name,
         "threads": torch.get_num_threads(),
-        "folder": str(folder),
+        "folder": str(attempt),
     }
     shutil.rmtree(folder / "app", ignore_errors=True)
     write_text(folder / "app" / "pyproject.toml", PROJECT.format(config=_toml(config)))
     write_text(folder / "app" / APP / "__init__.py", '"""Stillhouse\'s federation."""\n')
     write_text(folder / "app" / APP / "apps.py", APPS)
     # for the ServerApp alone
-    job = {"root": str(ctx.settings.parents[4]), "seconds": seconds, "device": ctx.device}
-    write_text(folder / JOB, json.dumps(job))
+    job = {"root": str(ctx.settings.parents[4]), "server": str(folder / "server")}
+    write_text(attempt / JOB, json.dumps({**job, "seconds": seconds}))
 
 
 def _toml(config: Mapping[str, str | int]) -> str:
@@ -131,23 +132,25 @@ def _flwr(folder: Path, *words: str) -> Any:  # Any: JSON
     return said
 
 
-def _watch(folder: Path, ctx: Context) -> Any:  # Any: JSON
+def _watch(folder: Path, attempt: Path, ctx: Context) -> Any:  # Any: JSON
     """Pass on the events of the ServerApp until it has written how it ended."""
     run, seen, asked = json.loads((folder / RUN).read_text())["run"], 0, time.monotonic()
     while True:
-        ended = (folder / OUTCOME).is_file()
-        lines = (folder / EVENTS).read_text().splitlines() if (folder / EVENTS).is_file() else []
+        ended = (attempt / OUTCOME).is_file()
+        text = (attempt / EVENTS).read_text() if (attempt / EVENTS).is_file() else ""
+        # the last line may be half-written
+        lines = text[: text.rfind("\n") + 1].splitlines()
         for line in lines[seen:]:
             ctx.observe(_event(json.loads(line)))
         seen = len(lines)
         if ended:
-            return json.loads((folder / OUTCOME).read_text())
+            return json.loads((attempt / OUTCOME).read_text())
         if time.monotonic() - asked > ASK_SECONDS:
             asked = time.monotonic()
             status = str(
                 _flwr(folder, "list", "--run-id", str(run), CONNECTION)["runs"][0]["status"]
             )
-            if status.startswith(ENDED) and not (folder / OUTCOME).is_file():
+            if status.startswith(ENDED) and not (attempt / OUTCOME).is_file():
                 raise StillhouseError(
                     f"stage '{ctx.stage}': run {run} has ended on the SuperLink ({status}) without "
                     "a word from its server; `flwr log` has the reason"

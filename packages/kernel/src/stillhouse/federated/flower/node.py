@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from stillhouse.artifact import Artifact
@@ -92,6 +93,7 @@ def server_app() -> Any:  # Any: Flower's ServerApp
 
 def _serve(grid: Grid, run: Config) -> None:
     """Play the rounds and leave in the run's folder what the waiting stage needs."""
+    torch.set_num_threads(int(run["threads"]))
     folder = Path(str(run["folder"]))
     job = json.loads((folder / JOB).read_text())
     try:
@@ -114,7 +116,7 @@ def _played(
     ctx = Context(
         stage=stage.name,
         out=folder,
-        checkpoints=folder / "server",
+        checkpoints=Path(job["server"]),
         caches=folder,
         observe=_Events(folder / EVENTS),
     )

@@ -17,6 +17,8 @@ from stillhouse.federated.stage import Federate
 from stillhouse.recipe import Context, Event
 
 POLL_SECONDS = 0.2
+# how long it waits for nodes before it says so
+PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +39,14 @@ class Fleet:
 
     def gather(self) -> None:
         """Wait until there is a node for each client, `seconds` at most."""
-        deadline = time.monotonic() + self.seconds
-        while len(list(self.grid.get_node_ids())) < len(self.clients):
-            if time.monotonic() > deadline:
+        began, said = time.monotonic(), -1
+        while (here := len(list(self.grid.get_node_ids()))) < len(self.clients):
+            waited = time.monotonic() - began
+            if waited > self.seconds:
                 return
+            if waited > PATIENCE_SECONDS and here != said:
+                self._tell(f"waits for {len(self.clients)} nodes; {here} are there")
+                said = here
             self._wait()
 
     def ask(self, number: int) -> None:

@@ -2,7 +2,8 @@
 
 import os
 import threading
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.artifact import Artifact
+from stillhouse.errors import StillhouseError
 from stillhouse.federated.flower import bridge
 from stillhouse.federated.flower.bridge import Config, Grid
 from stillhouse.federated.flower.client import Answers, Seat
@@ -109,21 +111,28 @@ def simulate(
         except BaseException as error:
             failed.append(error)
 
-    # beside this thread, which takes Ctrl-C: Flower would wait for the last round
+    # Flower lets every DeprecationWarning through, here and after
+    with warnings.catch_warnings():
+        _beside_this(run, server.stop)
+    for found in server.done:
+        if isinstance(found, BaseException):
+            raise found
+        return found, {name: seats.seat(name).weights() for name in stage.clients}
+    reason = f"{failed[0]}" if failed else "without a word"
+    raise StillhouseError(f"stage '{stage.name}': Flower's simulation ended: {reason}")
+
+
+def _beside_this(run: Callable[[], None], stop: threading.Event) -> None:
+    """Run in a thread, so that this one takes Ctrl-C: Flower would wait for the last round."""
     flower = threading.Thread(target=run, name="flower", daemon=True)
     flower.start()
     try:
         while flower.is_alive():
             flower.join(JOIN_SECONDS)
     except BaseException:
-        server.stop.set()
+        stop.set()
         flower.join()
         raise
-    for found in (*server.done, *failed):
-        if isinstance(found, BaseException):
-            raise found
-        return found, {name: seats.seat(name).weights() for name in stage.clients}
-    raise AssertionError("Flower's simulation ended without a word")
 
 
 def backend(clients: int, threads: int, device: str) -> dict[str, dict[str, object]]:
