@@ -31,6 +31,8 @@ NOTES = (
     "weighs one test set by each client's own labels.",
     "Self-distillation is the control that a gain of fusion must beat: there each client is taught "
     "by itself alone, for as many steps. Local only makes fewer steps, as it has no fine-tuning.",
+    "FedMD mean averages probabilities and fits them as KnFu does (FedMD itself averages logits): "
+    "the rows differ in the fusion weights alone.",
     "FedAvg sends weights, which breaks the rule that only predictions leave a client. It averages "
     "clients of one architecture, whatever their classes, BatchNorm's statistics with the weights; "
     "a round ends with the mean, so its models are not personal.",
