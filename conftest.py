@@ -18,6 +18,7 @@ CHECKED = (
     "metrics",
     "objectives",
     "profile",
+    "refreshing",
     "search",
     "stages",
     "training",

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 MINUS = "\N{MINUS SIGN}"
 FRACTIONS = ("accuracy", "agreement", "precision", "recall", "_rate")  # 0..1, shown as percent
 LABELS = {
+    "in_vocabulary_rate": "In vocabulary",
     "macs": "MACs",
     "size_mib": "Size",
     "peak_memory_mib": "Peak memory",
+    "pool_rate": "Of the pool",
     "nll_loss": "NLL",
     "alma_accuracy": "ALMA",
     "top5_accuracy": "Top-5 accuracy",

@@ -11,7 +11,7 @@ from stillhouse.artifact import Artifact, Built, Model, save_model
 from stillhouse.cache import Cache, Source, cached
 from stillhouse.data.data import Data
 from stillhouse.errors import BadRecipe, OutOfMemory, UnknownName
-from stillhouse.objectives.objective import Objective
+from stillhouse.objectives.objective import Objective, Refreshing
 from stillhouse.profile import process_peak_mib
 from stillhouse.recipe import SLICES, Context
 from stillhouse.training import Augment, Precision, Setup, pass_length
@@ -149,5 +149,7 @@ class Train:
             augment=self.augment,
         )
         epochs = -(-self.steps // pass_length(data, self.batch))
-        views = range(min(self.views, epochs))
+        # a selection is shorter than the data, and so has more passes, and views, than these
+        count = self.views if isinstance(self.objective, Refreshing) else min(self.views, epochs)
+        views = range(count)
         return cached(role, module, data, views, source, batch=self.batch, ctx=ctx)
