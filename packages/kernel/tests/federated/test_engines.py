@@ -13,13 +13,14 @@ from torch import Tensor
 from stillhouse.artifact import Artifact, load_model
 from stillhouse.cli.app import main
 from stillhouse.data import TensorData
-from stillhouse.errors import BadSetting, ClientLost, MissingExtra, UnknownName
+from stillhouse.errors import BadRecipe, BadSetting, ClientLost, MissingExtra, UnknownName
 from stillhouse.federated import Exchange, ExchangeScores, Federate, Itself, Party, Server
 from stillhouse.federated.flower.client import Answers, Seat, newest
 from stillhouse.federated.flower.messages import ABSORB, CLIENT, FUSED, KNOWLEDGE, LEARN, ROUND
-from stillhouse.federated.flower.node import node_folder
+from stillhouse.federated.flower.node import NodeSeats, node_folder
 from stillhouse.federated.flower.run import TIMEOUT, timeout
 from stillhouse.federated.rounds import Rounds
+from stillhouse.places import home
 from stillhouse.recipe import ENGINE, Event
 
 from ..toys import SITE, same, toy_context  # noqa: TID252  the toys of all the kernel's tests
@@ -290,3 +291,38 @@ def test_a_run_says_who_was_missing(tmp_path: Path) -> None:
     Rounds(stage="knfu", count=2, parties=parties, ctx=ctx).play(turn)
     assert "round 2 of 2 ended without client-10" in [event.text for event in events]
     assert ctx.measured["missing"] == {"client-10": [2]}
+
+
+def test_a_node_finds_its_client_in_the_project_or_where_its_operator_says(
+    project: Path, tmp_path: Path
+) -> None:
+    words = ["run", "toy/federated", "--device", "cpu", "--no-report", "--set", "rounds=1"]
+    assert main(words) == 0
+    (variant,) = (project / "runs" / "toy" / "federated").iterdir()
+    run = {
+        "recipe": "toy/federated",
+        "settings": (variant / "settings.json").read_text(),
+        "stage": "knfu",
+        "key": "0" * 64,
+        "threads": 1,
+    }
+    one = NodeSeats()(run, {"client": "client-2", "root": str(project)})
+    assert (one.name, one.stage.rounds, one.threads) == ("client-2", 1, 1)
+    assert one.folder == home() / "federated" / ("0" * 64) / "client-2"
+    # its own data and the transfer set, no other client's
+    assert sorted(one.inputs) == ["client-2-data", "transfer"]
+    one.learn(0)
+    folders = {
+        key: variant / "data" / port
+        for key, port in (("data", "client-10"), ("transfer", "transfer"))
+    }
+    # a host with nothing of the project but the transfer set and data of its own
+    elsewhere = {"client": "client-2", "root": str(tmp_path / "none"), "threads": 2}
+    other = NodeSeats()(run, {**elsewhere, **{key: str(path) for key, path in folders.items()}})
+    assert other.threads == 2
+    assert other.inputs["client-2-data"].path == folders["data"]
+    assert len(other.inputs["transfer"].open()) == 24
+    with pytest.raises(UnknownName, match="--node-config: unknown client 'client-3'"):
+        NodeSeats()(run, {"client": "client-3"})
+    with pytest.raises(BadRecipe, match="stage 'data' of toy/federated is no federation"):
+        NodeSeats()({**run, "stage": "data"}, {"client": "client-2"})
