@@ -52,7 +52,7 @@ LISTED = 1000  # up to here every architecture's size is looked at
 
 
 def diswot(settings: DisWOT) -> Recipe:
-    """Dong et al. 2023 (CVPR 2023, arXiv 2303.15678).
+    """DisWOT, Dong et al. 2023 (arXiv 2303.15678): a student's architecture without training any.
 
     Claim: the student that sees a batch most as the teacher does, both untrained, is the one that
     distils best; the search is at least 180 times faster than one that trains its candidates.
