@@ -9,7 +9,7 @@ from stillhouse.recipe import Scale
 from stillhouse.settings import Settings
 from stillhouse.training import Precision
 from stillhouse_vision.models import ImageSpec
-from stillhouse_vision.recipes.distill_settings import CIFAR10
+from stillhouse_vision.recipes.teaching_settings import CIFAR10
 
 Variant = Literal["no-selection", "no-mix", "no-weighting", "teacher-selection"]
 POOL_IMAGENET32 = 1_281_167
