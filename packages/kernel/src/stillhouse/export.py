@@ -63,7 +63,7 @@ class Export:
             )
         built: Built = inputs[self.role]
         save_model(out, built)
-        batch = _sample(inputs["data"], self.samples, self.inputs)
+        batch = sample(inputs["data"], self.samples, self.inputs)
         write_onnx(built.module, batch, self.outputs, out / ONNX, opset=self.opset)
         difference = onnx_difference(out / ONNX, built.module, batch, self.outputs)
         if not difference <= self.tolerance:
@@ -86,7 +86,8 @@ class Export:
             (out / "README.md").write_text(_card(self.card, built, record))
 
 
-def _sample(data: Data, count: int, names: tuple[str, ...]) -> dict[str, Tensor]:
+def sample(data: Data, count: int, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The columns `names` of the first `count` rows, on the CPU."""
     batch = first_batch(data, min(count, len(data)), torch.device("cpu"))
     for name in names:
         if name not in batch:
