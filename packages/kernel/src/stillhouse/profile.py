@@ -44,7 +44,7 @@ def macs(module: nn.Module, batch: Tensors) -> int:
     matrix products).
     """
     if isinstance(module, Counted):
-        return module.macs * len(batch["id"])
+        return module.macs * len(next(iter(batch.values())))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(batch)
     return counter.get_total_flops() // 2
@@ -101,6 +101,38 @@ class Latency:
         batch = first_batch(data, size, _device(module))
         times = [_timed(module, batch) for _ in range(WARMUP + self.runs)]
         return 1000 * statistics.median(times[WARMUP:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latencies:
+    """ "line/latency_b<size>_ms" of several roles, as `Latency`, but in turns: whatever else slows
+    the machine meanwhile slows all of them. `lines` maps a line of the table to its role.
+    """
+
+    lines: Mapping[str, str]
+    batches: tuple[int, ...] = (1, 32)
+    runs: int = 30
+
+    def __post_init__(self) -> None:
+        Latency(batches=self.batches, runs=self.runs)
+
+    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+        return {
+            f"{line}/latency_b{size}_ms": median
+            for size in self.batches
+            for line, median in self._medians(models, data, size).items()
+        }
+
+    def _medians(self, models: Models, data: Data, size: int) -> dict[str, float]:
+        times: dict[str, list[float]] = {line: [] for line in self.lines}
+        batches = {
+            line: first_batch(data, size, _device(models[role]))
+            for line, role in self.lines.items()
+        }
+        for _ in range(WARMUP + self.runs):
+            for line, role in self.lines.items():
+                times[line].append(_timed(models[role], batches[line]))
+        return {line: 1000 * statistics.median(t[WARMUP:]) for line, t in times.items()}
 
 
 def _timed(module: nn.Module, batch: Tensors) -> float:

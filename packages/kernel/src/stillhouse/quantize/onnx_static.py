@@ -1,9 +1,6 @@
-"""Networks as ONNX files that ONNX Runtime runs, and the same ones quantized to int8.
+"""A trained role as an ONNX file, and that file quantized to int8.
 
-Such a file is a role like any other: its bytes are the model's weights, so that metrics, timings
-and figures call it as they call a module. `ToOnnx` makes it of a trained role, `QuantizeStatic`
-makes the int8 one of that. Static: the ranges of activations are measured once, on samples, and
-stored.
+Static: the ranges of the activations are measured once, on samples, and stored.
 """
 
 import logging
@@ -11,94 +8,19 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from stillhouse.artifact import Built, Model, save_model
+from stillhouse.artifact import Built
 from stillhouse.data.data import Data
 from stillhouse.digest import canonical
 from stillhouse.errors import BadRecipe, BadSetting, ContractError
-from stillhouse.export import MIN_OPSET, ONNX, onnx_difference, sample, write_onnx
-from stillhouse.objectives.objective import Tensors
+from stillhouse.export import MIN_OPSET, onnx_difference, sample, write_onnx
 from stillhouse.profile import macs, parameters
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+from stillhouse.quantize.onnx_network import ONNX, OnnxNetwork, save_onnx
 
 Method = Literal["minmax", "entropy", "percentile"]
-
-
-class OnnxNetwork(nn.Module):
-    """Named tensors to named tensors through an ONNX file, on the CPU, with torch's number of
-    threads.
-
-    The file is the buffer `file` (uint8 [size]). No gradient passes. `parameter_count` and `macs`
-    are those of the network it was made from.
-    """
-
-    file: Tensor
-
-    def __init__(
-        self,
-        *,
-        size: int,
-        inputs: Sequence[str],
-        outputs: Sequence[str],
-        parameter_count: int,
-        macs: int,
-    ) -> None:
-        super().__init__()
-        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        self.parameter_count, self.macs = parameter_count, macs
-        self.register_buffer("file", torch.zeros(size, dtype=torch.uint8))
-        # callers ask a role's parameters for its device; this one takes no room
-        self.place = nn.Parameter(torch.zeros(0))
-        self._session: InferenceSession | None = None
-        self.register_load_state_dict_post_hook(_forget)
-
-    def forward(self, batch: Tensors) -> dict[str, Tensor]:
-        if self._session is None:
-            self._session = _session(self.file)
-        given = {name: batch[name].detach().cpu().numpy() for name in self.inputs}
-        found = self._session.run(list(self.outputs), given)
-        device = self.place.device
-        return {
-            name: torch.from_numpy(value).to(device)
-            for name, value in zip(self.outputs, found, strict=True)
-        }
-
-
-def _forget(module: nn.Module, _: Any) -> None:  # Any: the keys torch could not match
-    """Other bytes, another session."""
-    assert isinstance(module, OnnxNetwork)
-    module._session = None  # pyright: ignore[reportPrivateUsage]
-
-
-def _session(file: Tensor) -> "InferenceSession":
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    content = file.cpu().numpy().tobytes()
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
-def onnx_network(
-    *,
-    size: int,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    parameter_count: int,
-    macs: int,
-    source: Mapping[str, Any],  # noqa: ARG001  Any: JSON; {"build", "kwargs"} of what it was made from
-) -> nn.Module:
-    """An `OnnxNetwork` of a file of `size` bytes; `source` is kept in the spec for whoever asks."""
-    return OnnxNetwork(
-        size=size, inputs=inputs, outputs=outputs, parameter_count=parameter_count, macs=macs
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +64,7 @@ class ToOnnx:
             "macs": macs(built.module, one),
             "source": {"build": name, "kwargs": dict(built.spec.kwargs)},
         }
-        _save(out, content, kwargs)
+        save_onnx(out, content, kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,22 +101,13 @@ class QuantizeStatic:
         rows = _Rows(data, built.module.inputs, self.samples, self.batch, rng)
         content = _quantized(built.module.file, rows, self)
         kwargs = {k: v for k, v in built.spec.kwargs.items() if k != "size"}
-        _save(out, content, kwargs)
+        save_onnx(out, content, kwargs)
 
 
 def _ports(inputs: Mapping[str, Any], role: str) -> tuple[Built, Data]:
     if role not in inputs or "data" not in inputs:
         raise BadRecipe(f"onnx: needs the ports '{role}' and 'data' (got {sorted(inputs)})")
     return inputs[role], inputs["data"]
-
-
-def _save(out: Path, content: bytes, kwargs: Mapping[str, Any]) -> None:  # Any: JSON values
-    spec = Model(build=onnx_network, kwargs={**kwargs, "size": len(content)})
-    module = spec.new()
-    assert isinstance(module, OnnxNetwork)
-    module.file.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-    save_model(out, Built(spec=spec, module=module))
-    (out / ONNX).write_bytes(content)
 
 
 class _Rows:
