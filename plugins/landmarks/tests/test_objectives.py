@@ -22,6 +22,7 @@ from stillhouse_landmarks.objectives import (
     Assistance,
     Assistive,
     TeacherL1,
+    TeacherL2,
     assistive_loss,
     known_variant,
     l1_loss,
@@ -414,6 +415,8 @@ def test_control_terms() -> None:
     assert L1()(outputs, batch, progress=0).item() == pytest.approx(0.1)
     assert L2()(outputs, batch, progress=0).item() == pytest.approx(0.01)
     assert L2(truth="soft")(outputs, batch, progress=0).item() == pytest.approx(0.0025)
+    shape = {**outputs, "shape": {"landmarks": one(0.8)}}
+    assert TeacherL2()(shape, batch, progress=0).item() == pytest.approx(0.04)
     assert TeacherL1()(outputs, batch, progress=0).item() == pytest.approx(0.3)
     with pytest.raises(UnknownName, match="batch: unknown column 'softs'. Did you mean 'soft'?"):
         L1(truth="softs")(outputs, batch, progress=0)

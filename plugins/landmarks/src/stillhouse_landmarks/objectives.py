@@ -300,6 +300,22 @@ class TeacherL1:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherL2:
+    """`l2_loss` of a role's landmarks to another role's, as the shape model's soft ones."""
+
+    student: str = "student"
+    teacher: str = "shape"
+    output: str = COLUMN
+
+    def __call__(
+        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
+    ) -> Tensor:
+        return l2_loss(
+            pick(outputs, self.student, self.output), pick(outputs, self.teacher, self.output)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PaperMain:
     """`paper_main_loss` of a role's landmarks to a column of the batch."""
 

@@ -4,13 +4,17 @@ import math
 from dataclasses import dataclass
 
 MINUS = "\N{MINUS SIGN}"
-FRACTIONS = ("accuracy", "agreement", "precision", "recall", "_rate")  # 0..1, shown as percent
+# 0..1, shown as percent
+FRACTIONS = ("accuracy", "agreement", "precision", "recall", "_rate", "_rate_error", "nme_error")
 LABELS = {
     "macs": "MACs",
     "size_mib": "Size",
     "peak_memory_mib": "Peak memory",
     "nll_loss": "NLL",
     "top5_accuracy": "Top-5 accuracy",
+    "nme_error": "NME",
+    "failure_rate_error": "Failure rate",
+    "auc": "AUC",
 }
 SUFFIXES = {"_ms": "ms", "_mib": "MiB", "_seconds": "s"}
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
