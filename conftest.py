@@ -18,6 +18,7 @@ CHECKED = (
     "metrics",
     "objectives",
     "profile",
+    "quantize",
     "search",
     "stages",
     "training",

@@ -61,8 +61,8 @@ NOTES = (
     "error as the main loss, times 2.",
     "The students of one teacher have the paper's loss without the other teacher.",
     "In fractions of the crop nearly every error is below the knee of the paper's main loss: it is "
-    "L1 there. So the baseline is a student that learns by plain L1, and the paper's own, by L2, is "
-    "a row beside it.",
+    "L1 there. So the baseline is a student that learns by plain L1, and the paper's own, by L2, "
+    "is a row beside it.",
     "Coordinates are fractions of the crop minus 1/2: the paper's, which are 1/2 minus the "
     "fraction, with the other sign.",
     "Soft landmarks: principal components of the augmented training shapes without alignment, "
@@ -92,7 +92,9 @@ def two_teacher(settings: TwoTeacherSettings) -> Recipe:
     refs = {name: f"{name}.{stage.outputs[0]}" for name, stage in teachers.items()}
     students = [_student(settings, s, refs, i) for s in settings.students for i in _seeds(settings)]
     scores = [_teacher_scores(settings, name, ref) for name, ref in refs.items()]
-    scores += [_student_scores(settings, s.name, f"{s.name}.student", refs, s.seed) for s in students]
+    scores += [
+        _student_scores(settings, s.name, f"{s.name}.student", refs, s.seed) for s in students
+    ]
     small = _quantized(settings) if settings.int8 else []
     scores += [
         _student_scores(settings, s.name, f"{s.name}.model", refs, s.seed)
@@ -161,7 +163,13 @@ def _data(settings: TwoTeacherSettings) -> tuple[Stage, ...]:
             occlusion=settings.occlusion,
         )
     )
-    read = ReadFaces(size=settings.size, points=settings.points, held_out=settings.held_out)
+    read = ReadFaces(
+        size=settings.size,
+        points=settings.points,
+        margin=settings.margin,
+        validation=settings.validation,
+        held_out=settings.held_out,
+    )
     fit = FitShape(variance=settings.variance, augment=augment, views=settings.copies)
     soften = SoftFaces(augment=augment, views=settings.copies)
     faces = {"data": "data.train"}

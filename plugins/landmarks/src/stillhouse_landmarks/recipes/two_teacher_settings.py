@@ -65,7 +65,11 @@ class TwoTeacherSettings(Settings):
     points: int = Field(68, ge=2, description="of a face")
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.25, 0.25, 0.25)
-    held_out: float = Field(0.1, gt=0, lt=1, description="part of the training faces kept apart")
+    margin: float = Field(1.5, ge=1, description="side of a crop over that of the points' box")
+    validation: float = Field(0.1, gt=0, lt=1, description="part of the training photos kept apart")
+    held_out: float = Field(
+        0.2, gt=0, lt=1, description="part kept for testing where the data have none"
+    )
     scored_on: Literal["test", "validation"] = Field(
         "test", description="validation: the faces to choose settings on"
     )
