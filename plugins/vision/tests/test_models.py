@@ -52,7 +52,7 @@ def outputs_of(name: str, images: ImageSpec = IMAGES) -> dict[str, Tensor]:
 def test_hints_are_their_preacts_after_the_relu(name: str) -> None:
     outputs = outputs_of(name)
     hints = [n for n in outputs if n.startswith("hint")]
-    assert len(hints) == (5 if name.startswith("vgg") else 3)
+    assert len(hints) == (5 if name.startswith("vgg") else 2 if name.startswith("flat2") else 3)
     for hint in hints:
         preact = outputs[hint.replace("hint", "preact")]
         assert torch.equal(F.relu(preact), outputs[hint])
@@ -65,6 +65,14 @@ def test_embedding_is_the_mean_of_the_last_hint(name: str) -> None:
     outputs = outputs_of(name)
     last = max(n for n in outputs if n.startswith("hint"))
     torch.testing.assert_close(outputs["embedding"], outputs[last].mean((2, 3)))
+
+
+@pytest.mark.parametrize(("name", "places"), [("flat2-4", 16 * 16 * 8), ("flat3-8", 8 * 8 * 32)])
+def test_embedding_of_a_flat_network_is_its_last_map(name: str, places: int) -> None:
+    outputs = outputs_of(name)
+    last = max(n for n in outputs if n.startswith("hint"))
+    assert torch.equal(outputs["embedding"], outputs[last].flatten(1))
+    assert outputs["embedding"].shape == (2, places)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from stillhouse.artifact import load_model
 from stillhouse.data import TensorData
 from stillhouse.metrics import Classification
 from stillhouse.runs import project_root
+from stillhouse.settings import make_recipe, make_settings
+from stillhouse.stages import Make
 from stillhouse_vision.data import ReadImages
 from stillhouse_vision.models import ImageSpec, LoadCheckpoint, model
 
@@ -46,6 +48,21 @@ def test_mnist_digits_are_read_as_grey_pictures() -> None:
     images = ImageSpec(size=28, mean=(0.13,), std=(0.31,))
     made = ReadImages(images=images, classes=10)({"source": DATA / "mnist-subset"}, rng=Generator())
     assert first(made["test"])["images"].shape == (10_000, 1, 28, 28)
+
+
+def test_mnist_is_split_over_ten_clients_as_the_recipe_says() -> None:
+    made = make_recipe("vision/knfu", make_settings("vision/knfu", "small"))
+    read, split = made.stage("data"), made.stage("split-0")
+    assert isinstance(read, Make)
+    assert isinstance(split, Make)
+    parts = read.make({"source": DATA / "mnist-subset"}, rng=Generator())
+    arrays = {port: TensorData(first(columns)) for port, columns in parts.items()}
+    found = split.make(arrays, rng=Generator().manual_seed(0))
+    rows = torch.cat([columns["id"] for port, columns in found.items() if port != "test"])
+    assert len(rows) == len(rows.unique()) == 300 + 10 * 20
+    weights = found["test"]["weights"]
+    assert weights.shape == (10_000, 10)
+    torch.testing.assert_close(weights.sum(0), torch.ones(10))
 
 
 # published on the original pixels: 91.8 and 93.6 %; these are JPEG copies of about 30 dB

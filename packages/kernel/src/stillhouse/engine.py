@@ -25,7 +25,6 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
 from mmengine.registry import DefaultScope
 from mmengine.runner import BaseLoop, Runner
-from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 
 from stillhouse import parallel, training
@@ -109,10 +108,20 @@ class _Shell(nn.Module):
         raise NotImplementedError
 
 
+class _NoPictures:
+    """Stands for mmengine's Visualizer, which opens a matplotlib figure for every run."""
+
+    def add_config(self, config: object) -> None:
+        """All that the Runner asks of it."""
+
+
 class _Runner(Runner):
-    """mmengine's Runner without its two slow habits: probing compilers and dumping a config that we
-    do not use.
+    """mmengine's Runner without its slow habits: probing compilers, dumping a config that we do not
+    use, opening a figure that nobody draws into.
     """
+
+    def build_visualizer(self, visualizer: Any = None) -> Any:  # noqa: ARG002
+        return _NoPictures()
 
     def _log_env(self, env_cfg: Any) -> None:  # noqa: ARG002
         return
@@ -360,9 +369,7 @@ def _runner(job: _Job) -> Generator[tuple[Runner, _Loop]]:
         module.to(job.ctx.device)
     name = f"stillhouse-{uuid.uuid4().hex}"
     folder = tempfile.mkdtemp(prefix="stillhouse-")
-    known = {
-        kind: set(_instances(kind)) for kind in (MMLogger, MessageHub, Visualizer, DefaultScope)
-    }
+    known = {kind: set(_instances(kind)) for kind in (MMLogger, MessageHub, DefaultScope)}
     try:
         MessageHub.get_instance(name)  # the optimizer wrappers write to the newest hub
         precision = job.setup.precision

@@ -19,6 +19,7 @@ from stillhouse.digest import digest
 from stillhouse.errors import BadData, BadRecipe, BadSetting, ContractError, UnknownName
 from stillhouse.federated import (
     Client,
+    ClientLabels,
     Exchange,
     ExchangeScores,
     Federate,
@@ -475,6 +476,24 @@ def test_the_picture_of_weights_shows_the_last_round() -> None:
     assert [text.get_text() for text in axes.texts] == ["0.75", "0.25", "0.00", "1.00"]
     with pytest.raises(BadData, match="role 'a' is no exchange of a Federate stage"):
         FusionWeights(exchange="a")({"a": Says([0])}, TensorData({}))
+
+
+def test_the_picture_of_labels_shows_what_the_test_rows_are_weighed_by() -> None:
+    labels = torch.tensor([0, 2, 0, 1])
+    shares = torch.tensor([[0.25, 0.75, 0.0], [0.0, 0.5, 0.5]])
+    data = TensorData({"labels": labels, "weights": personal_weights(labels, shares)})
+    (axes, _) = ClientLabels()({}, data).axes
+    torch.testing.assert_close(torch.tensor(axes.images[0].get_array().tolist()), shares)
+    assert [text.get_text() for text in axes.texts] == [
+        "0.25",
+        "0.75",
+        "0.00",
+        "0.00",
+        "0.50",
+        "0.50",
+    ]
+    with pytest.raises(BadData, match="the evaluation data hold no sample"):
+        ClientLabels()({}, TensorData({}))
 
 
 GROUPS, MEMBERS, LOCAL = ((0, 1), (2, 3)), (2, 2), 24

@@ -1,10 +1,15 @@
-"""A picture of who listens to whom."""
+"""Pictures of who listens to whom, and of who has what."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jaxtyping import Float
+from torch import Tensor
+
 from stillhouse.data.data import Data
+from stillhouse.errors import BadData
 from stillhouse.federated.metrics import exchange_of
+from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models
 
 if TYPE_CHECKING:
@@ -24,18 +29,42 @@ class FusionWeights:
     exchange: str = "exchange"
 
     def __call__(self, models: Models, data: Data) -> "Figure":  # noqa: ARG002
-        from matplotlib.figure import Figure  # not pyplot: no global state, no window
-
         weights = exchange_of(models, self.exchange).weights[-1].cpu()
-        count = len(weights)
-        figure = Figure(figsize=(5.4, 4.6), layout="constrained")
-        axes = figure.subplots()
-        shown = axes.imshow(weights.numpy(), cmap="Blues", vmin=0, vmax=1)
-        axes.set(xticks=range(count), yticks=range(count), xlabel="knowledge of", ylabel="client")
-        if count <= NUMBERED:
-            for n, row in enumerate(weights.tolist()):
-                for m, weight in enumerate(row):
-                    ink = "white" if weight > DARK else "black"
-                    axes.text(m, n, f"{weight:.2f}", ha="center", va="center", color=ink, size=7)
-        figure.colorbar(shown, label="weight")
-        return figure
+        return _matrix(weights, across="knowledge of", label="weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientLabels:
+    """The label distributions that test rows are weighed by (column `weights` [K, N], see
+    `personal_weights`) as a matrix: row n is the share of each class at client n.
+    """
+
+    name: str = "labels"
+    weights: str = "weights"
+
+    def __call__(self, models: Models, data: Data) -> "Figure":  # noqa: ARG002
+        if len(data) == 0:
+            raise BadData("the evaluation data hold no sample")
+        batch = next(iter(data.batches(len(data), rng=None)))
+        labels = batch["labels"]
+        weights = named(batch, self.weights, what="column", where="test data").float()
+        shares = weights.new_zeros(int(labels.max()) + 1, weights.shape[1])
+        return _matrix(shares.index_add(0, labels, weights).T, across="class", label="share")
+
+
+def _matrix(values: Float[Tensor, "rows columns"], *, across: str, label: str) -> "Figure":
+    """Numbers in [0, 1] as shades, a client a row."""
+    from matplotlib.figure import Figure  # not pyplot: no global state, no window
+
+    rows, columns = values.shape
+    figure = Figure(figsize=(5.4, 4.6), layout="constrained")
+    axes = figure.subplots()
+    shown = axes.imshow(values.numpy(), cmap="Blues", vmin=0, vmax=1)
+    axes.set(xticks=range(columns), yticks=range(rows), xlabel=across, ylabel="client")
+    if max(rows, columns) <= NUMBERED:
+        for row, line in enumerate(values.tolist()):
+            for column, value in enumerate(line):
+                ink = "white" if value > DARK else "black"
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink, size=7)
+    figure.colorbar(shown, label=label)
+    return figure

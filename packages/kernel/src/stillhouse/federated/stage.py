@@ -2,23 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from stillhouse.artifact import Artifact, Built, Model, save_model
-from stillhouse.checkpoint import last_checkpoint, save_checkpoint
+from stillhouse.artifact import Artifact, Built, Model
 from stillhouse.data.data import TensorData
 from stillhouse.digest import text_digest
 from stillhouse.errors import BadData, BadRecipe, BadSetting, UnknownName
 from stillhouse.federated.clients import Client, Plan
-from stillhouse.federated.fusion import effective_neighbours
+from stillhouse.federated.rounds import EXCHANGE, Rounds, saved
 from stillhouse.federated.rules import Rule
-from stillhouse.federated.server import Exchange, Server
-from stillhouse.recipe import STAGE_NAME, Context, Event
+from stillhouse.federated.server import Server
+from stillhouse.recipe import STAGE_NAME, Context
 from stillhouse.training import mix
 
-TRANSFER, DATA, EXCHANGE = "transfer", "-data", "exchange"
+TRANSFER, DATA = "transfer", "-data"
 # what a client's seed is for; clients.py has the others
 FRESH = 3
 
@@ -91,10 +91,22 @@ class Federate:
         return (*self.clients, EXCHANGE)
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
-        alone = self.rule is None
-        transfer = TensorData({}) if alone else self._data(TRANSFER, inputs)
-        built = {name: self._built(name, inputs) for name in self.clients}
-        parties = {
+        built = self.built(inputs)
+        parties = self.parties(inputs, built, ctx)
+        turn = partial(self._round, parties=parties)
+        exchange = Rounds(stage=self.name, count=self.rounds, parties=parties, ctx=ctx).play(turn)
+        return saved(built, exchange, ctx)
+
+    def built(self, inputs: Mapping[str, Artifact]) -> dict[str, Built]:
+        """The clients' models before the first round."""
+        return {name: self._built(name, inputs) for name in self.clients}
+
+    def parties(
+        self, inputs: Mapping[str, Artifact], built: Mapping[str, Built], ctx: Context
+    ) -> dict[str, Client]:
+        """The clients, each with its own data and the set all share."""
+        transfer = TensorData({}) if self.rule is None else self._data(TRANSFER, inputs)
+        return {
             name: Client(
                 module=built[name].module,
                 data=self._data(name + DATA, inputs),
@@ -105,28 +117,14 @@ class Federate:
             )
             for name in self.clients
         }
-        exchange = Exchange(self.rounds, len(parties))
-        for number in range(self._resume(parties, exchange, ctx), self.rounds):
-            self._round(number, parties, exchange, transfer)
-            self._finish(number, parties, exchange, ctx)
-        ctx.measured.update(rounds=self.rounds, bytes_sent=int(exchange.sent.sum()))
-        spec = Model(build=Exchange, kwargs={"rounds": self.rounds, "clients": len(parties)})
-        built[EXCHANGE] = Built(spec=spec, module=exchange)
-        return {name: save_model(ctx.out / name, built[name]) for name in self.outputs}
 
-    def _round(
-        self,
-        number: int,
-        parties: Mapping[str, Client],
-        exchange: Exchange,
-        transfer: TensorData,
-    ) -> None:
+    def _round(self, number: int, *, parties: Mapping[str, Client]) -> tuple[Tensor, Tensor]:
         for party in parties.values():
             party.learn(number)
         if self.rule is None or number < self.warmup:
             none = torch.zeros(len(parties), 2, dtype=torch.int64)
-            exchange.note(number, torch.eye(len(parties)), none)
-            return
+            return torch.eye(len(parties)), none
+        transfer = next(iter(parties.values())).transfer
         server = Server(
             rule=self.rule,
             temperature=self.plan.temperature,
@@ -134,37 +132,7 @@ class Federate:
             classes=self.classes,
             labels=_labels(transfer),
         )
-        exchange.note(number, *server.round(number, list(parties), list(parties.values())))
-
-    def _finish(
-        self, number: int, parties: Mapping[str, Client], exchange: Exchange, ctx: Context
-    ) -> None:
-        done = number + 1
-        scores = {
-            "effective_neighbours": float(effective_neighbours(exchange.weights[number]).mean())
-        }
-        if done < self.rounds:
-            tensors = {f"{EXCHANGE}/{k}": v for k, v in exchange.state_dict().items()}
-            for name, party in parties.items():
-                tensors |= {f"{name}/{k}": v for k, v in party.module.state_dict().items()}
-            save_checkpoint(ctx.checkpoints, done, tensors, {})
-        text = "checkpoint" if done < self.rounds else ""
-        ctx.observe(Event(stage=self.name, text=text, done=done, total=self.rounds, scores=scores))
-
-    def _resume(self, parties: Mapping[str, Client], exchange: Exchange, ctx: Context) -> int:
-        """The first round that is still to be run; what the earlier ones left is put back."""
-        found = last_checkpoint(ctx.checkpoints)
-        if found is None:
-            return 0
-        tensors, record = found
-        exchange.load_state_dict(_below(tensors, EXCHANGE))
-        for name, party in parties.items():
-            party.module.load_state_dict(_below(tensors, name))
-        done = int(record["step"])
-        ctx.measured["resumed_at"] = done
-        text = f"resumed at round {done}"
-        ctx.observe(Event(stage=self.name, text=text, done=done, total=self.rounds))
-        return done
+        return server.round(number, list(parties), list(parties.values()))
 
     def _data(self, port: str, inputs: Mapping[str, Artifact]) -> TensorData:
         """The opened data of a port, its labels checked."""
@@ -205,8 +173,3 @@ def _by_length(name: str) -> tuple[int, str]:
 def _labels(data: TensorData) -> Tensor | None:
     labels = data.columns.get("labels")
     return labels if isinstance(labels, Tensor) else None
-
-
-def _below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    start = f"{name}/"
-    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}

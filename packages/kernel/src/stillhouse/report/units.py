@@ -11,6 +11,7 @@ LABELS = {
     "size_mib": "Size",
     "peak_memory_mib": "Peak memory",
     "nll_loss": "NLL",
+    "alma_accuracy": "ALMA",
     "top5_accuracy": "Top-5 accuracy",
     "nme_error": "NME",
     "failure_rate_error": "Failure rate",

@@ -12,7 +12,7 @@ from stillhouse.artifact import Model
 from stillhouse.errors import BadSetting, UnknownName
 from stillhouse.objectives.zoo import Channels
 from stillhouse_vision.models.classifier import ImageSpec
-from stillhouse_vision.models.cnn import small_cnn
+from stillhouse_vision.models.cnn import flat_cnn, small_cnn
 from stillhouse_vision.models.from_timm import timm_model
 from stillhouse_vision.models.resnet import resnet
 from stillhouse_vision.models.shufflenet import shufflenet_v2
@@ -57,6 +57,13 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     **{
         f"cnn{width}": Architecture(build=small_cnn, kwargs={"width": width})
         for width in (2, 4, 8, 16, 32)
+    },
+    **{
+        f"flat{depth}-{width}": Architecture(
+            build=flat_cnn, kwargs={"width": width, "depth": depth}
+        )
+        for depth in (2, 3)
+        for width in (4, 8, 16, 32)
     },
     **{f"resnet{depth}": _resnet(depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
     "resnet8x4": _resnet_x4(8),

@@ -1,0 +1,85 @@
+"""Rounds of clients: played one after the other, written down, in a checkpoint after each.
+
+N: clients.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from stillhouse.artifact import Artifact, Built, Model, save_model
+from stillhouse.checkpoint import last_checkpoint, save_checkpoint
+from stillhouse.federated.clients import Client
+from stillhouse.federated.fusion import effective_neighbours
+from stillhouse.federated.server import Exchange
+from stillhouse.recipe import Context, Event
+
+EXCHANGE = "exchange"
+# what a round is: its number to the weights [N, N] of its clients and the bytes [N, 2] they sent
+Turn = Callable[[int], tuple[Float[Tensor, "N N"], Integer[Tensor, "N 2"]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """`count` rounds of a stage's `parties`. Between rounds all clients are in a checkpoint, and a
+    killed stage goes on from the last round to the same bits.
+    """
+
+    stage: str
+    count: int
+    parties: Mapping[str, Client]
+    ctx: Context
+
+    def play(self, turn: Turn) -> Exchange:
+        """Run the rounds that are still to be run; what went between clients and server."""
+        exchange = Exchange(self.count, len(self.parties))
+        for number in range(self._resume(exchange), self.count):
+            exchange.note(number, *turn(number))
+            self._finish(number, exchange)
+        self.ctx.measured.update(rounds=self.count, bytes_sent=int(exchange.sent.sum()))
+        return exchange
+
+    def _finish(self, number: int, exchange: Exchange) -> None:
+        done = number + 1
+        scores = {
+            "effective_neighbours": float(effective_neighbours(exchange.weights[number]).mean())
+        }
+        if done < self.count:
+            tensors = {f"{EXCHANGE}/{k}": v for k, v in exchange.state_dict().items()}
+            for name, party in self.parties.items():
+                tensors |= {f"{name}/{k}": v for k, v in party.module.state_dict().items()}
+            save_checkpoint(self.ctx.checkpoints, done, tensors, {})
+        text = "checkpoint" if done < self.count else ""
+        self.ctx.observe(
+            Event(stage=self.stage, text=text, done=done, total=self.count, scores=scores)
+        )
+
+    def _resume(self, exchange: Exchange) -> int:
+        """The first round that is still to be run; what the earlier ones left is put back."""
+        found = last_checkpoint(self.ctx.checkpoints)
+        if found is None:
+            return 0
+        tensors, record = found
+        exchange.load_state_dict(_below(tensors, EXCHANGE))
+        for name, party in self.parties.items():
+            party.module.load_state_dict(_below(tensors, name))
+        done = int(record["step"])
+        self.ctx.measured["resumed_at"] = done
+        text = f"resumed at round {done}"
+        self.ctx.observe(Event(stage=self.stage, text=text, done=done, total=self.count))
+        return done
+
+
+def saved(clients: Mapping[str, Built], exchange: Exchange, ctx: Context) -> dict[str, Artifact]:
+    """Every client, and "exchange", in the folder of the stage."""
+    count, number = exchange.weights.shape[:2]
+    spec = Model(build=Exchange, kwargs={"rounds": count, "clients": number})
+    built = {**clients, EXCHANGE: Built(spec=spec, module=exchange)}
+    return {name: save_model(ctx.out / name, each) for name, each in built.items()}
+
+
+def _below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    start = f"{name}/"
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}

@@ -1,0 +1,101 @@
+"""What can be set in vision/knfu, and its presets for the three scales."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from stillhouse.federated.fusion import Distance
+from stillhouse.recipe import Scale
+from stillhouse.settings import Settings
+
+DIGITS = tuple(str(digit) for digit in range(10))
+MNIST_MEAN, MNIST_STD = (0.1307,), (0.3081,)
+MNIST: Mapping[str, Any] = {"size": 28, "mean": MNIST_MEAN, "std": MNIST_STD, "names": DIGITS}
+
+
+class KnowledgeFusion(Settings):
+    """What `vision/knfu` can be told. All numbers but `beta` are our choice: the paper's are not
+    known to us.
+    """
+
+    split: Literal["grouped", "dirichlet"] = Field(
+        "grouped", description="how the pictures are spread over the clients"
+    )
+    alpha: float = Field(0.1, gt=0, description="of the Dirichlet split: small is heterogeneous")
+    groups: tuple[tuple[int, ...], ...] = Field(
+        ((0, 1, 2), (3, 4, 5), (6, 7, 8, 9)), description="classes of each group of clients"
+    )
+    members: tuple[int, ...] = Field((3, 3, 4), description="clients of each group")
+    clients: int = Field(10, ge=1)
+    samples: int = Field(20, ge=1, description="private pictures a client")
+    transfer: int = Field(300, ge=1, description="pictures that all clients share")
+    models: tuple[str, ...] = Field(
+        ("flat3-4", "flat3-8", "flat2-8"), min_length=1, description="architectures, dealt in turn"
+    )
+    rounds: int = Field(20, ge=1)
+    epochs: int = Field(5, ge=1, description="passes over a client's own pictures a round")
+    absorb_epochs: int = Field(5, ge=1, description="passes over the transfer set a round")
+    warmup: int = Field(0, ge=0, description="rounds before the first fusion")
+    batch: int = Field(32, ge=1)
+    lr: float = Field(1e-3, gt=0, description="of Adam")
+    temperature: float = Field(2.0, gt=0, description="of what is fused and fitted")
+    beta: float = Field(10.0, ge=0, description="0: all clients alike; large: each only itself")
+    distance: Distance = Field("kl", description="js needs a beta of about 30")
+    min_weight: float = Field(0.0, ge=0, lt=1, description="smaller fusion weights are dropped")
+    labelled: bool = Field(True, description="use the transfer set's labels for the estimate")
+    classes: int = Field(10, ge=2)
+    size: int = Field(32, ge=1, description="side of the pictures in pixels")
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.25,)
+    names: tuple[str, ...] = Field((), description="the classes' names")
+    held_out: float = Field(
+        0.2, gt=0, lt=1, description="part kept for testing where the data have none"
+    )
+    resize: bool = Field(False, description="fit pictures of another size")
+
+    presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {
+        "tiny": {
+            "data": "builtin:stillhouse_vision.samples:digits",
+            "clients": 6,
+            "members": (2, 2, 2),
+            "transfer": 100,
+            "rounds": 3,
+            "size": 8,
+            "mean": (0.3,),
+            "std": (0.37,),
+            "names": DIGITS,
+        },
+        "small": {"data": "data:mnist-subset", **MNIST},
+        "paper": {
+            "data": "file:mnist",
+            "split": "dirichlet",
+            "samples": 300,
+            "transfer": 5000,
+            "models": ("flat2-8", "flat2-16", "flat2-32"),
+            "seeds": 5,
+            **MNIST,
+        },
+    }
+
+    @model_validator(mode="after")
+    def _whole(self) -> "KnowledgeFusion":
+        if self.teacher:
+            raise ValueError("teacher: a federation has none; leave it empty")
+        if self.split == "grouped":
+            self._check_groups()
+        if self.names and len(self.names) != self.classes:
+            raise ValueError(
+                f"names: {len(self.names)} names for classes={self.classes}; give one a class"
+            )
+        return self
+
+    def _check_groups(self) -> None:
+        if len(self.groups) != len(self.members) or sum(self.members) != self.clients:
+            raise ValueError(
+                f"members: one number for each of the {len(self.groups)} groups, "
+                f"{self.clients} clients in all (got {list(self.members)})"
+            )
+        outside = {c for group in self.groups for c in group if not 0 <= c < self.classes}
+        if outside:
+            raise ValueError(f"groups: class {min(outside)} is not in 0..{self.classes - 1}")
