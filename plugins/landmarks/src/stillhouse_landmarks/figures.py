@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRUTH, SAID = "#3ddc84", "#ff4d6d"
-STYLES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +78,12 @@ def _show(axis: "Axes", picture: Tensor, truth: Tensor, said: Tensor | None) -> 
 class Ced:
     """Cumulative error curves: the part of the faces whose NME is at most x, on [0, `limit`].
 
-    `lines` maps what a curve is called to its role; the area under it is in the legend.
+    `lines` maps what a curve is called to its role; the area under it is in the legend. Curves of
+    the roles `dashed` are.
     """
 
     lines: Mapping[str, str]
+    dashed: tuple[str, ...] = ()
     name: str = "ced"
     normalizer: Normalizer = "corners"
     limit: float = LIMIT
@@ -92,13 +93,14 @@ class Ced:
 
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axis = figure.add_subplot()
-        for place, (line, role) in enumerate(self.lines.items()):
-            errors = face_errors(models, data, role=role, normalizer=self.normalizer)
+        for line, role in self.lines.items():
+            with torch.no_grad():
+                errors = face_errors(models, data, role=role, normalizer=self.normalizer)
             thresholds, part = ced(errors, limit=self.limit)
             axis.plot(
                 100 * thresholds.numpy(),
                 100 * part.numpy(),
-                STYLES[place // 10 % len(STYLES)] if "teacher" not in line else "--",
+                "--" if role in self.dashed else "-",
                 linewidth=1.2,
                 label=f"{line}  {float(auc(errors, limit=self.limit)):.3f}",
             )

@@ -1,7 +1,7 @@
 """Regressors of landmarks by name, and weights that others trained for them.
 
-B: batch. P: points. S: side of the crop in pixels. Whatever the network, a global average pool and
-one linear layer give 2P numbers: x0, y0, x1, y1, ... as fractions of the crop. They are offsets
+B: batch. P: points. S: side of the crop in pixels. A network's features, pooled over the picture,
+and one linear layer give 2P numbers: x0, y0, x1, y1, ... as fractions of the crop. They are offsets
 from its middle, as the paper centres its targets, so that fresh weights start there.
 """
 
@@ -19,7 +19,7 @@ from stillhouse.artifact import Built, Model, save_model
 from stillhouse.errors import BadData, BadSetting, UnknownName
 
 TIMM = "timm:"
-CNN = re.compile(r"cnn(\d+)")
+SMALL = re.compile(r"(cnn|res)([1-9]\d*)")
 CENTRE = 0.5
 # the paper's networks, and the family they belong to, as timm names them
 NAMED: Mapping[str, str] = {
@@ -78,7 +78,7 @@ def images_of(spec: Model) -> ImageSpec | None:
 class Regressor(nn.Module):
     """batch["images"] [B, 3, S, S], uint8 or floats in [0, 1] -> landmarks [B, 2P].
 
-    `net` maps normalised pictures to pooled features [B, width].
+    `net` maps normalised pictures to features [B, width].
     """
 
     mean: Tensor
@@ -118,25 +118,44 @@ def timm_regressor(*, name: str, images: Mapping[str, Any], dropout: float = 0.0
     return Regressor(net, width=width, images=spec, dropout=dropout)
 
 
-def cnn_regressor(*, width: int, images: Mapping[str, Any], dropout: float = 0.0) -> nn.Module:
-    """Four convolutions of `width`, 2, 4 and 8 times as many channels, for crops of a few pixels:
-    each but the first halves the map.
+def small_regressor(
+    *, width: int, residual: bool, images: Mapping[str, Any], dropout: float = 0.0
+) -> nn.Module:
+    """Four convolutions that halve the map, to `width`, 2, 4 and 8 times as many channels; with
+    `residual`, a residual block after each.
+
+    Differs from the other networks: the last map is not pooled but given to the linear layer whole.
+    On small crops and in minutes a pooled network hardly learns where things are.
     """
-    widths = [width, 2 * width, 4 * width, 8 * width]
-    layers: list[nn.Module] = []
-    for inside, outside, stride in zip([3, *widths], widths, (1, 2, 2, 2), strict=False):
-        layers += [
-            nn.Conv2d(inside, outside, 3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(outside),
-            nn.ReLU(),
-        ]
-    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return Regressor(net, width=widths[-1], images=ImageSpec.of(images), dropout=dropout)
+    spec = ImageSpec.of(images)
+    inside, side, layers = 3, spec.size, list[nn.Module]()
+    for outside in (width, 2 * width, 4 * width, 8 * width):
+        layers += [*_conv(inside, outside, stride=2), nn.ReLU()]
+        layers += [Residual(outside)] if residual else []
+        inside, side = outside, (side + 1) // 2
+    net = nn.Sequential(*layers, nn.Flatten())
+    return Regressor(net, width=inside * side * side, images=spec, dropout=dropout)
+
+
+def _conv(inside: int, outside: int, *, stride: int = 1) -> list[nn.Module]:
+    conv = nn.Conv2d(inside, outside, 3, stride=stride, padding=1, bias=False)
+    return [conv, nn.BatchNorm2d(outside)]
+
+
+class Residual(nn.Module):
+    """Two convolutions beside the identity: He et al. 2016 (arXiv 1512.03385)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*_conv(width, width), nn.ReLU(), *_conv(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.body(x))
 
 
 def model(name: str, *, images: ImageSpec, dropout: float = 0.0) -> Model:
-    """The spec of a regressor: a name of `NAMED`, "cnn<width>", or "timm:<name>" for any backbone
-    of timm. Raises UnknownName with the nearest name.
+    """The spec of a regressor: a name of `NAMED`; "timm:<name>", any backbone of timm; "cnn<width>"
+    or "res<width>", small ones for small crops. Raises UnknownName with the nearest name.
     """
     if not 0 <= dropout < 1:
         raise BadSetting(f"dropout must be >= 0 and < 1 (got {dropout})")
@@ -145,10 +164,10 @@ def model(name: str, *, images: ImageSpec, dropout: float = 0.0) -> Model:
         kwargs: dict[str, Any] = {"name": name.removeprefix(TIMM)}  # Any: JSON values
     elif name in NAMED:
         kwargs = {"name": NAMED[name]}
-    elif (found := CNN.fullmatch(name)) and int(found[1]) > 0:
-        build, kwargs = cnn_regressor, {"width": int(found[1])}
+    elif found := SMALL.fullmatch(name):
+        build, kwargs = small_regressor, {"width": int(found[2]), "residual": found[1] == "res"}
     else:
-        raise UnknownName("model", name, [*NAMED, "cnn4", "cnn16", f"{TIMM}<name>"])
+        raise UnknownName("model", name, [*NAMED, "cnn<width>", "res<width>", f"{TIMM}<name>"])
     return Model(build=build, kwargs={**kwargs, "images": images.json(), "dropout": dropout})
 
 

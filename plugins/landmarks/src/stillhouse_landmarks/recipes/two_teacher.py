@@ -372,7 +372,7 @@ def _errors(settings: TwoTeacherSettings, teachers: Mapping[str, str]) -> Evalua
         metrics=(Lines(lines=quantiles),),
         inputs={"data": _scored(settings), **roles},
         figures=(Faces(lines=shown),),
-        plots=(Ced(lines=lines, normalizer=settings.normalizer),),
+        plots=(Ced(lines=lines, dashed=tuple(teachers), normalizer=settings.normalizer),),
     )
 
 
