@@ -19,6 +19,7 @@ CHECKED = (
     "objectives",
     "profile",
     "quantize",
+    "refreshing",
     "search",
     "stages",
     "training",

@@ -22,7 +22,7 @@ from stillhouse.recipe import Event
 from stillhouse.report import report
 from stillhouse.runs import project_root, run_recipe
 from stillhouse.settings import make_recipe, make_settings
-from stillhouse_vision.recipes.distill_settings import CIFAR10
+from stillhouse_vision.recipes.teaching_settings import CIFAR10
 
 ROOT = Path(__file__).parent.parent
 RECIPE = "vision/knfu"

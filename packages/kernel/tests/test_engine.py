@@ -280,6 +280,62 @@ def test_refreshed_data_are_part_of_the_checkpoint(tmp_path: Path) -> None:
     assert not same(weights(plain), weights(whole))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Describes(Selecting):
+    """Says which share of its rows has an even label."""
+
+    wrong: float | None = None
+
+    def describe(self, chosen: Data, data: Data, *, step: int) -> Mapping[str, float]:
+        labels = next(chosen.batches(len(chosen), rng=None))["labels"]
+        even = float((labels % 2 == 0).float().mean())
+        return {"even": even if self.wrong is None else self.wrong, "step_seen": step}
+
+
+def describes(wrong: float | None = None) -> Describes:
+    base = toy_objective()
+    return Describes(phases=base.phases, roles=base.roles, losses=base.losses, wrong=wrong)
+
+
+def test_what_was_chosen_is_recorded_through_a_kill(tmp_path: Path) -> None:
+    whole = toy_context(tmp_path / "whole")
+    fit(describes(), toy_models(), toy_data(), setup=toy_setup(), ctx=whole)
+    record = whole.measured["refreshes"]
+    assert [(r["step"], r["selected"], r["step_seen"]) for r in record] == [
+        (step, 24, step) for step in (0, 5, 10, 15)
+    ]
+    assert len({r["even"] for r in record}) > 1
+    for killed in (7, 10):  # in the middle of an interval, and where the next choice is due
+        folder = tmp_path / f"killed-{killed}"
+        ctx = toy_context(folder, observe=KillAt(step=killed), checkpoint_steps=killed)
+        with pytest.raises(Killed):
+            fit(describes(), toy_models(), toy_data(), setup=toy_setup(), ctx=ctx)
+        resumed = toy_context(folder)
+        fit(describes(), toy_models(), toy_data(), setup=toy_setup(), ctx=resumed)
+        assert resumed.measured["refreshes"] == record
+
+
+def test_a_choice_is_counted_without_being_described(tmp_path: Path) -> None:
+    base, ctx = toy_objective(), toy_context(tmp_path)
+    objective = Selecting(phases=base.phases, roles=base.roles, losses=base.losses)
+    fit(objective, toy_models(), toy_data(), setup=toy_setup(steps=6), ctx=ctx)
+    assert ctx.measured["refreshes"] == [{"step": s, "selected": 24} for s in (0, 5)]
+    plain = toy_context(tmp_path / "plain")
+    fit(toy_objective(), toy_models(), toy_data(), setup=toy_setup(steps=2), ctx=plain)
+    assert "refreshes" not in plain.measured
+
+
+def test_a_description_is_finite(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="stage 'toy': refresh at step 0 gave even = nan"):
+        fit(
+            describes(wrong=float("nan")),
+            toy_models(),
+            toy_data(),
+            setup=toy_setup(),
+            ctx=toy_context(tmp_path),
+        )
+
+
 def test_a_run_leaves_nothing_in_mmengine(tmp_path: Path) -> None:
     before = len(MMLogger._instance_dict), len(MessageHub._instance_dict)
     for name in ("a", "b"):

@@ -12,17 +12,26 @@ import torch
 from torch import Generator, nn
 
 from stillhouse.artifact import Artifact, Built, Model, load_model, save_model
+from stillhouse.cache import Cache
 from stillhouse.data import TensorData, save_data
+from stillhouse.data.data import Data, Rows
 from stillhouse.data.shards import load_data
 from stillhouse.errors import BadRecipe, BadSetting, ContractError, OutOfMemory
 from stillhouse.export import Card, Export
 from stillhouse.metrics import Classification, Latency, Memory, Profile
 from stillhouse.metrics.scores import is_cost, lower_is_better
-from stillhouse.objectives.objective import Composed, Optimizer, Phase, Tensors, Weighted
+from stillhouse.objectives.objective import (
+    Composed,
+    Models,
+    Optimizer,
+    Phase,
+    Tensors,
+    Weighted,
+)
 from stillhouse.stages import Convert, Evaluate, Search, Train
 from stillhouse.stages.search import Encoding
 
-from .toys import SITE, Net, toy_context, toy_data, toy_models
+from .toys import SITE, Net, toy_context, toy_data, toy_models, toy_objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,3 +287,42 @@ def test_a_batch_that_does_not_fit_may_go_in_slices(
         with pytest.raises(OutOfMemory, match=why) as told:
             stage.run(data, toy_context(tmp_path / why.split()[0], slices=4))
         assert not told.value.again
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstRows(Composed):
+    """Trains on the first 8 rows, chosen once: a pass of one batch."""
+
+    refresh_every: int = 1000
+
+    def refresh(self, models: Models, data: Data, *, step: int, rng: Generator) -> Data:
+        assert isinstance(data, TensorData)
+        return Rows(data, torch.arange(8))
+
+
+def test_a_selection_has_more_views_than_the_data_have_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six steps are one pass of the data and six of the selection: all its views are stored."""
+    monkeypatch.syspath_prepend(str(SITE))
+    base = toy_objective()
+    teacher = Built(spec=Model(build=Net, kwargs={"width": 12}), module=toy_models()["teacher"])
+    stage = Train(
+        name="t",
+        objective=FirstRows(phases=base.phases, roles=base.roles, losses=base.losses),
+        inputs={"data": "d.d", "teacher": "t.t"},
+        fresh={"student": Model(build=Net, kwargs={"width": 4})},
+        cache={"teacher": Cache()},
+        steps=6,
+        batch=8,
+        views=4,
+    )
+    inputs = {
+        "teacher": save_model(tmp_path / "teacher", teacher),
+        "data": save_data(tmp_path / "data", toy_data().columns),
+    }
+    digests = {port: artifact.digest for port, artifact in inputs.items()}
+    ctx = toy_context(tmp_path / "run", digests=digests)
+    stage.run(inputs, ctx)
+    assert ctx.measured["teacher_cache"]["teacher"]["views"] == 4
+    assert ctx.measured["refreshes"] == [{"step": 0, "selected": 8}]

@@ -12,6 +12,7 @@ EVERY: list[Augment] = [
     Randomised(transform="trivial"),
     Randomised(transform="auto-cifar10"),
     Randomised(transform="color-jitter", seed=2),
+    Randomised(transform="resized-crop", first=CropFlip(padding=0)),
 ]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Generator, Tensor
@@ -15,6 +16,7 @@ from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Make
 from stillhouse_vision.data import ReadImages
 from stillhouse_vision.models import ImageSpec, LoadCheckpoint, model
+from stillhouse_vision.spaces import NasBench201, NasBenchMacro, parse_cell, parse_macro
 
 DATA = project_root(Path(__file__).parent) / "data"
 IMAGES = ImageSpec()
@@ -85,3 +87,22 @@ def test_pretrained_resnets_score_on_the_jpeg_test_rows(
         module = load_model(tmp_path / "m").module
         scores = Classification()({"student": module}, TensorData(test))
     assert scores["accuracy"] == pytest.approx(expected, abs=0.035)
+
+
+def test_macro_networks_have_the_tables_size() -> None:
+    file = DATA / "nas-tables" / "nas_bench_macro_cifar10.parquet"
+    rows = pq.read_table(file, columns=["arch", "params", "flops"]).to_pylist()
+    space = NasBenchMacro(classes=10)
+    assert len(rows) == len(space)
+    for row in rows[:: len(rows) // 25]:
+        cost = space.cost({"blocks": parse_macro(row["arch"])})
+        assert cost == {"parameters": row["params"], "macs": row["flops"]}
+
+
+def test_every_cell_of_the_table_is_a_cell_of_the_space() -> None:
+    file = DATA / "nas-tables" / "nats_bench_tss.parquet"
+    texts = pq.read_table(file, columns=["arch_str"])["arch_str"].to_pylist()
+    space = NasBench201(classes=10)
+    assert {parse_cell(text) for text in texts} == {
+        tuple(space.at(index)["ops"]) for index in range(len(space))
+    }

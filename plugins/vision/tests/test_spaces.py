@@ -11,13 +11,24 @@ from stillhouse.search import Encoding, Listed, Slice
 from stillhouse.search.proxies import COMPARISON, METHODS, distillation_score, diswot_score
 from stillhouse_vision.models import ImageSpec, model
 from stillhouse_vision.models.cells import OPERATIONS, Cell
+from stillhouse_vision.models.macro import InvertedResidual
 from stillhouse_vision.models.resnet import resnet_of_blocks
-from stillhouse_vision.spaces import NasBench201, ResNetDepths, ResNetShapes, cell_text, parse_cell
+from stillhouse_vision.spaces import (
+    NasBench201,
+    NasBenchMacro,
+    ResNetDepths,
+    ResNetShapes,
+    cell_text,
+    macro_text,
+    parse_cell,
+    parse_macro,
+)
 
 TINY = ImageSpec(size=8, mean=(0.5,), std=(0.25,))
 DEPTHS = ResNetDepths(classes=100)
 CELLS = NasBench201(classes=100)
-SPACES = pytest.mark.parametrize("space", [DEPTHS, CELLS], ids=["depths", "cells"])
+MACRO = NasBenchMacro(classes=10)
+SPACES = pytest.mark.parametrize("space", [DEPTHS, CELLS, MACRO], ids=["depths", "cells", "macro"])
 # the cells that DisWOT's authors print
 FOUND = "|nor_conv_3x3~0|+|avg_pool_3x3~0|nor_conv_1x1~1|+|nor_conv_1x1~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 RELATION_ONLY = (
@@ -32,7 +43,8 @@ def values(encoding: Encoding) -> list[object]:
 
 @SPACES
 def test_a_space_numbers_each_architecture_once(space: Listed):
-    assert len(space) == {"ResNetDepths": 64, "NasBench201": 15625}[type(space).__name__]
+    sizes = {"ResNetDepths": 64, "NasBench201": 15625, "NasBenchMacro": 6561}
+    assert len(space) == sizes[type(space).__name__]
     assert len({tuple(values(space.at(i))) for i in range(len(space))}) == len(space)
     for outside in (-1, len(space)):
         with pytest.raises(IndexError, match=f"architecture {outside} of {len(space)}"):
@@ -50,7 +62,8 @@ def test_a_mutation_changes_one_place_to_any_other_value(space: Listed):
         ]
         assert len(places) == 1
         changes.add((places[0], values(child)[places[0]]))
-    assert len(changes) == {"ResNetDepths": 3 * 3, "NasBench201": 6 * 4}[type(space).__name__]
+    ways = {"ResNetDepths": 3 * 3, "NasBench201": 6 * 4, "NasBenchMacro": 8 * 2}
+    assert len(changes) == ways[type(space).__name__]
 
 
 @SPACES
@@ -111,6 +124,14 @@ def test_macs_of_a_cell_by_hand():
     )
     found = CELLS.cost({"ops": ["nor_conv_3x3"] * 6})["macs"]
     assert found == cells + stem + head + reductions
+
+
+def test_a_cost_draws_nothing():
+    torch.manual_seed(0)
+    first = torch.rand(3)
+    torch.manual_seed(0)
+    CELLS.cost(CELLS.at(15000))
+    assert torch.equal(torch.rand(3), first)
 
 
 def test_a_cell_is_the_sum_over_its_edges():
@@ -178,13 +199,84 @@ def test_a_text_that_is_no_cell_says_so():
         NasBench201(classes=5, width=0).model(CELLS.at(0)).new()
 
 
+# the benchmark's own numbers: parameters, MACs (its "flops")
+@pytest.mark.parametrize(
+    ("text", "parameters", "macs"),
+    [
+        ("02012100", 890666, 47327744),
+        ("11111221", 2181386, 65012224),
+        ("22222101", 1508586, 80697856),
+        ("00011110", 1118378, 31390208),
+    ],
+)
+def test_macro_networks_have_the_published_size(text: str, parameters: int, macs: int):
+    assert MACRO.cost({"blocks": parse_macro(text)}) == {"parameters": parameters, "macs": macs}
+
+
+def test_a_macro_network_of_identities_by_hand():
+    # stem, three 1 x 1 convolutions of stride 2, the tail, the head; a norm has two a channel
+    convolutions = 27 * 32, 32 * 64, 64 * 128, 128 * 256, 256 * 1280
+    norms = 2 * (32 + 64 + 128 + 256 + 1280)
+    found = MACRO.cost(MACRO.at(0))
+    assert found["parameters"] == sum(convolutions) + norms + 1280 * 10 + 10
+    sides = (32, 16, 8, 4, 4)
+    macs = sum(side**2 * count for side, count in zip(sides, convolutions, strict=True))
+    assert found["macs"] == macs + 1280 * 10
+
+
+def test_an_inverted_residual_adds_its_input_where_shapes_allow():
+    x = torch.randn(4, 3, 6, 6, generator=Generator().manual_seed(0))
+    block = InvertedResidual(3, 3, 1, expansion=2, kernel=5)
+    torch.nn.init.zeros_(
+        block.get_parameter("path.7.weight")
+    )  # the path's last norm: the path gives 0
+    assert torch.equal(block(x), x)
+    wider = InvertedResidual(3, 4, 1, expansion=2, kernel=3)
+    torch.nn.init.zeros_(wider.get_parameter("path.7.weight"))
+    assert torch.equal(wider(x), torch.zeros(4, 4, 6, 6))
+    assert InvertedResidual(3, 4, 2, expansion=2, kernel=5)(x).shape == (4, 4, 3, 3)
+
+
+def test_a_macro_networks_maps_are_its_stages():
+    space = NasBenchMacro(width=4, tail=6, classes=5, images=TINY)
+    outputs = space.model(space.at(1234)).new()({"images": torch.rand(2, 1, 8, 8)})
+    shapes = [tuple(outputs[f"hint{i}"].shape[1:]) for i in (1, 2, 3)]
+    assert shapes == [(8, 4, 4), (16, 2, 2), (6, 1, 1)]
+    assert torch.equal(outputs["hint3"].mean((2, 3)), outputs["embedding"])
+    assert torch.equal(outputs["preact3"].clamp_min(0), outputs["hint3"])
+
+
+def test_the_text_of_a_macro_network_goes_both_ways():
+    assert parse_macro("02012100")[:3] == ("identity", "mb6_k5", "identity")
+    for index in (0, 1, 4321, 6560):
+        text = macro_text(MACRO.at(index)["blocks"])
+        assert list(parse_macro(text)) == MACRO.at(index)["blocks"]
+        assert int(text, 3) == index
+
+
+def test_a_macro_network_that_is_none_says_so():
+    for text in ("0201210", "02012103", ""):
+        with pytest.raises(
+            BadSetting, match=f"'{text}' is no network of the macro space: 8 digits of 012"
+        ):
+            parse_macro(text)
+    with pytest.raises(UnknownName, match="unknown block 'mb3_k5'. Did you mean 'mb6_k5'"):
+        macro_text(["mb3_k5"] * 8)
+    with pytest.raises(BadSetting, match="has 8 blocks \\(got 2\\)"):
+        MACRO.model({"blocks": ["identity"] * 2}).new()
+    with pytest.raises(BadSetting, match="width and tail must be >= 1 \\(got 0 and 1280\\)"):
+        NasBenchMacro(classes=5, width=0).model(MACRO.at(0)).new()
+
+
 def test_the_networks_can_be_scored():
     rng = Generator().manual_seed(0)
     images, labels = torch.rand(8, 1, 8, 8, generator=rng), torch.randint(5, (8,), generator=rng)
     depths = ResNetDepths(widths=(4, 4, 8, 16), classes=5, images=TINY)
     cells = NasBench201(width=4, cells=1, classes=5, images=TINY)
+    macro = NasBenchMacro(width=4, tail=16, classes=5, images=TINY)
     teacher = depths.model({"blocks": [3, 3, 3]}).new()
     students = [depths.model({"blocks": [1, 1, 3]}), *(cells.model(cells.at(i)) for i in (0, 9999))]
+    students += [macro.model(macro.at(i)) for i in (0, 4321)]
     for student in students:
         score = diswot_score(teacher, student.new(), images, labels, inits=2)
         assert score.semantic < 0

@@ -24,7 +24,7 @@ from stillhouse.errors import BadSetting, ContractError, UnknownName
 from stillhouse.files import fsync, storage, write_text
 from stillhouse.objectives.objective import Tensors
 from stillhouse.recipe import Context, Event
-from stillhouse.training import Augment
+from stillhouse.training import Augment, Setup, pass_length
 
 SHARD_ROWS = 4096
 IN_MEMORY = 256 << 20  # bytes of one view's outputs that are joined in memory when opened
@@ -173,6 +173,34 @@ def cached(
     }
     ctx.measured.setdefault("teacher_cache", {})[role] = record
     return CachedRole(opened, source.cache)
+
+
+def stored(
+    role: str,
+    module: nn.Module,
+    data: Data,
+    *,
+    setup: Setup,
+    cache: Cache,
+    ctx: Context,
+    selects: bool = False,
+) -> CachedRole:
+    """The stand-in for a frozen role in a training of `setup`: every view it will ask for.
+
+    `selects`: the objective re-selects its data; a selection is shorter than the data, and so has
+    more passes, and views, than these.
+    """
+    source = Source(
+        role=ctx.digests[role],
+        data=ctx.digests["data"],
+        code=ctx.code,
+        device=ctx.device.partition(":")[0],
+        cache=cache,
+        augment=setup.augment,
+    )
+    epochs = -(-setup.steps // pass_length(data, setup.batch))
+    views = range(setup.views if selects else min(setup.views, epochs))
+    return cached(role, module, data, views, source, batch=setup.batch, ctx=ctx)
 
 
 class _Fill:

@@ -27,11 +27,11 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
-from stillhouse import parallel, training
+from stillhouse import parallel, refreshing, training
 from stillhouse.checkpoint import last_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from stillhouse.data.data import Data, Rows, TensorData
-from stillhouse.errors import BadData, ContractError
-from stillhouse.objectives.objective import Objective, Phase, Refreshing, Tensors
+from stillhouse.errors import ContractError
+from stillhouse.objectives.objective import Objective, Phase, Tensors
 from stillhouse.recipe import Context, Event
 from stillhouse.training import Place, Precision, Setup
 from stillhouse.turns import Curves, Turn
@@ -60,9 +60,9 @@ def fit(
     """Train `models` in place for `setup.steps` optimizer steps; returns the last logged means of
     the loss terms.
 
-    Adds "<role>-ema" to `models` for each averaged role and rows to `ctx.curves`. Resumes from
-    `ctx.checkpoints` when
-    it holds a checkpoint of as many processes. Leaves every module on the CPU in eval mode.
+    Adds "<role>-ema" to `models` for each averaged role, rows to `ctx.curves`, and what each
+    refresh chose to `ctx.measured`. Resumes from `ctx.checkpoints` when it holds a checkpoint of as
+    many processes. Leaves every module on the CPU in eval mode.
     Raises BadSetting, UnknownName or BadData for what cannot be trained; ContractError when the
     weights or buffers of
     a role that no phase trains changed, when an objective puts a frozen role in train mode, or a
@@ -83,6 +83,8 @@ def fit(
                 "an objective must not put it in train mode or write to its buffers"
             )
     ctx.curves.extend(loop.curves.rows)
+    if loop.refreshes:
+        ctx.measured["refreshes"] = loop.refreshes
     return loop.curves.last
 
 
@@ -144,6 +146,7 @@ class _Loop(BaseLoop):
         self.place = Place()
         self.chosen: Data = job.data
         self.rng = torch.Generator()
+        self.refreshes: list[refreshing.Told] = []
         self.curves = Curves([turn.name for turn in turns])
         self.learners = list({p: None for turn in turns for p in turn.parameters})
         self.plain = job.setup.precision == "fp32"
@@ -166,7 +169,7 @@ class _Loop(BaseLoop):
         self.turns[0].enter(self.learners)
         batches = training.batches_from(place, self.chosen, job.setup, job.ctx)
         while place.step < job.setup.steps:
-            if self._refresh_due():
+            if refreshing.due(job.objective, place):
                 self._refresh()
                 batches = training.batches_from(place, self.chosen, job.setup, job.ctx)
             self.run_step(next(batches))
@@ -207,30 +210,18 @@ class _Loop(BaseLoop):
                     "in train mode"
                 )
 
-    def _refresh_due(self) -> bool:
-        objective, place = self.job.objective, self.place
-        if not isinstance(objective, Refreshing) or place.step % objective.refresh_every:
-            return False
-        return place.step != place.origin or place.index is None
-
     def _refresh(self) -> None:
         job, place = self.job, self.place
-        assert isinstance(job.objective, Refreshing)
-        for module in job.models.values():
-            module.eval()
-        rng = torch.Generator().manual_seed(
-            training.mix(job.setup.seed, training.REFRESH, place.step)
+        seed, stage = job.setup.seed, job.ctx.stage
+        rows = refreshing.choose(
+            job.objective, job.models, job.data, seed=seed, step=place.step, stage=stage
         )
-        rows = job.objective.refresh(job.models, job.data, step=place.step, rng=rng)
-        if not isinstance(rows, Rows) or len(rows) == 0:
-            raise BadData(
-                f"stage '{job.ctx.stage}': refresh at step {place.step} must choose Rows of the "
-                "data, at least one"
-            )
         place.restart(
             parallel.agree(rows.index), training.pass_length(self.chosen, job.setup.batch)
         )
         self._choose(place.index)
+        told = refreshing.tell(job.objective, self.chosen, job.data, step=place.step, stage=stage)
+        self.refreshes.append(told)
         self.turns[0].enter(self.learners)
 
     def _choose(self, index: Tensor | None) -> None:
@@ -263,6 +254,7 @@ class _Loop(BaseLoop):
             "origin": self.place.origin,
             "epochs_before": self.place.epochs_before,
             "optimizers": optimizers,
+            "refreshes": self.refreshes,
             "counts": self.curves.counts,
             "curves": self.curves.rows,
             "last": self.curves.last,
@@ -305,6 +297,7 @@ class _Loop(BaseLoop):
             index=tensors.get("index"),
         )
         self._choose(self.place.index)
+        self.refreshes = record["refreshes"]
         training.set_rng_states(_below(tensors, f"rng/{self.job.ctx.rank}/"))
 
     def _saved(self) -> dict[str, nn.Module]:

@@ -13,6 +13,7 @@ StillhouseError
 |- StorageError       no space, read-only, not permitted
 |- OutOfMemory        a training step that does not fit the device's memory
 |- ContractError      a frozen role that changed, a loss that is not finite
+|- ClientLost         a client of a federation that does not answer
 `- PluginError        a plugin that cannot be loaded
 """
 
@@ -89,6 +90,10 @@ class OutOfMemory(StillhouseError):
 
 class ContractError(StillhouseError):
     """A promise of the kernel that a model or an objective broke during training."""
+
+
+class ClientLost(StillhouseError):
+    """A client of a federation that does not answer: its round ends without it."""
 
 
 class PluginError(StillhouseError):

@@ -18,6 +18,8 @@ OUTSIDE = ("data:", "file:", "builtin:", "hub:")
 SLICES = "STILLHOUSE_SLICES"
 # and the one that says how often a training stage writes a checkpoint
 CHECKPOINT_SECONDS = "STILLHOUSE_CHECKPOINT_SECONDS"
+# where the clients of a federation run, unless the command line says it
+ENGINE = "STILLHOUSE_FEDERATED_ENGINE"
 # the folder of an evaluation's drawings that show numbers only
 PLOTS = "plots"
 STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -55,6 +57,9 @@ class Context:
     rank: int = 0
     nproc: int = 1
     slices: int = 1  # a batch is trained in so many slices where it does not fit the memory
+    engine: str = "local"  # of the federations among the stages
+    recipe: str = ""  # "domain/recipe", with `settings` what another host builds the stage from
+    settings: Path | None = None  # settings.json of the variant; None outside a run
     code: str = ""  # digest of the code that runs, part of teacher-cache keys
     digests: Mapping[str, str] = field(
         default_factory=dict[str, str]

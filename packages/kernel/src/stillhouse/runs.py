@@ -41,6 +41,7 @@ __all__ = [
     "code_of",
     "finished",
     "home",
+    "input_of",
     "project_root",
     "run_recipe",
     "run_stage",
@@ -57,6 +58,7 @@ class Runs:
     variant: str
     device: str = "cpu"
     slices: int = 1  # of each training batch, where memory does not suffice for all of it
+    engine: str = "local"  # of the federations among the stages
     observe: Observer = silent
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int | None = None
@@ -64,6 +66,10 @@ class Runs:
     @property
     def folder(self) -> Path:
         return self.root / "runs" / self.recipe / self.variant
+
+    @property
+    def settings(self) -> Path:
+        return self.folder / "settings.json"
 
     def note_settings(self, settings: Settings) -> None:
         """Write settings.json, from which RECIPE@variant is found again."""
@@ -73,9 +79,7 @@ class Runs:
             "scale": settings.scale,
             "settings": settings.overrides(),
         }
-        write_text(
-            self.folder / "settings.json", json.dumps(record, indent=1, sort_keys=True) + "\n"
-        )
+        write_text(self.settings, json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +127,7 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
     if nproc > 1:
         parallel.join(runs.device)
     with _held(_stage_lock(stage, runs, rank), stage, runs):
-        inputs = {port: _input(recipe, ref, runs) for port, ref in stage.inputs.items()}
+        inputs = {port: input_of(recipe, ref, runs) for port, ref in stage.inputs.items()}
         code = code_of(runs.recipe)
         digests = {port: artifact.digest for port, artifact in inputs.items()}
         key = stage_key(stage, digests, code)
@@ -158,7 +162,8 @@ def stage_key(stage: Stage, digests: Mapping[str, str], code: str) -> str:
     return digest({"stage": stage, "inputs": digests, "code": code})
 
 
-def _input(recipe: Recipe, ref: str, runs: Runs) -> Artifact:
+def input_of(recipe: Recipe, ref: str, runs: Runs) -> Artifact:
+    """What a port's reference names; raises MissingData or CorruptArtifact as `run_stage` does."""
     if ref.startswith(OUTSIDE):
         return outside(ref, runs.root)
     name, _, port = ref.partition(".")
@@ -257,6 +262,9 @@ class _Place:
             rank=self.rank,
             nproc=self.nproc,
             slices=runs.slices,
+            engine=runs.engine,
+            recipe=runs.recipe,
+            settings=runs.settings,
             code=self.code,
             digests={port: artifact.digest for port, artifact in self.inputs.items()},
             observe=runs.observe if self.rank == 0 else silent,

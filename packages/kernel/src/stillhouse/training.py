@@ -5,7 +5,7 @@ the data.
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from stillhouse.data.data import Data, rows_of
 from stillhouse.errors import BadData, BadSetting, UnknownName
 from stillhouse.objectives.objective import Objective, Tensors
-from stillhouse.recipe import Context
+from stillhouse.recipe import Context, silent
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -175,3 +175,20 @@ def set_rng_states(states: Mapping[str, Tensor]) -> None:
     torch.set_rng_state(states["cpu"])
     if "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"])
+
+
+def alone(ctx: Context) -> Context:
+    """A context for one of the many trainings inside a stage: one process, no checkpoint of its own
+    (the stage resumes between trainings), nobody watching.
+    """
+    return replace(
+        ctx,
+        checkpoints=ctx.checkpoints / "none",
+        rank=0,
+        nproc=1,
+        observe=silent,
+        checkpoint_seconds=float("inf"),
+        checkpoint_steps=None,
+        measured={},
+        curves=[],
+    )

@@ -21,6 +21,7 @@ from stillhouse.search.proxies import (
     METHODS,
     distillation_score,
     head_gradient,
+    seen,
     semantic_distance,
 )
 
@@ -64,6 +65,17 @@ def test_a_score_is_minus_the_loss_of_train_mode(method: str):
 def test_the_teacher_itself_scores_zero(method: str):
     found = distillation_score(small(0), small(0), *batch(), method=method)
     assert found == pytest.approx(0, abs=1e-5)
+
+
+def test_what_was_seen_serves_every_method():
+    given = batch()
+    teacher, student = small(0), small(1)
+    t, s = (seen(network, *given) for network in (teacher, student))
+    for method in METHODS:
+        live = distillation_score(teacher, student, *given, method=method)
+        assert distillation_score(t, s, *given, method=method) == live
+    with pytest.raises(BadSetting, match="at least 2 images"):
+        seen(teacher, given[0][:1], given[1][:1])
 
 
 def test_what_cannot_be_compared_says_so():

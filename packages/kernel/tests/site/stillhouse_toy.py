@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -11,13 +12,19 @@ from stillhouse.artifact import Model
 from stillhouse.cache import Cache
 from stillhouse.data.data import Columns
 from stillhouse.domain import Domain
+from stillhouse.errors import ClientLost
+from stillhouse.federated import Federate, KnFu, Plan
 from stillhouse.metrics import Classification, Profile
 from stillhouse.objectives.objective import Composed, Optimizer, Phase, Tensors, Weighted
 from stillhouse.recipe import Recipe
 from stillhouse.settings import Settings
 from stillhouse.stages import Evaluate, Make, Train
 
-domain = Domain(name="toy", summary="the kernel's tests", recipes={"toy": "stillhouse_toy:toy"})
+domain = Domain(
+    name="toy",
+    summary="the kernel's tests",
+    recipes={"toy": "stillhouse_toy:toy", "federated": "stillhouse_toy:federated"},
+)
 
 
 class Net(nn.Module):
@@ -151,3 +158,66 @@ def toy(settings: Toy) -> Recipe:
         )
     rows = {kind: tuple(f"{kind}-{seed}-scores" for seed in seeds) for kind in ("student", "plain")}
     return Recipe(name="toy/toy", reference="none", stages=stages, rows=rows, baseline="plain")
+
+
+class Fragile(Net):
+    """A net that cannot be trained while there is a file."""
+
+    def __init__(self, width: int, file: str) -> None:
+        super().__init__(width)
+        self.file = Path(file)
+
+    def forward(self, batch: Tensors) -> dict[str, Tensor]:
+        if self.training and self.file.is_file():
+            raise ClientLost("the test wants it so")
+        return super().forward(batch)
+
+
+CLIENTS = ("client-1", "client-2", "client-10")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deal:
+    """A transfer set and the data of each client: noise around a mean that the label moves."""
+
+    rows: int
+
+    def __call__(self, inputs: Mapping[str, Any], *, rng: Generator) -> Mapping[str, Columns]:
+        return {port: self._part(rng) for port in ("transfer", *CLIENTS)}
+
+    def _part(self, rng: Generator) -> Columns:
+        labels = torch.randint(0, 5, (self.rows,), generator=rng)
+        images = torch.randn(self.rows, 3, 8, 8, generator=rng) + labels[:, None, None, None]
+        return {"images": images, "labels": labels}
+
+
+class Federated(Settings):
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"tiny": {"data": "builtin:none"}}
+    rounds: int = 3
+    rows: int = 24
+    epochs: int = 2
+
+
+def federated(settings: Federated) -> Recipe:
+    """Three clients with nets of different widths."""
+    stages = (
+        Make(name="data", make=Deal(rows=settings.rows), inputs={}, ports=("transfer", *CLIENTS)),
+        Federate(
+            name="knfu",
+            inputs={
+                "transfer": "data.transfer",
+                **{f"{name}-data": f"data.{name}" for name in CLIENTS},
+            },
+            rounds=settings.rounds,
+            classes=5,
+            rule=KnFu(beta=1.0),
+            fresh={
+                name: Model(build=Net, kwargs={"width": width, "dropout": 0.2})
+                for width, name in enumerate(CLIENTS, start=2)
+            },
+            plan=Plan(
+                optimizer=Optimizer(lr=0.1), batch=8, epochs=settings.epochs, absorb_epochs=1
+            ),
+        ),
+    )
+    return Recipe(name="toy/federated", reference="none", stages=stages, rows={}, baseline="")

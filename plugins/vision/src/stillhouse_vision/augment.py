@@ -18,7 +18,7 @@ from stillhouse.training import mix
 if TYPE_CHECKING:
     from torchvision.transforms import v2
 
-Transform = Literal["trivial", "auto-cifar10", "color-jitter"]
+Transform = Literal["trivial", "auto-cifar10", "color-jitter", "resized-crop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Randomised:
 
     def __call__(self, batch: Tensors) -> Tensors:
         batch = self.first(batch)
-        transform = _transform(self.transform)
+        transform = _transform(self.transform, batch["images"].shape[-1])
         changed: list[Tensor] = []
         with torch.random.fork_rng(devices=[]):
             for picture, number in zip(batch["images"], hashes(batch, self.seed), strict=True):
@@ -76,7 +76,7 @@ class Randomised:
         return {**batch, "images": torch.stack(changed)}
 
 
-def _transform(name: Transform) -> "v2.Transform":
+def _transform(name: Transform, size: int) -> "v2.Transform":
     from torchvision.transforms import v2
 
     match name:
@@ -86,6 +86,8 @@ def _transform(name: Transform) -> "v2.Transform":
             return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
         case "color-jitter":
             return v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)
+        case "resized-crop":
+            return v2.RandomResizedCrop(size)  # 8 to 100 % of the area, scaled to the whole
 
 
 def hashes(batch: Tensors, seed: int) -> list[int]:

@@ -7,6 +7,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+try:
+    from typer import TyperException as UsageError
+except ImportError:  # before typer 0.21, which Flower asks for, they are click's own
+    from click import ClickException as UsageError
+
 from stillhouse.cli.cleaning import clean
 from stillhouse.cli.doctor import doctor
 from stillhouse.cli.groups import deferred_groups
@@ -83,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OutOfMemory as error:
         code = _refuse(error)
         return TRY_AGAIN if error.again else code
-    except (StillhouseError, typer.TyperException) as error:
-        return _refuse(error.format_message() if isinstance(error, typer.TyperException) else error)
+    except (StillhouseError, UsageError) as error:
+        return _refuse(error.format_message() if isinstance(error, UsageError) else error)
     except OSError as error:
         if error.errno not in REFUSALS:
             raise

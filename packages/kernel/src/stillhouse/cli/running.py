@@ -1,5 +1,6 @@
 """`run` and `stage`: the recipe or one stage of it, resumed where it was stopped."""
 
+import os
 import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -10,11 +11,21 @@ from stillhouse.cli.listing import RecipeName
 from stillhouse.errors import BadSetting
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from stillhouse.cli.progress import Display
     from stillhouse.cli.target import Target
+    from stillhouse.recipe import Stage
 
 Device = Annotated[
     str, typer.Option(help="auto, cpu, cuda or cuda:1; auto is the GPU if there is one.")
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="Where the clients of a federated stage run: local (this process) or flower; "
+        "default: $STILLHOUSE_FEDERATED_ENGINE, else local."
+    ),
 ]
 INTERRUPTED = 130
 
@@ -30,6 +41,7 @@ def run(
     nproc: Annotated[
         int, typer.Option(min=1, help="Processes a training stage is spread over.")
     ] = 1,
+    engine: Engine = "",
     report: Annotated[bool, typer.Option(help="Write the report when all is done.")] = True,
 ) -> None:
     """Run a recipe, skipping what is up to date, and write its report."""
@@ -37,13 +49,15 @@ def run(
 
     target = make_target(recipe, scale, assignments)
     chosen = choose_device(device)
+    place = choose_engine(engine, target.recipe.stages)
     print(f"{target.ref} on {chosen}, in {target.runs().folder}")
     try:
-        _run_stages(target, chosen, nproc)
+        _run_stages(target, chosen, nproc, place)
     except KeyboardInterrupt:
         words = ["stillhouse", "run", recipe, *(["--scale", scale] if scale else [])]
         words += [word for pair in assignments for word in ("--set", pair)]
         words += ["--nproc", str(nproc)] if nproc > 1 else []
+        words += ["--engine", engine] if engine else []
         again = shlex.join(words)
         print(f"\nInterrupted; what is finished is kept. Go on with: {again}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
@@ -53,12 +67,12 @@ def run(
         print_report(target)
 
 
-def _run_stages(target: "Target", device: str, nproc: int) -> None:
+def _run_stages(target: "Target", device: str, nproc: int, engine: str) -> None:
     from stillhouse.cli.launch import run_distributed
     from stillhouse.runs import run_stage
 
     with _display(target) as display:
-        runs = target.runs(device=device, observe=display)
+        runs = target.runs(device=device, engine=engine, observe=display)
         runs.note_settings(target.settings)
         for stage in target.recipe.stages:
             display.begin(stage.name)
@@ -84,6 +98,7 @@ def stage(
     recipe: RecipeName,
     stage: Annotated[str, typer.Argument(help="One of the stages that `show` lists.")],
     device: Device = "auto",
+    engine: Engine = "",
     json: Annotated[
         bool, typer.Option("--json", help="Progress as lines of JSON, for another program.")
     ] = False,
@@ -105,13 +120,31 @@ def stage(
     lines = Lines(_batches(target))
     lines.begin(stage)
     observe = silent if rank else json_line if json else lines
-    runs = target.runs(device=choose_device(device), observe=observe)
+    place = choose_engine(engine, [chosen])
+    runs = target.runs(device=choose_device(device), engine=place, observe=observe)
     if rank == 0:
         runs.note_settings(target.settings)
     try:
         run_stage(target.recipe, chosen, runs)
     finally:
         parallel.leave()
+
+
+def choose_engine(name: str, stages: "Sequence[Stage]") -> str:
+    """The engine of the federations among `stages`, as the option or the environment has it; says
+    so where an option finds none. Raises UnknownName or MissingExtra before anything runs.
+    """
+    from stillhouse.federated import Federate
+    from stillhouse.federated.engines import check_engine
+    from stillhouse.recipe import ENGINE
+
+    chosen = name or os.environ.get(ENGINE) or "local"
+    if any(isinstance(stage, Federate) for stage in stages):
+        check_engine(chosen)
+        return chosen
+    if name:
+        print(f"--engine {name}: no federated stage here; ignored", file=sys.stderr)
+    return "local"
 
 
 def choose_device(name: str) -> str:

@@ -38,12 +38,15 @@ class Target:
         """RECIPE@VARIANT, which names the same target again."""
         return f"{self.name}@{self.variant}"
 
-    def runs(self, *, device: str = "cpu", observe: Observer = silent) -> Runs:
+    def runs(
+        self, *, device: str = "cpu", engine: str = "local", observe: Observer = silent
+    ) -> Runs:
         return Runs(
             root=self.root,
             recipe=self.name,
             variant=self.variant,
             device=device,
+            engine=engine,
             slices=_from_environment(SLICES, 1),
             checkpoint_seconds=_from_environment(CHECKPOINT_SECONDS, 60),
             observe=observe,

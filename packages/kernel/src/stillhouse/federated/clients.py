@@ -8,7 +8,7 @@ set). The four steps are the paper's; epochs, losses and temperature are a recon
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -21,8 +21,8 @@ from stillhouse.errors import BadSetting
 from stillhouse.objectives.inputs import full, named, pick, positive
 from stillhouse.objectives.objective import Composed, Optimizer, Phase, Tensors, Weighted
 from stillhouse.objectives.supervised import CrossEntropy
-from stillhouse.recipe import Context, silent
-from stillhouse.training import Setup, mix, pass_length
+from stillhouse.recipe import Context
+from stillhouse.training import Setup, alone, mix, pass_length
 
 ROLE = "client"
 TARGETS = "fused"
@@ -148,20 +148,3 @@ def fused_loss(
     positive("temperature", temperature)
     p = F.log_softmax(full(logits) / temperature, dim=1)
     return temperature**2 * F.kl_div(p, full(fused.detach()), reduction="batchmean")
-
-
-def alone(ctx: Context) -> Context:
-    """A context for one client's training: one process, no checkpoint of its own (a round is the
-    unit of resumption), nobody watching.
-    """
-    return replace(
-        ctx,
-        checkpoints=ctx.checkpoints / "none",
-        rank=0,
-        nproc=1,
-        observe=silent,
-        checkpoint_seconds=float("inf"),
-        checkpoint_steps=None,
-        measured={},
-        curves=[],
-    )

@@ -106,8 +106,10 @@ def check_distance(kind: str) -> None:
         raise UnknownName("distance", kind, get_args(Distance))
 
 
-def effective_neighbours(weights: Float[Tensor, "N N"]) -> Float[Tensor, " N"]:
-    """1 / (sum over m of weights[n, m]^2): 1 for a client that listens to itself, N for a mean."""
+def effective_neighbours(weights: Float[Tensor, "K N"]) -> Float[Tensor, " K"]:
+    """1 / (sum over m of weights[k, m]^2) of each row: 1 for a client that listens to itself, N for
+    a mean.
+    """
     return 1 / full(weights).square().sum(dim=1)
 
 

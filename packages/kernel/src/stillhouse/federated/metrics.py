@@ -88,17 +88,17 @@ class FederatedAccuracy:
 @dataclass(frozen=True, kw_only=True)
 class ExchangeScores:
     """Of the role `exchange`: effective_neighbours and self_weight of the last round (means over
-    the clients), sent_mib: what all clients sent up and down in all rounds, in MiB.
+    the clients that took part), sent_mib: what all clients sent up and down in all rounds, in MiB.
     """
 
     exchange: str = "exchange"
 
     def __call__(self, models: Models, data: Data) -> Mapping[str, float]:  # noqa: ARG002
         found = exchange_of(models, self.exchange)
-        last = found.weights[-1]
+        last, here = found.weights[-1], ~found.missing[-1]
         return {
-            "effective_neighbours": float(effective_neighbours(last).mean()),
-            "self_weight": float(last.diagonal().mean()),
+            "effective_neighbours": float(effective_neighbours(last[here]).mean()),
+            "self_weight": float(last.diagonal()[here].mean()),
             "sent_mib": int(found.sent.sum()) / MIB,
         }
 

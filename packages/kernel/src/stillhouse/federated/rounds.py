@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stillhouse.artifact import Artifact, Built, Model, save_model
 from stillhouse.checkpoint import last_checkpoint, save_checkpoint
-from stillhouse.federated.clients import Client
+from stillhouse.federated.clients import Client, Party
 from stillhouse.federated.fusion import effective_neighbours
 from stillhouse.federated.server import Exchange
 from stillhouse.recipe import Context, Event
@@ -23,13 +23,14 @@ Turn = Callable[[int], tuple[Float[Tensor, "N N"], Integer[Tensor, "N 2"]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Rounds:
-    """`count` rounds of a stage's `parties`. Between rounds all clients are in a checkpoint, and a
-    killed stage goes on from the last round to the same bits.
+    """`count` rounds of a stage's `parties`. Between rounds all clients of this process are in a
+    checkpoint, and a killed stage goes on from the last round to the same bits; clients elsewhere
+    keep their own.
     """
 
     stage: str
     count: int
-    parties: Mapping[str, Client]
+    parties: Mapping[str, Party]
     ctx: Context
 
     def play(self, turn: Turn) -> Exchange:
@@ -39,16 +40,26 @@ class Rounds:
             exchange.note(number, *turn(number))
             self._finish(number, exchange)
         self.ctx.measured.update(rounds=self.count, bytes_sent=int(exchange.sent.sum()))
+        if bool(exchange.missing.any()):
+            rounds = {name: exchange.missing[:, k] for k, name in enumerate(self.parties)}
+            self.ctx.measured["missing"] = {
+                name: (lost.nonzero().flatten() + 1).tolist()
+                for name, lost in rounds.items()
+                if bool(lost.any())
+            }
         return exchange
 
     def _finish(self, number: int, exchange: Exchange) -> None:
-        done = number + 1
-        scores = {
-            "effective_neighbours": float(effective_neighbours(exchange.weights[number]).mean())
-        }
+        done, missing = number + 1, exchange.missing[number]
+        neighbours = effective_neighbours(exchange.weights[number][~missing])
+        scores = {"effective_neighbours": float(neighbours.mean())}
+        if bool(missing.any()):
+            names = [n for n, lost in zip(self.parties, missing.tolist(), strict=True) if lost]
+            text = f"round {done} of {self.count} ended without {', '.join(names)}"
+            self.ctx.observe(Event(stage=self.stage, text=text))
         if done < self.count:
             tensors = {f"{EXCHANGE}/{k}": v for k, v in exchange.state_dict().items()}
-            for name, party in self.parties.items():
+            for name, party in self._here().items():
                 tensors |= {f"{name}/{k}": v for k, v in party.module.state_dict().items()}
             save_checkpoint(self.ctx.checkpoints, done, tensors, {})
         text = "checkpoint" if done < self.count else ""
@@ -63,13 +74,16 @@ class Rounds:
             return 0
         tensors, record = found
         exchange.load_state_dict(_below(tensors, EXCHANGE))
-        for name, party in self.parties.items():
+        for name, party in self._here().items():
             party.module.load_state_dict(_below(tensors, name))
         done = int(record["step"])
         self.ctx.measured["resumed_at"] = done
         text = f"resumed at round {done}"
         self.ctx.observe(Event(stage=self.stage, text=text, done=done, total=self.count))
         return done
+
+    def _here(self) -> dict[str, Client]:
+        return {name: party for name, party in self.parties.items() if isinstance(party, Client)}
 
 
 def saved(clients: Mapping[str, Built], exchange: Exchange, ctx: Context) -> dict[str, Artifact]:
@@ -78,6 +92,13 @@ def saved(clients: Mapping[str, Built], exchange: Exchange, ctx: Context) -> dic
     spec = Model(build=Exchange, kwargs={"rounds": count, "clients": number})
     built = {**clients, EXCHANGE: Built(spec=spec, module=exchange)}
     return {name: save_model(ctx.out / name, each) for name, each in built.items()}
+
+
+def exchange_from(tensors: Mapping[str, Tensor]) -> Exchange:
+    """The exchange whose state these tensors are."""
+    exchange = Exchange(*tensors["weights"].shape[:2])
+    exchange.load_state_dict(dict(tensors))
+    return exchange
 
 
 def _below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -3,14 +3,15 @@
 N: clients. M: samples of the transfer set. C: classes. R: rounds.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
-from stillhouse.errors import ContractError
+from stillhouse.errors import ClientLost, ContractError
 from stillhouse.federated.clients import Party
 from stillhouse.federated.fusion import fuse
 from stillhouse.federated.rules import Rule
@@ -44,17 +45,25 @@ class Server:
         """Collect from every party, fuse, hand back; the weights, and the bytes sent up and down by
         each client (0 where the rule shares nothing).
 
-        Raises ContractError for anything but finite numbers [M, C] from a party.
+        A party that raises ClientLost has row and column 0, and the others' teachers are made
+        without it; one that is lost before it absorbs has still taught. Raises ContractError for
+        anything but finite numbers [M, C] from a party, ClientLost when all are lost.
         """
-        pairs = zip(names, parties, strict=True)
-        knowledge = torch.stack([self.checked(name, party.knowledge()) for name, party in pairs])
-        fused, weights = self.teach(knowledge)
+        answers: dict[int, Tensor] = {}
+        for client, (name, party) in enumerate(zip(names, parties, strict=True)):
+            with contextlib.suppress(ClientLost):
+                answers[client] = self.checked(name, party.knowledge())
+        if not answers:
+            raise ClientLost(f"round {number + 1}: no client has answered ({', '.join(names)})")
+        knowledge = torch.stack(list(answers.values()))
+        fused, found = self.teach(knowledge)
         sent = torch.zeros(len(parties), 2, dtype=torch.int64)
-        for client, party in enumerate(parties):
-            party.absorb(number, fused[client])
+        for row, client in enumerate(answers):
+            with contextlib.suppress(ClientLost):
+                parties[client].absorb(number, fused[row])
             if self.rule.shares:
-                sent[client, 0], sent[client, 1] = knowledge[client].nbytes, fused[client].nbytes
-        return weights, sent
+                sent[client, 0], sent[client, 1] = knowledge[row].nbytes, fused[row].nbytes
+        return among(found, list(answers), len(parties)), sent
 
     def checked(self, name: str, given: Tensor) -> Float[Tensor, "M C"]:
         """A copy of what a party sent, without graph or further storage behind it."""
@@ -68,9 +77,18 @@ class Server:
         return given.detach().clone()
 
 
+def among(weights: Float[Tensor, "P P"], here: Sequence[int], clients: int) -> Float[Tensor, "N N"]:
+    """The weights of the clients that were `here`, among all: 0 for those who were missing."""
+    rows = torch.tensor(here, dtype=torch.int64)
+    found = torch.zeros(clients, clients)
+    found[rows[:, None], rows] = weights
+    return found
+
+
 class Exchange(nn.Module):
     """What went between clients and server: `weights` [R, N, N] and `sent` [R, N, 2] (bytes up and
-    down). A role, so that metrics and figures get it beside the clients.
+    down). A role, so that metrics and figures get it beside the clients. A client that was missing
+    in a round has a row and a column of zeros there: nobody else has, for each listens to itself.
     """
 
     weights: Tensor
@@ -83,6 +101,11 @@ class Exchange(nn.Module):
 
     def forward(self, batch: Tensors) -> Tensors:  # noqa: ARG002  it predicts nothing
         return {"weights": self.weights, "sent": self.sent}
+
+    @property
+    def missing(self) -> Bool[Tensor, "R N"]:
+        """Who was missing in which round; also true of rounds that have not been played."""
+        return (self.weights == 0).all(dim=2)
 
     def note(
         self, number: int, weights: Float[Tensor, "N N"], sent: Integer[Tensor, "N 2"]

@@ -1,20 +1,23 @@
 """Federate: rounds of clients inside one stage."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from stillhouse.artifact import Artifact, Built, Model
 from stillhouse.data.data import TensorData
 from stillhouse.digest import text_digest
-from stillhouse.errors import BadData, BadRecipe, BadSetting, UnknownName
-from stillhouse.federated.clients import Client, Plan
+from stillhouse.errors import BadData, BadRecipe, BadSetting, ClientLost, UnknownName
+from stillhouse.federated.clients import Client, Party, Plan
+from stillhouse.federated.engines import check_engine
 from stillhouse.federated.rounds import EXCHANGE, Rounds, saved
 from stillhouse.federated.rules import Rule
-from stillhouse.federated.server import Server
+from stillhouse.federated.server import Server, among
 from stillhouse.recipe import STAGE_NAME, Context
 from stillhouse.training import mix
 
@@ -35,7 +38,11 @@ class Federate:
 
     Outputs: every client, and "exchange" (see `Exchange`). Only arrays [transfer set, classes]
     leave a client. Between rounds all clients are in a checkpoint, and a killed stage goes on from
-    the last round to the same bits. The engine is this process; clients take turns.
+    the last round to the same bits.
+
+    Where the clients run is the context's `engine`: "local" is this process, where they take turns
+    and an error of one ends the stage; "flower" is Flower (see federated/flower), where a client
+    that dies is missing from its round. Both give the same bits.
     """
 
     name: str
@@ -91,9 +98,15 @@ class Federate:
         return (*self.clients, EXCHANGE)
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
+        check_engine(ctx.engine)
+        if ctx.engine == "flower":
+            from stillhouse.federated.flower.run import run_flower  # an optional package
+
+            return run_flower(self, inputs, ctx)
         built = self.built(inputs)
         parties = self.parties(inputs, built, ctx)
-        turn = partial(self._round, parties=parties)
+        server = self.server(inputs)
+        turn = partial(self.round, parties=parties, server=server)
         exchange = Rounds(stage=self.name, count=self.rounds, parties=parties, ctx=ctx).play(turn)
         return saved(built, exchange, ctx)
 
@@ -105,34 +118,76 @@ class Federate:
         self, inputs: Mapping[str, Artifact], built: Mapping[str, Built], ctx: Context
     ) -> dict[str, Client]:
         """The clients, each with its own data and the set all share."""
-        transfer = TensorData({}) if self.rule is None else self._data(TRANSFER, inputs)
+        transfer = self._transfer(inputs)
         return {
-            name: Client(
-                module=built[name].module,
-                data=self._data(name + DATA, inputs),
-                transfer=transfer,
-                plan=self.plan,
-                seed=self._seed(name),
-                ctx=ctx,
-            )
-            for name in self.clients
+            name: self._party(name, built[name], transfer, inputs, ctx) for name in self.clients
         }
 
-    def _round(self, number: int, *, parties: Mapping[str, Client]) -> tuple[Tensor, Tensor]:
-        for party in parties.values():
-            party.learn(number)
-        if self.rule is None or number < self.warmup:
-            none = torch.zeros(len(parties), 2, dtype=torch.int64)
-            return torch.eye(len(parties)), none
-        transfer = next(iter(parties.values())).transfer
-        server = Server(
+    def client(
+        self, name: str, inputs: Mapping[str, Artifact], ctx: Context
+    ) -> tuple[Client, Built]:
+        """One client and its model before the first round; the data of the others are not read."""
+        built = self._built(name, inputs)
+        return self._party(name, built, self._transfer(inputs), inputs, ctx), built
+
+    def server(self, inputs: Mapping[str, Artifact]) -> Server | None:
+        """The server, which knows the transfer set's size and labels; None without a rule."""
+        if self.rule is None:
+            return None
+        transfer = self._transfer(inputs)
+        return Server(
             rule=self.rule,
             temperature=self.plan.temperature,
             samples=len(transfer),
             classes=self.classes,
             labels=_labels(transfer),
         )
-        return server.round(number, list(parties), list(parties.values()))
+
+    def fuses(self, number: int) -> bool:
+        """Whether predictions are fused in round `number`."""
+        return self.rule is not None and number >= self.warmup
+
+    def round(
+        self, number: int, *, parties: Mapping[str, Party], server: Server | None
+    ) -> tuple[Float[Tensor, "N N"], Integer[Tensor, "N 2"]]:
+        """One round, whatever the engine. A party that raises ClientLost is missing from it;
+        raises ClientLost when all are.
+        """
+        here: list[int] = []
+        for client, party in enumerate(parties.values()):
+            with contextlib.suppress(ClientLost):
+                party.learn(number)
+                here.append(client)
+        if not here:
+            raise ClientLost(f"round {number + 1}: no client has answered ({', '.join(parties)})")
+        sent = torch.zeros(len(parties), 2, dtype=torch.int64)
+        if server is None or not self.fuses(number):
+            return among(torch.eye(len(here)), here, len(parties)), sent
+        names = list(parties)
+        weights, sent[here] = server.round(
+            number, [names[client] for client in here], [parties[names[client]] for client in here]
+        )
+        return among(weights, here, len(parties)), sent
+
+    def _party(
+        self,
+        name: str,
+        built: Built,
+        transfer: TensorData,
+        inputs: Mapping[str, Artifact],
+        ctx: Context,
+    ) -> Client:
+        return Client(
+            module=built.module,
+            data=self._data(name + DATA, inputs),
+            transfer=transfer,
+            plan=self.plan,
+            seed=self._seed(name),
+            ctx=ctx,
+        )
+
+    def _transfer(self, inputs: Mapping[str, Artifact]) -> TensorData:
+        return TensorData({}) if self.rule is None else self._data(TRANSFER, inputs)
 
     def _data(self, port: str, inputs: Mapping[str, Artifact]) -> TensorData:
         """The opened data of a port, its labels checked."""

@@ -156,6 +156,15 @@ class Refreshing(Protocol):
 
 
 @runtime_checkable
+class Describing(Refreshing, Protocol):
+    """Says in finite numbers what it has `chosen` of `data`, for the report; how many it chose is
+    recorded in any case. It is asked once a refresh, after `refresh`, and draws nothing.
+    """
+
+    def describe(self, chosen: Data, data: Data, *, step: int) -> Mapping[str, float]: ...
+
+
+@runtime_checkable
 class Term(Protocol):
     """One scalar of a composed objective, from the outputs of every role; a frozen dataclass."""
 

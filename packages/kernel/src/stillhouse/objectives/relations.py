@@ -1,4 +1,5 @@
-"""Distillation of relations: between samples (SP, RKD, CC, PKT) and between channels (ICKD-C).
+"""Distillation of relations: between samples (SP, RKD, CC, PKT) and between channels (ICKD-C), and
+DisWOT's two (arXiv 2303.15678), which are one of each.
 
 B: samples of the batch. D: embedding width (Ds student's, Dt teacher's; they may differ).
 C: channels. Hs Ws, Ht Wt: height and width of the student's and the teacher's map.
@@ -20,6 +21,7 @@ from stillhouse.objectives.inputs import full, pick, positive, product
 from stillhouse.objectives.objective import Tensors
 
 Kernel = Literal["gaussian", "bilinear"]
+Form = Literal["code", "paper"]
 # Below this length a vector has no direction: its unit vector is 0. Guards dead embeddings.
 SHORT = 1e-6
 
@@ -114,6 +116,54 @@ def ickd_loss(
     """
     distance = F.mse_loss(_similarity(student.flatten(2)), _similarity(teacher.detach().flatten(2)))
     return student.shape[1] * distance
+
+
+def diswot_semantic_loss(
+    student: Float[Tensor, "B C Hs Ws"],
+    teacher: Float[Tensor, "B C Ht Wt"],
+    *,
+    form: Form = "code",
+) -> Float[Tensor, ""]:
+    """DisWOT's M_s as a loss (arXiv 2303.15678): distance of the channels' correlations.
+
+    "code": unit rows, squared, over C; it is `ickd_loss`. "paper": F F^T of each sample over its
+    2-norm; 2-norm of the difference, over C^2, mean over B. A reconstruction: the maps stand in for
+    the class maps that the score reads. `student` is the projector's output where widths differ.
+    """
+    if _checked_form(form) == "code":
+        return ickd_loss(student, teacher)
+    gap = _whole(student.flatten(2)) - _whole(teacher.detach().flatten(2))
+    return torch.linalg.vector_norm(gap, dim=(1, 2)).mean() / student.shape[1] ** 2
+
+
+def diswot_relation_loss(
+    student: Float[Tensor, "B *Student"],
+    teacher: Float[Tensor, "B *Teacher"],
+    *,
+    form: Form = "code",
+) -> Float[Tensor, ""]:
+    """DisWOT's M_r as a loss (arXiv 2303.15678): distance of the samples' similarities.
+
+    "code": unit rows, squared, mean over B^2; it is `sp_loss`. "paper": A A^T over its 2-norm;
+    2-norm of the difference, over B^2.
+    """
+    if _checked_form(form) == "code":
+        return sp_loss(student, teacher)
+    gap = _whole(student.flatten(1)) - _whole(teacher.detach().flatten(1))
+    return torch.linalg.vector_norm(gap) / len(student) ** 2
+
+
+def _whole(x: Float[Tensor, "*Batch N M"]) -> Float[Tensor, "*Batch N N"]:
+    """x x^T of a matrix or a batch of matrices, each of 2-norm (Frobenius) 1."""
+    gram = product(x, x.mT)
+    norm = torch.linalg.vector_norm(gram, dim=(-2, -1), keepdim=True)
+    return gram / norm.clamp_min(SHORT)
+
+
+def _checked_form(form: str) -> str:
+    if form not in get_args(Form):
+        raise BadSetting(f"form must be one of {', '.join(get_args(Form))} (got {form!r})")
+    return form
 
 
 def _similarity(x: Float[Tensor, "*Batch N M"]) -> Float[Tensor, "*Batch N N"]:
@@ -266,3 +316,45 @@ class ChannelCorrelation:
     ) -> Tensor:
         student = pick(outputs, self.student, self.student_output)
         return ickd_loss(student, pick(outputs, self.teacher, self.teacher_output))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DisWOTSemantic:
+    """`diswot_semantic_loss` between a student's (or projector's) map and the teacher's."""
+
+    student: str = "student"
+    teacher: str = "teacher"
+    student_output: str
+    teacher_output: str
+    form: Form = "code"
+
+    def __post_init__(self) -> None:
+        _checked_form(self.form)
+
+    def __call__(
+        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
+    ) -> Tensor:
+        student = pick(outputs, self.student, self.student_output)
+        teacher = pick(outputs, self.teacher, self.teacher_output)
+        return diswot_semantic_loss(student, teacher, form=self.form)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DisWOTRelation:
+    """`diswot_relation_loss` between two roles' maps."""
+
+    student: str = "student"
+    teacher: str = "teacher"
+    student_output: str
+    teacher_output: str
+    form: Form = "code"
+
+    def __post_init__(self) -> None:
+        _checked_form(self.form)
+
+    def __call__(
+        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
+    ) -> Tensor:
+        student = pick(outputs, self.student, self.student_output)
+        teacher = pick(outputs, self.teacher, self.teacher_output)
+        return diswot_relation_loss(student, teacher, form=self.form)

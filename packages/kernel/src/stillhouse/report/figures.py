@@ -1,72 +1,27 @@
-"""Plots of a document as SVG text, drawn without pyplot, each for the light and the dark page.
+"""Plots of a document as SVG text, each for the light and the dark page."""
 
-Text stays text, in the reader's own font; ids are salted and dates left out: the same document is
-the same bytes.
-"""
-
-import io
 import math
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 
 from stillhouse.report import units
-from stillhouse.report.document import Curve, Document, Row, Score
-from stillhouse.report.palette import MODES, THEMES, Mode, Theme, colours, markers
+from stillhouse.report.document import Document, Row, Score
+from stillhouse.report.drawing import WIDTH, Drawing, Plot, both, wrapped
+from stillhouse.report.training import loss_plots, selection_plots
 
-WIDTH = 4.3  # inches; at 72 points each the labels stay readable on a phone
-FONTS = "-apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 COSTS = ("macs", "latency_b1_ms", "parameters")
 LOG_STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 6, 8), tuple(range(1, 10)))
-STYLES = ("-", "--", ":", "-.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plot:
-    """A plot in both modes, with what a reader who cannot see it is told."""
-
-    name: str
-    title: str
-    caption: str
-    alt: str
-    svg: Mapping[Mode, str]
-    wide: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """What drawing needs: the document, its primary score, and the colours of one mode."""
-
-    document: Document
-    primary: Score
-    theme: Theme
-
-    def named(self) -> list[tuple[Row, str, str]]:
-        """Rows that have the primary score, with their colour and marker."""
-        rows = self.document.rows
-        both = zip(rows, colours(rows, self.theme), markers(rows), strict=True)
-        return [(r, c, m) for r, c, m in both if self.primary.name in r.scores]
-
-    def label(self) -> str:
-        unit = f", {self.primary.unit}" if self.primary.unit else ""
-        better = "lower" if self.primary.lower_is_better else "higher"
-        return f"{self.primary.label}{unit} ({better} is better)"
-
-    def shown(self, value: float) -> float:
-        return 100 * value if self.primary.unit == "%" else value
 
 
 def plots(document: Document) -> tuple[Plot, ...]:
     """The plots whose numbers the document has."""
     primary = document.score(document.primary or "")
     found = [] if primary is None else _score_plots(document, primary)
-    return tuple(found + _loss_plots(document))
+    return tuple(found + loss_plots(document) + selection_plots(document))
 
 
 def _score_plots(document: Document, primary: Score) -> list[Plot]:
@@ -89,7 +44,7 @@ def _scores(document: Document, primary: Score) -> Plot:
         if any(len(r.scores[primary.name].values) > 1 for r in _having(document, primary))
         else "One seed a model, so no interval.",
         alt=f"{primary.label} by model: {'; '.join(facts)}.",
-        svg=_both(document, primary, _draw_scores),
+        svg=both(document, primary, _draw_scores),
     )
 
 
@@ -102,7 +57,7 @@ def _differences(document: Document, primary: Score) -> Plot:
         if any(r.differences[primary.name].low is not None for r in _students(document, primary))
         else "One seed, so no interval: a difference may be chance.",
         alt=f"{primary.label}, difference to {document.baseline}: {'; '.join(facts)}.",
-        svg=_both(document, primary, _draw_differences),
+        svg=both(document, primary, _draw_differences),
     )
 
 
@@ -140,53 +95,8 @@ def _against(document: Document, primary: Score, cost: str) -> Plot:
         title=f"{primary.label} against {units.inside(label)}",
         caption="Means over seeds. Further left is cheaper, on a logarithmic scale.",
         alt=f"{primary.label} against {label}: {'; '.join(facts)}.",
-        svg=_both(document, primary, draw),
+        svg=both(document, primary, draw),
     )
-
-
-def _both(document: Document, primary: Score, draw: Callable[[Drawing], Figure]) -> dict[Mode, str]:
-    drawn: dict[Mode, str] = {}
-    for mode in MODES:
-        drawing = Drawing(document=document, primary=primary, theme=THEMES[mode])
-        drawn[mode] = _svg(draw, drawing)
-    return drawn
-
-
-def _svg(draw: Callable[[Drawing], Figure], drawing: Drawing) -> str:
-    with mpl.rc_context(_style(drawing.theme)):
-        text = io.StringIO()
-        draw(drawing).savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    # measured in matplotlib's own font, set in the reader's
-    return text.getvalue().replace("'DejaVu Sans'", FONTS)
-
-
-def _style(theme: Theme) -> dict[Any, Any]:  # Any: matplotlib's own literal type, not exported
-    return {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "stillhouse",
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "axes.edgecolor": theme.grid,
-        "axes.facecolor": "none",
-        "axes.labelcolor": theme.muted,
-        "axes.linewidth": 1,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlecolor": theme.ink,
-        "axes.titlelocation": "left",
-        "axes.titlesize": 9,
-        "figure.facecolor": "none",
-        "grid.color": theme.grid,
-        "legend.frameon": False,
-        "legend.labelcolor": theme.ink,
-        "savefig.facecolor": "none",
-        "text.color": theme.ink,
-        "text.parse_math": False,  # a row's name may hold a dollar sign
-        "xtick.color": theme.grid,
-        "ytick.color": theme.grid,
-        "xtick.labelcolor": theme.muted,
-        "ytick.labelcolor": theme.muted,
-    }
 
 
 def _name(axes: Axes, y: float, lines: Sequence[str]) -> None:
@@ -200,19 +110,13 @@ def _name(axes: Axes, y: float, lines: Sequence[str]) -> None:
         )
 
 
-def _wrapped(name: str, width: int = 22) -> str:
-    """A name on at most three lines: a long one would leave no room to draw in."""
-    lines = textwrap.wrap(name, width)
-    return "\n".join(lines if len(lines) <= 3 else [*lines[:2], f"{lines[2][:-3]}..."])
-
-
 def _ladder(names: Sequence[str]) -> tuple[Figure, Axes]:
     """Axes with a named line a row, the first on top."""
     figure = Figure(figsize=(WIDTH, 0.85 + 0.46 * len(names)), layout="constrained")
     axes = figure.subplots()
     axes.set_yticks(range(len(names)), [""] * len(names))
     for y, name in enumerate(names):
-        _name(axes, y, _wrapped(name).split("\n"))
+        _name(axes, y, wrapped(name).split("\n"))
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -276,7 +180,7 @@ def _draw_against(drawing: Drawing, cost: str) -> Figure:
         if cost in row.scores:
             x, y = row.scores[cost].mean, drawing.shown(row.scores[name].mean)
             style: dict[str, Any] = {"mfc": colour, "mec": drawing.theme.paper, "mew": 1.2}
-            axes.plot(x, y, marker, ms=9, ls="", label=_wrapped(row.name), **style)
+            axes.plot(x, y, marker, ms=9, ls="", label=wrapped(row.name), **style)
     _log(axes, cost)
     axes.grid()
     axes.set_axisbelow(True)
@@ -310,67 +214,3 @@ def _log_ticks(low: float, high: float) -> list[float]:
         if len(ticks) >= 3:
             break
     return ticks
-
-
-def _loss_plots(document: Document) -> list[Plot]:
-    panels: dict[str, list[Curve]] = {}
-    for curve in document.curves:
-        panels.setdefault(curve.row or curve.stage, []).append(curve)
-    if not panels:
-        return []
-    ends = [f"{name} ends at {_last(curves[0]):.3g}" for name, curves in panels.items()]
-    score = Score(name="loss", label="Loss", unit="", lower_is_better=True, cost=False)
-
-    def draw(drawing: Drawing) -> Figure:
-        return _draw_losses(panels, drawing.theme)
-
-    return [
-        Plot(
-            name="losses",
-            title="Loss while training",
-            caption="A line a seed. Panels differ in their terms: heights do not compare.",
-            alt=f"Training loss by step: {'; '.join(ends)}.",
-            svg=_both(document, score, draw),
-            wide=True,
-        )
-    ]
-
-
-def _last(curve: Curve) -> float:
-    values = curve.columns.get("loss") or list(curve.columns.values())[-1]
-    return next((v for v in reversed(values) if v is not None), math.nan)
-
-
-def _draw_losses(panels: Mapping[str, Sequence[Curve]], theme: Theme) -> Figure:
-    across = 3 if len(panels) == 3 or len(panels) > 4 else min(2, len(panels))
-    down = -(-len(panels) // across)
-    figure = Figure(figsize=(2 * WIDTH, 2.35 * down), layout="constrained")
-    grid = figure.subplots(down, across, squeeze=False)
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    for axes, (name, curves) in zip(grid.flat, panels.items(), strict=False):
-        _draw_panel(axes, curves, theme)
-        axes.set_title(_wrapped(name, 40))
-    return figure
-
-
-def _draw_panel(axes: Axes, curves: Sequence[Curve], theme: Theme) -> None:
-    terms = [name for name in curves[0].columns if name not in ("step", "loss")]
-    shown = ["loss", *(terms if len(terms) > 1 else [])]
-    for i, term in enumerate(shown):
-        colour = theme.ink if term == "loss" else theme.series[(i - 1) % len(theme.series)]
-        for curve in curves:
-            steps, values = curve.columns["step"], curve.columns.get(term, ())
-            drawn = [(s, v) for s, v in zip(steps, values, strict=False) if v is not None]
-            style = STYLES[i % len(STYLES)]
-            label = term if curve is curves[0] else None
-            axes.plot(
-                *zip(*drawn, strict=True), style, color=colour, lw=1.3, alpha=0.75, label=label
-            )
-    axes.grid(axis="y")
-    axes.set_xlabel("Step")
-    axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    if len(shown) > 1:
-        axes.legend(fontsize=8, loc="upper right", ncols=min(3, len(shown)))

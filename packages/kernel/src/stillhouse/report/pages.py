@@ -11,7 +11,8 @@ from stillhouse.files import storage, write_text, writing
 from stillhouse.recipe import Recipe
 from stillhouse.report.build import build
 from stillhouse.report.document import Document, dump, load
-from stillhouse.report.figures import Plot, plots
+from stillhouse.report.drawing import Plot
+from stillhouse.report.figures import plots
 from stillhouse.report.palette import MODES
 from stillhouse.report.render import html, markdown
 from stillhouse.runs import Runs

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from stillhouse.report import tables, units
 from stillhouse.report.cards import cards
 from stillhouse.report.document import Document, Picture
-from stillhouse.report.figures import Plot
+from stillhouse.report.drawing import Plot
 from stillhouse.report.palette import MODES, THEMES, Mode, colours
 from stillhouse.report.studies import study_tables
 

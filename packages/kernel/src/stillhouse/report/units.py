@@ -7,9 +7,11 @@ MINUS = "\N{MINUS SIGN}"
 # 0..1, shown as percent
 FRACTIONS = ("accuracy", "agreement", "precision", "recall", "_rate", "_rate_error", "nme_error")
 LABELS = {
+    "in_vocabulary_rate": "In vocabulary",
     "macs": "MACs",
     "size_mib": "Size",
     "peak_memory_mib": "Peak memory",
+    "pool_rate": "Of the pool",
     "nll_loss": "NLL",
     "alma_accuracy": "ALMA",
     "top5_accuracy": "Top-5 accuracy",

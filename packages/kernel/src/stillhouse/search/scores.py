@@ -48,7 +48,7 @@ class DisWOT:
     def prepare(
         self, space: SearchSpace, inputs: Mapping[str, Any], *, rng: Generator, ctx: Context
     ) -> "PreparedDisWOT":  # Any: what each input's opener returns
-        images, labels = _first(inputs, self.data, self.batch, rng, ctx.device)
+        images, labels = labelled_batch(inputs, self.data, self.batch, rng, ctx.device)
         seed = int(torch.randint(2**62, (), generator=rng))
         teacher = named(inputs, self.teacher, what="input", where="DisWOT's score").module
         seen = views(teacher.to(ctx.device), images, labels, inits=self.inits, seed=seed)
@@ -128,7 +128,7 @@ class ZeroCost:
     def prepare(
         self, space: SearchSpace, inputs: Mapping[str, Any], *, rng: Generator, ctx: Context
     ) -> "PreparedZeroCost":  # Any: what each input's opener returns
-        images, labels = _first(inputs, self.data, self.batch, rng, ctx.device)
+        images, labels = labelled_batch(inputs, self.data, self.batch, rng, ctx.device)
         return PreparedZeroCost(proxy=self.proxy, images=images, labels=labels)
 
 
@@ -145,7 +145,7 @@ class PreparedZeroCost:
         return COMPARISON[self.proxy](network, self.images, self.labels)
 
 
-def _first(
+def labelled_batch(
     inputs: Mapping[str, Any], port: str, size: int, rng: Generator, device: str
 ) -> tuple[Tensor, Tensor]:
     """A random batch of pictures in [0, 1] and their labels; raises BadData where columns lack."""

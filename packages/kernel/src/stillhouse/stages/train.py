@@ -8,13 +8,12 @@ import torch
 from torch import nn
 
 from stillhouse.artifact import Artifact, Built, Model, save_model
-from stillhouse.cache import Cache, Source, cached
-from stillhouse.data.data import Data
+from stillhouse.cache import Cache, stored
 from stillhouse.errors import BadRecipe, OutOfMemory, UnknownName
-from stillhouse.objectives.objective import Objective
+from stillhouse.objectives.objective import Objective, Refreshing
 from stillhouse.profile import process_peak_mib
 from stillhouse.recipe import SLICES, Context
-from stillhouse.training import Augment, Precision, Setup, pass_length
+from stillhouse.training import Augment, Precision, Setup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +90,14 @@ class Train:
         data = inputs["data"].open()
         built = self._roles(inputs)
         models: dict[str, nn.Module] = {role: b.module for role, b in built.items()}
-        for role in self.cache:
-            models[role] = self._cached(role, models[role], data, ctx)
+        setup, selects = self.setup(), isinstance(self.objective, Refreshing)
+        for role, cache in self.cache.items():
+            models[role] = stored(
+                role, models[role], data, setup=setup, cache=cache, ctx=ctx, selects=selects
+            )
         start = time.perf_counter()
         try:
-            fit(self.objective, models, data, setup=self.setup(), ctx=ctx)
+            fit(self.objective, models, data, setup=setup, ctx=ctx)
         except torch.OutOfMemoryError as error:
             raise self._too_large(ctx) from error
         if ctx.rank:
@@ -131,23 +133,10 @@ class Train:
 
     def _roles(self, inputs: Mapping[str, Artifact]) -> dict[str, Built]:
         roles: dict[str, Built] = {r: a.open() for r, a in inputs.items() if r != "data"}
-        specs = dict(self.fresh) | {role: roles[role].spec for role in self.reinit}
+        specs = {role: roles[role].spec for role in self.reinit} | dict(self.fresh)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             # the student first: its first weights are the same whatever is built beside it
             for role, spec in specs.items():
                 roles[role] = Built(spec=spec, module=spec.new())
         return roles
-
-    def _cached(self, role: str, module: nn.Module, data: Data, ctx: Context) -> nn.Module:
-        source = Source(
-            role=ctx.digests[role],
-            data=ctx.digests["data"],
-            code=ctx.code,
-            device=ctx.device.partition(":")[0],
-            cache=self.cache[role],
-            augment=self.augment,
-        )
-        epochs = -(-self.steps // pass_length(data, self.batch))
-        views = range(min(self.views, epochs))
-        return cached(role, module, data, views, source, batch=self.batch, ctx=ctx)

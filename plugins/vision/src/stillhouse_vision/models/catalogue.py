@@ -14,7 +14,7 @@ from stillhouse.objectives.zoo import Channels
 from stillhouse_vision.models.classifier import ImageSpec
 from stillhouse_vision.models.cnn import flat_cnn, small_cnn
 from stillhouse_vision.models.from_timm import timm_model
-from stillhouse_vision.models.resnet import resnet
+from stillhouse_vision.models.resnet import resnet, resnet_of_blocks
 from stillhouse_vision.models.shufflenet import shufflenet_v2
 from stillhouse_vision.models.vgg import vgg
 from stillhouse_vision.models.wide_resnet import wide_resnet
@@ -31,10 +31,15 @@ class Architecture:
     kwargs: Mapping[str, Any]  # Any: JSON values
 
 
-def _resnet(depth: int) -> Architecture:
-    return Architecture(
-        build=resnet, kwargs={"depth": depth, "widths": [16, 16, 32, 64], "shortcut": "pad"}
-    )
+def _resnet(depth: int, width: int = 16) -> Architecture:
+    widths = [width, width, 2 * width, 4 * width]
+    return Architecture(build=resnet, kwargs={"depth": depth, "widths": widths, "shortcut": "pad"})
+
+
+def _resnet_of_four(blocks: list[int]) -> Architecture:
+    """ImageNet's basic-block ResNets with a stem for 32 x 32 pictures, as the KD field has them."""
+    kwargs = {"blocks": blocks, "widths": [64, 64, 128, 256, 512], "shortcut": "conv"}
+    return Architecture(build=resnet_of_blocks, kwargs=kwargs)
 
 
 def _resnet_x4(depth: int) -> Architecture:
@@ -66,6 +71,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         for width in (4, 8, 16, 32)
     },
     **{f"resnet{depth}": _resnet(depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    "resnet20x0.5": _resnet(20, 8),
+    "resnet18": _resnet_of_four([2, 2, 2, 2]),
+    "resnet34": _resnet_of_four([3, 4, 6, 3]),
     "resnet8x4": _resnet_x4(8),
     "resnet32x4": _resnet_x4(32),
     **{f"wrn-{depth}-{k}": _wrn(depth, k) for depth in (16, 40) for k in (1, 2)},

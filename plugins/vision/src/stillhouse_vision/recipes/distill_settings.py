@@ -1,24 +1,20 @@
 """What can be set in vision/distill, and its presets for the three scales."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
 from stillhouse.errors import UnknownName
 from stillhouse.objectives.zoo import zoo_method
 from stillhouse.recipe import Scale
-from stillhouse.settings import Settings
-from stillhouse.training import Precision
-from stillhouse_vision.models import ImageSpec
+from stillhouse_vision.recipes.teaching_settings import CIFAR10_JPEG, CIFAR100, DIGITS, Teaching
 
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 # the objectives whose softmax `temperature` softens; the others' own temperature is another thing
 WARM = ("kd", "dkd", "dist")
 
 
-class Distill(Settings):
+class Distill(Teaching):
     """What `vision/distill` can be told; steps are optimizer steps, fractions are of a run."""
 
     objective: tuple[str, ...] = Field(
@@ -27,77 +23,23 @@ class Distill(Settings):
     numbers: dict[str, float] = Field({}, description="an objective's numbers, as {dkd.beta: 2}")
     temperature: float = Field(4.0, gt=0, description=f"of {', '.join(WARM)}")
     student: str = "resnet20"
-    teacher_model: str = Field("resnet56", description="the teacher's architecture")
-    steps: int = Field(936, ge=1, description="of each student")
-    teacher_steps: int = Field(936, ge=1, description="of a teacher trained here")
-    tune_steps: int = Field(0, ge=0, description="fine-tuning of a given teacher on these data")
-    batch: int = Field(64, ge=1)
-    lr: float = Field(0.05, gt=0)
-    teacher_lr: float = Field(0.05, gt=0)
-    tune_lr: float = Field(0.01, gt=0)
-    weight_decay: float = Field(5e-4, ge=0)
-    milestones: tuple[float, ...] = Field(
-        (), description="fractions at which lr falls to a tenth; none: cosine"
-    )
-    warmup: float = Field(0.0, ge=0, lt=1, description="fraction in which lr rises")
-    augment: Literal["none", "crop", "crop-flip", "trivial", "auto-cifar10", "color-jitter"] = (
-        "crop-flip"
-    )
-    padding: int = Field(4, ge=0, description="of the random crop, in pixels")
-    views: int = Field(4, ge=1, description="augmented views of a picture")
-    cache: bool = Field(True, description="store the teacher's logits or embeddings")
-    precision: Precision = "fp32"
-    classes: int = Field(10, ge=2)
-    size: int = Field(32, ge=1, description="side of the pictures in pixels")
-    mean: tuple[float, ...] = ImageSpec().mean
-    std: tuple[float, ...] = ImageSpec().std
-    names: tuple[str, ...] = Field((), description="the classes' names")
     samples: int = Field(
         50_000, ge=2, description="training pictures, for objectives with a memory (crd)"
     )
-    held_out: float = Field(
-        0.2, gt=0, lt=1, description="part kept for testing where the data have none"
-    )
-    resize: bool = Field(False, description="fit pictures of another size")
 
     presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {
-        "tiny": {
-            "data": "builtin:stillhouse_vision.samples:digits",
-            "student": "cnn4",
-            "teacher_model": "cnn32",
-            "steps": 200,
-            "teacher_steps": 300,
-            "batch": 32,
-            "augment": "crop",
-            "padding": 1,
-            "size": 8,
-            "mean": (0.3,),
-            "std": (0.37,),
-            "names": tuple(str(digit) for digit in range(10)),
-            "samples": 400,
-        },
+        "tiny": {**DIGITS, "student": "cnn4", "steps": 200, "samples": 400},
         "small": {
-            "data": "data:cifar10-subset",
-            "teacher": "data:weights-small/cifar10-resnet/resnet56-4bfd9763.th",
+            **CIFAR10_JPEG,
             "objective": ("kd", "dkd"),
             "numbers": {"dkd.beta": 2.0},  # the DKD paper's for ResNet-56 -> ResNet-20
-            "tune_steps": 312,
-            "names": CIFAR10,
             "samples": 20_000,
         },
         "paper": {
-            "data": "file:cifar100",
+            **CIFAR100,
             "objective": ("kd", "dkd"),
             "student": "resnet8x4",
             "teacher_model": "resnet32x4",
-            "steps": 240 * (50_000 // 64),
-            "teacher_steps": 240 * (50_000 // 64),
-            "milestones": (150 / 240, 180 / 240, 210 / 240),
-            "views": 240,
-            "cache": False,  # every epoch has views of its own
-            "classes": 100,
-            "mean": CIFAR100_MEAN,
-            "std": CIFAR100_STD,
             "seeds": 5,
         },
     }
@@ -112,17 +54,9 @@ class Distill(Settings):
         return names
 
     @model_validator(mode="after")
-    def _whole(self) -> "Distill":
+    def _known_numbers(self) -> "Distill":
         for key in self.numbers:
             name, _, number = key.partition(".")
             if number not in zoo_method(name).numbers:
                 raise UnknownName("number", number, zoo_method(name).numbers, where=f"'{name}'")
-        if any(not 0 < at < 1 for at in self.milestones):
-            raise ValueError(
-                f"milestones: fractions between 0 and 1 of the run (got {self.milestones})"
-            )
-        if self.names and len(self.names) != self.classes:
-            raise ValueError(
-                f"names: {len(self.names)} names for classes={self.classes}; give one a class"
-            )
         return self

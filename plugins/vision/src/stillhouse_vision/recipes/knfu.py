@@ -48,7 +48,7 @@ LOCAL = "local only"
 
 
 def knfu(settings: KnowledgeFusion) -> Recipe:
-    """Effective knowledge fusion (arXiv 2403.11892), a RECONSTRUCTION: see stillhouse.federated.
+    """KnFu, effective knowledge fusion (arXiv 2403.11892), a RECONSTRUCTION: federated clients.
 
     Claim: where clients differ in their classes, a teacher fused from the predictions of semantic
     neighbours serves each client better than the mean of all (FedMD); where they do not, the same.

@@ -15,7 +15,7 @@ from stillhouse.search.proxies.comparison import (
     synflow,
     zen,
 )
-from stillhouse.search.proxies.distillation import METHODS, distillation_score
+from stillhouse.search.proxies.distillation import METHODS, Seen, distillation_score, seen
 from stillhouse.search.proxies.diswot import (
     Combine,
     Score,
@@ -33,6 +33,7 @@ __all__ = [
     "METHODS",
     "Combine",
     "Score",
+    "Seen",
     "View",
     "combined",
     "distillation_score",
@@ -44,6 +45,7 @@ __all__ = [
     "nwot",
     "parameters",
     "relation_distance",
+    "seen",
     "semantic_distance",
     "snip",
     "synflow",

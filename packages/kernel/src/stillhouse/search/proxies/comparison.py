@@ -76,8 +76,10 @@ class _ReluCodes(TorchDispatchMode):
     ) -> Any:  # Any: torch's own protocol of operators
         result = func(*args, **(kwargs or {}))
         if func.overloadpacket.__name__ in RELUS:
-            on = (result > 0).reshape(self.batch, -1).double()
-            agree = on @ on.mT + (1 - on) @ (1 - on).mT
+            # counts of ones are exact in float32 up to 2^24 units a layer
+            on = (result > 0).reshape(self.batch, -1).float()
+            both, count = (on @ on.mT).double(), on.sum(1).double()
+            agree = on.shape[1] + 2 * both - count[:, None] - count  # units - on for one only
             self.agreements = agree if self.agreements is None else self.agreements + agree
         return result
 

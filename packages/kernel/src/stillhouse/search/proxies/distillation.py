@@ -39,7 +39,7 @@ RKD_DISTANCE, RKD_ANGLE = 25.0, 50.0
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What a network gives for the batch."""
+    """What a network gives for the batch; `seen` makes it."""
 
     logits: Tensor
     embedding: Tensor
@@ -111,8 +111,8 @@ METHODS: Mapping[str, Method] = {
 
 
 def distillation_score(
-    teacher: nn.Module,
-    student: nn.Module,
+    teacher: nn.Module | Seen,
+    student: nn.Module | Seen,
     images: Float[Tensor, "B C H W"],
     labels: Tensor,
     *,
@@ -123,17 +123,23 @@ def distillation_score(
     kd: of the logits, temperature 4. fitnet, rkd, pkt, cc: of the embeddings. at, nst, kdsvd: of
     all maps. sp: of the last map. ickd: of the head's gradients (`semantic_distance`). Both run in
     train mode, on copies. The weights are the caller's: fresh ones of the default initialisation,
-    as the paper scores, or a trained teacher's. B >= 2.
+    as the paper scores, or a trained teacher's. Either may be what was `seen` of it on this batch,
+    which serves every method and, of the teacher, every student. B >= 2.
     """
     loss = named(METHODS, method, what="method", where="distillation score")
-    check_batch(images, labels)
+    s, t = (
+        one if isinstance(one, Seen) else seen(one, images, labels) for one in (student, teacher)
+    )
     with torch.no_grad():
-        value = loss(_seen(student, images, labels), _seen(teacher, images, labels)).item()
+        value = loss(s, t).item()
     return -finite(f"the {method} loss", value)
 
 
-def _seen(module: nn.Module, images: Tensor, labels: Tensor) -> Seen:
-    outputs = working_copy(module, training=True)({"images": images})
+def seen(module: nn.Module, images: Float[Tensor, "B C H W"], labels: Tensor) -> Seen:
+    """What `distillation_score` reads of a network: one forward in train mode, on a copy."""
+    check_batch(images, labels)
+    with torch.no_grad():
+        outputs = working_copy(module, training=True)({"images": images})
     logits, embedding = output(outputs, "logits"), output(outputs, "embedding")
     check_labels(logits, labels)
     gradient = head_gradient(logits, embedding, labels)

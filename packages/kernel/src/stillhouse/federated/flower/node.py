@@ -1,0 +1,143 @@
+"""The apps of a deployment: what a SuperNode and a ServerApp make of their configurations.
+
+The configuration of the run comes with the app and names recipe, settings, stage and input key;
+that of a node is its operator's: which client it is, and where its data are.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from stillhouse.artifact import Artifact
+from stillhouse.errors import BadRecipe, BadSetting, StillhouseError, UnknownName
+from stillhouse.federated.flower import bridge
+from stillhouse.federated.flower.bridge import Config, Grid
+from stillhouse.federated.flower.client import Answers, Seat
+from stillhouse.federated.flower.messages import ACTIONS
+from stillhouse.federated.flower.server import serve
+from stillhouse.federated.stage import DATA, TRANSFER, Federate
+from stillhouse.files import write_text
+from stillhouse.inputs import outside
+from stillhouse.places import home, project_root
+from stillhouse.recipe import Context, Event, Recipe
+from stillhouse.runs import Runs, input_of
+from stillhouse.settings import make_recipe, make_settings
+
+JOB, EVENTS, OUTCOME = "job.json", "events.jsonl", "outcome.json"
+EXCHANGE_FILE = "exchange.safetensors"
+# an input key is a sha256; it becomes a folder's name, and comes from the server
+KEY = re.compile(r"[0-9a-f]{64}")
+
+
+def node_folder(key: str, client: str) -> Path:
+    """Where a node keeps the weights of its client."""
+    if not KEY.fullmatch(key):
+        raise BadSetting(f"input key '{key}': expected 64 hexadecimal digits")
+    return home() / "federated" / key / client
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeSeats:
+    """A SuperNode's client, from --node-config: `client`, and where they are not the run's own
+    `data` and `transfer` (folders of shards), `root` (the project), `device`, `threads`.
+    """
+
+    def __call__(self, run: Config, node: Config) -> Seat:
+        root = Path(str(node["root"])) if "root" in node else project_root()
+        recipe, stage, runs = staged(run, root)
+        client = str(node.get("client", ""))
+        if client not in stage.clients:
+            raise UnknownName("client", client, stage.clients, where="--node-config")
+        own = {client: client, client + DATA: "data", TRANSFER: "transfer"}
+        inputs: dict[str, Artifact] = {}
+        for port, key in own.items():
+            if port in stage.inputs:
+                ref = f"file:{node[key]}" if key in node else stage.inputs[port]
+                inputs[port] = outside(ref, root) if key in node else input_of(recipe, ref, runs)
+        return Seat(
+            name=client,
+            stage=stage,
+            inputs=inputs,
+            folder=node_folder(str(run["key"]), client),
+            device=str(node.get("device", "cpu")),
+            threads=int(node.get("threads", run["threads"])),
+        )
+
+
+def staged(run: Config, root: Path) -> tuple[Recipe, Federate, Runs]:
+    """The federation that a run's configuration means, in the project at `root`."""
+    name, record = str(run["recipe"]), json.loads(str(run["settings"]))
+    settings = make_settings(name, record["scale"], record["settings"])
+    recipe = make_recipe(name, settings)
+    stage = recipe.stage(str(run["stage"]))
+    if not isinstance(stage, Federate):
+        raise BadRecipe(f"stage '{stage.name}' of {name} is no federation")
+    return recipe, stage, Runs(root=root, recipe=name, variant=settings.variant())
+
+
+def client_app() -> Any:  # Any: Flower's ClientApp
+    """What a SuperNode runs for each message."""
+    return bridge.client_app(Answers(seats=NodeSeats()), ACTIONS)
+
+
+def server_app() -> Any:  # Any: Flower's ServerApp
+    """What the SuperLink runs once."""
+    return bridge.server_app(_serve)
+
+
+def _serve(grid: Grid, run: Config) -> None:
+    """Play the rounds and leave in the run's folder what the waiting stage needs."""
+    torch.set_num_threads(int(run["threads"]))
+    folder = Path(str(run["folder"]))
+    job = json.loads((folder / JOB).read_text())
+    try:
+        measured = _played(grid, run, folder, job)
+    except StillhouseError as error:
+        write_text(folder / OUTCOME, json.dumps({"error": str(error)}))
+        raise
+    write_text(folder / OUTCOME, json.dumps({"measured": measured}))
+
+
+def _played(
+    grid: Grid, run: Config, folder: Path, job: Mapping[str, Any]
+) -> Mapping[str, Any]:  # Any: JSON
+    recipe, stage, runs = staged(run, Path(job["root"]))
+    inputs = (
+        {TRANSFER: input_of(recipe, stage.inputs[TRANSFER], runs)}
+        if TRANSFER in stage.inputs
+        else {}
+    )
+    ctx = Context(
+        stage=stage.name,
+        out=folder,
+        checkpoints=Path(job["server"]),
+        caches=folder,
+        observe=_Events(folder / EVENTS),
+    )
+    exchange = serve(stage, inputs, grid, ctx, seconds=float(job["seconds"]), alive=_always)
+    save_file(dict(exchange.state_dict()), str(folder / EXCHANGE_FILE))
+    return ctx.measured
+
+
+class _Events:
+    """An observer that appends to a file, for the process that waits."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, event: Event) -> None:
+        with self.path.open("a", encoding="utf-8") as lines:
+            lines.write(
+                json.dumps({**asdict(replace(event, scores={})), "scores": dict(event.scores)})
+                + "\n"
+            )
+
+
+def _always() -> None:
+    """Flower ends this process itself."""

@@ -1,0 +1,57 @@
+"""Training data that an objective re-selects while it trains, and the record of what it chose."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillhouse.data.data import Data, Rows
+from stillhouse.errors import BadData
+from stillhouse.objectives.objective import Describing, Objective, Refreshing
+from stillhouse.training import REFRESH, Place, mix
+
+Told = dict[str, float]  # a refresh: its step, how many rows it chose, what the objective says
+
+
+def due(objective: Objective, place: Place) -> bool:
+    """Whether the data of this step are still to be chosen."""
+    if not isinstance(objective, Refreshing) or place.step % objective.refresh_every:
+        return False
+    return place.step != place.origin or place.index is None
+
+
+def choose(
+    objective: Objective,
+    models: Mapping[str, nn.Module],
+    data: Data,
+    *,
+    seed: int,
+    step: int,
+    stage: str,
+) -> Rows:
+    """The rows the objective chooses at `step`, every role in eval mode; raises BadData unless they
+    are `Rows`, at least one.
+    """
+    assert isinstance(objective, Refreshing)
+    for module in models.values():
+        module.eval()
+    rng = torch.Generator().manual_seed(mix(seed, REFRESH, step))
+    rows = objective.refresh(models, data, step=step, rng=rng)
+    if not isinstance(rows, Rows) or len(rows) == 0:
+        raise BadData(
+            f"stage '{stage}': refresh at step {step} must choose Rows of the data, at least one"
+        )
+    return rows
+
+
+def tell(objective: Objective, chosen: Data, data: Data, *, step: int, stage: str) -> Told:
+    """The record of a refresh; raises BadData for a number that is not finite."""
+    told: dict[str, Any] = {"step": step, "selected": len(chosen)}  # Any: whole numbers stay whole
+    if isinstance(objective, Describing):
+        for name, value in objective.describe(chosen, data, step=step).items():
+            if not math.isfinite(value):
+                raise BadData(f"stage '{stage}': refresh at step {step} gave {name} = {value}")
+            told[name] = value
+    return told

@@ -1,0 +1,107 @@
+"""What every plot of a report shares: a drawing in the colours of both modes, as SVG text.
+
+Drawn without pyplot. Text stays text, in the reader's own font; ids are salted and dates left out:
+the same document is the same bytes.
+"""
+
+import io
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from stillhouse.report.document import Document, Row, Score
+from stillhouse.report.palette import MODES, THEMES, Mode, Theme, colours, markers
+
+WIDTH = 4.3  # inches; at 72 points each the labels stay readable on a phone
+FONTS = "-apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
+STYLES = ("-", "--", ":", "-.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A plot in both modes, with what a reader who cannot see it is told."""
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    svg: Mapping[Mode, str]
+    wide: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What drawing needs: the document, its primary score, and the colours of one mode."""
+
+    document: Document
+    primary: Score
+    theme: Theme
+
+    def named(self) -> list[tuple[Row, str, str]]:
+        """Rows that have the primary score, with their colour and marker."""
+        rows = self.document.rows
+        both = zip(rows, colours(rows, self.theme), markers(rows), strict=True)
+        return [(r, c, m) for r, c, m in both if self.primary.name in r.scores]
+
+    def label(self) -> str:
+        unit = f", {self.primary.unit}" if self.primary.unit else ""
+        better = "lower" if self.primary.lower_is_better else "higher"
+        return f"{self.primary.label}{unit} ({better} is better)"
+
+    def shown(self, value: float) -> float:
+        return 100 * value if self.primary.unit == "%" else value
+
+
+def both(document: Document, primary: Score, draw: Callable[[Drawing], Figure]) -> dict[Mode, str]:
+    drawn: dict[Mode, str] = {}
+    for mode in MODES:
+        drawing = Drawing(document=document, primary=primary, theme=THEMES[mode])
+        drawn[mode] = _svg(draw, drawing)
+    return drawn
+
+
+def _svg(draw: Callable[[Drawing], Figure], drawing: Drawing) -> str:
+    with mpl.rc_context(_style(drawing.theme)):
+        text = io.StringIO()
+        draw(drawing).savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    # measured in matplotlib's own font, set in the reader's
+    return text.getvalue().replace("'DejaVu Sans'", FONTS)
+
+
+def _style(theme: Theme) -> dict[Any, Any]:  # Any: matplotlib's own literal type, not exported
+    return {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "stillhouse",
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "axes.edgecolor": theme.grid,
+        "axes.facecolor": "none",
+        "axes.labelcolor": theme.muted,
+        "axes.linewidth": 1,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlecolor": theme.ink,
+        "axes.titlelocation": "left",
+        "axes.titlesize": 9,
+        "figure.facecolor": "none",
+        "grid.color": theme.grid,
+        "legend.frameon": False,
+        "legend.labelcolor": theme.ink,
+        "savefig.facecolor": "none",
+        "text.color": theme.ink,
+        "text.parse_math": False,  # a row's name may hold a dollar sign
+        "xtick.color": theme.grid,
+        "ytick.color": theme.grid,
+        "xtick.labelcolor": theme.muted,
+        "ytick.labelcolor": theme.muted,
+    }
+
+
+def wrapped(name: str, width: int = 22) -> str:
+    """A name on at most three lines: a long one would leave no room to draw in."""
+    lines = textwrap.wrap(name, width)
+    return "\n".join(lines if len(lines) <= 3 else [*lines[:2], f"{lines[2][:-3]}..."])

@@ -1,0 +1,193 @@
+"""Plots of what happened while training: losses, and what was selected to train on."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from stillhouse.report import units
+from stillhouse.report.document import Curve, Document, Score
+from stillhouse.report.drawing import STYLES, WIDTH, Drawing, Plot, both, wrapped
+from stillhouse.report.palette import Theme, colours
+
+
+def loss_plots(document: Document) -> list[Plot]:
+    """Loss and its terms by step, a panel a row."""
+    panels: dict[str, list[Curve]] = {}
+    rows = _trained_rows(document) | {c.stage: c.row for c in document.curves if c.row}
+    for curve in document.curves:
+        panels.setdefault(rows.get(curve.stage, curve.stage), []).append(curve)
+    if not panels:
+        return []
+    ends = [f"{name} ends at {_last(curves[0]):.3g}" for name, curves in panels.items()]
+    score = Score(name="loss", label="Loss", unit="", lower_is_better=True, cost=False)
+
+    def draw(drawing: Drawing) -> Figure:
+        return _draw_losses(panels, drawing.theme)
+
+    return [
+        Plot(
+            name="losses",
+            title="Loss while training",
+            caption="A line a seed. Panels differ in their terms: heights do not compare.",
+            alt=f"Training loss by step: {'; '.join(ends)}.",
+            svg=both(document, score, draw),
+            wide=True,
+        )
+    ]
+
+
+def _last(curve: Curve) -> float:
+    values = curve.columns.get("loss") or list(curve.columns.values())[-1]
+    return next((v for v in reversed(values) if v is not None), math.nan)
+
+
+def _draw_losses(panels: Mapping[str, Sequence[Curve]], theme: Theme) -> Figure:
+    across = 3 if len(panels) == 3 or len(panels) > 4 else min(2, len(panels))
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(2 * WIDTH, 2.35 * down), layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (name, curves) in zip(grid.flat, panels.items(), strict=False):
+        _draw_panel(axes, curves, theme)
+        axes.set_title(wrapped(name, 40))
+    return figure
+
+
+def _draw_panel(axes: Axes, curves: Sequence[Curve], theme: Theme) -> None:
+    terms = [name for name in curves[0].columns if name not in ("step", "loss")]
+    shown = ["loss", *(terms if len(terms) > 1 else [])]
+    for i, term in enumerate(shown):
+        colour = theme.ink if term == "loss" else theme.series[(i - 1) % len(theme.series)]
+        for curve in curves:
+            steps, values = curve.columns["step"], curve.columns.get(term, ())
+            drawn = [(s, v) for s, v in zip(steps, values, strict=False) if v is not None]
+            style = STYLES[i % len(STYLES)]
+            label = term if curve is curves[0] else None
+            axes.plot(
+                *zip(*drawn, strict=True), style, color=colour, lw=1.3, alpha=0.75, label=label
+            )
+    axes.grid(axis="y")
+    axes.set_xlabel("Step")
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    if len(shown) > 1:
+        axes.legend(fontsize=8, loc="upper right", ncols=min(3, len(shown)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Selection:
+    """What one training told of its choices: a value a refresh, by quantity."""
+
+    row: str
+    steps: tuple[float, ...]
+    end: float  # the last step, up to which the last choice held
+    values: Mapping[str, tuple[float, ...]]
+
+
+def selection_plots(document: Document) -> list[Plot]:
+    """What was chosen to train on, by step: a panel a quantity, a line a training."""
+    found = _selections(document)
+    names = list(dict.fromkeys(name for one in found for name in one.values))
+    if not names:
+        return []
+    score = Score(name="selected", label="Selected", unit="", lower_is_better=False, cost=False)
+
+    def draw(drawing: Drawing) -> Figure:
+        return _draw_selections(found, names, drawing)
+
+    return [
+        Plot(
+            name="selections",
+            title="What was selected",
+            caption="A line a seed: what each training chose to learn from, from that step on.",
+            alt=f"Selections by step: {'; '.join(_told(found, name) for name in names)}.",
+            svg=both(document, score, draw),
+            wide=True,
+        )
+    ]
+
+
+def _selections(document: Document) -> list[_Selection]:
+    rows = _trained_rows(document)
+    found: list[_Selection] = []
+    for stage in document.stages:
+        refreshes = stage.measured.get("refreshes") or []
+        told_of: set[str] = set(refreshes[0]) if refreshes else set()
+        # how many first, which every training tells: the legend is read off its panel
+        names = ["selected", *sorted(told_of - {"step", "selected"})] if told_of else []
+        if names:
+            found.append(
+                _Selection(
+                    row=rows.get(stage.name, stage.name),
+                    steps=tuple(float(told["step"]) for told in refreshes),
+                    end=float(stage.measured.get("steps", refreshes[-1]["step"])),
+                    values={n: tuple(float(told[n]) for told in refreshes) for n in names},
+                )
+            )
+    return found
+
+
+def _trained_rows(document: Document) -> dict[str, str]:
+    """The row that evaluates what a stage made, directly or converted since."""
+    entries = {stage.name: stage for stage in document.stages}
+    rows: dict[str, str] = {}
+    for row in document.rows:
+        for name in row.stages:
+            while name in entries and "student" in entries[name].inputs:
+                name = entries[name].inputs["student"].ref.partition(".")[0]
+                rows[name] = row.name
+    return rows
+
+
+def _told(found: Sequence[_Selection], name: str) -> str:
+    label = units.inside(units.unit(name).label)
+    ends = [
+        f"{one.row} from {_said(one.values[name][0], name)} to {_said(one.values[name][-1], name)}"
+        for one in {one.row: one for one in reversed(found) if name in one.values}.values()
+    ]
+    return f"{label}: {', '.join(reversed(ends))}"
+
+
+def _said(value: float, name: str) -> str:
+    return units.quantity(value, name) if units.unit(name).symbol else f"{value:.4g}"
+
+
+def _draw_selections(found: Sequence[_Selection], names: Sequence[str], drawing: Drawing) -> Figure:
+    rows, theme = drawing.document.rows, drawing.theme
+    colour = dict(zip((row.name for row in rows), colours(rows, theme), strict=True))
+    shown = list(dict.fromkeys(one.row for one in found))
+    figure = Figure(figsize=(2 * WIDTH, 2.9), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for one in (one for one in found if name in one.values):
+            style, ink = STYLES[shown.index(one.row) % len(STYLES)], colour.get(one.row, theme.ink)
+            _steps(axes, one, name, style=style, colour=ink)
+        unit = units.unit(name)
+        axes.set_title(f"{unit.label}{f', {unit.symbol}' if unit.symbol else ''}")
+        axes.grid(axis="y")
+        axes.set_xlabel("Step")
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    if len(once) > 1:
+        figure.legend(once.values(), once, loc="outside lower center", ncols=2, fontsize=8.5)
+    return figure
+
+
+def _steps(axes: Axes, one: _Selection, name: str, *, style: str, colour: str) -> None:
+    factor = 100 if units.unit(name).symbol == "%" else 1
+    values = [factor * value for value in one.values[name]]
+    axes.plot(
+        *((*one.steps, one.end), (*values, values[-1]), style),
+        drawstyle="steps-post",
+        color=colour,
+        lw=1.3,
+        alpha=0.8,
+        label=wrapped(one.row, 40),
+    )

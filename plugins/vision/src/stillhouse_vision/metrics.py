@@ -1,0 +1,116 @@
+"""What a selection of web pictures kept, in numbers and as a picture."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Generator, Tensor
+
+from stillhouse.data.data import Data
+from stillhouse.objectives.objective import Models
+from stillhouse_vision.objectives.kd3 import VOCABULARY
+from stillhouse_vision.objectives.selection import select_instances
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Said:
+    """Both networks' classes on the whole pool, and which of it is kept."""
+
+    teacher: Tensor  # [M]
+    student: Tensor  # [M]
+    kept: Tensor  # bool [M]
+    vocabulary: Tensor | None  # bool [M]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """KD3's selection on the pictures themselves, at the teacher's weight `alpha`, as scores
+    "kept/..." and "dropped/...": their share of the pool, the share of them in the target's
+    vocabulary where the data say so, and how often both networks predict one class.
+    """
+
+    alpha: float
+    cutoff: float
+    batch: int = 250
+
+    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+        said = _said(models, data, self.alpha, self.cutoff, self.batch)
+        scores: dict[str, float] = {}
+        for line, mask in (("kept", said.kept), ("dropped", ~said.kept)):
+            scores[f"{line}/pool_rate"] = float(mask.float().mean())
+            if not mask.any():
+                continue
+            if said.vocabulary is not None:
+                scores[f"{line}/in_vocabulary_rate"] = float(said.vocabulary[mask].float().mean())
+            agree = said.teacher[mask] == said.student[mask]
+            scores[f"{line}/teacher_agreement"] = float(agree.float().mean())
+        return scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptPictures:
+    """Pictures drawn by `seed` from those KD3's selection keeps, above, and drops, below, each with
+    the teacher's and the student's class.
+    """
+
+    alpha: float
+    cutoff: float
+    names: tuple[str, ...] = ()
+    name: str = "kept-and-dropped"
+    columns: int = 8
+    rows: int = 3  # of each kind
+    seed: int = 0
+    batch: int = 250
+
+    def __call__(self, models: Models, data: Data) -> "Figure":
+        from matplotlib.figure import Figure  # not pyplot: no global state, no window
+
+        said = _said(models, data, self.alpha, self.cutoff, self.batch)
+        images = torch.cat([b["images"] for b in data.batches(self.batch, rng=None)])
+        rng = Generator().manual_seed(self.seed)
+        figure = Figure(figsize=(1.35 * self.columns, 3.6 * self.rows), layout="constrained")
+        grid = figure.add_gridspec(2, 1)
+        for place, (title, mask) in enumerate((("Kept", said.kept), ("Dropped", ~said.kept))):
+            part = figure.add_subfigure(grid[place])
+            found = mask.nonzero()[:, 0]
+            part.suptitle(f"{title}: {len(found)} of {len(mask)}", fontsize=11)
+            chosen = found[torch.randperm(len(found), generator=rng)].tolist()
+            axes = part.subplots(self.rows, self.columns, squeeze=False).flatten()
+            for axis in axes:
+                axis.set_axis_off()
+            for axis, row in zip(axes, chosen, strict=False):
+                self._show(axis, images[row], int(said.teacher[row]), int(said.student[row]))
+        return figure
+
+    def _show(self, axis: "Axes", picture: Tensor, teacher: int, student: int) -> None:
+        axis.imshow(picture.expand(3, -1, -1).permute(1, 2, 0).numpy(), interpolation="nearest")
+        text = f"teacher: {self._word(teacher)}\nstudent: {self._word(student)}"
+        axis.text(*(0.5, -0.04, text), fontsize=7, ha="center", va="top", transform=axis.transAxes)
+
+    def _word(self, number: int) -> str:
+        return self.names[number] if self.names else str(number)
+
+
+def _said(models: Models, data: Data, alpha: float, cutoff: float, batch: int) -> _Said:
+    device = next(models["student"].parameters()).device
+    parts: dict[str, list[Tensor]] = {"teacher": [], "student": [], VOCABULARY: []}
+    for given in data.batches(batch, rng=None):
+        images = {"images": given["images"].to(device)}
+        for role in ("teacher", "student"):
+            parts[role].append(models[role](images)["logits"].cpu())
+        if VOCABULARY in given:
+            parts[VOCABULARY].append(given[VOCABULARY])
+    teacher, student = torch.cat(parts["teacher"]), torch.cat(parts["student"])
+    kept = torch.zeros(len(teacher), dtype=torch.bool)
+    kept[select_instances(teacher, student, alpha=alpha, cutoff=cutoff)] = True
+    return _Said(
+        teacher=teacher.argmax(1),
+        student=student.argmax(1),
+        kept=kept,
+        vocabulary=torch.cat(parts[VOCABULARY]) if parts[VOCABULARY] else None,
+    )

@@ -1,0 +1,89 @@
+"""What can be set in every recipe of a teacher and its students; the data of the three scales."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from stillhouse.settings import Settings
+from stillhouse.training import Precision
+from stillhouse_vision.models import ImageSpec
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+# the data of the scales tiny, small and paper (Any: field values)
+DIGITS: Mapping[str, Any] = {
+    "data": "builtin:stillhouse_vision.samples:digits",
+    "teacher_model": "cnn32",
+    "teacher_steps": 300,
+    "batch": 32,
+    "augment": "crop",
+    "padding": 1,
+    "size": 8,
+    "mean": (0.3,),
+    "std": (0.37,),
+    "names": tuple(str(digit) for digit in range(10)),
+}
+CIFAR10_JPEG: Mapping[str, Any] = {
+    "data": "data:cifar10-subset",
+    "teacher": "data:weights-small/cifar10-resnet/resnet56-4bfd9763.th",
+    "tune_steps": 312,
+    "names": CIFAR10,
+}
+CIFAR100: Mapping[str, Any] = {
+    "data": "file:cifar100",
+    "steps": 240 * (50_000 // 64),
+    "teacher_steps": 240 * (50_000 // 64),
+    "milestones": (150 / 240, 180 / 240, 210 / 240),
+    "views": 240,
+    "cache": False,  # every epoch has views of its own
+    "classes": 100,
+    "mean": CIFAR100_MEAN,
+    "std": CIFAR100_STD,
+}
+
+
+class Teaching(Settings):
+    """Data, teacher and schedule; steps are optimizer steps, fractions are of a run."""
+
+    teacher_model: str = Field("resnet56", description="the teacher's architecture")
+    steps: int = Field(936, ge=1, description="of each student")
+    teacher_steps: int = Field(936, ge=1, description="of a teacher trained here")
+    tune_steps: int = Field(0, ge=0, description="fine-tuning of a given teacher on these data")
+    batch: int = Field(64, ge=1)
+    lr: float = Field(0.05, gt=0)
+    teacher_lr: float = Field(0.05, gt=0)
+    tune_lr: float = Field(0.01, gt=0)
+    weight_decay: float = Field(5e-4, ge=0)
+    milestones: tuple[float, ...] = Field(
+        (), description="fractions at which lr falls to a tenth; none: cosine"
+    )
+    warmup: float = Field(0.0, ge=0, lt=1, description="fraction in which lr rises")
+    augment: Literal["none", "crop", "crop-flip", "trivial", "auto-cifar10", "color-jitter"] = (
+        "crop-flip"
+    )
+    padding: int = Field(4, ge=0, description="of the random crop, in pixels")
+    views: int = Field(4, ge=1, description="augmented views of a picture")
+    cache: bool = Field(True, description="store the teacher's logits or embeddings")
+    precision: Precision = "fp32"
+    classes: int = Field(10, ge=2)
+    size: int = Field(32, ge=1, description="side of the pictures in pixels")
+    mean: tuple[float, ...] = ImageSpec().mean
+    std: tuple[float, ...] = ImageSpec().std
+    names: tuple[str, ...] = Field((), description="the classes' names")
+    held_out: float = Field(
+        0.2, gt=0, lt=1, description="part kept for testing where the data have none"
+    )
+    resize: bool = Field(False, description="fit pictures of another size")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Teaching":
+        if any(not 0 < at < 1 for at in self.milestones):
+            raise ValueError(
+                f"milestones: fractions between 0 and 1 of the run (got {self.milestones})"
+            )
+        if self.names and len(self.names) != self.classes:
+            raise ValueError(
+                f"names: {len(self.names)} names for classes={self.classes}; give one a class"
+            )
+        return self

@@ -1,0 +1,181 @@
+"""Reading unlabelled pictures "from the web": built-in arrays, parquet, or any folder of pictures.
+
+Labels, where there are any, stay outside: all that is kept of them is whether a picture's own class
+is one of the target's, which no training reads.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Generator, Tensor
+
+from stillhouse.data.data import Columns, TensorData
+from stillhouse.errors import BadData, BadSetting
+from stillhouse_vision.data import (
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    PICTURES,
+    SHARD_BYTES,
+    TRAIN,
+    Sample,
+    decode,
+)
+from stillhouse_vision.models.classifier import ImageSpec
+
+CLASSES = "classes.json"
+UNKNOWN = -1  # the label of a picture that has none
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadWeb:
+    """A `make`: the port "source" to the port web with images uint8 [N, C, H, W], fitted to
+    `images`, and, where the source tells it, vocabulary bool [N].
+
+    Source: arrays images and vocabulary; a parquet file, or a folder of them (train*.parquet alone,
+    where there is one), with a column image; or a folder with pictures at any depth.
+    vocabulary: where classes.json beside the parquet has a list of records with "label" and, under
+    `vocabulary`, the target's class or null, and the parquet a column label.
+    """
+
+    images: ImageSpec
+    vocabulary: str = "cifar10"
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Any],  # Any: arrays by name, or a Path
+        *,
+        rng: Generator,  # noqa: ARG002
+    ) -> Mapping[str, Columns | Iterator[Columns]]:
+        source = inputs["source"]
+        if isinstance(source, Mapping):
+            return {"web": self._arrays(source)}
+        if not isinstance(source, Path):
+            raise BadData(
+                f"web: a {type(source).__name__}; expected arrays, parquet or a folder of pictures"
+            )
+        samples = find_pictures(source)
+        return {"web": self._columns(samples, self._known(source))}
+
+    def _arrays(self, arrays: Mapping[str, Any]) -> Columns:  # Any: numpy arrays or tensors
+        images = torch.as_tensor(np.asarray(arrays["images"]))
+        expected = (self.images.channels, self.images.size, self.images.size)
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != expected:
+            found = f"{images.dtype} {list(images.shape[1:])}"
+            raise BadData(f"web images: {found}; expected torch.uint8 {list(expected)}")
+        columns = {"images": images}
+        if "vocabulary" in arrays:
+            columns["vocabulary"] = torch.as_tensor(np.asarray(arrays["vocabulary"])).bool()
+        return columns
+
+    def _known(self, source: Path) -> frozenset[int] | None:
+        """Labels whose class is one of the target's; None where nobody says."""
+        file = (source if source.is_dir() else source.parent) / CLASSES
+        if not file.is_file():
+            return None
+        try:
+            records = json.loads(file.read_text())
+            found = {r["label"] for r in records if r[self.vocabulary] is not None}
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadData(
+                f"{file}: expected a list of records with label and {self.vocabulary} ({error!r}); "
+                "correct it, remove it, or set vocabulary"
+            ) from error
+        return frozenset(found)
+
+    def _columns(
+        self, samples: Sequence[Sample], known: frozenset[int] | None
+    ) -> Iterator[Columns]:
+        tells = known is not None and all(s.label != UNKNOWN for s in samples)
+        part = max(1, SHARD_BYTES // (self.images.channels * self.images.size**2))
+        for start in range(0, len(samples), part):
+            chosen = samples[start : start + part]
+            pictures = np.stack([decode(s, self.images, resize=True) for s in chosen])
+            columns: dict[str, Tensor] = {"images": torch.from_numpy(pictures)}
+            if tells and known is not None:
+                columns["vocabulary"] = torch.tensor([s.label in known for s in chosen])
+            yield columns
+
+
+def find_pictures(source: Path) -> list[Sample]:
+    """Every picture of a parquet file or below a folder; raises BadData where there is none."""
+    if files := _parquet(source):
+        samples = [sample for file in files for sample in _rows(file)]
+    else:
+        found = sorted(p for p in source.rglob("*") if p.suffix.lower() in PICTURES)
+        samples = [Sample(str(file), file, UNKNOWN) for file in found]
+    if not samples:
+        raise BadData(
+            f"{source}: no picture in it; expected parquet with a column image, or picture files"
+        )
+    return samples
+
+
+def _parquet(source: Path) -> list[Path]:
+    if source.suffix == ".parquet":
+        return [source]
+    every = sorted(source.rglob("*.parquet"))
+    return [f for f in every if f.name.startswith(TRAIN[0])] or every
+
+
+def _rows(file: Path) -> list[Sample]:
+    try:
+        table = pq.read_table(file)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise BadData(
+            f"{file}: cannot be read as parquet ({str(error).splitlines()[0]}); get it again"
+        ) from error
+    image = next((n for n in IMAGE_COLUMNS if n in table.column_names), None)
+    if image is None:
+        columns = ", ".join(table.column_names)
+        raise BadData(f"{file}: no column {' or '.join(IMAGE_COLUMNS)}; it has {columns}")
+    pictures = table.column(image)
+    if pa.types.is_struct(pictures.type):
+        pictures = pa.chunked_array([chunk.field("bytes") for chunk in pictures.chunks])
+    label = next((n for n in LABEL_COLUMNS if n in table.column_names), None)
+    labels: list[int | None] = table.column(label).to_pylist() if label else [None] * len(table)
+    samples: list[Sample] = []
+    for row, (encoded, number) in enumerate(zip(pictures.to_pylist(), labels, strict=True)):
+        if not isinstance(encoded, bytes):
+            raise BadData(f"{file}: row {row}: has no picture; complete or remove it")
+        known = number if isinstance(number, int) else UNKNOWN
+        samples.append(Sample(f"{file}: row {row}", encoded, known))
+    return samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class MostConfident:
+    """A `make`: the `share` of the port "web" of which the port "teacher" is most confident, by its
+    largest probability, to the port web; in their order, with their ids.
+    """
+
+    share: float = 0.5
+    batch: int = 250  # only how many pictures go through the teacher at a time
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise BadSetting(f"share must be > 0 and <= 1 (got {self.share})")
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        rng: Generator,  # noqa: ARG002
+    ) -> Mapping[str, Columns]:
+        pool, teacher = inputs["web"], inputs["teacher"].module
+        assert isinstance(pool, TensorData)
+        with torch.no_grad():
+            confidence = torch.cat(
+                [
+                    teacher(batch)["logits"].softmax(1).amax(1)
+                    for batch in pool.batches(self.batch, rng=None)
+                ]
+            )
+        count = max(1, round(self.share * len(pool)))
+        return {"web": pool.rows(confidence.topk(count).indices.sort().values)}
