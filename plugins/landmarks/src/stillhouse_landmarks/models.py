@@ -112,8 +112,10 @@ def timm_regressor(*, name: str, images: Mapping[str, Any], dropout: float = 0.0
     spec = ImageSpec.of(images)
     fixed = timm.get_pretrained_cfg(name)
     # models with a fixed grid of patches must know the size when they are built
-    size = {"img_size": spec.size} if fixed is not None and fixed.fixed_input_size else {}
-    net: Any = timm.create_model(name, num_classes=0, **size)  # Any: timm's models share no type
+    given: dict[str, Any] = {"num_classes": 0}  # Any: arguments of create_model
+    if fixed is not None and fixed.fixed_input_size:
+        given["img_size"] = spec.size
+    net: Any = timm.create_model(name, **given)  # Any: timm's models share no type
     width = int(net.head_hidden_size or net.num_features)
     return Regressor(net, width=width, images=spec, dropout=dropout)
 

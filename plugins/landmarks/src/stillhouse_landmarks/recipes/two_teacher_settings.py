@@ -97,6 +97,15 @@ class TwoTeacherSettings(Settings):
         },
         "small": {
             "data": "data:faces-68pt",
+            "student": "cnn4",
+            "teacher_model": "cnn32",
+            "steps": 4000,
+            "teacher_steps": 8000,
+            "lr": 4e-3,
+            "teacher_lr": 3e-3,
+            "dropout": 0.2,
+            "copies": 12,
+            "rotation": 20.0,
             "seeds": 3,
         },
         "paper": {
