@@ -16,6 +16,10 @@ LABELS = {
     "alma_accuracy": "ALMA",
     "top5_accuracy": "Top-5 accuracy",
     "nme_error": "NME",
+    "median_nme_error": "Median NME",
+    "p90_nme_error": "90th percentile NME",
+    "soft_nme_error": "NME of soft to hard",
+    "teacher_nme_error": "NME to the teacher",
     "failure_rate_error": "Failure rate",
     "auc": "AUC",
 }
