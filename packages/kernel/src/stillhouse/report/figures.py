@@ -168,7 +168,7 @@ def _draw_differences(drawing: Drawing) -> Figure:
     axes.margins(x=0.12)
     points = units.unit(name).points
     axes.set_xlabel(
-        f"Difference in {drawing.primary.label.lower()}{f', {points}' if points else ''}"
+        f"Difference in {units.inside(drawing.primary.label)}{f', {points}' if points else ''}"
     )
     return figure
 
