@@ -1,6 +1,6 @@
 """landmarks/two_teacher: a small face-landmark regressor from a tough and a tolerant teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from stillhouse_landmarks.models import ImageSpec, LoadCheckpoint, model
 from stillhouse_landmarks.objectives import L1, L2, TeacherL1
 from stillhouse_landmarks.recipes.scores import Quantiles, Softness, TeacherGap
 from stillhouse_landmarks.recipes.soft_faces import Copies, SoftFaces
+from stillhouse_landmarks.recipes.two_teacher_notes import NOTES, PAPER
 from stillhouse_landmarks.recipes.two_teacher_settings import (
     BASELINE,
     Student,
@@ -36,10 +37,6 @@ from stillhouse_landmarks.recipes.two_teacher_settings import (
 )
 from stillhouse_landmarks.shape import FitShape
 
-PAPER = (
-    "Fard, Mahoor 2022, Facial landmark points detection using knowledge distillation-based neural "
-    "networks (CVIU 215, arXiv 2111.07047)"
-)
 SMALLEST = 8  # slice of a batch, where memory does not suffice
 OUTPUT = ("landmarks",)
 TEACHERS: Mapping[str, str] = {"tough": "landmarks", "tolerant": "soft_landmarks"}
@@ -53,26 +50,6 @@ ROWS: Mapping[Student, str] = {
     "released": "student both (released)",
 }
 NOTHING: Mapping[str, Any] = {}  # Any: the default of several kinds of mapping
-NOTES = (
-    "`paper` is the loss as the paper's figures show it: beta 0.4, a ramp in the low-influence "
-    "region, weights 0.9 and -0.45, |d| up to 1/2 as the main loss, times 2.5. The 2.5 and the "
-    "gradient through the ramp are a reconstruction. `released` is the loss of the authors' code: "
-    "beta 0.15, no loss below it, 1.9, -0.45, 1.8, -0.40, 3 |d| up to the tolerant teacher's own "
-    "error as the main loss, times 2.",
-    "The students of one teacher have the paper's loss without the other teacher.",
-    "In fractions of the crop nearly every error is below the knee of the paper's main loss: it is "
-    "L1 there. So the baseline is a student that learns by plain L1, and the paper's own, by L2, "
-    "is a row beside it.",
-    "Coordinates are fractions of the crop minus 1/2: the paper's, which are 1/2 minus the "
-    "fraction, with the other sign.",
-    "Soft landmarks: principal components of the augmented training shapes without alignment, "
-    "clipped at three standard deviations. That they explain 95 % is inferred from file names.",
-    "The authors' weight decay of 1e-4 is taken as decoupled (AdamW): within the loss it would "
-    "weigh more, the smaller a loss is, and the losses would not be comparable.",
-    "An NME is divided by the distance of the outer eye corners (`normalizer`). On WFLW the "
-    "authors' evaluation divides by that of the pupils: their numbers there are not comparable "
-    "with other papers' (`--set normalizer=pupils` gives theirs).",
-)
 
 
 def two_teacher(settings: TwoTeacherSettings) -> Recipe:
@@ -91,16 +68,7 @@ def two_teacher(settings: TwoTeacherSettings) -> Recipe:
     teachers = {name: _teacher(settings, name) for name in TEACHERS}
     refs = {name: f"{name}.{stage.outputs[0]}" for name, stage in teachers.items()}
     students = [_student(settings, s, refs, i) for s in settings.students for i in _seeds(settings)]
-    scores = [_teacher_scores(settings, name, ref) for name, ref in refs.items()]
-    scores += [
-        _student_scores(settings, s.name, f"{s.name}.student", refs, s.seed) for s in students
-    ]
     small = _quantized(settings) if settings.int8 else []
-    scores += [
-        _student_scores(settings, s.name, f"{s.name}.model", refs, s.seed)
-        for s in small
-        if s.name.startswith("int8")
-    ]
     return Recipe(
         name="landmarks/two_teacher",
         reference=PAPER,
@@ -109,7 +77,7 @@ def two_teacher(settings: TwoTeacherSettings) -> Recipe:
             *teachers.values(),
             *students,
             *small,
-            *scores,
+            *_scores(settings, refs, students, small),
             *_studies(settings, refs),
             _export(settings),
         ),
@@ -284,6 +252,18 @@ def _phase(settings: TwoTeacherSettings, role: str, lr: float) -> Phase:
 
 def _scored(settings: TwoTeacherSettings) -> str:
     return f"data.{settings.scored_on}"
+
+
+def _scores(
+    settings: TwoTeacherSettings,
+    teachers: Mapping[str, str],
+    students: Sequence[Train],
+    small: Sequence[Convert],
+) -> list[Evaluate]:
+    scores = [_teacher_scores(settings, name, ref) for name, ref in teachers.items()]
+    made = [(s.name, f"{s.name}.student", s.seed) for s in students]
+    made += [(s.name, f"{s.name}.model", s.seed) for s in small if s.name.startswith("int8")]
+    return scores + [_student_scores(settings, n, ref, teachers, seed) for n, ref, seed in made]
 
 
 def _teacher_scores(settings: TwoTeacherSettings, name: str, ref: str) -> Evaluate:
