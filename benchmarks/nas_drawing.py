@@ -59,7 +59,7 @@ def scatter(lines: Sequence[Record], columns: Mapping[str, Sequence[float]], pat
     millions = [value / 1e6 for value in columns["macs"]]
     for axes, name in zip(drawn.subplots(2, 3, sharey=True).flat, SHOWN, strict=True):
         values = _readable(name, columns[name])
-        dots = axes.scatter(values, error, c=millions, s=9, cmap="viridis_r", linewidths=0)
+        dots = axes.scatter(values, error, c=millions, s=9, cmap="viridis_r", lw=0, rasterized=True)
         axes.set_xlabel(_label(name), color=plots.THEME.muted)
         axes.tick_params(colors=plots.THEME.muted, labelsize=8)
         axes.grid(color=plots.THEME.grid)
