@@ -18,6 +18,7 @@ CHECKED = (
     "metrics",
     "objectives",
     "profile",
+    "quantize",
     "refreshing",
     "search",
     "stages",
@@ -30,7 +31,10 @@ checker.check = beartype(
     conf=BeartypeConf(is_pep484_tower=True)
 )  # an int is a float, as in PEP 484
 sys.modules[checker.__name__] = checker
-install_import_hook([f"stillhouse.{name}" for name in CHECKED], "stillhouse_checker.check")
+PLUGINS = ("stillhouse_landmarks.metrics", "stillhouse_landmarks.objectives")
+install_import_hook(
+    [*(f"stillhouse.{name}" for name in CHECKED), *PLUGINS], "stillhouse_checker.check"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -39,12 +39,15 @@ def test_every_documented_command_exists() -> None:
 
 
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on PATH")
-def test_a_plugin_installs_alone() -> None:
-    command = ["uv", "export", "--frozen", "--offline", "--no-default-groups", "--extra", "vision"]
+@pytest.mark.parametrize("plugin", ["vision", "landmarks"])
+def test_a_plugin_installs_alone(plugin: str) -> None:
+    command = ["uv", "export", "--frozen", "--offline", "--no-default-groups", "--extra", plugin]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     names = {line.partition("==")[0] for line in done.stdout.splitlines() if "==" in line}
     assert {"torch", "timm", "mmengine"} <= names
-    assert not {"prefect", "dvc", "pytest"} & names
+    assert not {"prefect", "dvc", "pytest", "h5py"} & names
+    own = {line for line in done.stdout.splitlines() if line.startswith("-e ./plugins/")}
+    assert own == {f"-e ./plugins/{plugin}"}
 
 
 def test_no_document_types_a_path_of_one_machine() -> None:

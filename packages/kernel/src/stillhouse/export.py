@@ -17,9 +17,10 @@ from torch import Generator, Tensor, nn
 from stillhouse.artifact import Built, save_model
 from stillhouse.data.data import Data
 from stillhouse.errors import BadRecipe, BadSetting, ContractError
-from stillhouse.profile import first_batch
+from stillhouse.profile import first_batch, parameters
+from stillhouse.quantize.onnx_network import ONNX, OnnxNetwork
 
-ONNX = "model.onnx"
+INT8 = "model-int8.onnx"
 MIN_OPSET = 17
 
 
@@ -41,7 +42,9 @@ class Export:
     Ports: the `role` to export, and "data", whose first `samples` rows check the ONNX file: the
     largest absolute difference to torch over every output must stay within `tolerance`. The batch
     axis is dynamic; inputs keep the dtype and shape they have in the data. Raises ContractError
-    when ONNX and torch disagree.
+    when ONNX and torch disagree. Two more ports may be there: "onnx", the role as `ToOnnx` made it,
+    whose file is then taken (and checked again); and "int8", what `QuantizeStatic` made of that,
+    which is added as model-int8.onnx.
     """
 
     role: str = "student"
@@ -63,8 +66,12 @@ class Export:
             )
         built: Built = inputs[self.role]
         save_model(out, built)
-        batch = _sample(inputs["data"], self.samples, self.inputs)
-        write_onnx(built.module, batch, self.outputs, out / ONNX, opset=self.opset)
+        batch = sample(inputs["data"], self.samples, self.inputs)
+        if "onnx" not in inputs:
+            write_onnx(built.module, batch, self.outputs, out / ONNX, opset=self.opset)
+        for port, name in (("onnx", ONNX), ("int8", INT8)):
+            if port in inputs:
+                (out / name).write_bytes(_bytes(inputs[port], port))
         difference = onnx_difference(out / ONNX, built.module, batch, self.outputs)
         if not difference <= self.tolerance:
             raise ContractError(
@@ -86,7 +93,14 @@ class Export:
             (out / "README.md").write_text(_card(self.card, built, record))
 
 
-def _sample(data: Data, count: int, names: tuple[str, ...]) -> dict[str, Tensor]:
+def _bytes(built: Built, port: str) -> bytes:
+    if not isinstance(built.module, OnnxNetwork):
+        raise BadRecipe(f"export: port '{port}' is no ONNX file; make it with ToOnnx")
+    return built.module.file.cpu().numpy().tobytes()
+
+
+def sample(data: Data, count: int, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The columns `names` of the first `count` rows, on the CPU."""
     batch = first_batch(data, min(count, len(data)), torch.device("cpu"))
     for name in names:
         if name not in batch:
@@ -163,7 +177,7 @@ def _card(card: Card, built: Built, record: Mapping[str, Any]) -> str:
         library_name="stillhouse",
         tags=[*card.tags, "distillation"],
     )
-    count = sum(p.numel() for p in built.module.parameters())
+    count = parameters(built.module)
     spec = json.dumps(dict(built.spec.kwargs), sort_keys=True)
     return f"""---
 {data.to_yaml()}

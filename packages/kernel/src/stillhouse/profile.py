@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -24,6 +25,16 @@ def first_batch(data: Data, size: int, device: torch.device) -> Tensors:
     return {name: value[rows].to(device) for name, value in batch.items()}
 
 
+@runtime_checkable
+class Counted(Protocol):
+    """A network that torch cannot look into: it says itself how many parameters it has, and how
+    many multiply-accumulates a sample takes.
+    """
+
+    parameter_count: int
+    macs: int
+
+
 def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
@@ -32,9 +43,18 @@ def macs(module: nn.Module, batch: Tensors) -> int:
     """Multiply-accumulates of one forward on `batch`: half of torch's flop count (convolutions,
     matrix products).
     """
+    if isinstance(module, Counted):
+        return module.macs * len(next(iter(batch.values())))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(batch)
     return counter.get_total_flops() // 2
+
+
+def parameters(module: nn.Module) -> int:
+    """How many numbers were trained."""
+    if isinstance(module, Counted):
+        return module.parameter_count
+    return sum(p.numel() for p in module.parameters())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +69,7 @@ class Profile:
         module = models[self.role]
         stored = sum(t.nbytes for t in module.state_dict().values())
         return {
-            "parameters": sum(p.numel() for p in module.parameters()),
+            "parameters": parameters(module),
             "macs": macs(module, first_batch(data, 1, _device(module))),
             "size_mib": stored / 2**20,
         }
@@ -81,6 +101,38 @@ class Latency:
         batch = first_batch(data, size, _device(module))
         times = [_timed(module, batch) for _ in range(WARMUP + self.runs)]
         return 1000 * statistics.median(times[WARMUP:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latencies:
+    """ "line/latency_b<size>_ms" of several roles, as `Latency`, but in turns: whatever else slows
+    the machine meanwhile slows all of them. `lines` maps a line of the table to its role.
+    """
+
+    lines: Mapping[str, str]
+    batches: tuple[int, ...] = (1, 32)
+    runs: int = 30
+
+    def __post_init__(self) -> None:
+        Latency(batches=self.batches, runs=self.runs)
+
+    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+        return {
+            f"{line}/latency_b{size}_ms": median
+            for size in self.batches
+            for line, median in self._medians(models, data, size).items()
+        }
+
+    def _medians(self, models: Models, data: Data, size: int) -> dict[str, float]:
+        times: dict[str, list[float]] = {line: [] for line in self.lines}
+        batches = {
+            line: first_batch(data, size, _device(models[role]))
+            for line, role in self.lines.items()
+        }
+        for _ in range(WARMUP + self.runs):
+            for line, role in self.lines.items():
+                times[line].append(_timed(models[role], batches[line]))
+        return {line: 1000 * statistics.median(t[WARMUP:]) for line, t in times.items()}
 
 
 def _timed(module: nn.Module, batch: Tensors) -> float:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from stillhouse.cli.target import Target
 
 FILES = {"onnx": ("model.onnx",), "safetensors": (SPEC, WEIGHTS)}
+# what goes along where a recipe has made it
+EXTRAS = {"onnx": ("model-int8.onnx",), "safetensors": ()}
 CARD = "README.md"
 
 
@@ -52,7 +54,8 @@ def export_student(target: "Target", to: str, out: Path) -> list[Path]:
             )
     if out.exists() and any(out.iterdir()):
         raise BadSetting(f"{out} is not empty; give a new folder with --out")
-    names = [*FILES[to], *([CARD] if (folder / CARD).is_file() else [])]
+    also = [name for name in (*EXTRAS[to], CARD) if (folder / name).is_file()]
+    names = [*FILES[to], *also]
     with storage(out):
         out.mkdir(parents=True, exist_ok=True)
         return [Path(shutil.copy2(folder / name, out / name)) for name in names]

@@ -41,7 +41,9 @@ def _finished(student: str) -> Built:
 
 def _domain_of(built: Built, folder: Path) -> str:
     """The domain whose package builds the model."""
-    package = built.spec.build.__module__.partition(".")[0]
+    # of a converted model: what it was converted from
+    source = built.spec.kwargs.get("source", {}).get("build", built.spec.build.__module__)
+    package = source.partition(":")[0].partition(".")[0]
     for name, domain in domains().items():
         if isinstance(domain, Domain) and _package(domain) == package:
             return name

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stillhouse.metrics.classification import Classification
-    from stillhouse.profile import Latency, Memory, Profile
+    from stillhouse.metrics.lines import Lines
+    from stillhouse.profile import Latencies, Latency, Memory, Profile
 
-__all__ = ["Classification", "Latency", "Memory", "Profile"]
+__all__ = ["Classification", "Latencies", "Latency", "Lines", "Memory", "Profile"]
 
 
 def __getattr__(name: str) -> object:  # torchmetrics takes seconds; reports need only the names
@@ -14,6 +15,10 @@ def __getattr__(name: str) -> object:  # torchmetrics takes seconds; reports nee
         from stillhouse.metrics.classification import Classification
 
         return Classification
+    if name == "Lines":
+        from stillhouse.metrics.lines import Lines
+
+        return Lines
     if name in __all__:
         from stillhouse import profile
 

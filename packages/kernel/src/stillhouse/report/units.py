@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 MINUS = "\N{MINUS SIGN}"
-FRACTIONS = ("accuracy", "agreement", "precision", "recall", "_rate")  # 0..1, shown as percent
+# 0..1, shown as percent
+FRACTIONS = ("accuracy", "agreement", "precision", "recall", "_rate", "_rate_error", "nme_error")
 LABELS = {
     "in_vocabulary_rate": "In vocabulary",
     "macs": "MACs",
@@ -14,6 +15,13 @@ LABELS = {
     "nll_loss": "NLL",
     "alma_accuracy": "ALMA",
     "top5_accuracy": "Top-5 accuracy",
+    "nme_error": "NME",
+    "median_nme_error": "Median NME",
+    "p90_nme_error": "90th percentile NME",
+    "soft_nme_error": "NME of soft to hard",
+    "teacher_nme_error": "NME to the teacher",
+    "failure_rate_error": "Failure rate",
+    "auc": "AUC",
 }
 SUFFIXES = {"_ms": "ms", "_mib": "MiB", "_seconds": "s"}
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))

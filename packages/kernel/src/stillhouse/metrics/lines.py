@@ -1,0 +1,29 @@
+"""Several roles side by side, for a study's table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from stillhouse.data.data import Data
+from stillhouse.objectives.objective import Models
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Scores of roles on data; a frozen dataclass."""
+
+    def __call__(self, models: Models, data: Data) -> Mapping[str, float]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines:
+    """The scores of a metric a line as "line/score", which a study shows as a table."""
+
+    lines: Mapping[str, Scorer]
+
+    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+        return {
+            f"{line}/{name}": value
+            for line, scorer in self.lines.items()
+            for name, value in scorer(models, data).items()
+        }

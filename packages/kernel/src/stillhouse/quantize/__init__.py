@@ -1,0 +1,1 @@
+"""Smaller numbers: networks as ONNX files, in int8 after training."""

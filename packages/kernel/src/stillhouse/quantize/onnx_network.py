@@ -1,0 +1,103 @@
+"""A network as an ONNX file that ONNX Runtime runs: a role like any other.
+
+The bytes of the file are the model's weights, so that metrics, timings and figures call it as they
+call a module.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from stillhouse.artifact import Built, Model, save_model
+from stillhouse.objectives.objective import Tensors
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+ONNX = "model.onnx"
+
+
+class OnnxNetwork(nn.Module):
+    """Named tensors to named tensors through an ONNX file, on the CPU, with torch's number of
+    threads.
+
+    The file is the buffer `file` (uint8 [size]). No gradient passes. `parameter_count` and `macs`
+    are those of the network it was made from.
+    """
+
+    file: Tensor
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        parameter_count: int,
+        macs: int,
+    ) -> None:
+        super().__init__()
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self.parameter_count, self.macs = parameter_count, macs
+        self.register_buffer("file", torch.zeros(size, dtype=torch.uint8))
+        # callers ask a role's parameters for its device; this one takes no room
+        self.place = nn.Parameter(torch.zeros(0))
+        self._session: InferenceSession | None = None
+        self.register_load_state_dict_post_hook(_forget)
+
+    def forward(self, batch: Tensors) -> dict[str, Tensor]:
+        if self._session is None:
+            self._session = _session(self.file)
+        given = {name: batch[name].detach().cpu().numpy() for name in self.inputs}
+        found = self._session.run(list(self.outputs), given)
+        device = self.place.device
+        return {
+            name: torch.from_numpy(value).to(device)
+            for name, value in zip(self.outputs, found, strict=True)
+        }
+
+
+def _forget(module: nn.Module, _: Any) -> None:  # Any: the keys torch could not match
+    """Other bytes, another session."""
+    assert isinstance(module, OnnxNetwork)
+    module._session = None  # pyright: ignore[reportPrivateUsage]
+
+
+def _session(file: Tensor) -> "InferenceSession":
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    content = file.cpu().numpy().tobytes()
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def onnx_network(
+    *,
+    size: int,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    parameter_count: int,
+    macs: int,
+    source: Mapping[str, Any],  # noqa: ARG001  Any: JSON; {"build", "kwargs"} of what it was made from
+) -> nn.Module:
+    """An `OnnxNetwork` of a file of `size` bytes; `source` is kept in the spec for whoever asks."""
+    return OnnxNetwork(
+        size=size, inputs=inputs, outputs=outputs, parameter_count=parameter_count, macs=macs
+    )
+
+
+def save_onnx(out: Path, content: bytes, kwargs: Mapping[str, Any]) -> None:  # Any: JSON values
+    """Write the new folder `out` with an `OnnxNetwork` of these bytes, and them as model.onnx;
+    `kwargs` are those of `onnx_network` but `size`.
+    """
+    spec = Model(build=onnx_network, kwargs={**kwargs, "size": len(content)})
+    module = spec.new()
+    assert isinstance(module, OnnxNetwork)
+    module.file.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    save_model(out, Built(spec=spec, module=module))
+    (out / ONNX).write_bytes(content)

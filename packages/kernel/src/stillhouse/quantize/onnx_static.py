@@ -1,0 +1,174 @@
+"""A trained role as an ONNX file, and that file quantized to int8.
+
+Static: the ranges of the activations are measured once, on samples, and stored.
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Generator, Tensor
+
+from stillhouse.artifact import Built
+from stillhouse.data.data import Data
+from stillhouse.digest import canonical
+from stillhouse.errors import BadRecipe, BadSetting, ContractError
+from stillhouse.export import MIN_OPSET, onnx_difference, sample, write_onnx
+from stillhouse.profile import macs, parameters
+from stillhouse.quantize.onnx_network import ONNX, OnnxNetwork, save_onnx
+
+Method = Literal["minmax", "entropy", "percentile"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToOnnx:
+    """A `convert`: the `role` as an ONNX file in 32-bit floats, run by ONNX Runtime from here on.
+
+    Ports: the role, and "data", whose first `samples` rows check the file: raises ContractError
+    when an output differs from torch by more than `tolerance`. The folder also holds model.onnx.
+    """
+
+    role: str = "student"
+    inputs: tuple[str, ...] = ("images",)
+    outputs: tuple[str, ...] = ("logits",)
+    opset: int = 18
+    samples: int = 32
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.opset < MIN_OPSET:
+            raise BadSetting(f"onnx: opset must be >= {MIN_OPSET} (got {self.opset})")
+
+    def __call__(self, inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:  # noqa: ARG002
+        built, data = _ports(inputs, self.role)
+        batch = sample(data, self.samples, self.inputs)
+        with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
+            file = Path(folder) / ONNX
+            write_onnx(built.module, batch, self.outputs, file, opset=self.opset)
+            difference = onnx_difference(file, built.module, batch, self.outputs)
+            if not difference <= self.tolerance:
+                raise ContractError(
+                    f"{ONNX} differs from torch by {difference:.2e} on real inputs "
+                    f"(allowed: {self.tolerance:.0e})"
+                )
+            content = file.read_bytes()
+        one = {name: value[:1] for name, value in batch.items()}
+        name = canonical(built.spec.build, at="model.build")["name"]
+        kwargs = {
+            "inputs": list(self.inputs),
+            "outputs": list(self.outputs),
+            "parameter_count": parameters(built.module),
+            "macs": macs(built.module, one),
+            "source": {"build": name, "kwargs": dict(built.spec.kwargs)},
+        }
+        save_onnx(out, content, kwargs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeStatic:
+    """A `convert`: an `OnnxNetwork` with int8 weights (a scale a channel) and uint8 activations, by
+    ONNX Runtime's static quantization in QDQ form.
+
+    Ports: the `role`, which `ToOnnx` made, and "data", `samples` rows of which (drawn by the
+    stage's seed) measure the ranges of the activations: training data, never what is scored later.
+    Only nodes of the types `ops` are quantized; those of `float_outputs` take quantized numbers in
+    but give floats out, as a regressor's last layer should.
+    """
+
+    role: str = "student"
+    samples: int = 256
+    batch: int = 32
+    method: Method = "minmax"
+    ops: tuple[str, ...] = ("Conv", "Gemm", "MatMul", "Add", "Clip", "Relu", "GlobalAveragePool")
+    float_outputs: tuple[str, ...] = ("Gemm", "MatMul")
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.batch < 1:
+            raise BadSetting(
+                f"quantize: samples and batch must be >= 1 (got {self.samples}, {self.batch})"
+            )
+
+    def __call__(self, inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:
+        built, data = _ports(inputs, self.role)
+        if not isinstance(built.module, OnnxNetwork):
+            raise BadRecipe(
+                f"quantize: '{self.role}' is a {type(built.module).__name__}; "
+                "make it an ONNX file with ToOnnx first"
+            )
+        rows = _Rows(data, built.module.inputs, self.samples, self.batch, rng)
+        content = _quantized(built.module.file, rows, self)
+        kwargs = {k: v for k, v in built.spec.kwargs.items() if k != "size"}
+        save_onnx(out, content, kwargs)
+
+
+def _ports(inputs: Mapping[str, Any], role: str) -> tuple[Built, Data]:
+    if role not in inputs or "data" not in inputs:
+        raise BadRecipe(f"onnx: needs the ports '{role}' and 'data' (got {sorted(inputs)})")
+    return inputs[role], inputs["data"]
+
+
+class _Rows:
+    """Batches of arrays in the order a generator draws: what ONNX Runtime calibrates on."""
+
+    def __init__(
+        self, data: Data, names: Sequence[str], samples: int, batch: int, rng: Generator
+    ) -> None:
+        self.left = min(samples, len(data))
+        self.names = tuple(names)
+        self.batches: Iterator[Mapping[str, Tensor]] = data.batches(batch, rng=rng)
+
+    def get_next(self) -> dict[str, Any] | None:  # Any: numpy arrays
+        """The next batch, or None after the last."""
+        if self.left <= 0:
+            return None
+        batch = next(self.batches)
+        count = min(self.left, len(batch["id"]))
+        self.left -= count
+        return {name: batch[name][:count].numpy() for name in self.names}
+
+
+def _quantized(file: Tensor, rows: _Rows, how: QuantizeStatic) -> bytes:
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self) -> Any:  # Any: as the base class has it
+            return rows.get_next()
+
+    methods = {
+        "minmax": quantization.CalibrationMethod.MinMax,
+        "entropy": quantization.CalibrationMethod.Entropy,
+        "percentile": quantization.CalibrationMethod.Percentile,
+    }
+    with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder, _quiet():
+        before, ready, after = (Path(folder) / f"{name}.onnx" for name in ("a", "b", "c"))
+        before.write_bytes(file.cpu().numpy().tobytes())
+        # folds BatchNorm into the convolutions, without which the ranges would be of other numbers
+        quant_pre_process(str(before), str(ready), skip_symbolic_shape=True)
+        quantization.quantize_static(
+            str(ready),
+            str(after),
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=list(how.ops),
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=methods[how.method],
+            extra_options={"OpTypesToExcludeOutputQuantization": list(how.float_outputs)},
+        )
+        return after.read_bytes()
+
+
+class _quiet:  # noqa: N801  read as a word in a with statement
+    """ONNX Runtime's advice to do what is being done already stays off the screen."""
+
+    def __enter__(self) -> None:
+        self.before = logging.root.level
+        logging.root.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        logging.root.setLevel(self.before)

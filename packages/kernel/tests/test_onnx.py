@@ -1,0 +1,173 @@
+"""Networks as ONNX files: the same numbers as torch, int8 ones near them, and what a role must do."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Generator, nn
+
+from stillhouse.artifact import Built, Model, load_model
+from stillhouse.data.data import TensorData
+from stillhouse.digest import path_digest
+from stillhouse.errors import BadRecipe, BadSetting, ContractError
+from stillhouse.export import INT8, Export
+from stillhouse.metrics import Latencies, Lines, Profile
+from stillhouse.profile import macs, parameters
+from stillhouse.quantize.onnx_network import ONNX, OnnxNetwork
+from stillhouse.quantize.onnx_static import QuantizeStatic, ToOnnx
+
+from .toys import SITE, Net, toy_data
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _site() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SITE))
+        yield
+
+
+@pytest.fixture(scope="module")
+def float_() -> Built:
+    """A small network that has seen data, so that its BatchNorm is not the identity."""
+    torch.manual_seed(0)
+    spec = Model(build=Net, kwargs={"width": 4})
+    module = spec.new().train()
+    for batch in toy_data().batches(25, rng=None):
+        module(dict(batch))
+    return Built(spec=spec, module=module.eval())
+
+
+def to_onnx(built: Built, folder: Path, **kwargs: Any) -> Built:
+    ToOnnx(**kwargs)({"student": built, "data": toy_data()}, folder, rng=Generator())
+    return load_model(folder)
+
+
+def to_int8(built: Built, folder: Path, data: TensorData | None = None, **kwargs: Any) -> Built:
+    inputs = {"student": built, "data": data or toy_data()}
+    QuantizeStatic(**kwargs)(inputs, folder, rng=Generator().manual_seed(1))
+    return load_model(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(float_: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx") / "file"
+    to_onnx(float_, folder)
+    return folder
+
+
+@pytest.fixture
+def file(folder: Path) -> Built:
+    return load_model(folder)
+
+
+def logits(module: nn.Module, data: TensorData) -> torch.Tensor:
+    with torch.no_grad():
+        return module(dict(next(iter(data.batches(len(data), rng=None)))))["logits"]
+
+
+def test_the_file_gives_what_torch_gives_at_any_batch_size(float_: Built, file: Built) -> None:
+    for rows in (1, 3, 50):
+        data = toy_data(rows, seed=5)
+        torch.testing.assert_close(logits(file.module, data), logits(float_.module, data))
+
+
+def test_the_folder_holds_the_file_and_the_spec_says_where_it_is_from(
+    file: Built, folder: Path
+) -> None:
+    assert isinstance(file.module, OnnxNetwork)
+    content = (folder / ONNX).read_bytes()
+    assert bytes(file.module.file.tolist()) == content
+    assert file.spec.kwargs["source"] == {"build": "stillhouse_toy:Net", "kwargs": {"width": 4}}
+
+
+def test_it_costs_what_the_network_costs_but_its_size_is_the_files(
+    float_: Built, file: Built, folder: Path
+) -> None:
+    # by hand: 8 x 8 places, 3 x 3 x 3 inputs, 4 channels; then 4 x 5
+    assert macs(file.module, dict(next(iter(toy_data(2).batches(2, rng=None))))) == 2 * (
+        64 * 27 * 4 + 20
+    )
+    assert parameters(file.module) == parameters(float_.module) == (108 + 4) + 8 + 25
+    scores = Profile()({"student": file.module}, toy_data())
+    assert scores["size_mib"] == (folder / ONNX).stat().st_size / 2**20
+    assert scores["macs"] == 64 * 27 * 4 + 20
+
+
+def test_int8_is_near_the_floats_smaller_in_weights_and_the_same_bytes_again(
+    float_: Built, file: Built, tmp_path: Path
+) -> None:
+    int8 = to_int8(file, tmp_path / "int8", samples=50)
+    data = toy_data(40, seed=9)
+    exact, near = logits(float_.module, data), logits(int8.module, data)
+    assert not torch.equal(exact, near)
+    # an int8 weight is off by at most 1 / 254 of the largest, an activation by 1 / 510 of its range
+    assert (exact - near).abs().max() < 0.03 * (exact.max() - exact.min())
+    types = [w.data_type for w in onnx.load(str(tmp_path / "int8" / ONNX)).graph.initializer]
+    assert types.count(onnx.TensorProto.INT8) >= 2  # the convolution's weights and the layer's
+    to_int8(file, tmp_path / "again", samples=50)
+    assert path_digest(tmp_path / "again") == path_digest(tmp_path / "int8")
+
+
+def test_the_ranges_are_those_of_the_calibration_rows(file: Built, tmp_path: Path) -> None:
+    data = toy_data(20)
+    wide = TensorData({**data.columns, "images": 8 * data.columns["images"]})
+    narrow, wider = (
+        to_int8(file, tmp_path / n, data=d, samples=20) for n, d in (("n", data), ("w", wide))
+    )
+    error = [
+        float((logits(m.module, data) - logits(file.module, data)).abs().mean())
+        for m in (narrow, wider)
+    ]
+    assert error[0] < error[1]
+
+
+def test_other_weights_are_run_once_they_are_loaded(file: Built) -> None:
+    data = toy_data(4)
+    before = logits(file.module, data)
+    other = file.spec.new()
+    other.load_state_dict(file.module.state_dict())
+    torch.testing.assert_close(logits(other, data), before)
+    broken = {**file.module.state_dict(), "file": torch.zeros_like(file.module.file)}
+    file.module.load_state_dict(broken)
+    with pytest.raises(Exception, match="(?i)protobuf|model"):
+        logits(file.module, data)
+
+
+def test_the_export_takes_the_files_that_are_there(
+    float_: Built, file: Built, folder: Path, tmp_path: Path
+) -> None:
+    int8 = to_int8(file, tmp_path / "int8", samples=20)
+    ports = {"student": float_, "data": toy_data(), "onnx": file, "int8": int8}
+    Export()(ports, tmp_path / "out", rng=Generator())
+    for name, made in ((ONNX, folder), (INT8, tmp_path / "int8")):
+        assert (tmp_path / "out" / name).read_bytes() == (made / ONNX).read_bytes()
+    with pytest.raises(BadRecipe, match="export: port 'onnx' is no ONNX file"):
+        Export()({**ports, "onnx": float_}, tmp_path / "bad", rng=Generator())
+
+
+def test_lines_and_latencies_of_several_roles(float_: Built, file: Built) -> None:
+    roles = {"torch": float_.module, "file": file.module}
+    sizes = Lines(lines={"a": Profile(role="torch"), "b": Profile(role="file")})
+    scores = sizes(roles, toy_data())
+    assert scores["a/parameters"] == scores["b/parameters"] == 145
+    times = Latencies(lines={"a": "torch", "b": "file"}, batches=(1,), runs=2)(roles, toy_data())
+    assert set(times) == {"a/latency_b1_ms", "b/latency_b1_ms"}
+    assert min(times.values()) > 0
+
+
+def test_what_cannot_be_used_is_named(float_: Built, tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match=r"opset must be >= 17 \(got 9\)"):
+        ToOnnx(opset=9)
+    with pytest.raises(ContractError, match="differs from torch by"):
+        to_onnx(float_, tmp_path / "a", tolerance=-1.0)
+    with pytest.raises(BadRecipe, match="needs the ports 'student' and 'data'"):
+        ToOnnx()({"data": toy_data()}, tmp_path / "b", rng=Generator())
+    with pytest.raises(BadRecipe, match="'student' is a Net; make it an ONNX file"):
+        to_int8(float_, tmp_path / "c")
+    with pytest.raises(BadSetting, match=r"samples and batch must be >= 1 \(got 0, 32\)"):
+        QuantizeStatic(samples=0)
+    with pytest.raises(BadSetting, match="runs and batch sizes"):
+        Latencies(lines={}, runs=0)

@@ -1,0 +1,191 @@
+"""Faces for training: read in any known format, cut out around their points, checked.
+
+Everything is checked before anything is trained: a picture without points or the other way round,
+a wrong or mixed number of points, points far outside their picture, a picture that cannot be
+decoded. The message names the file.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Generator, Tensor
+
+from stillhouse.data.data import Columns
+from stillhouse.errors import BadData, BadSetting
+from stillhouse.objectives.inputs import not_negative
+from stillhouse_landmarks.formats import Face, find_faces
+
+SHARD_BYTES = 256 << 20  # a port is written in parts of this size
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadFaces:
+    """A `make`: the port "source" to ports train, validation and test, with images uint8
+    [N, 3, size, size] and landmarks float32 [N, 2 * points].
+
+    Landmarks are x0, y0, x1, y1, ... in fractions of the crop: 0 is its left or top edge, 1 the
+    other. A crop is the square around the box of a face's own points, `margin` times its longer
+    side, black where it leaves the picture.
+
+    Source: a folder in a format of `formats`, or arrays train_images, train_landmarks, test_images,
+    test_landmarks that are such crops already. `validation` of the training photos are kept for
+    validation, never any for testing; where there is no test part, `held_out` of the photos are
+    kept for it first. Both are drawn by photo, so that two faces of one photo stay together.
+    A point may lie outside its picture by `outside` of the picture's longer side, as faces at its
+    edge have; farther is refused.
+    """
+
+    points: int
+    size: int
+    margin: float = 1.5
+    validation: float = 0.1
+    held_out: float = 0.2
+    outside: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.points < 1 or self.size < 1:
+            raise BadSetting(f"points and size must be >= 1 (got {self.points}, {self.size})")
+        if not self.margin >= 1:
+            raise BadSetting(f"margin must be >= 1 (got {self.margin})")
+        for name in ("validation", "held_out"):
+            if not 0 < getattr(self, name) < 1:
+                raise BadSetting(f"{name} must be > 0 and < 1 (got {getattr(self, name)})")
+        not_negative("outside", self.outside)
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Any],  # Any: arrays by name, or a Path
+        *,
+        rng: Generator,
+    ) -> Mapping[str, Columns | Iterator[Columns]]:
+        source = inputs["source"]
+        if isinstance(source, Mapping):
+            return self._from_arrays(source, rng)
+        if not isinstance(source, Path):
+            raise BadData(
+                f"source: a {type(source).__name__}; expected arrays or a folder of faces"
+            )
+        splits = find_faces(source)
+        self._check_counts([face for split in SPLITS for face in splits.get(split, ())])
+        train, test = splits["train"], splits.get("test", [])
+        if not test:
+            train, test = parted(train, self.held_out, rng, what="test")
+        train, validation = parted(train, self.validation, rng, what="validation")
+        named = {"train": train, "validation": validation, "test": test}
+        return {port: self._columns(faces) for port, faces in named.items()}
+
+    def _check_counts(self, faces: Sequence[Face]) -> None:
+        first = faces[0]
+        for face in faces:
+            if len(face.points) != len(first.points):
+                raise BadData(
+                    f"{face.where}: {len(face.points)} points, but {first.where} has "
+                    f"{len(first.points)}; keep one layout in a folder"
+                )
+        if len(first.points) != self.points:
+            raise BadData(
+                f"{first.where}: {len(first.points)} points, expected {self.points}; "
+                f"set points={len(first.points)}"
+            )
+
+    def _columns(self, faces: Sequence[Face]) -> Iterator[Columns]:
+        part = max(1, SHARD_BYTES // (3 * self.size**2))
+        for start in range(0, len(faces), part):
+            crops = [self.crop(face) for face in faces[start : start + part]]
+            images, landmarks = zip(*crops, strict=True)
+            yield {
+                "images": torch.from_numpy(np.stack(images)),
+                "landmarks": torch.from_numpy(np.stack(landmarks)),
+            }
+
+    def crop(self, face: Face) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """The face as image [3, size, size] and landmarks [2 * points]; BadData names it."""
+        picture = face.photo.open()
+        self._check_inside(face, picture.size)
+        low, high = face.points.min(axis=0), face.points.max(axis=0)
+        side = float((high - low).max()) * self.margin
+        if side <= 0:
+            raise BadData(f"{face.where}: all points are the same; correct it")
+        corner = (low + high) / 2 - side / 2
+        image = cut(picture, float(corner[0]), float(corner[1]), side, self.size)
+        return image, ((face.points - corner) / side).astype(np.float32).ravel()
+
+    def _check_inside(self, face: Face, size: tuple[int, int]) -> None:
+        slack = self.outside * max(size)
+        beyond = np.maximum(-face.points, face.points - np.array(size)).max(axis=1)
+        worst = int(beyond.argmax())
+        if beyond[worst] > slack:
+            x, y = face.points[worst]
+            raise BadData(
+                f"{face.where}: point {worst + 1} at ({x:.1f}, {y:.1f}) is outside its picture of "
+                f"{size[0]} x {size[1]} pixels; correct it, or set outside (now {self.outside})"
+            )
+
+    def _from_arrays(
+        self, arrays: Mapping[str, Any], rng: Generator
+    ) -> Mapping[str, Columns]:  # Any: numpy arrays or tensors
+        train, test = (self._array_split(arrays, split) for split in SPLITS)
+        order = torch.randperm(len(train["images"]), generator=rng)
+        count = kept_out(len(order), self.validation, where="train_images", what="validation")
+        held, rest = order[:count].sort().values, order[count:].sort().values
+        return {
+            "train": {name: column[rest] for name, column in train.items()},
+            "validation": {name: column[held] for name, column in train.items()},
+            "test": test,
+        }
+
+    def _array_split(self, arrays: Mapping[str, Any], split: str) -> dict[str, Tensor]:
+        images = torch.as_tensor(np.asarray(arrays[f"{split}_images"]))
+        landmarks = torch.as_tensor(np.asarray(arrays[f"{split}_landmarks"])).float()
+        shapes = [3, self.size, self.size], [2 * self.points]
+        if images.dtype != torch.uint8 or list(images.shape[1:]) != shapes[0]:
+            found = f"{images.dtype} {list(images.shape[1:])}"
+            raise BadData(f"{split}_images: {found}; expected torch.uint8 {shapes[0]}")
+        if len(landmarks) != len(images) or list(landmarks.shape[1:]) != shapes[1]:
+            expected = [len(images), *shapes[1]]
+            raise BadData(f"{split}_landmarks: {list(landmarks.shape)}; expected {expected}")
+        inside = (landmarks >= -self.outside) & (landmarks <= 1 + self.outside)  # NaN is neither
+        if not bool(inside.all()):
+            row = int((~inside.all(1)).nonzero()[0, 0])
+            raise BadData(f"{split}_landmarks: row {row}: not all are fractions of the crop")
+        return {"images": images, "landmarks": landmarks}
+
+
+def cut(picture: Image.Image, left: float, top: float, side: float, size: int) -> NDArray[np.uint8]:
+    """The square of `side` pixels at (left, top), from the edges, as [3, size, size]; antialiased,
+    black outside the picture.
+    """
+    x, y = math.floor(left), math.floor(top)
+    whole = math.ceil(max(left - x, top - y) + side)
+    part = picture.crop((x, y, x + whole, y + whole))
+    box = (left - x, top - y, left - x + side, top - y + side)
+    scaled = part.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return np.ascontiguousarray(np.asarray(scaled, dtype=np.uint8).transpose(2, 0, 1))
+
+
+def kept_out(count: int, fraction: float, *, where: str, what: str) -> int:
+    """How many of `count` are kept for another part: at least one, never all."""
+    if count < 2:
+        raise BadData(f"{where}: {count} photo(s) for training; keeping some for {what} needs two")
+    return min(count - 1, max(1, round(fraction * count)))
+
+
+def parted(
+    faces: Sequence[Face], fraction: float, rng: Generator, *, what: str
+) -> tuple[list[Face], list[Face]]:
+    """The rest, and the faces of `fraction` of the photos drawn by `rng`, each in their order."""
+    photos = list(dict.fromkeys(face.photo for face in faces))
+    count = kept_out(len(photos), fraction, where=faces[0].where, what=what)
+    drawn = {photos[i] for i in torch.randperm(len(photos), generator=rng)[:count].tolist()}
+    return (
+        [face for face in faces if face.photo not in drawn],
+        [face for face in faces if face.photo in drawn],
+    )

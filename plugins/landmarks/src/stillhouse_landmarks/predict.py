@@ -1,0 +1,100 @@
+"""The points a trained regressor finds on face crops: drawn on a copy of each, and as .pts."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from stillhouse.artifact import Built
+from stillhouse.errors import BadData, MissingData
+from stillhouse.files import storage, write_text
+from stillhouse_landmarks.data import cut
+from stillhouse_landmarks.formats import PICTURES, PhotoFile
+from stillhouse_landmarks.metrics import as_points
+from stillhouse_landmarks.models import images_of
+
+FOLDER = Path("predictions")
+COLOUR = (61, 220, 132)
+SMALLEST = 256  # pixels of a drawn picture's side: points stay apart
+
+
+def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]:
+    """A row a picture: its file, the box around the points in its pixels, and the files written
+    into ./predictions: the picture's square with the points drawn, and the points of the whole
+    picture as 300-W's .pts (the middle of the first pixel is 1, 1).
+
+    A picture is a crop of one face, of any size: its central square is what the model sees. A
+    folder stands for all pictures below it. Raises MissingData or BadData naming the file.
+    """
+    images = images_of(model.spec)
+    if images is None:
+        name = model.spec.build.__qualname__
+        raise BadData(f"{name}: a model that does not say which pictures it takes")
+    names: set[str] = set()
+    return [_row(model, images.size, file, _free(file.stem, names)) for file in _files(inputs)]
+
+
+def _files(inputs: Sequence[Path]) -> Iterator[Path]:
+    for path in inputs:
+        if path.is_file():
+            yield path
+        elif path.is_dir():
+            found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in PICTURES]
+            if not found:
+                raise MissingData(f"{path}: no pictures in this folder; give one with pictures")
+            yield from found
+        else:
+            raise MissingData(f"{path}: there is no such file; give a picture or a folder")
+
+
+def _free(stem: str, names: set[str]) -> str:
+    """The name, numbered where an earlier picture has it."""
+    name, number = stem, 1
+    while name in names:
+        number += 1
+        name = f"{stem}-{number}"
+    names.add(name)
+    return name
+
+
+def _row(model: Built, size: int, file: Path, name: str) -> Mapping[str, Any]:
+    picture = PhotoFile(path=file).open()
+    side = min(picture.size)
+    left, top = ((length - side) / 2 for length in picture.size)
+    seen = torch.from_numpy(cut(picture, left, top, side, size))
+    with torch.no_grad():
+        points = as_points(model.module({"images": seen[None]})["landmarks"])[0]
+    drawn, listed = FOLDER / f"{name}.png", FOLDER / f"{name}.pts"
+    square = picture.crop((int(left), int(top), int(left) + side, int(top) + side))
+    with storage(drawn):
+        FOLDER.mkdir(exist_ok=True)
+        _drawn(square, points).save(drawn)
+    whole = side * points + torch.tensor([left, top])
+    write_text(listed, _pts(whole))
+    x0, y0, x1, y1 = [*whole.amin(0).tolist(), *whole.amax(0).tolist()]
+    return {
+        "file": str(file),
+        "points": len(points),
+        "box": f"{x0:.0f},{y0:.0f} {x1:.0f},{y1:.0f}",
+        "drawn": str(drawn),
+        "listed": str(listed),
+    }
+
+
+def _drawn(square: Image.Image, points: Tensor) -> Image.Image:
+    """The square, enlarged where it is small, with a dot a point."""
+    side = max(SMALLEST, square.width)
+    picture = square.resize((side, side), Image.Resampling.BICUBIC)
+    draw, radius = ImageDraw.Draw(picture), side / 120
+    for x, y in (side * points).tolist():
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=COLOUR)
+    return picture
+
+
+def _pts(points: Tensor) -> str:
+    """Points in pixels from the edges, in 300-W's text form, which counts pixels from 1."""
+    lines = [f"{x + 0.5:.3f} {y + 0.5:.3f}" for x, y in points.tolist()]
+    return "\n".join(["version: 1", f"n_points: {len(lines)}", "{", *lines, "}", ""])

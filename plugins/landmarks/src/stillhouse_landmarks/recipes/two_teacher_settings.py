@@ -1,0 +1,172 @@
+"""What can be set in landmarks/two_teacher, and its presets for the three scales."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from stillhouse.errors import UnknownName
+from stillhouse.recipe import Scale
+from stillhouse.settings import Settings
+from stillhouse.training import Precision
+from stillhouse_landmarks.objectives import NOBODY, PAPER, RELEASED, TwoTeacher
+
+Student = Literal["l2", "l1", "l1-teacher", "tough", "tolerant", "paper", "released"]
+STUDENTS: tuple[Student, ...] = get_args(Student)
+BASELINE: Student = "l1"
+# what `numbers` may change, by the variant whose number it is
+NUMBERS = tuple(
+    f"{variant}.{number}"
+    for variant in ("paper", "released")
+    for number in (
+        "main_weight",
+        "beta",
+        *(
+            f"{teacher}.{part}"
+            for teacher in ("tough", "tolerant")
+            for part in ("positive", "negative", "weight")
+        ),
+    )
+)
+
+
+class TwoTeacherSettings(Settings):
+    """What `landmarks/two_teacher` can be told; steps are optimizer steps.
+
+    `teacher` is a tough teacher of your own, `tolerant` a tolerant one.
+    """
+
+    students: tuple[Student, ...] = Field(
+        STUDENTS, description="losses, one student each; l1 is the baseline"
+    )
+    tolerant: str = Field("", description="as teacher, for the tolerant one")
+    student: str = Field("mobilenetv2-050", description="the students' architecture")
+    teacher_model: str = Field("efficientnet-b3", description="both teachers' architecture")
+    steps: int = Field(1000, ge=1, description="of each student")
+    teacher_steps: int = Field(1000, ge=1, description="of each teacher")
+    batch: int = Field(32, ge=2)
+    lr: float = Field(1e-3, gt=0)
+    teacher_lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0, description="decoupled from the loss (AdamW)")
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: float = Field(0.03, ge=0, lt=1, description="fraction in which lr rises")
+    dropout: float = Field(0.5, ge=0, lt=1, description="of the teachers, before their last layer")
+    variance: float = Field(0.95, gt=0, lt=1, description="that the shape model explains")
+    teacher_weight: float = Field(1.0, ge=0, description="of the teacher in l1-teacher")
+    numbers: dict[str, float] = Field({}, description="of the loss, as {paper.beta: 0.5}")
+    copies: int = Field(4, ge=1, description="of each training face; all but one are augmented")
+    rotation: float = Field(30.0, ge=0, le=180, description="degrees either way")
+    zoom: float = Field(0.15, ge=0, lt=1, description="of the augmented size, either way")
+    shift: float = Field(0.05, ge=0, lt=1, description="fraction of the side, either way")
+    flip: float = Field(0.5, ge=0, le=1)
+    occlusion: float = Field(0.3, ge=0, le=1, description="how often a box hides a part")
+    size: int = Field(64, ge=8, description="side of the crops in pixels")
+    points: int = Field(68, ge=2, description="of a face")
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.25, 0.25, 0.25)
+    margin: float = Field(1.5, ge=1, description="side of a crop over that of the points' box")
+    validation: float = Field(0.1, gt=0, lt=1, description="part of the training photos kept apart")
+    held_out: float = Field(
+        0.2, gt=0, lt=1, description="part kept for testing where the data have none"
+    )
+    scored_on: Literal["test", "validation"] = Field(
+        "test", description="validation: the faces to choose settings on"
+    )
+    normalizer: Literal["corners", "pupils", "box_diagonal", "box_size"] = Field(
+        "corners", description="the distance an NME is divided by"
+    )
+    int8: bool = Field(True, description="quantize and score the exported student")
+    calibration: int = Field(256, ge=1, description="training faces that set the int8 ranges")
+    precision: Precision = "fp32"
+
+    presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {
+        "tiny": {
+            "data": "builtin:stillhouse_landmarks.samples:faces",
+            "student": "cnn4",
+            "teacher_model": "cnn16",
+            "steps": 200,
+            "teacher_steps": 400,
+            "batch": 16,
+            "lr": 0.01,
+            "teacher_lr": 5e-3,
+            "dropout": 0.1,
+            "rotation": 10.0,
+            "size": 32,
+            "calibration": 64,
+        },
+        "small": {
+            "data": "data:faces-68pt",
+            "student": "cnn4",
+            "teacher_model": "cnn32",
+            "steps": 3000,
+            "teacher_steps": 12000,
+            "lr": 4e-3,
+            "teacher_lr": 3e-3,
+            "dropout": 0.2,
+            "copies": 12,
+            "rotation": 20.0,
+            "seeds": 3,
+        },
+        "paper": {
+            "data": "file:300w",
+            "student": "mobilenetv2",
+            "teacher_model": "efficientnet-b3",
+            # 150 epochs of the 3148 training faces of 300-W, four copies each, in batches of 70
+            "steps": 150 * (4 * 3148 // 70),
+            "teacher_steps": 150 * (4 * 3148 // 70),
+            "batch": 70,
+            "schedule": "constant",
+            "warmup": 0.0,
+            "size": 224,
+            "mean": (0.0, 0.0, 0.0),
+            "std": (1.0, 1.0, 1.0),
+            "seeds": 3,
+        },
+    }
+
+    @field_validator("students")
+    @classmethod
+    def _once(cls, names: tuple[Student, ...]) -> tuple[Student, ...]:
+        if BASELINE not in names or len(set(names)) < len(names):
+            raise ValueError(f"name each student once, and {BASELINE} among them")
+        return names
+
+    @model_validator(mode="after")
+    def _whole(self) -> "TwoTeacherSettings":
+        for key in self.numbers:
+            if key not in NUMBERS:
+                raise UnknownName("number", key, NUMBERS, where="numbers")
+        for name in self.students:
+            self.loss(name)
+        return self
+
+    def loss(self, student: Student) -> TwoTeacher | None:
+        """The two-teacher loss of a student with `numbers` put in; None for the controls.
+
+        The students of one teacher have the paper's loss without the other teacher.
+        """
+        match student:
+            case "paper":
+                return self._changed("paper", PAPER)
+            case "released":
+                return self._changed("released", RELEASED)
+            case "tough":
+                return self._changed("paper", replace(PAPER, tolerant=NOBODY))
+            case "tolerant":
+                return self._changed("paper", replace(PAPER, tough=NOBODY))
+            case _:
+                return None
+
+    def _changed(self, variant: str, loss: TwoTeacher) -> TwoTeacher:
+        own = {
+            key.removeprefix(f"{variant}."): value
+            for key, value in self.numbers.items()
+            if key.startswith(f"{variant}.")
+        }
+        changed: dict[str, Any] = {key: value for key, value in own.items() if "." not in key}
+        for name, teacher in (("tough", loss.tough), ("tolerant", loss.tolerant)):
+            parts = {k.removeprefix(f"{name}."): v for k, v in own.items() if k.startswith(name)}
+            if teacher != NOBODY:
+                changed[name] = replace(teacher, **parts)
+        return replace(loss, **changed)
