@@ -7,7 +7,7 @@ from its middle, as the paper centres its targets, so that fresh weights start t
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Generator, Tensor, nn
 
 from stillhouse.artifact import Built, Model, save_model
 from stillhouse.errors import BadData, BadSetting, UnknownName
+from stillhouse.weights import checkpoint_file, load_strictly, read_state, unwrapped
 
 TIMM = "timm:"
 SMALL = re.compile(r"(cnn|res)([1-9]\d*)")
@@ -30,9 +31,6 @@ NAMED: Mapping[str, str] = {
     "mobilenetv3-large": "mobilenetv3_large_100",
     "mobilenetv3-small": "mobilenetv3_small_100",
 }
-FILES = (".safetensors", ".th", ".pth", ".pt", ".bin")
-ENTRIES = ("state_dict", "model_state_dict", "model")  # where a checkpoint keeps the weights
-WRAPPERS = ("module.", "model.", "_orig_mod.")  # left by DataParallel, trainers, torch.compile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,9 +194,9 @@ class LoadCheckpoint:
             self._check(source)
             save_model(out, source)
             return
-        file = _file(source)
-        module = self.model.new()
-        _load(module, _read(file), str(file))
+        file = checkpoint_file(source)
+        module, state = self.model.new(), read_state(file)
+        load_strictly(module, (state, unwrapped(state)), where=str(file))
         save_model(out, Built(spec=self.model, module=module))
 
     def _check(self, source: Built) -> None:
@@ -210,63 +208,3 @@ class LoadCheckpoint:
                 f"the given teacher takes {found.size}-pixel crops and gives {found.points} points,"
                 f" the recipe has {wanted.size} and {wanted.points}; set size and points alike"
             )
-
-
-def _file(source: Path) -> Path:
-    if source.is_file():
-        return source
-    found = [p for p in sorted(source.glob("*")) if p.suffix in FILES]
-    if len(found) != 1:
-        names = ", ".join(p.name for p in found) or "none"
-        raise BadData(
-            f"{source}: expected model.json or one checkpoint file (found {names}); "
-            "name the file itself"
-        )
-    return found[0]
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(str(file))
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes can fail anywhere inside the readers
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise BadData(
-            f"{file}: not a checkpoint that can be read safely ({reason}); give safetensors"
-        ) from error
-    if not isinstance(content, dict):
-        raise BadData(f"{file}: a {type(content).__name__}, not a mapping of names to tensors")
-    content = next((content[entry] for entry in ENTRIES if entry in content), content)
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
-
-
-def _load(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    wanted = module.state_dict()
-    bare = {_unwrapped(name): value for name, value in state.items()}
-    fitting = max((state, bare), key=lambda way: len(wanted.keys() & way.keys()))
-    for problem, names in (
-        ("it lacks", sorted(wanted.keys() - fitting.keys())),
-        ("it has beside the model's own", sorted(fitting.keys() - wanted.keys())),
-        ("another shape has", _misshapen(wanted, fitting)),
-    ):
-        if names:
-            raise BadData(
-                f"{where}: does not fit the model: {problem} '{names[0]}'"
-                f"{f' and {len(names) - 1} more' if names[1:] else ''}; "
-                "choose the model it was made from"
-            )
-    module.load_state_dict(fitting)
-
-
-def _misshapen(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Sequence[str]:
-    both = sorted(wanted.keys() & given.keys())
-    return [name for name in both if wanted[name].shape != given[name].shape]
-
-
-def _unwrapped(name: str) -> str:
-    for wrapper in WRAPPERS:
-        name = name.removeprefix(wrapper)
-    return name

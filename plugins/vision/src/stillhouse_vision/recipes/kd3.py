@@ -6,35 +6,31 @@ import functools
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
-
 from stillhouse.artifact import Model
 from stillhouse.cache import Cache
 from stillhouse.export import Card, Export
 from stillhouse.metrics import Classification, Latency, Memory, Profile
 from stillhouse.objectives.logits import KD
-from stillhouse.objectives.objective import (
-    Composed,
-    Cosine,
-    Optimizer,
-    Phase,
-    Schedule,
-    Step,
-    Weighted,
-)
+from stillhouse.objectives.objective import Composed, Weighted
 from stillhouse.objectives.projectors import LinearProjector
-from stillhouse.objectives.supervised import CrossEntropy
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.stages import Convert, Evaluate, Make, Train
 from stillhouse.training import Augment
 from stillhouse_vision.augment import CropFlip, Randomised
-from stillhouse_vision.data import ReadImages
 from stillhouse_vision.figures import Predictions
 from stillhouse_vision.metrics import Kept, KeptPictures
-from stillhouse_vision.models import ImageSpec, LoadCheckpoint, model, output_shapes
+from stillhouse_vision.models import ImageSpec, model, output_shapes
 from stillhouse_vision.objectives import KD3, SharedClassifierProjector
 from stillhouse_vision.objectives.shared import ExtractHead, MergeStudent, check_factor, last_map
 from stillhouse_vision.recipes.kd3_settings import KD3Settings
+from stillhouse_vision.recipes.teaching import (
+    augmentation,
+    data_stage,
+    image_spec,
+    named_model,
+    phase,
+    teacher_stages,
+)
 from stillhouse_vision.web import MostConfident, ReadWeb
 
 PAPER = (
@@ -80,11 +76,12 @@ def kd3(settings: KD3Settings) -> Recipe:
     ResNet-20 of half the width. paper: CIFAR-10 and ImageNet-32 (`--set data=... --set web=...`,
     parquet or folders of pictures), ResNet-34 to ResNet-18, 240 epochs of batches of 1024.
     """
-    teacher, teacher_stages, teacher_rows = _teacher(settings)
+    taught = teacher_stages(_of_teacher(settings), agree=("logits", _maps(settings)["teacher"]))
+    teacher = taught.ref
     stages: list[Stage] = [
-        _data(settings),
+        data_stage(settings),
         _web(settings),
-        *teacher_stages,
+        *taught.stages,
         Convert(name="head", convert=ExtractHead(), inputs={"teacher": teacher}),
         Make(
             name="confident",
@@ -93,7 +90,7 @@ def kd3(settings: KD3Settings) -> Recipe:
             ports=("web",),
         ),
     ]
-    rows = dict(teacher_rows)
+    rows = dict(taught.rows)
     for row, name in _names(settings).items():
         rows[row] = tuple(f"{name}-{seed}-scores" for seed in range(settings.seeds))
         for seed in range(settings.seeds):
@@ -137,77 +134,21 @@ def _row(settings: KD3Settings, name: str, teacher: str, seed: int) -> list[Stag
     ]
 
 
-def _images(settings: KD3Settings) -> ImageSpec:
-    return ImageSpec(size=settings.size, mean=settings.mean, std=settings.std, names=settings.names)
-
-
-def _model(settings: KD3Settings, name: str) -> Model:
-    return model(name, classes=settings.classes, images=_images(settings))
-
-
-def _data(settings: KD3Settings) -> Make:
-    make = ReadImages(
-        images=_images(settings),
-        classes=settings.classes,
-        held_out=settings.held_out,
-        resize=settings.resize,
-    )
-    return Make(name="data", make=make, inputs={"source": settings.data}, ports=("train", "test"))
+def _of_teacher(settings: KD3Settings) -> KD3Settings:
+    """The settings with the teacher's own batch, and the augmentation of vision/distill."""
+    augment = "crop-flip" if settings.augment == "resized-crop" else settings.augment
+    return settings.model_copy(update={"batch": settings.teacher_batch, "augment": augment})
 
 
 def _web(settings: KD3Settings) -> Make:
-    make = ReadWeb(images=_images(settings), vocabulary=settings.vocabulary)
+    make = ReadWeb(images=image_spec(settings), vocabulary=settings.vocabulary)
     return Make(name="web", make=make, inputs={"source": settings.web}, ports=("web",))
-
-
-def _teacher(settings: KD3Settings) -> tuple[str, list[Stage], dict[str, tuple[str, ...]]]:
-    """Port, stages and rows of a teacher that is trained here, or given and perhaps fine-tuned."""
-    rows = {"teacher": ("teacher-scores",)}
-    if not settings.teacher:
-        train = _supervised(settings, settings.teacher_steps, settings.teacher_lr, pretrained=False)
-        return "teacher.teacher", [train, _teacher_scores("teacher", "teacher.teacher")], rows
-    if not settings.tune_steps:
-        load = _load(settings, "teacher")
-        return "teacher.model", [load, _teacher_scores("teacher", "teacher.model")], rows
-    stages: list[Stage] = [
-        _load(settings, "pretrained"),
-        _teacher_scores("pretrained", "pretrained.model"),
-        _supervised(settings, settings.tune_steps, settings.tune_lr, pretrained=True),
-        _teacher_scores("teacher", "teacher.teacher"),
-    ]
-    return "teacher.teacher", stages, {"teacher (pretrained)": ("pretrained-scores",), **rows}
-
-
-def _load(settings: KD3Settings, name: str) -> Convert:
-    spec = _model(settings, settings.teacher_model)
-    convert = LoadCheckpoint(model=spec, agree=("logits", _maps(settings)["teacher"]))
-    return Convert(name=name, convert=convert, inputs={"checkpoint": settings.teacher})
-
-
-def _supervised(settings: KD3Settings, steps: int, lr: float, *, pretrained: bool) -> Train:
-    """The teacher from the target's labels, as in vision/distill."""
-    crop = CropFlip(padding=settings.padding, flip=settings.augment != "crop")
-    return Train(
-        name="teacher",
-        objective=Composed(
-            phases={"teacher": _phase(settings, ("teacher",), lr)},
-            roles=("teacher",),
-            losses={"ce": Weighted(term=CrossEntropy(student="teacher"))},
-        ),
-        inputs={"data": "data.train", **({"teacher": "pretrained.model"} if pretrained else {})},
-        fresh={} if pretrained else {"teacher": _model(settings, settings.teacher_model)},
-        steps=steps,
-        batch=settings.teacher_batch,
-        augment=None if settings.augment == "none" else crop,
-        views=settings.views,
-        precision=settings.precision,
-    )
 
 
 def _plain(settings: KD3Settings, stage: str, teacher: str, seed: int, *, web: str) -> Train:
     """The student with its own classifier, by its teacher's softened logits alone."""
     objective = Composed(
-        phases={"student": _phase(settings, ("student",), settings.lr)},
+        phases={"student": phase(settings, ("student",), settings.lr)},
         roles=("teacher", "student"),
         losses={"kd": Weighted(term=KD(temperature=settings.temperature))},
     )
@@ -215,7 +156,7 @@ def _plain(settings: KD3Settings, stage: str, teacher: str, seed: int, *, web: s
         name=stage,
         objective=objective,
         inputs={"data": f"{web}.web", "teacher": teacher},
-        fresh={"student": _model(settings, settings.student)},
+        fresh={"student": named_model(settings, settings.student)},
         cache=_cache(settings, _maps(settings)["teacher"]),
         steps=settings.steps,
         batch=settings.batch,
@@ -227,15 +168,15 @@ def _plain(settings: KD3Settings, stage: str, teacher: str, seed: int, *, web: s
 
 
 def _kd3(settings: KD3Settings, stage: str, teacher: str, seed: int, *, variant: str) -> Train:
-    student, shapes = _model(settings, settings.student), _shapes(settings)
+    student, shapes = named_model(settings, settings.student), _shapes(settings)
     objective = _objective(settings, _maps(settings))
     changes = VARIANTS[variant][1] if variant else {}
     objective = replace(objective, **changes)
     fresh = {"student": student, **_parts(settings, objective, shapes)}
-    phase = _phase(settings, tuple(fresh), settings.lr)
+    trains = phase(settings, tuple(fresh), settings.lr)
     return Train(
         name=stage,
-        objective=replace(objective, phases={"student": phase}),
+        objective=replace(objective, phases={"student": trains}),
         inputs={"data": "web.web", "teacher": teacher, "head": "head.model"},
         fresh=fresh,
         cache=_cache(settings, objective.teacher_map),
@@ -250,7 +191,7 @@ def _kd3(settings: KD3Settings, stage: str, teacher: str, seed: int, *, variant:
 
 def _shapes(settings: KD3Settings) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
     names = {"student": settings.student, "teacher": settings.teacher_model}
-    images = _images(settings)
+    images = image_spec(settings)
     return {role: _shapes_of(name, settings.classes, images) for role, name in names.items()}
 
 
@@ -322,36 +263,11 @@ def _embedding(
     return Model(build=LinearProjector, kwargs=kwargs)
 
 
-def _phase(settings: KD3Settings, trains: tuple[str, ...], lr: float) -> Phase:
-    kwargs = {"momentum": 0.9, "weight_decay": settings.weight_decay}
-    schedule: Schedule = Cosine()
-    if settings.milestones:
-        schedule = Step(at=settings.milestones, of=1.0)
-    return Phase(
-        trains=trains,
-        optimizer=Optimizer(build=torch.optim.SGD, lr=lr, kwargs=kwargs),
-        schedule=schedule,
-    )
-
-
 def _augment(settings: KD3Settings) -> Augment | None:
     """Of the web's pictures; a sample's view is one picture for every row and seed."""
-    match settings.augment:
-        case "none":
-            return None
-        case "resized-crop":
-            return Randomised(transform="resized-crop", first=CropFlip(padding=0))
-        case _:
-            return CropFlip(padding=settings.padding, flip=settings.augment != "crop")
-
-
-def _teacher_scores(name: str, ref: str) -> Evaluate:
-    return Evaluate(
-        name=f"{name}-scores",
-        metrics=(Classification(role="teacher"), Profile(role="teacher")),
-        inputs={"data": "data.test", "teacher": ref},
-        measures=(Latency(role="teacher"), Memory(role="teacher")),
-    )
+    if settings.augment == "resized-crop":
+        return Randomised(transform="resized-crop", first=CropFlip(padding=0))
+    return augmentation(settings)
 
 
 def _scores(settings: KD3Settings, stage: str, student: str, teacher: str, seed: int) -> Evaluate:

@@ -9,6 +9,9 @@ from stillhouse.settings import Settings
 from stillhouse.training import Precision
 from stillhouse_vision.models import ImageSpec
 
+Augmentation = Literal[
+    "none", "crop", "crop-flip", "resized-crop", "trivial", "auto-cifar10", "color-jitter"
+]
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 # the data of the scales tiny, small and paper (Any: field values)
@@ -59,9 +62,7 @@ class Teaching(Settings):
         (), description="fractions at which lr falls to a tenth; none: cosine"
     )
     warmup: float = Field(0.0, ge=0, lt=1, description="fraction in which lr rises")
-    augment: Literal["none", "crop", "crop-flip", "trivial", "auto-cifar10", "color-jitter"] = (
-        "crop-flip"
-    )
+    augment: Augmentation = "crop-flip"
     padding: int = Field(4, ge=0, description="of the random crop, in pixels")
     views: int = Field(4, ge=1, description="augmented views of a picture")
     cache: bool = Field(True, description="store the teacher's logits or embeddings")
