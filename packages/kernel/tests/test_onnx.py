@@ -74,6 +74,13 @@ def test_the_file_gives_what_torch_gives_at_any_batch_size(float_: Built, file: 
         torch.testing.assert_close(logits(file.module, data), logits(float_.module, data))
 
 
+def test_the_file_does_not_say_where_the_code_lay(folder: Path) -> None:
+    found = (folder / ONNX).read_bytes()
+    assert b"conv.weight" in found
+    for place in (b".py", b"site-packages", str(Path(__file__).parents[3]).encode()):
+        assert place not in found
+
+
 def test_the_folder_holds_the_file_and_the_spec_says_where_it_is_from(
     file: Built, folder: Path
 ) -> None:

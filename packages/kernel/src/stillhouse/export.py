@@ -128,7 +128,10 @@ def write_onnx(
     *,
     opset: int,
 ) -> None:
-    """Write `module` as one ONNX file with a dynamic batch axis, through torch's exporter."""
+    """Write `module` as one ONNX file with a dynamic batch axis, through torch's exporter.
+
+    The file does not say where the code lay: the same network is the same bytes in any checkout.
+    """
     names = tuple(batch)
     dynamic = {"values": tuple({0: torch.export.Dim("batch")} for _ in names)}
     logger = logging.getLogger("torch.onnx")
@@ -152,6 +155,20 @@ def write_onnx(
             )
     finally:
         logger.setLevel(before)
+    _forget_places(path)
+
+
+def _forget_places(path: Path) -> None:
+    """Take out what the exporter notes for its own developers: the source line of each node, with
+    the whole path of its file.
+    """
+    import onnx
+
+    model = onnx.load(str(path))
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+        del part.metadata_props[:]
+    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def onnx_difference(
