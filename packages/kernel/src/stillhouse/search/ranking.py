@@ -4,6 +4,7 @@ N: what was scored. A column is N numbers; only their order counts, so that a sc
 network that is dead) is the lowest rank, shared by all that have it.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,6 +127,17 @@ def _resampled(statistic: Callable[..., float], columns: Sequence[Tensor], rng: 
         f"bootstrap of {count} rows: {TRIES} draws in a row have no value; "
         "more rows, or rows that differ more, are needed"
     )
+
+
+def ranked_last(column: Tensor) -> Tensor:
+    """-inf (a dead network) as the lowest finite value minus 1, and 0 - 1 where there is none: the
+    last rank still, in a column that can be stored, which must be finite.
+    """
+    dead = column == -math.inf
+    if not bool(dead.any()):
+        return column
+    lowest = column[~dead].min() if not bool(dead.all()) else torch.zeros(())
+    return torch.where(dead, lowest.double() - 1, column)
 
 
 def _checked(**columns: Column) -> list[Tensor]:
