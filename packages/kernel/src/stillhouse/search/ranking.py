@@ -54,9 +54,10 @@ def partial_kendall_tau(x: Column, y: Column, given: Column) -> float:
 
     (t_xy - t_xz t_yz) / sqrt((1 - t_xz^2) (1 - t_yz^2)), each t a tau-b.
 
-    It is what x tells of y that z does not: of a score and accuracy given parameters, 0 is a score
-    that only knows size. Raises BadData as `kendall_tau`, and where z orders as x or as y does,
-    which leaves nothing to tell.
+    Of a score and accuracy given parameters: what the score tells that size does not. Not a test: a
+    score that is size and noise leaves a remainder above 0 (1/9 where x and y are z plus normal
+    noise as large as z); `kendall_tau_within` leaves none. Raises BadData as `kendall_tau`, and
+    where z orders as x or as y does, which leaves nothing to tell.
     """
     x, y, z = map(_ranks, _checked(x=x, y=y, given=given))
     xy, xz, yz = _tau_b(x, y), _tau_b(x, z), _tau_b(y, z)
