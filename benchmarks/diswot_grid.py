@@ -107,11 +107,12 @@ def outcome(target: Target) -> Record:
 
 
 def earlier(file: Path, asked: Record) -> dict[str, Record]:
-    """The cells that the record already has, where it was made with the same settings."""
+    """The cells that the record already has, where it was made with the same settings and code."""
     if not file.is_file():
         return {}
     record = json.loads(file.read_text())
-    return dict(record["cells"]) if record["settings"] == asked else {}
+    same = record["settings"] == asked and record["code"] == code_of(RECIPE)
+    return dict(record["cells"]) if same else {}
 
 
 def tell(event: Event) -> None:

@@ -9,6 +9,7 @@ is written anew after every cell. No goal: the numbers are what they are.
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rounds import write
 from stillhouse.cli.target import Target
 from stillhouse.digest import code_version
 from stillhouse.environment import environment
+from stillhouse.errors import StillhouseError
 from stillhouse.recipe import Event
 from stillhouse.report import report
 from stillhouse.runs import project_root, run_recipe
@@ -43,8 +45,7 @@ SPLITS: Mapping[str, Record] = {
     "grouped": {},
     **{f"alpha {a}": {"split": "dirichlet", "alpha": a} for a in (0.1, 0.5, 5.0)},
 }
-# whole batches of 32 above one batch: a pass leaves an incomplete last one out
-SIZES = (20, 64, 320)
+# sizes of whole batches of 32 above one batch: a pass leaves an incomplete last one out
 CELLS = tuple(
     (data, split, size)
     for data, size in (
@@ -117,4 +118,7 @@ def show(cell: Record) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except StillhouseError as error:
+        sys.exit(f"error: {error}")

@@ -208,6 +208,21 @@ def test_paper_has_the_settings_of_the_paper() -> None:
     assert made.stage("nas-sample").make.classes == 100
 
 
+@pytest.mark.parametrize("batch", [32, 64, 128])
+def test_the_papers_epochs_are_as_many_pictures_whatever_the_batch(batch: int) -> None:
+    made = recipe("small", batch=batch)
+    for name in ("calibration-cost", "search-cost"):
+        stage = made.stage(name)
+        assert isinstance(stage, Evaluate)
+        measure = stage.measures[0]
+        assert isinstance(measure, SearchTime)
+        contest = measure.contest
+        steps = contest.schedules["training, 240 epochs (computed)"]
+        assert contest.trained.batch == batch
+        # whole batches of 50,000 pictures
+        assert 240 * (50_000 - batch) < steps * batch <= 240 * 50_000
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

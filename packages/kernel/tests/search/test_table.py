@@ -1,6 +1,7 @@
 """The table of all scores: its columns are the proxies' own numbers."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,15 +9,20 @@ import torch
 from torch import Generator, nn
 
 from stillhouse.artifact import Built, Model
-from stillhouse.data import TensorData
+from stillhouse.data import TensorData, save_data
+from stillhouse.data.shards import load_data
 from stillhouse.errors import BadSetting, UnknownName
+from stillhouse.search import Exhaustive
 from stillhouse.search.proxies import COMPARISON, combined, distillation_score, diswot_score
+from stillhouse.search.ranking import ranked_last
+from stillhouse.search.scores import ZeroCost
 from stillhouse.search.space import text_of
 from stillhouse.search.table import ScoreTable
+from stillhouse.stages import Search
 from stillhouse.training import mix
 
 from .networks import Small, batch, small
-from .test_trained import Widths
+from .test_trained import Widths, context
 
 
 class Dead(Small):
@@ -85,6 +91,31 @@ def test_a_dead_network_is_the_last_one():
     images, labels, _ = drawn(table)
     assert COMPARISON["jacov"](Dead((2, 6)), images, labels) == -math.inf
     assert made["jacov"][0] == made["jacov"][1:].min() - 1
+
+
+def test_a_search_ends_with_a_dead_network_among_its_candidates(tmp_path: Path):
+    stage = Search(
+        name="s",
+        space=SomeDead(),
+        score=ZeroCost(proxy="jacov", batch=8),
+        budget={},
+        trials=3,
+        inputs={"data": "d.data"},
+        strategy=Exhaustive(),
+    )
+    images, labels = batch(40)
+    artifact = save_data(tmp_path / "data", {"images": images, "labels": labels})
+    out = stage.run({"data": artifact}, context(tmp_path / "out"))
+    scores = load_data(out["trials"].path).columns["score"]
+    assert isinstance(scores, torch.Tensor)
+    assert scores[0] == scores[1:].min() - 1
+    # the dead one is not what is chosen
+    assert ":Small" in (out["model"].path / "model.json").read_text()
+
+
+def test_a_column_of_the_dead_alone_is_finite():
+    assert ranked_last(torch.full((3,), -math.inf).double()).tolist() == [-1, -1, -1]
+    assert ranked_last(torch.tensor([2.0, -math.inf, 5.0]).double()).tolist() == [2, 1, 5]
 
 
 def test_unknown_names_say_so():

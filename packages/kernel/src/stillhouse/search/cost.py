@@ -58,7 +58,9 @@ class Contest:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchWork:
-    """<line>/images: training pictures that pass forward and backward for each candidate."""
+    """<line>/images: training pictures that each candidate sees: forward alone for DisWOT, whose
+    gradient of the head needs no backward pass; forward and backward in a training.
+    """
 
     contest: Contest
 

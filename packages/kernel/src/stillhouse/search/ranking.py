@@ -4,6 +4,7 @@ N: what was scored. A column is N numbers; only their order counts, so that a sc
 network that is dead) is the lowest rank, shared by all that have it.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,9 +54,10 @@ def partial_kendall_tau(x: Column, y: Column, given: Column) -> float:
 
     (t_xy - t_xz t_yz) / sqrt((1 - t_xz^2) (1 - t_yz^2)), each t a tau-b.
 
-    It is what x tells of y that z does not: of a score and accuracy given parameters, 0 is a score
-    that only knows size. Raises BadData as `kendall_tau`, and where z orders as x or as y does,
-    which leaves nothing to tell.
+    Of a score and accuracy given parameters: what the score tells that size does not. Not a test: a
+    score that is size and noise leaves a remainder above 0 (1/9 where x and y are z plus normal
+    noise as large as z); `kendall_tau_within` leaves none. Raises BadData as `kendall_tau`, and
+    where z orders as x or as y does, which leaves nothing to tell.
     """
     x, y, z = map(_ranks, _checked(x=x, y=y, given=given))
     xy, xz, yz = _tau_b(x, y), _tau_b(x, z), _tau_b(y, z)
@@ -126,6 +128,17 @@ def _resampled(statistic: Callable[..., float], columns: Sequence[Tensor], rng: 
         f"bootstrap of {count} rows: {TRIES} draws in a row have no value; "
         "more rows, or rows that differ more, are needed"
     )
+
+
+def ranked_last(column: Tensor) -> Tensor:
+    """-inf (a dead network) as the lowest finite value minus 1, and 0 - 1 where there is none: the
+    last rank still, in a column that can be stored, which must be finite.
+    """
+    dead = column == -math.inf
+    if not bool(dead.any()):
+        return column
+    lowest = column[~dead].min() if not bool(dead.all()) else torch.zeros(())
+    return torch.where(dead, lowest.double() - 1, column)
 
 
 def _checked(**columns: Column) -> list[Tensor]:

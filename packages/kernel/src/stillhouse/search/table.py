@@ -1,7 +1,6 @@
 """All scores of a list of architectures, in one table."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from stillhouse.search.proxies import (
     diswot_score,
     views,
 )
+from stillhouse.search.ranking import ranked_last
 from stillhouse.search.scores import labelled_batch
 from stillhouse.search.space import SearchSpace
 from stillhouse.training import mix
@@ -83,7 +83,7 @@ class ScoreTable:
         rows = [seen.others(candidate, row) for row, candidate in enumerate(candidates)]
         found |= {name: [row[name] for row in rows] for name in rows[0]}
         columns = {
-            name: _ranked_last(torch.tensor(v, dtype=torch.float64)) for name, v in found.items()
+            name: ranked_last(torch.tensor(v, dtype=torch.float64)) for name, v in found.items()
         }
         return {"table": {"encoding": encodings, self.target: target, **columns}}
 
@@ -137,12 +137,3 @@ def _fresh(spec: Model, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return spec.new()
-
-
-def _ranked_last(column: Tensor) -> Tensor:
-    """-inf as the lowest finite value minus 1; stored data must be finite."""
-    dead = column == -math.inf
-    if not bool(dead.any()):
-        return column
-    lowest = column[~dead].min() if not bool(dead.all()) else torch.zeros(())
-    return torch.where(dead, lowest.double() - 1, column)

@@ -14,6 +14,7 @@ from stillhouse.data.shards import save_data
 from stillhouse.errors import BadRecipe, BadSetting
 from stillhouse.recipe import Context, Event
 from stillhouse.search.evolution import RandomSearch
+from stillhouse.search.ranking import ranked_last
 from stillhouse.search.space import Encoding, SearchSpace, Strategy, Trial
 from stillhouse.training import mix, rng_states, set_rng_states
 
@@ -45,9 +46,9 @@ class Search:
     best one.
 
     Outputs: "model", the best candidate with weights drawn from `seed`, and "trials", a table with
-    a row a candidate. Candidates over the budget are drawn again, not scored. Raises BadSetting
-    when none fits. A killed search goes on after the last candidate of its checkpoint, to the same
-    bits.
+    a row a candidate; a score of -inf, a dead network, is stored as the lowest other one minus 1.
+    Candidates over the budget are drawn again, not scored. Raises BadSetting when none fits. A
+    killed search goes on after the last candidate of its checkpoint, to the same bits.
     """
 
     name: str
@@ -168,7 +169,8 @@ class _Hunt:
 
 def _table(history: list[Trial]) -> dict[str, Any]:  # Any: a column
     columns: dict[str, Any] = {"encoding": [trial.key for trial in history]}
-    columns["score"] = torch.tensor([trial.score for trial in history], dtype=torch.float64)
+    scores = torch.tensor([trial.score for trial in history], dtype=torch.float64)
+    columns["score"] = ranked_last(scores)
     for name in history[0].cost:
         columns[name] = torch.tensor([trial.cost[name] for trial in history], dtype=torch.float64)
     return columns

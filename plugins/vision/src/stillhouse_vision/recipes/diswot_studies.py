@@ -31,8 +31,7 @@ from stillhouse_vision.spaces import NasBench201, ResNetDepths
 # the losses at initialisation that are cheap and ask for no equal widths
 METHODS = ("kd", "at", "sp", "rkd")
 SHOWN = ("diswot", "semantic", "relation", "parameters", "macs", "nwot", "synflow", "zen")
-# the paper's training: CIFAR-100, batches of 64
-PAPER_STEPS = 240 * (50_000 // 64)
+PAPER_EPOCHS, PAPER_PICTURES = 240, 50_000  # the paper's training on CIFAR-100
 PAPER_LINE = "training, 240 epochs (computed)"
 STORED: Mapping[str, Cache] = {"teacher": Cache(outputs=("logits",))}
 
@@ -198,7 +197,7 @@ def _small_cost(settings: DisWOT, score: DisWOTScore) -> Evaluate:
         score=score,
         trained=_small_training(settings),
         trials=len(_small_space(settings)),
-        schedules={line: settings.calibration_steps, PAPER_LINE: PAPER_STEPS},
+        schedules={line: settings.calibration_steps, PAPER_LINE: _paper_steps(settings)},
         whole=line,
     )
     inputs = {"data": "calibration-data.train", "teacher": "calibration-teacher.teacher"}
@@ -221,9 +220,14 @@ def _cost(settings: DisWOT, space: SearchSpace, score: DisWOTScore, teacher: str
         score=score,
         trained=trained,
         trials=settings.trials,
-        schedules={**schedules, PAPER_LINE: PAPER_STEPS},
+        schedules={**schedules, PAPER_LINE: _paper_steps(settings)},
     )
     return _contested("search-cost", contest, settings, {"data": "data.train", "teacher": teacher})
+
+
+def _paper_steps(settings: DisWOT) -> int:
+    """In batches as large as those whose seconds a step are measured."""
+    return PAPER_EPOCHS * (PAPER_PICTURES // settings.batch)
 
 
 def _contested(
