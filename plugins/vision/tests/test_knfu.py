@@ -133,7 +133,7 @@ def test_stages_of_a_seed_and_rows_of_the_report() -> None:
         "FedAvg (sends weights)": ("fedavg-0-scores", "fedavg-1-scores"),
         "KnFu": ("knfu-0-scores", "knfu-1-scores"),
     }
-    assert made.baseline == "local only"
+    assert made.baseline == "self-distillation"
 
 
 def test_a_seed_later_leaves_the_stages_there_are() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from stillhouse.errors import BadData, BadSetting, UnknownName
@@ -60,6 +61,18 @@ def slow_semantic(teacher: np.ndarray, student: np.ndarray) -> float:
             row_s = row_s / max(math.sqrt((row_s**2).sum()), 1e-12)
             total += ((row_t - row_s) ** 2).sum()
     return total / teacher.size
+
+
+def test_semantic_distance_by_class_is_one_scale_for_all_widths():
+    rng = Generator().manual_seed(3)
+    teacher, wide = torch.randn(2, 5, 8, generator=rng)
+    narrow = torch.randn(5, 3, generator=rng)
+    same = semantic_distance(teacher, wide, by_class=True)
+    # a width that differs by an empty channel takes the class form by itself
+    assert same == pytest.approx(float(semantic_distance(teacher, F.pad(wide, (0, 1)))), rel=1e-6)
+    assert same != pytest.approx(float(semantic_distance(teacher, wide)), rel=0.05)
+    other = semantic_distance(teacher, narrow, by_class=True)
+    assert torch.equal(other, semantic_distance(teacher, narrow))
 
 
 def test_semantic_distance_is_the_slow_one():

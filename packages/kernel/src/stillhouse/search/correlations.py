@@ -28,7 +28,8 @@ class RankCorrelations:
 
     <line>/kendall_tau and spearman_rho; partial_tau, Kendall's given the column `given`, but for
     that column itself and for one that orders the rows as it does. <score>_low and <score>_high
-    are the interval's ends. "<line>" is the column's name.
+    are the interval's ends. "<line>" is the column's name. A column that is the same in all rows
+    (a proxy to which every network is dead) ranks nothing and is left out.
     """
 
     target: str = "accuracy"
@@ -50,6 +51,8 @@ class RankCorrelations:
         apart = abs(kendall_tau(target, given)) < SAME
         for line in self.lines:
             score = column_of(data, line)
+            if bool((score == score[0]).all()):
+                continue
             found |= self._scores(f"{line}/kendall_tau", kendall_tau, score, target)
             found |= self._scores(f"{line}/spearman_rho", spearman_rho, score, target)
             if apart and line != self.given and abs(kendall_tau(score, given)) < SAME:

@@ -5,7 +5,7 @@ teacher. One batch, drawn once, serves all candidates.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -27,6 +27,7 @@ class DisWOT:
     "zscore" adds the two parts after bringing them to one scale: minus the mean, over the standard
     deviation, of `references` architectures drawn from the space before the search, so that a
     score does not change while candidates come in. "sum" adds them as they are, as released.
+    `by_class`: the semantic part's form for students of several widths (`semantic_distance`).
     """
 
     teacher: str = "teacher"
@@ -35,6 +36,7 @@ class DisWOT:
     inits: int = 4
     combine: Literal["zscore", "sum"] = "zscore"
     references: int = 32
+    by_class: bool = False
 
     def __post_init__(self) -> None:
         if self.combine not in ("zscore", "sum"):
@@ -52,20 +54,15 @@ class DisWOT:
         seed = int(torch.randint(2**62, (), generator=rng))
         teacher = named(inputs, self.teacher, what="input", where="DisWOT's score").module
         seen = views(teacher.to(ctx.device), images, labels, inits=self.inits, seed=seed)
-        raw = PreparedDisWOT(images=images, labels=labels, teacher=seen, seed=seed)
+        raw = PreparedDisWOT(
+            images=images, labels=labels, teacher=seen, seed=seed, by_class=self.by_class
+        )
         if self.combine == "sum":
             return raw
         scores = [raw.parts(space.model(e)) for e in _distinct(space, self.references, rng)]
         semantics = torch.tensor([s.semantic for s in scores], dtype=torch.float64)
         relations = torch.tensor([s.relation for s in scores], dtype=torch.float64)
-        return PreparedDisWOT(
-            images=images,
-            labels=labels,
-            teacher=seen,
-            seed=seed,
-            semantic=Scale.of(semantics),
-            relation=Scale.of(relations),
-        )
+        return replace(raw, semantic=Scale.of(semantics), relation=Scale.of(relations))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +90,7 @@ class PreparedDisWOT:
     labels: Tensor
     teacher: tuple[View, ...]
     seed: int
+    by_class: bool
     semantic: Scale = Scale()
     relation: Scale = Scale()
 
@@ -108,6 +106,7 @@ class PreparedDisWOT:
             self.labels,
             inits=len(self.teacher),
             combine="sum",
+            by_class=self.by_class,
             seed=self.seed,
         )
 

@@ -19,6 +19,7 @@ from stillhouse.search.proxies import (
     combined,
     distillation_score,
     diswot_score,
+    seen,
     views,
 )
 from stillhouse.search.ranking import ranked_last
@@ -72,15 +73,15 @@ class ScoreTable:
         encodings, target = trials.columns["encoding"], trials.columns["score"]
         assert isinstance(encodings, list)
         assert isinstance(target, Tensor)
-        seen = _Seen.of(self, inputs, rng)
+        met = _Seen.of(self, inputs, rng)
         candidates = [self.space.model(json.loads(text)) for text in encodings]
-        scores = [seen.diswot(candidate) for candidate in candidates]
+        scores = [met.diswot(candidate) for candidate in candidates]
         found: dict[str, Sequence[float]] = {
             "diswot": combined(scores),
             "semantic": [score.semantic for score in scores],
             "relation": [score.relation for score in scores],
         }
-        rows = [seen.others(candidate, row) for row, candidate in enumerate(candidates)]
+        rows = [met.others(candidate, row) for row, candidate in enumerate(candidates)]
         found |= {name: [row[name] for row in rows] for name in rows[0]}
         columns = {
             name: ranked_last(torch.tensor(v, dtype=torch.float64)) for name, v in found.items()
@@ -126,10 +127,13 @@ class _Seen:
 
     def others(self, candidate: Model, row: int) -> dict[str, float]:
         student = _fresh(candidate, mix(self.seed, row + 1))
-        given = student, self.images, self.labels
-        found = {name: COMPARISON[name](*given) for name in self.table.proxies}
-        for name in self.table.methods:
-            found[f"{name}_init"] = distillation_score(self.teacher, *given, method=name)
+        found = {n: COMPARISON[n](student, self.images, self.labels) for n in self.table.proxies}
+        if self.table.methods:
+            once = seen(student, self.images, self.labels)  # one forward serves them all
+            for name in self.table.methods:
+                found[f"{name}_init"] = distillation_score(
+                    self.teacher, once, self.images, self.labels, method=name
+                )
         return found
 
 

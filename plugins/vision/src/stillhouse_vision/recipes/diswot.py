@@ -118,6 +118,7 @@ def score_of(settings: DisWOT) -> DisWOTScore:
         inits=settings.inits,
         combine=settings.combine,
         references=settings.references,
+        by_class=settings.space == "shapes",  # its students have several widths
     )
 
 

@@ -29,8 +29,9 @@ NOTES = (
     "how a client's label distribution is estimated, the distance, weights as a softmax of -beta "
     "times it, the losses, temperature, optimizer, epochs, rounds, models, splits, and that ALMA "
     "weighs one test set by each client's own labels.",
-    "Self-distillation is the control that a gain of fusion must beat: there each client is taught "
-    "by itself alone, for as many steps. Local only makes fewer steps, as it has no fine-tuning.",
+    "Self-distillation is the baseline, the control that a gain of fusion must beat: there each "
+    "client is taught by itself alone, for as many steps. Local only and FedAvg make fewer steps: "
+    "they have no fine-tuning on the shared pictures.",
     "FedMD mean averages probabilities and fits them as KnFu does (FedMD itself averages logits): "
     "the rows differ in the fusion weights alone.",
     "FedAvg sends weights, which breaks the rule that only predictions leave a client. It averages "
@@ -44,7 +45,7 @@ NOTES = (
     "A federation has no global model. The exported student is client-0 of the first seed of KnFu, "
     "made for its own classes.",
 )
-LOCAL = "local only"
+ITSELF = "self-distillation"
 
 
 def knfu(settings: KnowledgeFusion) -> Recipe:
@@ -75,7 +76,7 @@ def knfu(settings: KnowledgeFusion) -> Recipe:
             label: tuple(f"{row.name}-{seed}-scores" for seed in range(settings.seeds))
             for label, row in rows.items()
         },
-        baseline=LOCAL,
+        baseline=ITSELF,
         notes=(_split_note(settings), *NOTES),
     )
 
@@ -98,8 +99,8 @@ def _rows(settings: KnowledgeFusion) -> tuple[_Row, ...]:
         labelled=settings.labelled,
     )
     return (
-        _Row(label=LOCAL, name="local"),
-        _Row(label="self-distillation", name="itself", rule=Itself()),
+        _Row(label="local only", name="local"),
+        _Row(label=ITSELF, name="itself", rule=Itself()),
         _Row(label="FedMD mean", name="mean", rule=Mean()),
         _Row(label="FedAvg (sends weights)", name="fedavg", averaged=True),
         _Row(label="KnFu", name="knfu", rule=fusion),

@@ -43,17 +43,21 @@ TEACHER, STUDENT = 1, 2
 
 
 def semantic_distance(
-    teacher_fc_grad: Float[Tensor, "N Ct"], student_fc_grad: Float[Tensor, "N Cs"]
+    teacher_fc_grad: Float[Tensor, "N Ct"],
+    student_fc_grad: Float[Tensor, "N Cs"],
+    *,
+    by_class: bool = False,
 ) -> Float[Tensor, ""]:
     """DisWOT's M_s: distance of the class-wise correlation of channels; lower is more similar.
 
     Ct = Cs = C: for each class the [C, C] outer product g g^T of its row g with itself, rows then
     of 2-norm 1; squared distance, sum over C^2, divided by C, mean over N. Both gradients are those
     of `head_gradient`. Ours, where Ct and Cs differ: the one [N, N] matrix of the rows' products,
-    rows of 2-norm 1; squared distance, mean over N^2. The two forms are not on one scale.
+    rows of 2-norm 1; squared distance, mean over N^2. The two forms are not on one scale: where
+    students of several widths are compared, `by_class` takes the second for all.
     """
     teacher, student = full(teacher_fc_grad), full(student_fc_grad)
-    if teacher.shape[1] != student.shape[1]:
+    if by_class or teacher.shape[1] != student.shape[1]:
         return F.mse_loss(_unit_gram(student), _unit_gram(teacher))
     # one class at a time: N C^2 numbers are too many for 1000 classes of 2048 channels
     rows = [
@@ -149,6 +153,7 @@ def diswot_score(
     *,
     inits: int = 4,
     combine: Combine = "zscore",
+    by_class: bool = False,
     seed: int = 0,
 ) -> Score:
     """Similarity of an untrained student to an untrained teacher on one labelled batch.
@@ -156,8 +161,8 @@ def diswot_score(
     For each of `inits` draws, both get weights ~ N(0, 1) (biases 0, norms as identity) and run in
     train mode, so that BatchNorm uses the batch. The two modules are not changed; their own weights
     play no part. `teacher` may be its `views`, which are the same for every candidate of one batch,
-    seed and number of draws. Random numbers depend on `seed` alone: all candidates meet the same
-    teachers. B >= 2; one device for all.
+    seed and number of draws. `by_class` as in `semantic_distance`. Random numbers depend on `seed`
+    alone: all candidates meet the same teachers. B >= 2; one device for all.
     """
     if combine not in get_args(Combine):
         known = ", ".join(get_args(Combine))
@@ -168,7 +173,9 @@ def diswot_score(
         raise BadSetting(f"the teacher's views are of {len(teacher)} draws, the score of {inits}")
     seen = _views(student, images, labels, inits, (seed, STUDENT))
     pairs = list(zip(teacher, seen, strict=True))
-    semantics = [semantic_distance(t.fc_grad, s.fc_grad).item() for t, s in pairs]
+    semantics = [
+        semantic_distance(t.fc_grad, s.fc_grad, by_class=by_class).item() for t, s in pairs
+    ]
     relations = [relation_distance(t.last_map, s.last_map).item() for t, s in pairs]
     return Score(
         semantics=tuple(-finite("the semantic distance", d) for d in semantics),
