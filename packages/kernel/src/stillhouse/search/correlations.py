@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -97,8 +97,11 @@ class Scatter:
         axis.set_xlabel(line, fontsize=8)
         axis.set_ylabel(self.target, fontsize=8)
         axis.tick_params(labelsize=7)
-        if score.min() > 0 and score.max() > WIDE * score.min():
-            axis.set_xscale("log")
+        above = score[score > 0]
+        if score.min() >= 0 and len(above) > 0 and score.max() > WIDE * above.min():
+            axis.set_xscale("symlog", linthresh=float(above.min()))  # 0 has a place on it
+            ticks: Any = axis.xaxis.get_major_locator()  # Any: symlog's own, which takes numticks
+            ticks.set_params(numticks=5)
         else:
             axis.locator_params(axis="x", nbins=4)
 
