@@ -59,7 +59,7 @@ def test_a_scatter_shows_every_line_and_its_tau():
         "wide: tau 1.00, n = 5",
         "macs: tau 0.80, n = 5",
     ]
-    assert [axis.get_xscale() for axis in figure.axes[:3]] == ["linear", "log", "linear"]
+    assert [axis.get_xscale() for axis in figure.axes[:3]] == ["linear", "symlog", "linear"]
     assert {axis.get_ylabel() for axis in figure.axes[:3]} == {"accuracy"}
 
 
