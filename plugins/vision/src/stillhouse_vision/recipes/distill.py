@@ -14,10 +14,10 @@ from stillhouse_vision.recipes.teaching import (
     data_stage,
     named_model,
     phase,
-    student_scores,
     supervised,
     teacher_stages,
     train_stage,
+    trained_scores,
 )
 
 PAPER = (
@@ -55,7 +55,7 @@ def distill(settings: Distill) -> Recipe:
             _distilled(settings, name, entry, teacher.ref, seed) for seed in range(settings.seeds)
         ]
     first = f"{settings.objective[0]}-0"
-    scores = [student_scores(settings, s, teacher.ref, picture=s.name == first) for s in students]
+    scores = [trained_scores(settings, s, teacher.ref, picture=s.name == first) for s in students]
     export = Convert(
         name="export",
         convert=_export(settings),

@@ -21,10 +21,10 @@ from stillhouse_vision.recipes.teaching import (
     image_spec,
     named_model,
     phase,
-    student_scores,
     supervised,
     teacher_stages,
     train_stage,
+    trained_scores,
 )
 from stillhouse_vision.spaces import NasBench201, NasBenchMacro, ResNetDepths, ResNetShapes
 
@@ -69,7 +69,7 @@ def diswot(settings: DisWOT) -> Recipe:
     searches = _searches(settings, teacher.ref)
     students = _students(settings, teacher.ref)
     every = [stage for row in students.values() for stage in row]
-    scores = [student_scores(settings, s, teacher.ref, picture=s.name == "kd-0") for s in every]
+    scores = [trained_scores(settings, s, teacher.ref, picture=s.name == "kd-0") for s in every]
     studies = study_stages(settings, space_of(settings), score_of(settings), teacher.ref)
     export = Convert(
         name="export",

@@ -9,15 +9,11 @@ from dataclasses import replace
 from stillhouse.artifact import Model
 from stillhouse.cache import Cache
 from stillhouse.export import Card, Export
-from stillhouse.metrics import Classification, Latency, Memory, Profile
 from stillhouse.objectives.logits import KD
 from stillhouse.objectives.objective import Composed, Weighted
 from stillhouse.objectives.projectors import LinearProjector
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.stages import Convert, Evaluate, Make, Train
-from stillhouse.training import Augment
-from stillhouse_vision.augment import CropFlip, Randomised
-from stillhouse_vision.figures import Predictions
 from stillhouse_vision.metrics import Kept, KeptPictures
 from stillhouse_vision.models import ImageSpec, model, output_shapes
 from stillhouse_vision.objectives import KD3, SharedClassifierProjector
@@ -29,7 +25,10 @@ from stillhouse_vision.recipes.teaching import (
     image_spec,
     named_model,
     phase,
+    student_scores,
     teacher_stages,
+    train_stage,
+    trained_scores,
 )
 from stillhouse_vision.web import MostConfident, ReadWeb
 
@@ -117,7 +116,8 @@ def _row(settings: KD3Settings, name: str, teacher: str, seed: int) -> list[Stag
     stage = f"{name}-{seed}"
     if not name.startswith("kd3"):
         train = _plain(settings, stage, teacher, seed, web="confident" if "conf" in name else "web")
-        return [train, _scores(settings, stage, f"{stage}.student", teacher, seed)]
+        scores = trained_scores(settings, train, teacher, picture=False)
+        return [train, scores]
     merge = Convert(
         name=f"{stage}-merged",
         convert=MergeStudent(),
@@ -130,7 +130,14 @@ def _row(settings: KD3Settings, name: str, teacher: str, seed: int) -> list[Stag
     return [
         _kd3(settings, stage, teacher, seed, variant=name.removeprefix("kd3").removeprefix("-")),
         merge,
-        _scores(settings, stage, f"{merge.name}.model", teacher, seed),
+        student_scores(
+            settings,
+            stage,
+            f"{merge.name}.model",
+            teacher,
+            seed=seed,
+            picture=stage == "kd3-0",
+        ),
     ]
 
 
@@ -152,18 +159,17 @@ def _plain(settings: KD3Settings, stage: str, teacher: str, seed: int, *, web: s
         roles=("teacher", "student"),
         losses={"kd": Weighted(term=KD(temperature=settings.temperature))},
     )
-    return Train(
-        name=stage,
-        objective=objective,
-        inputs={"data": f"{web}.web", "teacher": teacher},
+    return train_stage(
+        settings,
+        stage,
+        objective,
+        roles={"teacher": teacher},
         fresh={"student": named_model(settings, settings.student)},
         cache=_cache(settings, _maps(settings)["teacher"]),
         steps=settings.steps,
-        batch=settings.batch,
         seed=seed,
-        augment=_augment(settings),
-        views=settings.views,
-        precision=settings.precision,
+        sliced=False,
+        data=f"{web}.web",
     )
 
 
@@ -174,18 +180,17 @@ def _kd3(settings: KD3Settings, stage: str, teacher: str, seed: int, *, variant:
     objective = replace(objective, **changes)
     fresh = {"student": student, **_parts(settings, objective, shapes)}
     trains = phase(settings, tuple(fresh), settings.lr)
-    return Train(
-        name=stage,
-        objective=replace(objective, phases={"student": trains}),
-        inputs={"data": "web.web", "teacher": teacher, "head": "head.model"},
+    return train_stage(
+        settings,
+        stage,
+        replace(objective, phases={"student": trains}),
+        roles={"teacher": teacher, "head": "head.model"},
         fresh=fresh,
         cache=_cache(settings, objective.teacher_map),
         steps=settings.steps,
-        batch=settings.batch,
         seed=seed,
-        augment=_augment(settings),
-        views=settings.views,
-        precision=settings.precision,
+        sliced=False,  # its contrast is between all samples of a batch
+        data="web.web",
     )
 
 
@@ -219,7 +224,7 @@ def _objective(settings: KD3Settings, maps: Mapping[str, str]) -> KD3:
         teacher_map=maps["teacher"],
         cutoff=settings.cutoff,
         least=settings.batch,  # every step has a whole batch
-        select_augment=_augment(settings) if settings.select_on == "views" else None,
+        select_augment=augmentation(settings) if settings.select_on == "views" else None,
         views=settings.views,
         weight_temperature=settings.weight_temperature,
         weight_standardize=settings.weight_standardize,
@@ -261,24 +266,6 @@ def _embedding(
         "targets": [settings.embedding],
     }
     return Model(build=LinearProjector, kwargs=kwargs)
-
-
-def _augment(settings: KD3Settings) -> Augment | None:
-    """Of the web's pictures; a sample's view is one picture for every row and seed."""
-    if settings.augment == "resized-crop":
-        return Randomised(transform="resized-crop", first=CropFlip(padding=0))
-    return augmentation(settings)
-
-
-def _scores(settings: KD3Settings, stage: str, student: str, teacher: str, seed: int) -> Evaluate:
-    return Evaluate(
-        name=f"{stage}-scores",
-        metrics=(Classification(teacher="teacher"), Profile()),
-        inputs={"data": "data.test", "student": student, "teacher": teacher},
-        # one seed a row is timed: the others have the same layers
-        measures=(Latency(), Memory()) if seed == 0 else (),
-        figures=(Predictions(names=settings.names),) if stage == "kd3-0" else (),
-    )
 
 
 def _study(settings: KD3Settings, teacher: str, seed: int) -> Evaluate:

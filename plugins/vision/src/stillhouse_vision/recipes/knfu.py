@@ -16,10 +16,9 @@ from stillhouse.federated.stage import Federate
 from stillhouse.objectives.objective import Optimizer
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.stages import Convert, Evaluate, Make
-from stillhouse_vision.data import ReadImages
 from stillhouse_vision.federated_data import Dirichlet, Grouped, Split, SplitImages
-from stillhouse_vision.models import ImageSpec, model
 from stillhouse_vision.recipes.knfu_settings import KnowledgeFusion
+from stillhouse_vision.recipes.teaching import data_stage, named_model
 
 PAPER = "KnFu: effective knowledge fusion, 2024 (arXiv 2403.11892)"
 NOTES = (
@@ -63,7 +62,7 @@ def knfu(settings: KnowledgeFusion) -> Recipe:
     `names`, `models` and `rounds=50`.
     """
     rows = {row.label: row for row in _rows(settings)}
-    stages: list[Stage] = [_read(settings)]
+    stages: list[Stage] = [data_stage(settings)]
     for seed in range(settings.seeds):
         stages.append(_split(settings, seed))
         stages += [_federation(settings, row, seed) for row in rows.values()]
@@ -122,27 +121,13 @@ def _names(settings: KnowledgeFusion) -> tuple[str, ...]:
     return tuple(f"client-{number}" for number in range(settings.clients))
 
 
-def _images(settings: KnowledgeFusion) -> ImageSpec:
-    return ImageSpec(size=settings.size, mean=settings.mean, std=settings.std, names=settings.names)
-
-
 def _models(settings: KnowledgeFusion) -> Mapping[str, Model]:
     """Architectures are dealt in turn, so that a group of clients has several."""
-    images, kinds = _images(settings), settings.models
+    kinds = settings.models
     return {
-        name: model(kinds[number % len(kinds)], classes=settings.classes, images=images)
+        name: named_model(settings, kinds[number % len(kinds)])
         for number, name in enumerate(_names(settings))
     }
-
-
-def _read(settings: KnowledgeFusion) -> Make:
-    make = ReadImages(
-        images=_images(settings),
-        classes=settings.classes,
-        held_out=settings.held_out,
-        resize=settings.resize,
-    )
-    return Make(name="data", make=make, inputs={"source": settings.data}, ports=("train", "test"))
 
 
 def _split(settings: KnowledgeFusion, seed: int) -> Make:

@@ -7,14 +7,14 @@ from pydantic import Field, model_validator
 
 from stillhouse.federated.fusion import Distance
 from stillhouse.recipe import Scale
-from stillhouse.settings import Settings
+from stillhouse_vision.recipes.teaching_settings import Pictures
 
 DIGITS = tuple(str(digit) for digit in range(10))
 MNIST_MEAN, MNIST_STD = (0.1307,), (0.3081,)
 MNIST: Mapping[str, Any] = {"size": 28, "mean": MNIST_MEAN, "std": MNIST_STD, "names": DIGITS}
 
 
-class KnowledgeFusion(Settings):
+class KnowledgeFusion(Pictures):
     """What `vision/knfu` can be told. All numbers but `beta` are our choice: the paper's are not
     known to us.
     """
@@ -44,15 +44,8 @@ class KnowledgeFusion(Settings):
     distance: Distance = Field("kl", description="js needs a beta of about 30")
     min_weight: float = Field(0.0, ge=0, lt=1, description="smaller fusion weights are dropped")
     labelled: bool = Field(True, description="use the transfer set's labels for the estimate")
-    classes: int = Field(10, ge=2)
-    size: int = Field(32, ge=1, description="side of the pictures in pixels")
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.25,)
-    names: tuple[str, ...] = Field((), description="the classes' names")
-    held_out: float = Field(
-        0.2, gt=0, lt=1, description="part kept for testing where the data have none"
-    )
-    resize: bool = Field(False, description="fit pictures of another size")
 
     presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {
         "tiny": {
@@ -84,10 +77,6 @@ class KnowledgeFusion(Settings):
             raise ValueError("teacher: a federation has none; leave it empty")
         if self.split == "grouped":
             self._check_groups()
-        if self.names and len(self.names) != self.classes:
-            raise ValueError(
-                f"names: {len(self.names)} names for classes={self.classes}; give one a class"
-            )
         return self
 
     def _check_groups(self) -> None:

@@ -12,6 +12,7 @@ from stillhouse.metrics import Classification, Latency, Memory, Profile
 from stillhouse.objectives.objective import (
     Composed,
     Cosine,
+    Objective,
     Optimizer,
     Phase,
     Schedule,
@@ -26,22 +27,22 @@ from stillhouse_vision.augment import CropFlip, Randomised
 from stillhouse_vision.data import ReadImages
 from stillhouse_vision.figures import Predictions
 from stillhouse_vision.models import ImageSpec, LoadCheckpoint, model
-from stillhouse_vision.recipes.teaching_settings import Teaching
+from stillhouse_vision.recipes.teaching_settings import Pictures, Teaching
 
 NOTHING: Mapping[str, Any] = {}  # Any: the default of several kinds of mapping
 # the smallest slice of a batch, where memory does not suffice for the whole
 SMALLEST = 8
 
 
-def image_spec(settings: Teaching) -> ImageSpec:
+def image_spec(settings: Pictures) -> ImageSpec:
     return ImageSpec(size=settings.size, mean=settings.mean, std=settings.std, names=settings.names)
 
 
-def named_model(settings: Teaching, name: str) -> Model:
+def named_model(settings: Pictures, name: str) -> Model:
     return model(name, classes=settings.classes, images=image_spec(settings))
 
 
-def data_stage(settings: Teaching) -> Make:
+def data_stage(settings: Pictures) -> Make:
     make = ReadImages(
         images=image_spec(settings),
         classes=settings.classes,
@@ -118,7 +119,7 @@ def _tune_teacher(settings: Teaching) -> Train:
 def train_stage(
     settings: Teaching,
     name: str,
-    objective: Composed,
+    objective: Objective,
     *,
     steps: int,
     roles: Mapping[str, str] = NOTHING,
@@ -179,6 +180,8 @@ def augmentation(settings: Teaching) -> Augment | None:
             return None
         case "crop" | "crop-flip":
             return crop
+        case "resized-crop":  # it crops and mirrors by itself
+            return Randomised(transform="resized-crop", first=CropFlip(padding=0))
         case _:
             return Randomised(transform=settings.augment, first=crop)
 
@@ -192,12 +195,21 @@ def _teacher_scores(name: str, ref: str) -> Evaluate:
     )
 
 
-def student_scores(settings: Teaching, stage: Train, teacher: str, *, picture: bool) -> Evaluate:
+def student_scores(
+    settings: Pictures, name: str, student: str, teacher: str, *, seed: int, picture: bool
+) -> Evaluate:
+    """Scores of the port `student`, which the stage `name` stands for, beside its teacher's."""
     return Evaluate(
-        name=f"{stage.name}-scores",
+        name=f"{name}-scores",
         metrics=(Classification(teacher="teacher"), Profile()),
-        inputs={"data": "data.test", "student": f"{stage.name}.student", "teacher": teacher},
+        inputs={"data": "data.test", "student": student, "teacher": teacher},
         # one seed a row is timed: the others have the same layers
-        measures=(Latency(), Memory()) if stage.seed == 0 else (),
+        measures=(Latency(), Memory()) if seed == 0 else (),
         figures=(Predictions(names=settings.names),) if picture else (),
     )
+
+
+def trained_scores(settings: Pictures, stage: Train, teacher: str, *, picture: bool) -> Evaluate:
+    """`student_scores` of what a training leaves."""
+    student = f"{stage.name}.student"
+    return student_scores(settings, stage.name, student, teacher, seed=stage.seed, picture=picture)

@@ -46,7 +46,29 @@ CIFAR100: Mapping[str, Any] = {
 }
 
 
-class Teaching(Settings):
+class Pictures(Settings):
+    """The pictures of a recipe: classes, side, normalisation, and what is kept for testing."""
+
+    classes: int = Field(10, ge=2)
+    size: int = Field(32, ge=1, description="side of the pictures in pixels")
+    mean: tuple[float, ...] = ImageSpec().mean
+    std: tuple[float, ...] = ImageSpec().std
+    names: tuple[str, ...] = Field((), description="the classes' names")
+    held_out: float = Field(
+        0.2, gt=0, lt=1, description="part kept for testing where the data have none"
+    )
+    resize: bool = Field(False, description="fit pictures of another size")
+
+    @model_validator(mode="after")
+    def _named(self) -> "Pictures":
+        if self.names and len(self.names) != self.classes:
+            raise ValueError(
+                f"names: {len(self.names)} names for classes={self.classes}; give one a class"
+            )
+        return self
+
+
+class Teaching(Pictures):
     """Data, teacher and schedule; steps are optimizer steps, fractions are of a run."""
 
     teacher_model: str = Field("resnet56", description="the teacher's architecture")
@@ -67,24 +89,11 @@ class Teaching(Settings):
     views: int = Field(4, ge=1, description="augmented views of a picture")
     cache: bool = Field(True, description="store the teacher's logits or embeddings")
     precision: Precision = "fp32"
-    classes: int = Field(10, ge=2)
-    size: int = Field(32, ge=1, description="side of the pictures in pixels")
-    mean: tuple[float, ...] = ImageSpec().mean
-    std: tuple[float, ...] = ImageSpec().std
-    names: tuple[str, ...] = Field((), description="the classes' names")
-    held_out: float = Field(
-        0.2, gt=0, lt=1, description="part kept for testing where the data have none"
-    )
-    resize: bool = Field(False, description="fit pictures of another size")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Teaching":
         if any(not 0 < at < 1 for at in self.milestones):
             raise ValueError(
                 f"milestones: fractions between 0 and 1 of the run (got {self.milestones})"
-            )
-        if self.names and len(self.names) != self.classes:
-            raise ValueError(
-                f"names: {len(self.names)} names for classes={self.classes}; give one a class"
             )
         return self
