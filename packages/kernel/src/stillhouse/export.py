@@ -56,8 +56,7 @@ class Export:
     card: Card | None = None
 
     def __post_init__(self) -> None:
-        if self.opset < MIN_OPSET:
-            raise BadSetting(f"export: opset must be >= {MIN_OPSET} (got {self.opset})")
+        check_opset(self.opset, where="export")
 
     def __call__(self, inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:  # noqa: ARG002
         if self.role not in inputs or "data" not in inputs:
@@ -72,12 +71,7 @@ class Export:
         for port, name in (("onnx", ONNX), ("int8", INT8)):
             if port in inputs:
                 (out / name).write_bytes(_bytes(inputs[port], port))
-        difference = onnx_difference(out / ONNX, built.module, batch, self.outputs)
-        if not difference <= self.tolerance:
-            raise ContractError(
-                f"{ONNX} differs from torch by {difference:.2e} on real inputs "
-                f"(allowed: {self.tolerance:.0e})"
-            )
+        check_onnx(out / ONNX, built.module, batch, self.outputs, tolerance=self.tolerance)
         record = {
             "inputs": {
                 name: [str(v.dtype).removeprefix("torch."), list(v.shape[1:])]
@@ -185,6 +179,29 @@ def onnx_difference(
     return max(
         float((expected[name] - torch.from_numpy(value)).abs().max()) for name, value in pairs
     )
+
+
+def check_onnx(
+    path: Path,
+    module: nn.Module,
+    batch: Mapping[str, Tensor],
+    outputs: tuple[str, ...],
+    *,
+    tolerance: float,
+) -> None:
+    """Raises ContractError where the file and torch differ by more than `tolerance`."""
+    difference = onnx_difference(path, module, batch, outputs)
+    if not difference <= tolerance:
+        raise ContractError(
+            f"{ONNX} differs from torch by {difference:.2e} on real inputs "
+            f"(allowed: {tolerance:.0e})"
+        )
+
+
+def check_opset(opset: int, *, where: str) -> None:
+    """Raises BadSetting for an opset that the exporter no longer writes."""
+    if opset < MIN_OPSET:
+        raise BadSetting(f"{where}: opset must be >= {MIN_OPSET} (got {opset})")
 
 
 def _card(card: Card, built: Built, record: Mapping[str, Any]) -> str:

@@ -210,20 +210,31 @@ def parquet_samples(file: Path, root: Path) -> list[Sample]:
     label.
     """
     where = file.relative_to(root.parent).as_posix()
+    table = read_parquet(file)
+    pictures = encoded_pictures(table, where)
+    labels = table.column(_column(table, LABEL_COLUMNS, where)).to_pylist()
+    return [
+        _row(f"{where}: row {i}", encoded, label)
+        for i, (encoded, label) in enumerate(zip(pictures, labels, strict=True))
+    ]
+
+
+def read_parquet(file: Path) -> pa.Table:
+    """The whole table; raises BadData."""
     try:
-        table = pq.read_table(file)
+        return pq.read_table(file)
     except (OSError, pa.ArrowInvalid) as error:
         raise BadData(
             f"{file}: cannot be read as parquet ({str(error).splitlines()[0]}); get it again"
         ) from error
+
+
+def encoded_pictures(table: pa.Table, where: str) -> list[bytes | None]:
+    """The column image, a struct with bytes or bytes; raises BadData where there is none."""
     pictures = table.column(_column(table, IMAGE_COLUMNS, where))
-    labels = table.column(_column(table, LABEL_COLUMNS, where)).to_pylist()
     if pa.types.is_struct(pictures.type):
         pictures = pa.chunked_array([chunk.field("bytes") for chunk in pictures.chunks])
-    return [
-        _row(f"{where}: row {i}", encoded, label)
-        for i, (encoded, label) in enumerate(zip(pictures.to_pylist(), labels, strict=True))
-    ]
+    return pictures.to_pylist()
 
 
 def _column(table: pa.Table, names: Sequence[str], where: str) -> str:

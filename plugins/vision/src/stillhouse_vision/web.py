@@ -11,21 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Generator, Tensor
 
 from stillhouse.data.data import Columns, TensorData
 from stillhouse.errors import BadData, BadSetting
 from stillhouse_vision.data import (
-    IMAGE_COLUMNS,
     LABEL_COLUMNS,
     PICTURES,
     SHARD_BYTES,
     TRAIN,
     Sample,
     decode,
+    encoded_pictures,
+    read_parquet,
 )
 from stillhouse_vision.models.classifier import ImageSpec
 
@@ -125,23 +124,12 @@ def _parquet(source: Path) -> list[Path]:
 
 
 def _rows(file: Path) -> list[Sample]:
-    try:
-        table = pq.read_table(file)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise BadData(
-            f"{file}: cannot be read as parquet ({str(error).splitlines()[0]}); get it again"
-        ) from error
-    image = next((n for n in IMAGE_COLUMNS if n in table.column_names), None)
-    if image is None:
-        columns = ", ".join(table.column_names)
-        raise BadData(f"{file}: no column {' or '.join(IMAGE_COLUMNS)}; it has {columns}")
-    pictures = table.column(image)
-    if pa.types.is_struct(pictures.type):
-        pictures = pa.chunked_array([chunk.field("bytes") for chunk in pictures.chunks])
+    table = read_parquet(file)
+    pictures = encoded_pictures(table, str(file))
     label = next((n for n in LABEL_COLUMNS if n in table.column_names), None)
     labels: list[int | None] = table.column(label).to_pylist() if label else [None] * len(table)
     samples: list[Sample] = []
-    for row, (encoded, number) in enumerate(zip(pictures.to_pylist(), labels, strict=True)):
+    for row, (encoded, number) in enumerate(zip(pictures, labels, strict=True)):
         if not isinstance(encoded, bytes):
             raise BadData(f"{file}: row {row}: has no picture; complete or remove it")
         known = number if isinstance(number, int) else UNKNOWN

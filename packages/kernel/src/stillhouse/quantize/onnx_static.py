@@ -15,8 +15,8 @@ from torch import Generator, Tensor
 from stillhouse.artifact import Built
 from stillhouse.data.data import Data
 from stillhouse.digest import canonical
-from stillhouse.errors import BadRecipe, BadSetting, ContractError
-from stillhouse.export import MIN_OPSET, onnx_difference, sample, write_onnx
+from stillhouse.errors import BadRecipe, BadSetting
+from stillhouse.export import check_onnx, check_opset, sample, write_onnx
 from stillhouse.profile import macs, parameters
 from stillhouse.quantize.onnx_network import ONNX, OnnxNetwork, save_onnx
 
@@ -39,8 +39,7 @@ class ToOnnx:
     tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.opset < MIN_OPSET:
-            raise BadSetting(f"onnx: opset must be >= {MIN_OPSET} (got {self.opset})")
+        check_opset(self.opset, where="onnx")
 
     def __call__(self, inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:  # noqa: ARG002
         built, data = _ports(inputs, self.role)
@@ -48,12 +47,7 @@ class ToOnnx:
         with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
             file = Path(folder) / ONNX
             write_onnx(built.module, batch, self.outputs, file, opset=self.opset)
-            difference = onnx_difference(file, built.module, batch, self.outputs)
-            if not difference <= self.tolerance:
-                raise ContractError(
-                    f"{ONNX} differs from torch by {difference:.2e} on real inputs "
-                    f"(allowed: {self.tolerance:.0e})"
-                )
+            check_onnx(file, built.module, batch, self.outputs, tolerance=self.tolerance)
             content = file.read_bytes()
         one = {name: value[:1] for name, value in batch.items()}
         name = canonical(built.spec.build, at="model.build")["name"]

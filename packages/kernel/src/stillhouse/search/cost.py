@@ -1,5 +1,6 @@
 """What a search without training saves: its time against that of training each candidate."""
 
+import statistics
 import tempfile
 import time
 from collections.abc import Mapping
@@ -130,7 +131,7 @@ class SearchTime:
             start = time.perf_counter()
             score(candidate, inputs, rng=rng)
             seconds.append(time.perf_counter() - start)
-        return once, _median(seconds)
+        return once, statistics.median_high(seconds)
 
     def _trained(
         self, teacher: nn.Module, data: Data, drawn: list[Model], ctx: Context
@@ -174,7 +175,7 @@ class SearchTime:
             start = time.perf_counter()
             prepared.train(candidate, data, rng=rng)
             seconds.append(time.perf_counter() - start)
-        return once, _median(seconds)
+        return once, statistics.median_high(seconds)
 
 
 def _context(folder: Path, device: torch.device) -> Context:
@@ -192,8 +193,3 @@ def _context(folder: Path, device: torch.device) -> Context:
 def _built(module: nn.Module) -> Built:
     """The module as a port gives it; nobody builds it again."""
     return Built(spec=Model(build=type(module)), module=module)
-
-
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2]

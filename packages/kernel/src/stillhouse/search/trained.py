@@ -59,12 +59,11 @@ class Trained:
         data = named(inputs, DATA, what="input", where="score by training")
         given: dict[str, Built] = {k: v for k, v in inputs.items() if k not in (DATA, VALIDATION)}
         roles = {role: built.module for role, built in given.items()}
-        prepared = PreparedTrained(score=self, frozen=roles, ctx=alone(ctx))
         setup = self.setup(0)
         for role, cache in self.cache.items():
             module = named(roles, role, what="role", where="score by training: cache")
             roles[role] = stored(role, module, data, setup=setup, cache=cache, ctx=ctx)
-        return prepared
+        return PreparedTrained(score=self, frozen=roles, ctx=alone(ctx))
 
 
 @dataclass(frozen=True, kw_only=True)
