@@ -10,22 +10,18 @@ record holds all that is done: docs/results/diswot-grid/diswot-grid.json.
 import argparse
 import itertools
 import json
-import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from grids import Record, guarded, rows_of, run_cell
 from rounds import write
 
 from stillhouse.cli.target import Target
 from stillhouse.environment import environment
-from stillhouse.errors import StillhouseError
-from stillhouse.places import project_root
-from stillhouse.recipe import SCALES, Event
+from stillhouse.recipe import SCALES
 from stillhouse.report.collect import collect
-from stillhouse.runs import code_of, run_recipe
-from stillhouse.settings import make_recipe, make_settings, parse_assignments
+from stillhouse.runs import code_of
+from stillhouse.settings import parse_assignments
 
 RECIPE = "vision/diswot"
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,8 +39,6 @@ COMBINES = ("zscore", "sum")
 # the median network of the space; those of the other spaces are held to the recipe's own budget
 MACRO = {"parameters": 1.6e6, "macs": 56e6}
 SHOWN = ("accuracy", "teacher_agreement", "parameters", "macs")
-
-Record = Mapping[str, Any]  # Any: JSON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,24 +78,10 @@ def budget(scale: str, space: str) -> Record:
     return {"budget": MACRO} if space == "macro" else {}
 
 
-def target_of(cell: Cell, options: argparse.Namespace) -> Target:
-    """The recipe of a cell; what --set says comes last."""
-    given = {**cell.settings, "seeds": options.seeds, "studies": False}
-    settings = make_settings(RECIPE, options.scale, {**given, **parse_assignments(options.set)})
-    recipe = make_recipe(RECIPE, settings)
-    return Target(name=RECIPE, settings=settings, recipe=recipe, root=project_root())
-
-
 def outcome(target: Target) -> Record:
     """Scores of each row, a list of seeds, and what the searches chose."""
     done = collect(target.recipe, target.runs().folder)
-    rows = {
-        row: {
-            name: [done[stage].scores[name] for stage in stages if name in done[stage].scores]
-            for name in SHOWN
-        }
-        for row, stages in target.recipe.rows.items()
-    }
+    rows = rows_of(target, done, SHOWN)
     seconds = {name: target.seconds(name) for name in ("search", "largest")}
     return {"variant": target.variant, "rows": rows, "seconds": seconds}
 
@@ -113,11 +93,6 @@ def earlier(file: Path, asked: Record) -> dict[str, Record]:
     record = json.loads(file.read_text())
     same = record["settings"] == asked and record["code"] == code_of(RECIPE)
     return dict(record["cells"]) if same else {}
-
-
-def tell(event: Event) -> None:
-    if event.text:
-        print(f"  {event.stage}: {event.text}", flush=True)
 
 
 def main() -> None:
@@ -139,10 +114,9 @@ def main() -> None:
     found = earlier(options.out / FILE, asked)
     for number, cell in enumerate(chosen, 1):
         print(f"{number}/{len(chosen)} {cell.name}", flush=True)
-        target = target_of(cell, options)
-        runs = target.runs(device=options.device, observe=tell)
-        runs.note_settings(target.settings)
-        run_recipe(target.recipe, runs)
+        given = {**cell.settings, "seeds": options.seeds, "studies": False}
+        given |= parse_assignments(options.set)  # what --set says comes last
+        target = run_cell(RECIPE, options.scale, given, device=options.device)
         found[cell.name] = outcome(target)
         record = {
             "settings": asked,
@@ -157,7 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except StillhouseError as error:
-        sys.exit(f"error: {error}")
+    guarded(main)

@@ -8,48 +8,29 @@ docs/results/kd3-grid/kd3-grid.json, with the paired difference of each row to K
 """
 
 import argparse
-import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from grids import Record, guarded, rows_of, run_cell
 from rounds import write
 
 from stillhouse.cli.target import Target
 from stillhouse.environment import environment
-from stillhouse.errors import StillhouseError
-from stillhouse.recipe import SCALES, Event
+from stillhouse.recipe import SCALES
 from stillhouse.report.collect import collect
 from stillhouse.report.statistics import paired
-from stillhouse.runs import code_of, project_root, run_recipe
-from stillhouse.settings import make_recipe, make_settings, parse_assignments
+from stillhouse.runs import code_of
+from stillhouse.settings import parse_assignments
 from stillhouse_vision.recipes.kd3 import OURS, VARIANTS
 
 RECIPE = "vision/kd3"
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = ("accuracy", "nll_loss", "teacher_agreement", "parameters", "macs")
 
-Record = Mapping[str, Any]  # Any: JSON
-
-
-def target_of(options: argparse.Namespace, seeds: int) -> Target:
-    """The recipe with every variant; what --set says comes last."""
-    given = {"variants": list(VARIANTS), "seeds": seeds, **parse_assignments(options.set)}
-    settings = make_settings(RECIPE, options.scale, given)
-    recipe = make_recipe(RECIPE, settings)
-    return Target(name=RECIPE, settings=settings, recipe=recipe, root=project_root())
-
 
 def outcome(target: Target) -> Record:
     """Scores of each row, a list of seeds; what each training selected at last; differences."""
     done = collect(target.recipe, target.runs().folder)
-    rows = {
-        row: {
-            name: [done[stage].scores[name] for stage in stages if name in done[stage].scores]
-            for name in SHOWN
-        }
-        for row, stages in target.recipe.rows.items()
-    }
+    rows = rows_of(target, done, SHOWN)
     refreshes = {
         name: stage.run.measured["refreshes"][-1]
         for name, stage in done.items()
@@ -71,11 +52,6 @@ def outcome(target: Target) -> Record:
     }
 
 
-def tell(event: Event) -> None:
-    if event.text:
-        print(f"  {event.stage}: {event.text}", flush=True)
-
-
 def show(found: Record) -> None:
     for row, scores in found["rows"].items():
         text = ", ".join(f"{100 * value:.2f} %" for value in scores["accuracy"])
@@ -92,10 +68,9 @@ def main() -> None:
     options = parser.parse_args()
     for seeds in range(1, options.seeds + 1):
         print(f"seed {seeds} of {options.seeds}", flush=True)
-        target = target_of(options, seeds)
-        runs = target.runs(device=options.device, observe=tell)
-        runs.note_settings(target.settings)
-        run_recipe(target.recipe, runs)
+        # what --set says comes last
+        given = {"variants": list(VARIANTS), "seeds": seeds, **parse_assignments(options.set)}
+        target = run_cell(RECIPE, options.scale, given, device=options.device)
         found = outcome(target)
         record = {
             "settings": {"scale": options.scale, "seeds": seeds, "set": options.set},
@@ -109,7 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except StillhouseError as error:
-        sys.exit(f"error: {error}")
+    guarded(main)

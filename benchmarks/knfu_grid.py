@@ -9,28 +9,21 @@ is written anew after every cell. No goal: the numbers are what they are.
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grids import Record, guarded, run_cell
 from rounds import write
 
-from stillhouse.cli.target import Target
 from stillhouse.digest import code_version
 from stillhouse.environment import environment
-from stillhouse.errors import StillhouseError
-from stillhouse.recipe import Event
 from stillhouse.report import report
-from stillhouse.runs import project_root, run_recipe
-from stillhouse.settings import make_recipe, make_settings
 from stillhouse_vision.recipes.teaching_settings import CIFAR10
 
 ROOT = Path(__file__).parent.parent
 RECIPE = "vision/knfu"
 SCORES = ("alma_accuracy", "global_accuracy", "effective_neighbours", "self_weight", "sent_mib")
-
-Record = Mapping[str, Any]  # Any: JSON
 
 # the usual mean and standard deviation of CIFAR-10's training pictures
 COLOUR = {
@@ -83,13 +76,8 @@ def run(cell: tuple[str, str, int], scale: str, seeds: int) -> Record:
     """Run what is left of a cell; its rows as the report has them."""
     data, split, size = cell
     settings = {"seeds": seeds, "samples": size, **DATA[data], **SPLITS[split]}
-    made = make_settings(RECIPE, scale, settings)
-    recipe = make_recipe(RECIPE, made)
-    target = Target(name=RECIPE, settings=made, recipe=recipe, root=project_root())
-    runs = target.runs(observe=tell)
-    runs.note_settings(made)
-    run_recipe(recipe, runs)
-    page = report(recipe, runs)
+    target = run_cell(RECIPE, scale, settings)
+    page = report(target.recipe, target.runs())
     rows = json.loads((page.parent / "report.json").read_text())["rows"]
     return {
         "data": data, "split": split, "samples": size, "variant": target.variant,
@@ -103,12 +91,6 @@ def _row(row: Record) -> Record:
     return found
 
 
-def tell(event: Event) -> None:
-    """A line a finished stage or resumption."""
-    if event.text not in ("", "checkpoint"):
-        print(f"  {event.stage}: {event.text}", flush=True)
-
-
 def show(cell: Record) -> None:
     heads: Sequence[str] = ("ALMA", "global", "neighbours", "self", "MiB")
     print(f"  {'':24}" + "".join(f"{head:>12}" for head in heads))
@@ -118,7 +100,4 @@ def show(cell: Record) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except StillhouseError as error:
-        sys.exit(f"error: {error}")
+    guarded(main)
