@@ -51,6 +51,8 @@ EVERYTHING, CONFIDENT, OURS = (
     "student, KD on the teacher's most confident",
     "student, KD3",
 )
+# the rows of plain KD, by the name of their stages, and the stage their pictures come from
+PLAIN: Mapping[str, str] = {"kd-all": "web", "kd-confident": "confident"}
 # a row each: its name, and what differs from KD3
 VARIANTS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "no-selection": ("student, KD3 without selection", {"selection": "none"}),
@@ -114,8 +116,8 @@ def _names(settings: KD3Settings) -> dict[str, str]:
 
 def _row(settings: KD3Settings, name: str, teacher: str, seed: int) -> list[Stage]:
     stage = f"{name}-{seed}"
-    if not name.startswith("kd3"):
-        train = _plain(settings, stage, teacher, seed, web="confident" if "conf" in name else "web")
+    if name in PLAIN:
+        train = _plain(settings, stage, teacher, seed, web=PLAIN[name])
         scores = trained_scores(settings, train, teacher, picture=False)
         return [train, scores]
     merge = Convert(
@@ -128,7 +130,7 @@ def _row(settings: KD3Settings, name: str, teacher: str, seed: int) -> list[Stag
         },
     )
     return [
-        _kd3(settings, stage, teacher, seed, variant=name.removeprefix("kd3").removeprefix("-")),
+        _kd3(settings, stage, teacher, seed, variant=name.partition("-")[2]),
         merge,
         student_scores(
             settings,
