@@ -31,7 +31,13 @@ checker.check = beartype(
     conf=BeartypeConf(is_pep484_tower=True)
 )  # an int is a float, as in PEP 484
 sys.modules[checker.__name__] = checker
-PLUGINS = ("stillhouse_landmarks.metrics", "stillhouse_landmarks.objectives")
+PLUGINS = (
+    "stillhouse_landmarks.metrics",
+    "stillhouse_landmarks.objectives",
+    "stillhouse_pointcloud.objectives",
+    "stillhouse_sam.objectives",
+    "stillhouse_sam.prompts",
+)
 install_import_hook(
     [*(f"stillhouse.{name}" for name in CHECKED), *PLUGINS], "stillhouse_checker.check"
 )

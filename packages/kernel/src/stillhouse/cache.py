@@ -18,7 +18,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stillhouse.data.data import Data
+from stillhouse.data.data import Data, rows_of
 from stillhouse.digest import digest, file_digest
 from stillhouse.errors import BadSetting, ContractError, UnknownName
 from stillhouse.files import fsync, storage, write_text
@@ -283,9 +283,9 @@ def _check_pure(augment: Augment, plain: Tensors, seen: Tensors) -> None:
     cache lie.
     """
     half = torch.arange(len(plain["id"]) - 1, -1, -2)
-    again = augment({name: value[half] for name, value in plain.items()})
+    again, before = augment(rows_of(plain, half)), rows_of(seen, half)
     for name, value in again.items():
-        if not torch.equal(value, seen[name][half]):
+        if not torch.equal(value, before[name]):
             raise ContractError(
                 f"augmentation {type(augment).__name__} is not a pure function of (id, view): "
                 f"'{name}' differs for the same samples in another batch; "

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from stillhouse.data.data import Data
+from stillhouse.data.data import Data, rows_of
 from stillhouse.errors import BadSetting
 from stillhouse.objectives.objective import Models, Tensors
 
@@ -22,7 +22,7 @@ def first_batch(data: Data, size: int, device: torch.device) -> Tensors:
     """The first `size` samples, repeated where there are fewer."""
     batch = next(iter(data.batches(size, rng=None)))
     rows = torch.arange(size) % len(batch["id"])
-    return {name: value[rows].to(device) for name, value in batch.items()}
+    return {name: value.to(device) for name, value in rows_of(batch, rows).items()}
 
 
 @runtime_checkable

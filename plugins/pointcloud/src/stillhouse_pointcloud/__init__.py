@@ -1,0 +1,11 @@
+"""Stillhouse domain plugin: 3D detection in point clouds."""
+
+from stillhouse.domain import Domain
+
+domain = Domain(
+    name="pointcloud",
+    summary="3D detection in point clouds: small detectors out of large ones",
+    recipes={},
+)
+
+__all__ = ["domain"]

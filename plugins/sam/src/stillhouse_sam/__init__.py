@@ -1,0 +1,11 @@
+"""Stillhouse domain plugin: promptable segmentation."""
+
+from stillhouse.domain import Domain
+
+domain = Domain(
+    name="sam",
+    summary="promptable segmentation: small SAMs out of large ones",
+    recipes={},
+)
+
+__all__ = ["domain"]
