@@ -1,7 +1,7 @@
 """PointDistiller's encoder of local graphs, never holding all of its edges at once.
 
 n: items of all clouds laid end to end. C: their channels. M: graphs. K: items of a graph, its
-centre among them. D: channels of the encoder's output.
+centre among them. nodes: K, or 1 after the maximum. D: channels of the encoder's output.
 
 The convolution of an edge [z_j; z_i] is W_a z_j + W_b z_i, so it runs on the n items and the M
 centres and not on the M * K edges; with the BatchNorm folded in, an edge is relu(a_j + b_i).
@@ -104,7 +104,7 @@ def graph_features(
     near: Integer[Tensor, "M K"],
     *,
     pooled: bool,
-) -> Float[Tensor, "M K_or_1 D"]:
+) -> Float[Tensor, "M nodes D"]:
     """G of the graphs, the maximum over the K items if `pooled`."""
     edges = F.relu(F.embedding(near, a) + b[:, None])
     return edges.amax(dim=1, keepdim=True) if pooled else edges

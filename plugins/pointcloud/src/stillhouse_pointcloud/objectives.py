@@ -9,7 +9,6 @@ What the authors' released code computes differs from the paper; see `LocalGraph
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Integer
@@ -27,11 +26,11 @@ from stillhouse_pointcloud.graphs import (
     chunks,
 )
 
-Pool = Literal["none", "max"]
-Edge = Literal["concat", "subtract"]
-Importance = Literal["count", "max", "given"]
-Batch = Literal["per_sample", "concat"]
-Compat = Literal["paper", "official"]
+POOLS = ("none", "max")
+EDGES = ("concat", "subtract")
+IMPORTANCES = ("count", "max", "given")
+BATCHES = ("per_sample", "concat")
+COMPATS = ("paper", "official")
 OFFICIAL_TAU = 0.01  # hard-coded in the released code, whatever its settings say
 OFFICIAL_PLAIN = 5e-4  # the released code's weight where it does not reweight
 
@@ -98,11 +97,11 @@ class LocalGraphDistillation(nn.Module):
         k: int,
         num: int,
         tau: float,
-        pool: Pool = "none",
-        edge: Edge = "concat",
-        importance: Importance = "count",
-        batch: Batch = "per_sample",
-        compat: Compat = "paper",
+        pool: str = "none",
+        edge: str = "concat",
+        importance: str = "count",
+        batch: str = "per_sample",
+        compat: str = "paper",
         *,
         local: bool = True,
         reweight: bool = True,
@@ -115,11 +114,11 @@ class LocalGraphDistillation(nn.Module):
         for name, value in {**whole, "k": k, "num": num, "tau": tau, "chunk": chunk}.items():
             positive(name, value)
         positive("factor", factor)
-        _one_of("pool", pool, ("none", "max"))
-        _one_of("edge", edge, ("concat", "subtract"))
-        _one_of("importance", importance, ("count", "max", "given"))
-        _one_of("batch", batch, ("per_sample", "concat"))
-        _one_of("compat", compat, ("paper", "official"))
+        _one_of("pool", pool, POOLS)
+        _one_of("edge", edge, EDGES)
+        _one_of("importance", importance, IMPORTANCES)
+        _one_of("batch", batch, BATCHES)
+        _one_of("compat", compat, COMPATS)
         if normalise and importance != "count":
             raise BadSetting(f"normalise is for importance='count' (got '{importance}')")
         self.teacher_dim, self.student_dim, self.out_dim = teacher_dim, student_dim, out_dim
@@ -224,7 +223,7 @@ class LocalGraphDistillation(nn.Module):
 
 def _distances(
     ta: Tensor, tb: Tensor, sa: Tensor, sb: Tensor, near: Tensor, weights: Tensor, pooled: bool
-) -> Float[Tensor, " 1+M"]:
+) -> Float[Tensor, " numbers"]:
     """The weighted sum of |G^T - G^S|^2, then every |G^T|, as one tensor."""
     target = graph_features(ta, tb, near, pooled=pooled)
     distances = (target - graph_features(sa, sb, near, pooled=pooled)).square().sum(dim=(1, 2))
