@@ -14,6 +14,7 @@ from stillhouse.quantize.scales import (
     search_scales,
 )
 
+torch.manual_seed(0)
 LAYERS = [
     (nn.Linear(6, 5), (7, 6)),
     (nn.Conv2d(4, 6, 3, padding=1, groups=2), (2, 4, 5, 5)),
@@ -45,7 +46,9 @@ def test_a_search_never_ends_worse_than_the_covering_steps(
         criterion(outputs, product.quantized(x, weight, scales, bits=bits).detach(), g)
         for scales in (found, minmax_scales(product, x, weight, bits=bits))
     ]
-    assert losses[0] < losses[1]
+    assert losses[0] <= losses[1]
+    if bits == 4:  # there is something to gain
+        assert losses[0] < losses[1]
     channels = {nn.Linear: (), nn.Conv2d: (6,), nn.ConvTranspose2d: (3,)}[type(layer)]
     assert tuple(found.weight.shape) == channels
 

@@ -1,7 +1,7 @@
 """Boxes in a LiDAR's coordinates: corners, projection to a picture, other conventions.
 
-A box is (x, y, z, dx, dy, dz, yaw) in metres and radians: x to the front, y to the left, z up; x, y,
-z its geometric centre; dx its length along the heading, dy its width, dz its height; yaw counted
+A box is (x, y, z, dx, dy, dz, yaw) in metres and radians: x to the front, y to the left, z up;
+x, y, z its geometric centre; dx its length along the heading, dy its width, dz its height; yaw counted
 counter-clockwise from +x, seen from above. Axes, sizes and yaw are those of mmdet3d 1.x
 (`LiDARInstance3DBoxes`), whose tensors have z at the bottom instead: see `to_bottom`.
 """
@@ -55,7 +55,7 @@ def inside(points: Array, box: Array) -> NDArray[np.bool_]:
     cos, sin = np.cos(box[6]), np.sin(box[6])
     x, y = moved[:, 0] * cos + moved[:, 1] * sin, moved[:, 1] * cos - moved[:, 0] * sin
     local = np.abs(np.stack([x, y, moved[:, 2]], axis=1))
-    return (local <= box[3:6] / 2 + 1e-6).all(axis=1)
+    return np.all(local <= box[3:6] / 2 + 1e-6, axis=1).astype(np.bool_)
 
 
 def project(points: Array, projection: Array) -> tuple[Array, Array]:

@@ -1,8 +1,9 @@
-"""Frames for training: read from a KITTI folder or from arrays, checked, packed in ragged columns."""
+"""Frames for training: read from a KITTI folder or from arrays, checked, in ragged columns."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ class ReadKitti:
     """A `make`: the port "source" to ports train, validation and test, of a frame a row.
 
     Ragged columns: points float32 [total, 4] (x, y, z in metres, reflectance), boxes float32
-    [total, 7] (see `boxes`), labels int64 [total] (0 Car, 1 Pedestrian, 2 Cyclist), difficulty int64
-    [total] (0 easy, 1 moderate, 2 hard, -1 none of them), and of the Van and Person_sitting, which
+    [total, 7] (see `boxes`), labels int64 [total] (0 Car, 1 Pedestrian, 2 Cyclist), difficulty
+    int64 [total] (0 easy, 1 moderate, 2 hard, -1 none of them), and of the Van and Person_sitting, which
     count neither for nor against Car and Pedestrian, ignored float32 [total, 7] and ignored_labels
     int64 [total]. Further: projection float32 [N, 3, 4], LiDAR to pixels times depth; frames, text:
     JSON with name, calib (P2, R0_rect, Tr_velo_to_cam), image (below the source) and size of it.
@@ -166,7 +167,7 @@ def from_arrays(arrays: Mapping[str, Any], split: str) -> Columns:  # Any: numpy
             values=torch.as_tensor(values).to(dtype), offsets=torch.as_tensor(offsets)
         )
     bounds = array("points_offsets")
-    for row, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for row, (start, stop) in enumerate(pairwise(bounds)):
         checked(array("points")[start:stop], f"{split}_points: frame {row}")
     columns["projection"] = torch.as_tensor(array("projection")).float()
     names = [{"name": f"{split}-{row:06d}"} for row in range(len(bounds) - 1)]

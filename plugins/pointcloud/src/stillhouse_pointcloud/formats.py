@@ -212,7 +212,8 @@ def lower(points: Points, by: float) -> Points:
 
 def read_calib(file: Path) -> Calibration:
     """KITTI's calibration of a frame; BadData where a matrix is missing or has another size."""
-    rows = dict(line.partition(":")[::2] for line in text(file).splitlines() if ":" in line)
+    parted = (line.partition(":") for line in text(file).splitlines())
+    rows = {name: rest for name, colon, rest in parted if colon}
     shapes = {"P2": (3, 4), "R0_rect": (3, 3), "Tr_velo_to_cam": (3, 4)}
     found: dict[str, Array] = {}
     for name, shape in shapes.items():

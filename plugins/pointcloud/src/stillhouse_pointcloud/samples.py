@@ -38,8 +38,8 @@ PROJECTION = np.array(
 
 @dataclass(frozen=True, kw_only=True)
 class Lidar:
-    """A sensor: `beams` evenly from `top` to `bottom` degrees above the horizon (those of the HDL-64
-    that KITTI has), a ray each `step` degrees within +-`wide`; metres.
+    """A sensor: `beams` evenly from `top` to `bottom` degrees above the horizon (those of the
+    HDL-64 that KITTI has), a ray each `step` degrees within +-`wide`; metres.
     """
 
     beams: int = 64
@@ -88,8 +88,8 @@ def _scenes() -> Mapping[str, NDArray[Any]]:
 def render(
     count: int, *, seed: int, lidar: Lidar | None = None, street: Street | None = None
 ) -> dict[str, NDArray[Any]]:  # Any: floats and integers
-    """`count` scenes as arrays: points float32 [total, 4] (x, y, z, reflectance 0..1), boxes float32
-    [total, 7], labels, difficulty int64 [total], ignored and ignored_labels (none), each with
+    """`count` scenes as arrays: points float32 [total, 4] (x, y, z, reflectance 0..1), boxes
+    float32 [total, 7], labels, difficulty int64 [total], ignored and ignored_labels (none), each with
     "<name>_offsets" [count + 1], and projection [count, 3, 4].
 
     Scene i depends on `seed` and i alone. Points are those in the camera's picture. An object
@@ -222,7 +222,7 @@ def built(box: Array, label: int, rng: np.random.Generator, *, owner: int) -> li
 
 @dataclass(frozen=True, kw_only=True)
 class _Frame:
-    """A box within which parts are given in fractions: x and y from its middle, z from its bottom."""
+    """A box whose parts are given in fractions: x and y from its middle, z from its bottom."""
 
     box: Array
     owner: int

@@ -95,7 +95,8 @@ class SamNetwork(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         sam = self.sam
-        x = frames(batch["images"], batch["sizes"], sam.pixel_mean, sam.pixel_std)
+        mean, std = cast(Tensor, sam.pixel_mean), cast(Tensor, sam.pixel_std)
+        x = frames(batch["images"], batch["sizes"], mean, std)
         embedding = sam.image_encoder(x)
         prompt = prompted(sam.prompt_encoder, {"boxes_prompt": batch["boxes"][:, 0]})
         found = decoded(sam.mask_decoder, {"embedding": embedding, **prompt})
