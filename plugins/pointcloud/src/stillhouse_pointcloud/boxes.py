@@ -1,8 +1,8 @@
 """Boxes in a LiDAR's coordinates: corners, projection to a picture, other conventions.
 
 A box is (x, y, z, dx, dy, dz, yaw) in metres and radians: x to the front, y to the left, z up;
-x, y, z its geometric centre; dx its length along the heading, dy its width, dz its height; yaw counted
-counter-clockwise from +x, seen from above. Axes, sizes and yaw are those of mmdet3d 1.x
+x, y, z its geometric centre; dx its length along the heading, dy its width, dz its height; yaw
+counted counter-clockwise from +x, seen from above. Axes, sizes and yaw are those of mmdet3d 1.x
 (`LiDARInstance3DBoxes`), whose tensors have z at the bottom instead: see `to_bottom`.
 """
 

@@ -89,8 +89,8 @@ def render(
     count: int, *, seed: int, lidar: Lidar | None = None, street: Street | None = None
 ) -> dict[str, NDArray[Any]]:  # Any: floats and integers
     """`count` scenes as arrays: points float32 [total, 4] (x, y, z, reflectance 0..1), boxes
-    float32 [total, 7], labels, difficulty int64 [total], ignored and ignored_labels (none), each with
-    "<name>_offsets" [count + 1], and projection [count, 3, 4].
+    float32 [total, 7], labels, difficulty int64 [total], ignored and ignored_labels (none), each
+    with "<name>_offsets" [count + 1], and projection [count, 3, 4].
 
     Scene i depends on `seed` and i alone. Points are those in the camera's picture. An object
     without a point has no box. Its difficulty follows KITTI's limits by its height in the picture,
