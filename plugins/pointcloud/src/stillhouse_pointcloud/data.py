@@ -46,9 +46,10 @@ class ReadKitti:
     Ragged columns: points float32 [total, 4] (x, y, z in metres, reflectance), boxes float32
     [total, 7] (see `boxes`), labels int64 [total] (0 Car, 1 Pedestrian, 2 Cyclist), difficulty
     int64 [total] (0 easy, 1 moderate, 2 hard, -1 none of them), and of the Van and Person_sitting,
-    which count neither for nor against Car and Pedestrian, ignored float32 [total, 7] and ignored_labels
-    int64 [total]. Further: projection float32 [N, 3, 4], LiDAR to pixels times depth; frames, text:
-    JSON with name, calib (P2, R0_rect, Tr_velo_to_cam), image (below the source) and size of it.
+    which count neither for nor against Car and Pedestrian, ignored float32 [total, 7] and
+    ignored_labels int64 [total]. Further: projection float32 [N, 3, 4], LiDAR to pixels times
+    depth; frames, text: JSON with name, calib (P2, R0_rect, Tr_velo_to_cam), image (below the
+    source) and size of it.
 
     Source: a KITTI folder (training/ with velodyne or velodyne_reduced, calib, label_2, image_2;
     ImageSets/train.txt and val.txt), or arrays as `samples.scenes` gives. `val` is the port test;
