@@ -45,7 +45,8 @@ def test_a_search_never_ends_worse_than_the_covering_steps(
         criterion(outputs, product.quantized(x, weight, scales, bits=bits).detach(), g)
         for scales in (found, minmax_scales(product, x, weight, bits=bits))
     ]
-    assert losses[0] < losses[1]
+    # equal where no candidate does better
+    assert losses[0] <= losses[1]
     channels = {nn.Linear: (), nn.Conv2d: (6,), nn.ConvTranspose2d: (3,)}[type(layer)]
     assert tuple(found.weight.shape) == channels
 
