@@ -20,7 +20,7 @@ from stillhouse.quantize.ptq import (
 )
 from stillhouse.quantize.scales import Product
 
-from ..toys import SITE, Net, toy_data  # noqa: TID252
+from ..toys import SITE, Net, toy_data  # noqa: TID252  # pyright: ignore[reportAttributeAccessIssue]
 from .networks import Mixed, images
 
 OUTPUTS: dict[str, Likelihood] = {"logits": "categorical", "mask": "bernoulli"}
@@ -87,8 +87,7 @@ def test_taking_attention_apart_changes_nothing():
         return product.compute(x, weight)
 
     attention = nn.functional.scaled_dot_product_attention
-    masks: list[Tensor | None] = [None, mask, torch.randn(5, 5)]
-    for given in masks:
+    for given in (mask, torch.randn(5, 5)):
         expected = attention(q, k, v, attn_mask=given)
         with Products(plain, forms=None):
             found = attention(q, k, v, attn_mask=given)
