@@ -141,7 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "knn-memory")
     given = parser.parse_args(arguments)
     if given.contestant:
-        return contestant(given.contestant)
+        contestant(given.contestant)
+        return
     load = os.getloadavg()
     found = {name: measured(name) for name in CONTESTANTS}
     record: Record = {
