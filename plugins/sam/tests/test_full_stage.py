@@ -124,6 +124,8 @@ def test_hard_points_replace_each_other_and_lie_in_the_truth():
             assert given["points"].shape == (6, 1, 2)  # one point a prompt, however many rounds
             assert bool((given["labels"] == 1).all())
             assert in_masks(given["points"][:, 0], lambda i: i // 3)
+            # the middle of two pixels 2p and 2p + 1, in SAM's count from the middle of a pixel
+            assert bool((given["points"] % 2 == 0.5).all())
         # all but the last pass carry no graph
         assert not any(given["embedding"].requires_grad for given in decoder.given[:-1])
         assert decoder.given[-1]["embedding"].requires_grad

@@ -24,7 +24,7 @@ from stillhouse_sam.objectives import (
 from stillhouse_sam.prompts import points_in, sample_hard_points, unpack_masks
 
 TERMS = ("embedding", "tokens", "output")
-POINT_SHIFT = 0.5  # from the corner of a pixel to its middle
+MIDDLE = 0.5  # from the corner of a pixel to its middle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,8 @@ def _asked(models: Models, points: Tensor, side: float) -> dict[str, Tensor]:
     """The prompt of one foreground point each; points [N, 2] are pixels of the mask, `side` how
     many pixels of the frame one has.
     """
-    middle = (points.float() + POINT_SHIFT) * side
+    # SAM adds the half of a frame's pixel itself
+    middle = (points.float() + MIDDLE) * side - MIDDLE
     labels = torch.ones(len(points), 1, device=points.device)
     return dict(models["prompts"]({"points": middle[:, None], "labels": labels}))
 
