@@ -94,8 +94,8 @@ def render(
 
     Scene i depends on `seed` and i alone. Points are those in the camera's picture. An object
     without a point has no box. Its difficulty follows KITTI's limits by its height in the picture,
-    its part beyond the picture's edge and the part of its rays that something else takes. About 0.1
-    s a scene at 64 beams, a hundredth at those of `scenes` (one core).
+    its part beyond the picture's edge and the part of its rays that something else takes. A scene
+    took 0.013 s at 64 beams, 0.0023 s at those of `scenes` (one core, one run).
     """
     lidar, street = lidar or Lidar(), street or Street()
     rays = grid(lidar.top, lidar.bottom, lidar.beams, lidar.wide, lidar.step)
