@@ -189,3 +189,46 @@ def test_what_cannot_be_is_named():
         replace(FULL, box_share=2.0)
     with pytest.raises(BadSetting, match="prompts_per_image"):
         replace(FULL, prompts_per_image=0)
+
+
+def test_a_prompt_encoder_that_is_trained_learns():
+    models = roles()
+    models["prompts"].requires_grad_(True)
+    sum(terms(replace(FULL, distil=(), hard_rounds=2), models).values(), torch.zeros(())).backward()
+    assert any(p.grad is not None for p in models["prompts"].parameters())
+
+
+class Loud(nn.Module):
+    """A decoder that draws a mask all over the padding below row 12 of 32."""
+
+    def __init__(self, net: nn.Module, value: float) -> None:
+        super().__init__()
+        self.net, self.value = net, value
+
+    def forward(self, given: Tensors) -> Tensors:
+        found = dict(self.net(given))
+        found["logits"] = found["logits"].clone()
+        found["logits"][:, :, 12:] = self.value
+        return found
+
+
+def test_what_is_drawn_on_padding_costs_nothing():
+    given = {name: value[1:] for name, value in batch().items()}  # 24 of 64 rows are real
+    models = roles()
+    losses: list[float] = []
+    for value in (-9.0, 90.0):
+        loud = models | {"decoder": Loud(models["decoder"], value)}
+        rng = Generator().manual_seed(0)
+        found = FULL.terms("student", loud, given, step=0, steps=1, rng=rng)
+        losses.append(sum(float(found[name].detach()) for name in ("mask", "iou", "output")))
+    assert losses[0] == losses[1]
+
+
+def test_a_mask_that_lies_in_padding_only_is_never_prompted():
+    given = batch()
+    masks = torch.zeros(2, 3, 32, 32, dtype=torch.bool)
+    masks[1, 2, 20:30] = True  # below the real part
+    given["masks"], given["mask_valid"] = pack_masks(masks), masks.flatten(2).any(2)
+    rng = Generator().manual_seed(0)
+    found = FULL.terms("student", roles(), given, step=0, steps=1, rng=rng)
+    assert set(found) == {"embedding"}

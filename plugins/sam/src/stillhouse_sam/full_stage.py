@@ -24,6 +24,7 @@ from stillhouse_sam.objectives import (
 from stillhouse_sam.prompts import points_in, sample_hard_points, unpack_masks
 
 TERMS = ("embedding", "tokens", "output")
+NOT_THERE = -100.0  # a logit
 MIDDLE = 0.5  # from the corner of a pixel to its middle
 
 
@@ -45,7 +46,7 @@ class FullStage:
 
     Reconstruction (the authors released no training): the weights of the terms, that points replace
     and all have label 1, the sum over prompts divided by N, that the student's mask is the one of
-    the highest predicted IoU.
+    the highest predicted IoU. Hard prompts are never boxes.
     """
 
     phases: Mapping[str, Phase]
@@ -92,8 +93,13 @@ class FullStage:
         if taught is not None and "embedding" in self.distil:
             inside = _inside(batch, embedding.shape[-1])
             terms["embedding"] = self.alpha * embedding_loss(embedding, taught, inside)
-        if self._decodes() and bool(batch["mask_valid"].any()):
-            terms |= self._prompted(models, batch, embedding, taught, rng)
+        masks = unpack_masks(batch["masks"])
+        masks = masks & _inside(batch, masks.shape[-1])[:, None]
+        # a mask that lies in the last, broken cell of a mirrored picture is none
+        valid = batch["mask_valid"] & masks.flatten(2).any(2)
+        if self._decodes() and bool(valid.any()):
+            chosen = self._chosen(valid, rng)
+            terms |= self._prompted(models, batch, chosen, masks[chosen], embedding, taught, rng)
         # an image without masks still has to give a loss that can be differentiated
         return terms or {"mask": 0.0 * embedding.sum()}
 
@@ -105,22 +111,25 @@ class FullStage:
         self,
         models: Models,
         batch: Tensors,
+        chosen: tuple[Tensor, Tensor],
+        truth: Tensor,
         embedding: Tensor,
         taught: Tensor | None,
         rng: Generator,
     ) -> dict[str, Tensor]:
-        rows, columns = self._chosen(batch["mask_valid"], rng)
-        truth = unpack_masks(batch["masks"][rows, columns])
+        rows = chosen[0]
         inside = _inside(batch, truth.shape[-1])[rows]
         ours = embedding[rows]
-        prompt = self._prompt(models, batch, (rows, columns), truth, ours.detach(), rng)
-        found = models["decoder"]({"embedding": ours, **prompt})
+        prompt = self._prompt(models, batch, chosen, truth, ours.detach(), rng)
+        found = _real(models["decoder"]({"embedding": ours, **prompt}), inside)
         mask, iou = prediction_loss(found["logits"], found["iou"], truth)
         terms = {"mask": self.mask_weight * mask, "iou": self.iou_weight * iou}
         if taught is None or {"tokens", "output"}.isdisjoint(self.distil):
             return terms
         with torch.no_grad():
-            theirs = models["teacher-decoder"]({"embedding": taught[rows], **prompt})
+            asked = {name: value.detach() for name, value in prompt.items()}
+            answer = models["teacher-decoder"]({"embedding": taught[rows], **asked})
+            theirs = _real(answer, inside)
         if "tokens" in self.distil:
             terms["tokens"] = self.beta * token_loss(found["tokens"], theirs["tokens"])
         if "output" in self.distil:
@@ -146,7 +155,6 @@ class FullStage:
         rows = torch.arange(len(valid), device=valid.device)[:, None].expand_as(columns)
         return rows[some].flatten(), columns[some].flatten()
 
-    @torch.no_grad()
     def _prompt(
         self,
         models: Models,
@@ -165,9 +173,11 @@ class FullStage:
                 return dict(models["prompts"]({"boxes_prompt": batch["boxes"][chosen]}))
             return _asked(models, points, side)
         rounds = int(torch.randint(self.hard_rounds + 1, (), generator=rng))
-        for _ in range(rounds):
-            found = models["decoder"]({"embedding": embedding, **_asked(models, points, side)})
-            points = sample_hard_points(truth, chosen_mask(found), rng=rng)
+        with torch.no_grad():
+            for _ in range(rounds):
+                asked = _asked(models, points, side)
+                found = models["decoder"]({"embedding": embedding, **asked})
+                points = sample_hard_points(truth, chosen_mask(found), rng=rng)
         return _asked(models, points, side)
 
 
@@ -179,6 +189,13 @@ def _asked(models: Models, points: Tensor, side: float) -> dict[str, Tensor]:
     middle = (points.float() + MIDDLE) * side - MIDDLE
     labels = torch.ones(len(points), 1, device=points.device)
     return dict(models["prompts"]({"points": middle[:, None], "labels": labels}))
+
+
+def _real(found: Tensors, inside: Tensor) -> dict[str, Tensor]:
+    """What a decoder gave, its logits saying no with certainty outside the picture: padding is in
+    no mask, whatever the decoder draws there, and costs nothing.
+    """
+    return {**found, "logits": found["logits"].masked_fill(~inside[:, None], NOT_THERE)}
 
 
 def chosen_mask(found: Tensors) -> Tensor:
