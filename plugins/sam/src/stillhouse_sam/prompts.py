@@ -1,0 +1,124 @@
+"""Points and boxes asked of a promptable model, drawn from masks.
+
+N: masks. H, W: their sides in pixels. A point is (x, y), the whole-numbered pixel it lies in. Every
+draw comes from `rng`, a generator on the CPU, wherever the masks are; so the same seed gives the
+same points on every device.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Generator, Tensor
+
+from stillhouse.errors import BadData, BadSetting
+
+BITS = 8  # pixels a byte of a packed mask
+
+
+def points_in(mask: Bool[Tensor, "N H W"], *, rng: Generator) -> Int64[Tensor, "N 2"]:
+    """One point of each mask, uniformly; raises BadData for a mask without a pixel."""
+    area = mask.flatten(1).cumsum(1, dtype=torch.int32)
+    counts = area[:, -1].double()
+    if bool((counts == 0).any()):
+        raise BadData(f"mask {int((counts == 0).nonzero()[0])} is empty; no point can lie in it")
+    chance = torch.rand(len(mask), generator=rng, dtype=torch.float64).to(mask.device)
+    rank = (chance * counts).floor().clamp_max(counts - 1).int() + 1
+    place = torch.searchsorted(area, rank[:, None]).squeeze(1)
+    return _xy(place, mask.shape[-1])
+
+
+def sample_hard_points(
+    truth: Bool[Tensor, "N H W"], predicted: Bool[Tensor, "N H W"], *, rng: Generator
+) -> Int64[Tensor, "N 2"]:
+    """One point of each mask's missed part, truth & ~predicted, uniformly (TinySAM, arXiv
+    2312.13789: hard prompt sampling, P_{i+1} ~ M_gt - M_i).
+
+    Where nothing was missed the point is drawn from the truth (reconstruction: the paper does not
+    say). One number is drawn a mask in any case. Raises BadData for an empty truth.
+    """
+    _alike(truth, predicted)
+    missed = truth & ~predicted
+    some = missed.flatten(1).any(1)[:, None, None]
+    return points_in(torch.where(some, missed, truth), rng=rng)
+
+
+def farthest_click(
+    truth: Bool[Tensor, "N H W"], predicted: Bool[Tensor, "N H W"]
+) -> tuple[Int64[Tensor, "N 2"], Int64[Tensor, "N"]]:
+    """The next click of an evaluation: the pixel of the error region farthest from its edge.
+
+    Of the missed region (truth & ~predicted) and the wrongly taken one (predicted & ~truth), the
+    one whose farthest pixel is farther, by the Euclidean distance transform with all outside the
+    picture counted as outside the region; label 1 in a missed region, 0 in a wrongly taken one.
+    Equally far: the missed one; equal pixels: the first in reading order. Without any error, the
+    pixel of the truth farthest from its edge, label 1 (reconstruction). Nothing is drawn. Raises
+    BadData where both masks are empty.
+    """
+    _alike(truth, predicted)
+    points = torch.zeros(len(truth), 2, dtype=torch.int64)
+    labels = torch.ones(len(truth), dtype=torch.int64)
+    pairs = zip(truth.cpu(), predicted.cpu(), strict=True)
+    for row, (whole, taken) in enumerate(pairs):
+        missed, wrong = _depth(whole & ~taken), _depth(taken & ~whole)
+        depth = missed if bool(missed.max() >= wrong.max()) else wrong
+        if depth.max() == 0:
+            depth = _depth(whole)
+            if depth.max() == 0:
+                raise BadData(f"mask {row} is empty, as truth and as predicted; nowhere to click")
+        points[row] = _xy(depth.argmax(), depth.shape[-1])
+        labels[row] = int(depth is not wrong)
+    return points.to(truth.device), labels.to(truth.device)
+
+
+def boxes_of(masks: Bool[Tensor, "*N H W"]) -> Float[Tensor, "*N 4"]:
+    """The smallest box around each mask: left, top, right, bottom edge in pixels, so that a single
+    pixel (x, y) has the box (x, y, x + 1, y + 1), as in COCO; four zeros for an empty mask.
+    """
+    edges: list[Tensor] = []
+    for side in (masks.any(-2), masks.any(-1)):  # columns, then rows
+        length = side.shape[-1]
+        place = torch.arange(length, device=masks.device)
+        low = torch.where(side, place, length).amin(-1)
+        high = torch.where(side, place + 1, 0).amax(-1)
+        edges += [low.minimum(high), high]
+    left, right, top, bottom = edges
+    return torch.stack([left, top, right, bottom], -1).float()
+
+
+def pack_masks(masks: Bool[Tensor, "*N H W"]) -> UInt8[Tensor, "*N H w"]:
+    """Eight pixels of a row in a byte, the leftmost in the highest bit, as numpy.packbits has it;
+    w = W / 8. Raises BadSetting unless 8 divides W.
+    """
+    if masks.shape[-1] % BITS:
+        raise BadSetting(f"masks are {masks.shape[-1]} pixels wide; packing takes multiples of 8")
+    return (masks.unflatten(-1, (-1, BITS)) * _weights(masks)).sum(-1, dtype=torch.uint8)
+
+
+def unpack_masks(packed: UInt8[Tensor, "*N H w"]) -> Bool[Tensor, "*N H W"]:
+    """Undoes `pack_masks`; W = 8 w."""
+    return (packed[..., None] & _weights(packed)).ne(0).flatten(-2)
+
+
+def _weights(like: Tensor) -> Tensor:
+    return torch.tensor([1 << bit for bit in reversed(range(BITS))], dtype=torch.uint8).to(
+        like.device
+    )
+
+
+def _xy(place: Tensor, width: int) -> Tensor:
+    return torch.stack([place % width, place // width], -1)
+
+
+def _depth(region: Tensor) -> Tensor:
+    """Distance of each pixel [H, W] to the nearest one outside the region; 0 outside."""
+    from scipy.ndimage import distance_transform_edt
+
+    padded = torch.nn.functional.pad(region, (1, 1, 1, 1))
+    return torch.from_numpy(distance_transform_edt(padded.numpy()))[1:-1, 1:-1]
+
+
+def _alike(truth: Tensor, predicted: Tensor) -> None:
+    if truth.shape != predicted.shape:
+        raise BadSetting(
+            f"truth is {list(truth.shape)} and predicted {list(predicted.shape)}; both must be "
+            "[N, H, W]"
+        )
