@@ -1,11 +1,12 @@
-"""Where points, clicks and boxes lie."""
+"""Points and boxes drawn from masks, the packing of masks, and mirrored views."""
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from stillhouse.errors import BadData, BadSetting
+from stillhouse_sam.augment import Flip
 from stillhouse_sam.prompts import (
     boxes_of,
     farthest_click,
@@ -16,136 +17,95 @@ from stillhouse_sam.prompts import (
 )
 
 
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def masks(seed: int = 0, count: int = 6, side: int = 16) -> Tensor:
+    return torch.rand(count, side, side, generator=Generator().manual_seed(seed)) < 0.3
 
 
-def random_masks(*shape: int, seed: int = 0, share: float = 0.5) -> Tensor:
-    return torch.rand(*shape, generator=rng(seed)) < share
+def at(mask: Tensor, points: Tensor) -> list[bool]:
+    return [bool(m[y, x]) for m, (x, y) in zip(mask, points.tolist(), strict=True)]
 
 
-def mask(*rows: str) -> Tensor:
-    return torch.tensor([[c == "#" for c in row] for row in rows])[None]
+def test_points_lie_in_their_masks_and_reach_all_of_them():
+    mask = torch.zeros(1, 4, 5, dtype=torch.bool)
+    mask[0, 1, 2] = mask[0, 3, 0] = mask[0, 0, 4] = True
+    rng = Generator().manual_seed(0)
+    found = {tuple(points_in(mask, rng=rng)[0].tolist()) for _ in range(60)}
+    assert found == {(2, 1), (0, 3), (4, 0)}
+    with pytest.raises(BadData, match="mask 0 is empty"):
+        points_in(torch.zeros_like(mask), rng=rng)
 
 
-def at(masks: Tensor, points: Tensor) -> Tensor:
-    return masks[torch.arange(len(masks)), points[:, 1], points[:, 0]]
+def test_hard_points_are_missed_pixels():
+    truth, predicted = masks(1), masks(2)
+    predicted[0] = True  # nothing was missed there
+    for seed in range(10):
+        points = sample_hard_points(truth, predicted, rng=Generator().manual_seed(seed))
+        assert all(at(truth, points))
+        assert not any(at(predicted, points)[1:])
 
 
-def test_a_point_is_x_then_y() -> None:
-    only = mask("....", "...#", "....")
-    assert points_in(only, rng=rng()).tolist() == [[3, 1]]
-    everything = mask("####", "####", "####")
-    assert sample_hard_points(everything, everything ^ only, rng=rng()).tolist() == [[3, 1]]
+def slow_depth(region: np.ndarray) -> np.ndarray:
+    """Distance of each pixel to the nearest outside the region, one by one."""
+    padded = np.pad(region, 1)
+    outside = np.argwhere(~padded)
+    depth = np.zeros(region.shape)
+    for y, x in np.argwhere(region):
+        depth[y, x] = np.sqrt(((outside - (y + 1, x + 1)) ** 2).sum(1)).min()
+    return depth
 
 
-def test_hard_points_lie_in_what_was_missed() -> None:
-    truth, predicted = random_masks(200, 9, 13, seed=1), random_masks(200, 9, 13, seed=2)
-    points = sample_hard_points(truth, predicted, rng=rng())
-    assert bool(at(truth & ~predicted, points).all())
-
-
-def test_where_nothing_was_missed_the_point_is_in_the_truth() -> None:
-    truth = random_masks(50, 8, 8, seed=1, share=0.2)
-    points = sample_hard_points(truth, torch.ones_like(truth), rng=rng())
-    assert bool(at(truth, points).all())
-
-
-def test_points_are_uniform() -> None:
-    area = mask("#..#", ".##.", "...#").expand(5000, -1, -1)
-    points = points_in(area, rng=rng(3))
-    counts = torch.zeros(3, 4).index_put((points[:, 1], points[:, 0]), torch.ones(5000), True)
-    assert bool((counts[~area[0]] == 0).all())
-    # 1000 expected, standard deviation 28
-    assert bool(((counts[area[0]] - 1000).abs() < 120).all())
-
-
-def test_the_same_seed_gives_the_same_points_and_the_draws_of_a_row_are_its_own() -> None:
-    truth, predicted = random_masks(6, 8, 8, seed=1), random_masks(6, 8, 8, seed=2)
-    one = sample_hard_points(truth, predicted, rng=rng(5))
-    assert torch.equal(one, sample_hard_points(truth, predicted, rng=rng(5)))
-    predicted[0] = True  # another fallback, the same numbers drawn
-    assert torch.equal(one[1:], sample_hard_points(truth, predicted, rng=rng(5))[1:])
-
-
-def test_empty_masks_are_named() -> None:
-    truth = torch.stack([torch.ones(4, 4), torch.zeros(4, 4)]).bool()
-    with pytest.raises(BadData, match="mask 1 is empty"):
-        points_in(truth, rng=rng())
-    with pytest.raises(BadData, match="mask 1 is empty"):
-        farthest_click(truth, truth)
-
-
-def test_clicks_by_hand() -> None:
-    truth = mask("#####..", "#####..", "#####..", "#####..", "#####..")
-    nothing = torch.zeros_like(truth)
-    points, labels = farthest_click(truth, nothing)
-    assert (points.tolist(), labels.tolist()) == ([[2, 2]], [1])
-    points, labels = farthest_click(nothing, truth)
-    assert (points.tolist(), labels.tolist()) == ([[2, 2]], [0])
-    # no error: the middle of the truth
-    points, labels = farthest_click(truth, truth)
-    assert (points.tolist(), labels.tolist()) == ([[2, 2]], [1])
-    # missed and wrongly taken equally far: the missed one
-    points, labels = farthest_click(mask("##."), mask(".##"))
-    assert (points.tolist(), labels.tolist()) == ([[0, 0]], [1])
-
-
-def nearest_outside(region: Tensor, x: int, y: int) -> float:
-    """The distance from (x, y) to the nearest place outside the region, a frame included."""
-    height, width = region.shape
-    outside = [
-        (u, v)
-        for u in range(-1, width + 1)
-        for v in range(-1, height + 1)
-        if not (0 <= u < width and 0 <= v < height and bool(region[v, u]))
-    ]
-    return min(((u - x) ** 2 + (v - y) ** 2) ** 0.5 for u, v in outside)
-
-
-def test_clicks_against_the_obvious_version() -> None:
-    truth = random_masks(12, 7, 9, seed=1, share=0.7)
-    predicted = random_masks(12, 7, 9, seed=2, share=0.4)
-    predicted[6:], truth[6:] = truth[6:].clone(), predicted[6:].clone()
+def test_the_next_click_is_the_deepest_pixel_of_the_error():
+    truth, predicted = masks(3, side=12), masks(4, side=12)
+    truth[0, 2:9, 3:10] = True
     points, labels = farthest_click(truth, predicted)
     for row in range(len(truth)):
-        best: tuple[float, list[int], int] = (0.0, [], -1)
-        for region, label in (
-            (truth[row] & ~predicted[row], 1),
-            (predicted[row] & ~truth[row], 0),
-        ):
-            for y in range(7):
-                for x in range(9):
-                    deep = nearest_outside(region, x, y)
-                    if bool(region[y, x]) and deep > best[0] + 1e-9:
-                        best = (deep, [x, y], label)
-        assert (points[row].tolist(), int(labels[row])) == best[1:]
-    assert labels.unique().tolist() == [0, 1]
+        missed = slow_depth((truth[row] & ~predicted[row]).numpy())
+        wrong = slow_depth((predicted[row] & ~truth[row]).numpy())
+        depth = missed if missed.max() >= wrong.max() else wrong
+        x, y = points[row].tolist()
+        assert depth[y, x] == depth.max()
+        assert int(labels[row]) == int(depth is missed)
 
 
-def test_boxes() -> None:
-    masks = torch.cat(
-        [
-            mask("....", ".#..", "..#."),
-            mask("....", "....", "...."),
-            ~mask("....") | torch.ones(3, 1).bool(),
-        ]
-    )
-    assert boxes_of(masks).tolist() == [[1, 1, 3, 3], [0, 0, 0, 0], [0, 0, 4, 3]]
-    assert boxes_of(masks[None]).shape == (1, 3, 4)
+def test_boxes_by_hand():
+    mask = torch.zeros(2, 5, 6, dtype=torch.bool)
+    mask[0, 1:3, 2:6] = True
+    assert boxes_of(mask).tolist() == [[2.0, 1.0, 6.0, 3.0], [0.0, 0.0, 0.0, 0.0]]
 
 
-def test_packing_is_numpys() -> None:
-    masks = random_masks(3, 5, 16, seed=4)
-    packed = pack_masks(masks)
-    assert np.array_equal(packed.numpy(), np.packbits(masks.numpy(), axis=-1))
-    assert torch.equal(unpack_masks(packed), masks)
-    with pytest.raises(BadSetting, match="12 pixels wide"):
-        pack_masks(random_masks(1, 12, 12))
+def test_masks_are_packed_as_numpy_does():
+    mask = masks(5)
+    assert pack_masks(mask).numpy().tolist() == np.packbits(mask.numpy(), axis=-1).tolist()
+    assert torch.equal(unpack_masks(pack_masks(mask)), mask)
+    with pytest.raises(BadSetting, match="multiples of 8"):
+        pack_masks(mask[..., :9])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_device_makes_no_difference() -> None:
-    truth, predicted = random_masks(20, 16, 16, seed=1), random_masks(20, 16, 16, seed=2)
-    there = sample_hard_points(truth.cuda(), predicted.cuda(), rng=rng(1))
-    assert torch.equal(there.cpu(), sample_hard_points(truth, predicted, rng=rng(1)))
+def seen(view: int) -> dict[str, Tensor]:
+    rng = Generator().manual_seed(7)
+    mask = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
+    mask[0, 0, 2:6, 1:4] = mask[1, 0, 8:12, 5:11] = True
+    return {
+        "id": torch.arange(2),
+        "view": torch.full((2,), view),
+        "images": torch.randint(0, 256, (2, 3, 32, 32), generator=rng, dtype=torch.uint8),
+        "sizes": torch.tensor([[32, 20], [24, 32]]),
+        "masks": pack_masks(mask),
+        "boxes": 2 * boxes_of(mask),
+    }
+
+
+def test_even_views_are_left_alone_and_two_mirrors_are_none():
+    plain = seen(0)
+    assert all(torch.equal(v, plain[k]) for k, v in Flip()(plain).items())
+    twice = Flip()(Flip()(seen(1)))
+    for name in ("images", "masks", "boxes"):
+        assert torch.equal(twice[name], plain[name]), name
+
+
+def test_mirrored_masks_and_boxes_still_fit_the_pixels():
+    plain, turned = seen(0), Flip()(seen(1))
+    assert torch.equal(turned["images"][0, :, :, :20], plain["images"][0, :, :, :20].flip(-1))
+    assert torch.equal(turned["images"][0, :, :, 20:], plain["images"][0, :, :, 20:])
+    assert torch.equal(turned["boxes"], 2 * boxes_of(unpack_masks(turned["masks"])))
+    assert turned["boxes"][0, 0].tolist() == [12.0, 4.0, 18.0, 12.0]

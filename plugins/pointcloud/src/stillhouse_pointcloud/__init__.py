@@ -4,7 +4,7 @@ from stillhouse.domain import Domain
 
 domain = Domain(
     name="pointcloud",
-    summary="3D detection in point clouds: small detectors out of large ones",
+    summary="3D detection in point clouds: small detectors (in work: no recipe yet)",
     recipes={},
 )
 

@@ -4,7 +4,7 @@ from stillhouse.domain import Domain
 
 domain = Domain(
     name="sam",
-    summary="promptable segmentation: small SAMs out of large ones",
+    summary="promptable segmentation: small SAMs (in work: no recipe yet)",
     recipes={},
 )
 

@@ -35,6 +35,7 @@ def sample_hard_points(
     Where nothing was missed the point is drawn from the truth (reconstruction: the paper does not
     say). One number is drawn a mask in any case. Raises BadData for an empty truth.
     """
+    _alike(truth, predicted)
     missed = truth & ~predicted
     some = missed.flatten(1).any(1)[:, None, None]
     return points_in(torch.where(some, missed, truth), rng=rng)
@@ -52,6 +53,7 @@ def farthest_click(
     pixel of the truth farthest from its edge, label 1 (reconstruction). Nothing is drawn. Raises
     BadData where both masks are empty.
     """
+    _alike(truth, predicted)
     points = torch.zeros(len(truth), 2, dtype=torch.int64)
     labels = torch.ones(len(truth), dtype=torch.int64)
     pairs = zip(truth.cpu(), predicted.cpu(), strict=True)
@@ -112,3 +114,11 @@ def _depth(region: Tensor) -> Tensor:
 
     padded = torch.nn.functional.pad(region, (1, 1, 1, 1))
     return torch.from_numpy(distance_transform_edt(padded.numpy()))[1:-1, 1:-1]
+
+
+def _alike(truth: Tensor, predicted: Tensor) -> None:
+    if truth.shape != predicted.shape:
+        raise BadSetting(
+            f"truth is {list(truth.shape)} and predicted {list(predicted.shape)}; both must be "
+            "[N, H, W]"
+        )

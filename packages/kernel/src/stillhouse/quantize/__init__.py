@@ -1,1 +1,13 @@
-"""Smaller numbers: networks as ONNX files, in int8 after training."""
+"""Smaller numbers: networks as ONNX files, in int8 after training, and rounded inside torch."""
+
+from stillhouse.quantize.fake import fake_quantize, quantize_gelu, quantize_softmax
+from stillhouse.quantize.scales import Product, Scales, search_scales
+
+__all__ = [
+    "Product",
+    "Scales",
+    "fake_quantize",
+    "quantize_gelu",
+    "quantize_softmax",
+    "search_scales",
+]

@@ -1,0 +1,270 @@
+"""Post-training quantization of all products of a network, simulated in torch (TinySAM, AAAI 2025,
+sec. 3.3): no training, a few calibration samples.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from stillhouse.artifact import Built, Model, resolve, save_model
+from stillhouse.data.data import Data, rows_of
+from stillhouse.digest import canonical
+from stillhouse.errors import BadRecipe, BadSetting, ContractError
+from stillhouse.quantize.fake import check_bits
+from stillhouse.quantize.products import Products
+from stillhouse.quantize.scales import Metric, Product, Scales, minmax_scales, search_scales
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stillhouse.objectives.objective import Tensors
+
+# what an output says: logits of one class of the last axis; a logit a number; the number itself
+Likelihood = Literal["categorical", "bernoulli", "normal"]
+
+
+class QuantizedNetwork(nn.Module):
+    """`net` with both operands of each product rounded to `bits`; biases, additions and
+    normalisations stay floats.
+
+    The steps are the buffers weight_<i>, activation_<i>, zero_point_<i> of product i in order of
+    execution; `products` says of each its "form", the weight's "axis" of channels and how many
+    "channels" there are (null: one step). Raises ContractError when a forward computes another
+    number of products. Numbers stay 32-bit floats: for what integers bring, see `onnx_qdq`.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        bits: int,
+        products: Sequence[Mapping[str, Any]],  # Any: JSON values
+    ) -> None:
+        super().__init__()
+        self.net, self.bits, self.products = net, bits, tuple(products)
+        for i, product in enumerate(self.products):
+            count: int | None = product["channels"]
+            self.register_buffer(f"weight_{i}", torch.ones(() if count is None else (count,)))
+            self.register_buffer(f"activation_{i}", torch.ones(()))
+            self.register_buffer(f"zero_point_{i}", torch.zeros(()))
+
+    def scales(self, index: int) -> Scales:
+        """Those of a product."""
+        return Scales(
+            weight=self.get_buffer(f"weight_{index}"),
+            activation=self.get_buffer(f"activation_{index}"),
+            zero_point=self.get_buffer(f"zero_point_{index}"),
+        )
+
+    def keep(self, index: int, scales: Scales) -> None:
+        """Take these for a product."""
+        self.get_buffer(f"weight_{index}").copy_(scales.weight)
+        self.get_buffer(f"activation_{index}").copy_(scales.activation)
+        self.get_buffer(f"zero_point_{index}").copy_(scales.zero_point)
+
+    def rounded(self, index: int, product: Product, x: Tensor, weight: Tensor) -> Tensor:
+        """A product of rounded operands."""
+        return product.quantized(x, weight, self.scales(index), bits=self.bits)
+
+    def computed(
+        self, batch: "Tensors", each: Callable[[int, Product, Tensor, Tensor], Tensor]
+    ) -> dict[str, Tensor]:
+        """The outputs of `net` with its products computed by `each`."""
+        mode = Products(each, forms=[product["form"] for product in self.products])
+        with mode:
+            found = self.net(batch)
+        if mode.count != len(self.products):
+            raise ContractError(
+                f"quantize: {mode.count} products, but {len(self.products)} were calibrated; "
+                "the network must compute the same ones for every input"
+            )
+        return found
+
+    def forward(self, batch: "Tensors") -> dict[str, Tensor]:
+        return self.computed(batch, self.rounded)
+
+
+def quantized(
+    *,
+    network: Mapping[str, Any],  # Any: JSON; {"build", "kwargs"} of the network in floats
+    bits: int,
+    products: Sequence[Mapping[str, Any]],
+) -> nn.Module:
+    """A `QuantizedNetwork` of a network of `stillhouse` or a plugin; PluginError for another's."""
+    net = Model(build=resolve(network["build"]), kwargs=network["kwargs"]).new()
+    return QuantizedNetwork(net, bits=bits, products=products)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize:
+    """A `convert`: the `role` with all linear layers, 2-d (transposed) convolutions and matrix
+    products rounded to `bits`, weights and activations alike, by scales searched on `samples` rows
+    of port "data" (drawn by the stage's seed): training data, never what is scored later.
+
+    `outputs` says which of the network's outputs the task loss reads and as what; `metric` as in
+    `search_scales`. One step a tensor, for convolutions one an output channel of the weight; after
+    a softmax and a GELU two ranges.
+
+    Differs: matrix products have one step for all heads. Task loss: see `task_gradients`.
+    """
+
+    role: str = "student"
+    bits: int = 8
+    metric: Metric = "hessian"
+    samples: int = 8
+    candidates: int = 100
+    rounds: int = 3
+    inputs: tuple[str, ...] = ("images",)
+    outputs: Mapping[str, Likelihood] = field(
+        default_factory=lambda: dict[str, Likelihood](logits="categorical")
+    )
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        if self.samples < 1:
+            raise BadSetting(f"quantize: samples must be >= 1 (got {self.samples})")
+
+    def __call__(self, inputs: Mapping[str, Any], out: "Path", *, rng: Generator) -> None:
+        if self.role not in inputs or "data" not in inputs:
+            raise BadRecipe(
+                f"quantize: needs the ports '{self.role}' and 'data' (got {sorted(inputs)})"
+            )
+        built: Built = inputs[self.role]
+        save_model(out, self.applied(built, self._batch(inputs["data"], rng)))
+
+    def _batch(self, data: Data, rng: Generator) -> dict[str, Tensor]:
+        batch = next(iter(data.batches(min(self.samples, len(data)), rng=rng)))
+        for name in self.inputs:
+            if name not in batch:
+                raise BadRecipe(
+                    f"quantize: the data have no column '{name}' (they have {sorted(batch)})"
+                )
+        rows = rows_of(batch, torch.arange(len(batch["id"])))
+        return {name: rows[name] for name in self.inputs}
+
+    def applied(self, built: Built, batch: "Tensors") -> Built:
+        """The quantized model, calibrated on `batch`; its weights are those of `built`."""
+        net = built.module.eval().requires_grad_(False)
+        covering, products = _covering(net, batch, self.bits)
+        name = canonical(built.spec.build, at="model.build")["name"]
+        kwargs = {
+            "network": {"build": name, "kwargs": dict(built.spec.kwargs)},
+            "bits": self.bits,
+            "products": products,
+        }
+        module = QuantizedNetwork(net, bits=self.bits, products=products).eval()
+        for index, scales in enumerate(covering):
+            module.keep(index, scales)
+        if self.metric != "minmax":
+            self._search(module, batch)
+        return Built(spec=Model(build=quantized, kwargs=kwargs), module=module)
+
+    def _search(self, module: QuantizedNetwork, batch: "Tensors") -> None:
+        hessian = self.metric == "hessian"
+        gradients = task_gradients(module, batch, self.outputs) if hessian else None
+        for index in range(len(module.products)):
+            product, x, weight, outputs = _captured(module, batch, index)
+            g = None if gradients is None else gradients[index]
+            found = search_scales(
+                product,
+                (x, weight),
+                outputs,
+                g,
+                bits=self.bits,
+                # what no scored output depends on has no gradient to be led by
+                metric="mse" if g is None else self.metric,
+                candidates=self.candidates,
+                rounds=self.rounds,
+            )
+            module.keep(index, found)
+
+
+def task_gradients(
+    module: QuantizedNetwork, batch: "Tensors", outputs: Mapping[str, Likelihood]
+) -> list[Tensor | None]:
+    """dL/dO of each product's output O at the network as it is quantized now, L the sum over
+    `outputs` of KL(float || quantized); None where no output depends on O.
+
+    Categorical and Bernoulli outputs are logits, normal ones means of unit variance; KL in nats,
+    mean over distributions. Rounding of activations passes gradients straight through.
+
+    Differs: PTQ4ViT's released search takes the gradient of KL(y || y) at the float network, which
+    is zero but for the rounding of floats. Here L is not: the quantized outputs differ.
+    """
+    held: dict[int, Tensor] = {}
+
+    def each(index: int, product: Product, x: Tensor, weight: Tensor) -> Tensor:
+        scales = module.scales(index)
+        rounded = product.rounded_activation(x, scales, bits=module.bits)
+        second = product.rounded_weight(weight, scales, bits=module.bits)
+        out = product.compute(_straight(x, rounded), _straight(weight, second))
+        held[index] = out if out.requires_grad else out.detach().requires_grad_()
+        return held[index].clone()  # a caller may write into it
+
+    with torch.no_grad():
+        expected = module.net(dict(batch))
+    with torch.enable_grad():
+        found = module.computed(dict(batch), each)
+        loss = sum(
+            (divergence(found[name], expected[name], how) for name, how in outputs.items()),
+            start=torch.zeros(()),
+        )
+        tensors = [held[i] for i in range(len(module.products))]
+        return list(torch.autograd.grad(loss, tensors, allow_unused=True))
+
+
+def _straight(x: Tensor, rounded: Tensor) -> Tensor:
+    return x + (rounded - x).detach()
+
+
+def divergence(found: Tensor, expected: Tensor, likelihood: Likelihood) -> Tensor:
+    """KL(expected || found) [] in nats, mean over distributions; `expected` is detached."""
+    expected = expected.detach()
+    if likelihood == "normal":
+        return 0.5 * (found - expected).square().mean()
+    if likelihood == "bernoulli":
+        p = torch.sigmoid(expected)
+        entropy = functional.binary_cross_entropy_with_logits(expected, p)
+        return functional.binary_cross_entropy_with_logits(found, p) - entropy
+    log_q, log_p = functional.log_softmax(found, dim=-1), functional.log_softmax(expected, dim=-1)
+    return functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).mean()
+
+
+def _covering(
+    net: nn.Module, batch: "Tensors", bits: int
+) -> tuple[list[Scales], list[dict[str, Any]]]:  # Any: JSON values
+    """Min-max scales of each product, and what it is."""
+    scales: list[Scales] = []
+    products: list[dict[str, Any]] = []
+
+    def each(index: int, product: Product, x: Tensor, weight: Tensor) -> Tensor:  # noqa: ARG001
+        scales.append(minmax_scales(product, x, weight, bits=bits))
+        axis = product.channels
+        channels = None if axis is None else weight.shape[axis]
+        products.append({"form": product.form, "axis": axis, "channels": channels})
+        return product.compute(x, weight)
+
+    with torch.no_grad(), Products(each, forms=None):
+        net(dict(batch))
+    return scales, products
+
+
+def _captured(
+    module: QuantizedNetwork, batch: "Tensors", wanted: int
+) -> tuple[Product, Tensor, Tensor, Tensor]:
+    """A product, its operands and its output in floats: one at a time, for the memory of it."""
+    caught: list[tuple[Product, Tensor, Tensor, Tensor]] = []
+
+    def each(index: int, product: Product, x: Tensor, weight: Tensor) -> Tensor:
+        out = product.compute(x, weight)
+        if index == wanted:
+            caught.append((product, x.clone(), weight, out.clone()))
+        return out
+
+    with torch.no_grad():
+        module.computed(dict(batch), each)
+    return caught[0]

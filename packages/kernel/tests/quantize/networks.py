@@ -1,0 +1,42 @@
+"""A small network with every kind of product."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Mixed(nn.Module):
+    """Convolutions, an attention, a two-layer perceptron, a transposed convolution.
+
+    images [B, 3, 8, 8] to logits [B, 5], mask [B, 8, 8] and unused [B, 1].
+    """
+
+    def __init__(self, *, width: int, gelu: bool = True) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.patches = nn.Conv2d(width, width, 2, stride=2)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.up = nn.Linear(width, 2 * width)
+        self.act = nn.GELU() if gelu else nn.ReLU()
+        self.down = nn.Linear(2 * width, width)
+        self.head = nn.Linear(width, 5)
+        self.larger = nn.ConvTranspose2d(width, 1, 2, stride=2)
+        self.lost = nn.Linear(width, 1)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        x = self.patches(functional.relu(self.first(batch["images"])))
+        tokens = x.flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens).chunk(3, dim=-1)
+        tokens = tokens + functional.scaled_dot_product_attention(q, k, v)
+        tokens = tokens + self.down(self.act(self.up(tokens)))
+        grid = tokens.transpose(1, 2).reshape(x.shape)
+        pooled = tokens.mean(1)
+        return {
+            "logits": self.head(pooled),
+            "mask": self.larger(grid).squeeze(1),
+            "unused": self.lost(pooled),
+        }
+
+
+def images(count: int) -> Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1)).exp()

@@ -1,0 +1,197 @@
+"""Frames for training: read from a KITTI folder or from arrays, checked, in ragged columns."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from stillhouse.data.data import Columns, Ragged
+from stillhouse.errors import BadData, BadSetting
+from stillhouse_pointcloud.boxes import CLASSES, in_view
+from stillhouse_pointcloud.formats import (
+    NEIGHBOURS,
+    Frame,
+    Label,
+    checked,
+    find_frames,
+    image_size,
+    read_bin,
+    read_calib,
+    read_labels,
+)
+
+PORTS = {"train": "train", "val": "test"}  # KITTI's val is what papers report on
+# ragged columns: the shape of a row, and its type
+RAGGED: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = {
+    "points": ((4,), torch.float32),
+    "boxes": ((7,), torch.float32),
+    "labels": ((), torch.int64),
+    "difficulty": ((), torch.int64),
+    "ignored": ((7,), torch.float32),
+    "ignored_labels": ((), torch.int64),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadKitti:
+    """A `make`: the port "source" to ports train, validation and test, of a frame a row.
+
+    Ragged columns: points float32 [total, 4] (x, y, z in metres, reflectance), boxes float32
+    [total, 7] (see `boxes`), labels int64 [total] (0 Car, 1 Pedestrian, 2 Cyclist), difficulty
+    int64 [total] (0 easy, 1 moderate, 2 hard, -1 none of them), and of the Van and Person_sitting,
+    which count neither for nor against Car and Pedestrian, ignored float32 [total, 7] and
+    ignored_labels int64 [total]. Further: projection float32 [N, 3, 4], LiDAR to pixels times
+    depth; frames, text: JSON with name, calib (P2, R0_rect, Tr_velo_to_cam), image (below the
+    source) and size of it.
+
+    Source: a KITTI folder (training/ with velodyne or velodyne_reduced, calib, label_2, image_2;
+    ImageSets/train.txt and val.txt), or arrays as `samples.scenes` gives. `val` is the port test;
+    `validation` of the training frames, drawn by the rng, is validation. `view` keeps the points in
+    the camera's picture only, as KITTI's labels do.
+    """
+
+    validation: float = 0.1
+    view: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation < 1:
+            raise BadSetting(f"validation must be > 0 and < 1 (got {self.validation})")
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Any],  # Any: arrays by name, or a Path
+        *,
+        rng: Generator,
+    ) -> Mapping[str, Columns]:
+        source = inputs["source"]
+        if isinstance(source, Mapping):
+            made = {split: from_arrays(source, split) for split in ("train", "test")}
+        elif isinstance(source, Path):
+            frames = find_frames(source)
+            made = {PORTS[s]: self._columns(source, frames[s]) for s in frames}
+        else:
+            raise BadData(f"source: a {type(source).__name__}; expected arrays or a KITTI folder")
+        held, rest = _parted(len(made["train"]["frames"]), self.validation, rng)
+        train = made["train"]
+        return {
+            "train": _rows(train, rest),
+            "validation": _rows(train, held),
+            "test": made["test"],
+        }
+
+    def _columns(self, source: Path, frames: Sequence[Frame]) -> Columns:
+        rows = [self._row(source, frame) for frame in frames]
+        return packed(rows)
+
+    def _row(self, source: Path, frame: Frame) -> dict[str, Any]:  # Any: arrays, and the text
+        calib, size = read_calib(frame.calib), image_size(frame)
+        points = read_bin(frame.points)
+        if self.view:
+            points = points[in_view(points.astype(np.float64), calib.to_image, size)]
+            checked(points, f"{frame.points}: the part within the picture")
+        about = {
+            "name": frame.name,
+            "calib": {
+                "P2": calib.p2.tolist(),
+                "R0_rect": calib.r0_rect.tolist(),
+                "Tr_velo_to_cam": calib.tr_velo_to_cam.tolist(),
+            },
+            "image": frame.image.relative_to(source).as_posix(),
+            "size": list(size),
+        }
+        columns = labelled(read_labels(frame.label, calib))
+        return {
+            "points": points,
+            **columns,
+            "projection": calib.to_image,
+            "frames": json.dumps(about),
+        }
+
+
+def labelled(labels: Sequence[Label]) -> dict[str, NDArray[Any]]:  # Any: floats and integers
+    """The columns boxes, labels, difficulty, ignored and ignored_labels of one frame's labels."""
+    known = [label for label in labels if label.type in CLASSES]
+    near = [label for label in labels if label.type in NEIGHBOURS]
+    return {
+        "boxes": np.array([label.box for label in known]).reshape(-1, 7),
+        "labels": np.array([CLASSES.index(label.type) for label in known], dtype=np.int64),
+        "difficulty": np.array([label.difficulty for label in known], dtype=np.int64),
+        "ignored": np.array([label.box for label in near]).reshape(-1, 7),
+        "ignored_labels": np.array(
+            [CLASSES.index(NEIGHBOURS[label.type]) for label in near], dtype=np.int64
+        ),
+    }
+
+
+def packed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor | Ragged | list[str]]:
+    """Frames as columns: arrays by the names of `RAGGED`, projection [3, 4], frames (text)."""
+    columns: dict[str, Tensor | Ragged | list[str]] = {}
+    for name, (shape, dtype) in RAGGED.items():
+        parts = [
+            torch.as_tensor(np.asarray(row[name])).to(dtype).reshape(-1, *shape) for row in rows
+        ]
+        lengths = torch.tensor([0, *(len(part) for part in parts)])
+        columns[name] = Ragged(values=torch.cat(parts), offsets=lengths.cumsum(0))
+    columns["projection"] = torch.stack(
+        [torch.as_tensor(np.asarray(row["projection"])).float() for row in rows]
+    )
+    columns["frames"] = [row["frames"] for row in rows]
+    return columns
+
+
+def from_arrays(arrays: Mapping[str, Any], split: str) -> Columns:  # Any: numpy arrays
+    """The columns of a split of arrays "<split>_<column>" and, of ragged ones, those and
+    "<split>_<column>_offsets" [N + 1]; BadData names what is missing or wrong.
+    """
+
+    def array(name: str) -> NDArray[Any]:
+        if f"{split}_{name}" not in arrays:
+            raise BadData(f"source: no {split}_{name}; expected what samples.scenes gives")
+        return np.asarray(arrays[f"{split}_{name}"])
+
+    columns: dict[str, Tensor | Ragged | list[str]] = {}
+    for name, (shape, dtype) in RAGGED.items():
+        values, offsets = array(name), array(f"{name}_offsets").astype(np.int64)
+        if values.shape[1:] != shape or offsets[-1] != len(values):
+            found = f"{list(values.shape)} up to {offsets[-1]}"
+            raise BadData(
+                f"{split}_{name}: {found}; expected [total, {', '.join(map(str, shape))}]"
+            )
+        columns[name] = Ragged(
+            values=torch.as_tensor(values).to(dtype), offsets=torch.as_tensor(offsets)
+        )
+    bounds = array("points_offsets")
+    for row, (start, stop) in enumerate(pairwise(bounds)):
+        checked(array("points")[start:stop], f"{split}_points: frame {row}")
+    columns["projection"] = torch.as_tensor(array("projection")).float()
+    names = [{"name": f"{split}-{row:06d}"} for row in range(len(bounds) - 1)]
+    columns["frames"] = [json.dumps(name) for name in names]
+    return columns
+
+
+def _parted(count: int, fraction: float, rng: Generator) -> tuple[Tensor, Tensor]:
+    """The rows kept for validation, at least one, and the rest, each in order."""
+    if count < 2:
+        raise BadData(f"train: {count} frame(s); keeping some for validation needs two")
+    kept = min(count - 1, max(1, round(fraction * count)))
+    order = torch.randperm(count, generator=rng)
+    return order[:kept].sort().values, order[kept:].sort().values
+
+
+def _rows(columns: Columns, index: Tensor) -> Columns:
+    picked: dict[str, Tensor | Ragged | list[str]] = {}
+    for name, column in columns.items():
+        if isinstance(column, Ragged):
+            picked[name] = column.rows(index)
+        elif isinstance(column, Tensor):
+            picked[name] = column[index]
+        else:
+            picked[name] = [column[i] for i in index.tolist()]
+    return picked

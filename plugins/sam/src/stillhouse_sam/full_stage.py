@@ -1,0 +1,195 @@
+"""The objective of sam/tinysam: a SAM that learns masks, from a teacher or alone.
+
+B: images. M: masks kept an image. N: prompts of a step. C: channels. G: side of the embedding.
+L: side of the low-resolution masks. S: side of the frame in pixels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from stillhouse.errors import BadSetting, UnknownName
+from stillhouse.objectives.inputs import not_negative
+from stillhouse.objectives.objective import Models, Phase, Tensors
+from stillhouse_sam.objectives import (
+    embedding_loss,
+    hard_mask_weight,
+    mask_iou,
+    output_loss,
+    prediction_loss,
+    token_loss,
+)
+from stillhouse_sam.prompts import points_in, sample_hard_points, unpack_masks
+
+TERMS = ("embedding", "tokens", "output")
+MIDDLE = 0.5  # from the corner of a pixel to its middle
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullStage:
+    """L = alpha L_embedding + beta L_token + gamma sum_i H_i L_output^i + L_mask + L_ious (Shu et
+    al. 2025, arXiv 2312.13789, sec. 3.1), of which `distil` names the terms that ask the teacher.
+
+    Roles: "encoder" and "decoder" learn; "prompts" reads prompts for both sides, so that a student
+    has the teacher's, frozen; "teacher-encoder" and "teacher-decoder" are asked as `distil` needs
+    them. The batch has images, sizes [B, 2], masks uint8 [B, M, L, L / 8], mask_valid [B, M] and
+    boxes [B, M, 4]; an image without a mask takes part in the embedding term only.
+
+    A step draws `prompts_per_image` valid masks an image, with replacement. With hard prompts
+    (`hard_rounds` > 0) each begins as a point of the truth and is drawn anew, a number of times
+    uniform in 0..hard_rounds, from what the student's own mask misses (`sample_hard_points`); the
+    new point replaces the old one. Without them a prompt is the box with probability `box_share`,
+    else a point. Sampling passes carry no gradient; the embedding is computed once.
+
+    Reconstruction (the authors released no training): the weights of the terms, that points replace
+    and all have label 1, the sum over prompts divided by N, that the student's mask is the one of
+    the highest predicted IoU.
+    """
+
+    phases: Mapping[str, Phase]
+    distil: tuple[str, ...] = TERMS
+    alpha: float = 1.0
+    beta: float = 1.0
+    gamma: float = 1.0
+    mask_weight: float = 1.0
+    iou_weight: float = 1.0
+    prompts_per_image: int = 4
+    box_share: float = 0.5
+    hard_rounds: int = 0
+    hard_weighting: bool = False
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in self.distil:
+            if name not in TERMS:
+                raise UnknownName("term", name, TERMS, where="distil")
+        for name in ("alpha", "beta", "gamma", "mask_weight", "iou_weight"):
+            not_negative(name, getattr(self, name))
+        if self.prompts_per_image < 1 or self.hard_rounds < 0:
+            counts = f"{self.prompts_per_image}, {self.hard_rounds}"
+            raise BadSetting(f"prompts_per_image must be >= 1 and hard_rounds >= 0 (got {counts})")
+        if not 0 <= self.box_share <= 1:
+            raise BadSetting(f"box_share must be >= 0 and <= 1 (got {self.box_share})")
+
+    def terms(
+        self,
+        phase: str,  # noqa: ARG002  all phases have these terms
+        models: Models,
+        batch: Tensors,
+        *,
+        step: int,  # noqa: ARG002
+        steps: int,  # noqa: ARG002
+        rng: Generator,
+    ) -> Tensors:
+        embedding = models["encoder"](batch)["embedding"]
+        terms: dict[str, Tensor] = {}
+        taught = None
+        if self.distil:
+            with torch.no_grad():
+                taught = models["teacher-encoder"](batch)["embedding"]
+        if taught is not None and "embedding" in self.distil:
+            inside = _inside(batch, embedding.shape[-1])
+            terms["embedding"] = self.alpha * embedding_loss(embedding, taught, inside)
+        if self._decodes() and bool(batch["mask_valid"].any()):
+            terms |= self._prompted(models, batch, embedding, taught, rng)
+        # an image without masks still has to give a loss that can be differentiated
+        return terms or {"mask": 0.0 * embedding.sum()}
+
+    def _decodes(self) -> bool:
+        truth = self.mask_weight > 0 or self.iou_weight > 0
+        return truth or not {"tokens", "output"}.isdisjoint(self.distil)
+
+    def _prompted(
+        self,
+        models: Models,
+        batch: Tensors,
+        embedding: Tensor,
+        taught: Tensor | None,
+        rng: Generator,
+    ) -> dict[str, Tensor]:
+        rows, columns = self._chosen(batch["mask_valid"], rng)
+        truth = unpack_masks(batch["masks"][rows, columns])
+        inside = _inside(batch, truth.shape[-1])[rows]
+        ours = embedding[rows]
+        prompt = self._prompt(models, batch, (rows, columns), truth, ours.detach(), rng)
+        found = models["decoder"]({"embedding": ours, **prompt})
+        mask, iou = prediction_loss(found["logits"], found["iou"], truth)
+        terms = {"mask": self.mask_weight * mask, "iou": self.iou_weight * iou}
+        if taught is None or {"tokens", "output"}.isdisjoint(self.distil):
+            return terms
+        with torch.no_grad():
+            theirs = models["teacher-decoder"]({"embedding": taught[rows], **prompt})
+        if "tokens" in self.distil:
+            terms["tokens"] = self.beta * token_loss(found["tokens"], theirs["tokens"])
+        if "output" in self.distil:
+            weight = self._weight(found, theirs, truth)
+            loss = output_loss(found["logits"], theirs["logits"], weight, inside)
+            terms["output"] = self.gamma * loss
+        return terms
+
+    def _weight(self, found: Tensors, theirs: Tensors, truth: Tensor) -> Tensor:
+        """[N]; ones without hard mask weighting."""
+        if not self.hard_weighting:
+            return torch.ones(len(truth), device=truth.device)
+        teacher, student = (mask_iou(chosen_mask(side), truth) for side in (theirs, found))
+        return hard_mask_weight(teacher, student, eps=self.eps)
+
+    def _chosen(self, valid: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
+        """Rows and columns [N] of masks, `prompts_per_image` of each image that has one."""
+        drawn = torch.rand(len(valid), self.prompts_per_image, generator=rng).to(valid.device)
+        counts = valid.sum(1, keepdim=True)
+        rank = (drawn * counts).floor().clamp_max(counts - 1) + 1
+        columns = torch.searchsorted(valid.cumsum(1).double(), rank.double())
+        some = counts.squeeze(1) > 0
+        rows = torch.arange(len(valid), device=valid.device)[:, None].expand_as(columns)
+        return rows[some].flatten(), columns[some].flatten()
+
+    @torch.no_grad()
+    def _prompt(
+        self,
+        models: Models,
+        batch: Tensors,
+        chosen: tuple[Tensor, Tensor],
+        truth: Tensor,
+        embedding: Tensor,
+        rng: Generator,
+    ) -> dict[str, Tensor]:
+        """sparse, dense and position of the prompts that the step learns from."""
+        side = batch["images"].shape[-1] / truth.shape[-1]
+        points = points_in(truth, rng=rng)
+        if self.hard_rounds == 0:
+            boxed = bool(torch.rand((), generator=rng) < self.box_share)
+            if boxed:
+                return dict(models["prompts"]({"boxes_prompt": batch["boxes"][chosen]}))
+            return _asked(models, points, side)
+        rounds = int(torch.randint(self.hard_rounds + 1, (), generator=rng))
+        for _ in range(rounds):
+            found = models["decoder"]({"embedding": embedding, **_asked(models, points, side)})
+            points = sample_hard_points(truth, chosen_mask(found), rng=rng)
+        return _asked(models, points, side)
+
+
+def _asked(models: Models, points: Tensor, side: float) -> dict[str, Tensor]:
+    """The prompt of one foreground point each; points [N, 2] are pixels of the mask, `side` how
+    many pixels of the frame one has.
+    """
+    # SAM adds the half of a frame's pixel itself
+    middle = (points.float() + MIDDLE) * side - MIDDLE
+    labels = torch.ones(len(points), 1, device=points.device)
+    return dict(models["prompts"]({"points": middle[:, None], "labels": labels}))
+
+
+def chosen_mask(found: Tensors) -> Tensor:
+    """The mask [N, L, L] of the highest predicted IoU, detached."""
+    best = found["iou"].detach().argmax(1)
+    return found["logits"].detach()[torch.arange(len(best), device=best.device), best] > 0
+
+
+def _inside(batch: Tensors, side: int) -> Tensor:
+    """Which cells [B, side, side] have their middle in the real part of the frame."""
+    sizes = batch["sizes"] * (side / batch["images"].shape[-1])
+    middle = torch.arange(side, device=sizes.device) + 0.5
+    rows = middle[None, :, None] < sizes[:, 0, None, None]
+    return rows & (middle[None, None, :] < sizes[:, 1, None, None])

@@ -1,0 +1,165 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from segment_anything import SamAutomaticMaskGenerator
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+from segment_anything.utils.amg import build_point_grid
+
+from stillhouse.errors import BadData, BadSetting
+from stillhouse_sam.counts import counted
+from stillhouse_sam.everything import (
+    EverythingSettings,
+    HierarchicalMaskGenerator,
+    calibrate_high_confidence,
+    remaining,
+)
+
+EASY: dict[str, Any] = {"pred_iou_thresh": -9.0, "stability_score_thresh": 0.0}
+PICTURE = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def sam() -> Sam:
+    """A SAM of 64 pixels with random weights."""
+    torch.manual_seed(0)
+    encoder = ImageEncoderViT(
+        img_size=64, patch_size=8, embed_dim=32, depth=1, num_heads=2, out_chans=32, window_size=4
+    )
+    prompts = PromptEncoder(
+        embed_dim=32, image_embedding_size=(8, 8), input_image_size=(64, 64), mask_in_chans=4
+    )
+    decoder = MaskDecoder(
+        transformer_dim=32,
+        transformer=TwoWayTransformer(depth=1, embedding_dim=32, num_heads=2, mlp_dim=32),
+        iou_head_hidden_dim=32,
+    )
+    return Sam(encoder, prompts, decoder).eval()
+
+
+def points_of(sam: Sam, generator: HierarchicalMaskGenerator) -> list[tuple[float, float]]:
+    """Points decoded, in fractions of the picture."""
+    seen: list[torch.Tensor] = []
+
+    def see(_: object, args: object, kwargs: dict[str, Any]) -> None:
+        seen.append(kwargs["points"][0][:, 0])
+
+    hook = sam.prompt_encoder.register_forward_pre_hook(see, with_kwargs=True)
+    generator.generate(PICTURE)
+    hook.remove()
+    frame = torch.tensor([64.0, 46.0])  # 40 x 56 at a longer side of 64
+    return [(round(x, 5), round(y, 5)) for x, y in (torch.cat(seen) / frame).tolist()]
+
+
+def grid(side: int) -> list[tuple[float, float]]:
+    return [(round(x, 5), round(y, 5)) for x, y in build_point_grid(side).tolist()]
+
+
+def test_inf_decodes_sams_grid_and_the_coarse_grid_before_it(sam: Sam) -> None:
+    generator = HierarchicalMaskGenerator(sam, 8, **EASY, high_confidence=math.inf)
+    assert points_of(sam, generator) == grid(2) + grid(8)
+    assert (generator.counts.prompts, generator.counts.calls) == (4 + 64, 2)
+    assert generator.counts.decoder_seconds > 0
+    assert generator.counts.encoder_seconds > 0
+
+
+def test_points_of_the_first_round_are_not_decoded_again(sam: Sam) -> None:
+    # 5 // 4 is 1 point, the middle, which SAM's grid of 5 x 5 has too
+    generator = HierarchicalMaskGenerator(sam, 5, **EASY, high_confidence=math.inf)
+    points = points_of(sam, generator)
+    assert len(points) == 25
+    assert sorted(points) == sorted(grid(5))
+
+
+def test_minus_inf_decodes_the_coarse_grid_alone(sam: Sam) -> None:
+    generator = HierarchicalMaskGenerator(sam, 8, **EASY, high_confidence=-math.inf)
+    assert points_of(sam, generator) == grid(2)
+    assert len(generator.generate(PICTURE)) > 0
+
+
+def test_points_in_the_high_confidence_area_are_skipped() -> None:
+    area = np.zeros((4, 4), dtype=bool)
+    area[:, 2:] = True
+    fine = build_point_grid(4) * 4  # x in .5, 1.5, 2.5, 3.5
+    left = remaining(fine, np.array([[0.5, 0.5]]), area)
+    expected = [[1.5, 0.5], [0.5, 1.5], [1.5, 1.5], [0.5, 2.5], [1.5, 2.5], [0.5, 3.5], [1.5, 3.5]]
+    assert left.tolist() == expected
+
+
+@pytest.mark.parametrize("mode", ["binary_mask", "uncompressed_rle", "coco_rle"])
+@pytest.mark.parametrize("layers", [0, 1])
+def test_on_the_same_points_the_records_are_sams(sam: Sam, mode: str, layers: int) -> None:
+    # one point: the coarse grid is the grid, so both generators decode the same
+    settings = {**EASY, "crop_n_layers": layers, "output_mode": mode}
+    ours = HierarchicalMaskGenerator(sam, 1, **settings).generate(PICTURE)
+    sams = SamAutomaticMaskGenerator(sam, 1, **settings).generate(PICTURE)
+    assert len(ours) == len(sams) > 0
+    for mine, theirs in zip(ours, sams, strict=True):
+        assert list(mine) == list(theirs)
+        assert [type(v) for v in mine.values()] == [type(v) for v in theirs.values()]
+        np.testing.assert_equal(mine, theirs)
+
+
+def test_no_mask_kept_gives_no_record_and_the_whole_grid(sam: Sam) -> None:
+    generator = HierarchicalMaskGenerator(sam, 8, pred_iou_thresh=99.0, crop_n_layers=1)
+    assert generator.generate(PICTURE) == []
+    assert generator.counts.prompts == 5 * (4 + 64)  # a picture and its four crops
+
+
+def test_small_regions_go_as_sam_lets_them_go(sam: Sam) -> None:
+    pytest.importorskip("cv2")
+    settings = {**EASY, "min_mask_region_area": 30}
+    ours = HierarchicalMaskGenerator(sam, 1, **settings).generate(PICTURE)
+    np.testing.assert_equal(ours, SamAutomaticMaskGenerator(sam, 1, **settings).generate(PICTURE))
+
+
+def test_counts_of_metas_generator(sam: Sam) -> None:
+    with counted(sam) as counts:
+        SamAutomaticMaskGenerator(sam, 8, 16, **EASY).generate(PICTURE)
+    assert (counts.prompts, counts.calls) == (64, 4)
+    assert not sam.mask_decoder._forward_hooks  # pyright: ignore[reportPrivateUsage]
+
+
+def test_calibration_finds_where_masks_become_right(sam: Sam) -> None:
+    settings = EverythingSettings(points_per_side=4, **EASY)
+    everywhere = np.ones((1, *PICTURE.shape[:2]), dtype=bool)
+    sure = calibrate_high_confidence(sam, [(PICTURE, everywhere)], settings=settings)
+    assert (sure.high_confidence, sure.precision, sure.covered) == (0.0, 1.0, 1.0)
+    never = calibrate_high_confidence(sam, [(PICTURE, ~everywhere)], settings=settings)
+    assert never.high_confidence == math.inf
+
+
+def test_calibration_keeps_its_precision(sam: Sam) -> None:
+    settings = EverythingSettings(points_per_side=4, **EASY)
+    predictor = settings.grid(sam).predictor
+    predictor.set_image(PICTURE)
+    logits, _, _ = predictor.predict(np.array([[28.0, 20.0]]), np.array([1]), return_logits=True)
+    cut = float(np.quantile(logits[0], 0.8))
+    found = calibrate_high_confidence(sam, [(PICTURE, logits[:1] > cut)], settings=settings)
+    assert found.precision >= 0.98
+    looser = calibrate_high_confidence(
+        sam, [(PICTURE, logits[:1] > cut)], settings=settings, precision=0.5
+    )
+    assert looser.high_confidence <= found.high_confidence
+    assert looser.covered >= found.covered
+
+
+def test_messages(sam: Sam) -> None:
+    with pytest.raises(BadSetting, match="either points_per_side or point_grids"):
+        HierarchicalMaskGenerator(sam, None)
+    with pytest.raises(BadSetting, match=r"output_mode must be .* \(got 'png'\)"):
+        HierarchicalMaskGenerator(sam, output_mode="png")
+    nothing = np.zeros((0, *PICTURE.shape[:2]), dtype=bool)
+    with pytest.raises(BadData, match="a photo without a true segment"):
+        calibrate_high_confidence(sam, [(PICTURE, nothing)], settings=EverythingSettings())
+    deaf = EverythingSettings(points_per_side=4, pred_iou_thresh=99.0)
+    with pytest.raises(BadData, match="keep no mask of any photo"):
+        calibrate_high_confidence(sam, [(PICTURE, np.ones((1, 40, 56), dtype=bool))], settings=deaf)
