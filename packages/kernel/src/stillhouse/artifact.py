@@ -61,15 +61,32 @@ class Built:
     module: "nn.Module"
 
 
+Record = Mapping[str, Any]  # Any: {"build": name, "kwargs": JSON values}
+
+
+def recorded(spec: Model) -> dict[str, Any]:  # Any: as Record
+    """A spec as JSON values: its builder's name and arguments."""
+    from stillhouse.digest import canonical
+
+    name = canonical(spec.build, at="model.build")["name"]
+    return {"build": name, "kwargs": dict(spec.kwargs)}
+
+
+def spec_of(record: Record) -> Model:
+    """The spec that `recorded` wrote; PluginError for a builder outside `stillhouse` and its
+    plugins, KeyError for another record.
+    """
+    return Model(build=resolve(record["build"]), kwargs=record["kwargs"])
+
+
 def save_model(path: Path, built: Built) -> Artifact:
     """Write `model.json` and `model.safetensors` into the new folder `path`; its artifact."""
     from safetensors.torch import save_model as save
 
-    from stillhouse.digest import canonical, path_digest
+    from stillhouse.digest import path_digest
 
     path.mkdir(parents=True)
-    name = canonical(built.spec.build, at="model.build")["name"]
-    text = json.dumps({"build": name, "kwargs": dict(built.spec.kwargs)}, indent=1, sort_keys=True)
+    text = json.dumps(recorded(built.spec), indent=1, sort_keys=True)
     (path / SPEC).write_text(text + "\n")
     save(built.module, str(path / WEIGHTS))  # keeps tied weights once
     return Artifact(kind="model", path=path, digest=path_digest(path), opener=OPEN_MODEL)
@@ -86,7 +103,7 @@ def load_model(path: Path) -> Built:
 
     try:
         record = json.loads((path / SPEC).read_text())
-        spec = Model(build=resolve(record["build"]), kwargs=record["kwargs"])
+        spec = spec_of(record)
     except (OSError, ValueError, KeyError) as error:
         raise CorruptArtifact(
             f"{path}: {SPEC} cannot be read ({error}); run the stage that made it again"

@@ -93,13 +93,8 @@ class FullStage:
         if taught is not None and "embedding" in self.distil:
             inside = _inside(batch, embedding.shape[-1])
             terms["embedding"] = self.alpha * embedding_loss(embedding, taught, inside)
-        masks = unpack_masks(batch["masks"])
-        masks = masks & _inside(batch, masks.shape[-1])[:, None]
-        # a mask that lies in the last, broken cell of a mirrored picture is none
-        valid = batch["mask_valid"] & masks.flatten(2).any(2)
-        if self._decodes() and bool(valid.any()):
-            chosen = self._chosen(valid, rng)
-            terms |= self._prompted(models, batch, chosen, masks[chosen], embedding, taught, rng)
+        if self._decodes():
+            terms |= self._prompted(models, batch, embedding, taught, rng)
         # an image without masks still has to give a loss that can be differentiated
         return terms or {"mask": 0.0 * embedding.sum()}
 
@@ -111,15 +106,20 @@ class FullStage:
         self,
         models: Models,
         batch: Tensors,
-        chosen: tuple[Tensor, Tensor],
-        truth: Tensor,
         embedding: Tensor,
         taught: Tensor | None,
         rng: Generator,
     ) -> dict[str, Tensor]:
-        rows = chosen[0]
-        inside = _inside(batch, truth.shape[-1])[rows]
-        ours = embedding[rows]
+        masks = unpack_masks(batch["masks"])
+        real = _inside(batch, masks.shape[-1])
+        masks = masks & real[:, None]
+        # a mask that lies in the last, broken cell of a mirrored picture is none
+        valid = batch["mask_valid"] & masks.flatten(2).any(2)
+        if not bool(valid.any()):
+            return {}
+        chosen = self._chosen(valid, rng)
+        rows, truth = chosen[0], masks[chosen]
+        inside, ours = real[rows], embedding[rows]
         prompt = self._prompt(models, batch, chosen, truth, ours.detach(), rng)
         found = _real(models["decoder"]({"embedding": ours, **prompt}), inside)
         mask, iou = prediction_loss(found["logits"], found["iou"], truth)

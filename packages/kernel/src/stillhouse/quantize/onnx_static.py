@@ -12,9 +12,8 @@ from typing import Any, Literal
 
 from torch import Generator, Tensor
 
-from stillhouse.artifact import Built
+from stillhouse.artifact import Built, recorded
 from stillhouse.data.data import Data
-from stillhouse.digest import canonical
 from stillhouse.errors import BadRecipe, BadSetting
 from stillhouse.export import check_onnx, check_opset, sample, write_onnx
 from stillhouse.profile import macs, parameters
@@ -50,13 +49,12 @@ class ToOnnx:
             check_onnx(file, built.module, batch, self.outputs, tolerance=self.tolerance)
             content = file.read_bytes()
         one = {name: value[:1] for name, value in batch.items()}
-        name = canonical(built.spec.build, at="model.build")["name"]
         kwargs = {
             "inputs": list(self.inputs),
             "outputs": list(self.outputs),
             "parameter_count": parameters(built.module),
             "macs": macs(built.module, one),
-            "source": {"build": name, "kwargs": dict(built.spec.kwargs)},
+            "source": recorded(built.spec),
         }
         save_onnx(out, content, kwargs)
 

@@ -10,9 +10,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from stillhouse.artifact import Built, Model, resolve, save_model
+from stillhouse.artifact import Built, Model, recorded, save_model, spec_of
 from stillhouse.data.data import Data, rows_of
-from stillhouse.digest import canonical
 from stillhouse.errors import BadRecipe, BadSetting, ContractError
 from stillhouse.quantize.fake import check_bits
 from stillhouse.quantize.products import Products
@@ -95,8 +94,7 @@ def quantized(
     products: Sequence[Mapping[str, Any]],
 ) -> nn.Module:
     """A `QuantizedNetwork` of a network of `stillhouse` or a plugin; PluginError for another's."""
-    net = Model(build=resolve(network["build"]), kwargs=network["kwargs"]).new()
-    return QuantizedNetwork(net, bits=bits, products=products)
+    return QuantizedNetwork(spec_of(network).new(), bits=bits, products=products)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +148,8 @@ class Quantize:
         """The quantized model, calibrated on `batch`; its weights are those of `built`."""
         net = built.module.eval().requires_grad_(False)
         covering, products = _covering(net, batch, self.bits)
-        name = canonical(built.spec.build, at="model.build")["name"]
         kwargs = {
-            "network": {"build": name, "kwargs": dict(built.spec.kwargs)},
+            "network": recorded(built.spec),
             "bits": self.bits,
             "products": products,
         }

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from torch import Generator, nn
 
-from stillhouse.artifact import Built, save_model
+from stillhouse.artifact import Built, save_model, spec_of
 from stillhouse.errors import BadData, UnknownName
 from stillhouse.weights import checkpoint_file, load_strictly, read_state, unwrapped
 from stillhouse_sam.models.encoders import Encoder
 from stillhouse_sam.models.named import META_SHAPE, Shape, joined, named
-from stillhouse_sam.models.network import DecoderRole, PromptEncoderRole, SamNetwork, spec_of
+from stillhouse_sam.models.network import DecoderRole, PromptEncoderRole, SamNetwork
 
 Part = Literal["encoder", "prompts", "decoder"]
 # what a part is called within segment-anything's Sam

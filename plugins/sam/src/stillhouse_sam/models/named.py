@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stillhouse.artifact import Model
+from stillhouse.artifact import Model, recorded
 from stillhouse.errors import BadSetting, UnknownName
 from stillhouse_sam.models.encoders import (
     TINY_VIT,
@@ -13,7 +13,7 @@ from stillhouse_sam.models.encoders import (
     tiny_vit_encoder,
     vit_encoder,
 )
-from stillhouse_sam.models.network import mask_decoder, network, prompt_encoder, recorded
+from stillhouse_sam.models.network import mask_decoder, network, prompt_encoder
 
 TIMM = "timm:"
 VIT = re.compile(r"sam-([1-9]\d*)x([1-9]\d*)")

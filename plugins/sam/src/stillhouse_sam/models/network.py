@@ -12,7 +12,7 @@ import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
-from stillhouse.artifact import SPEC, Model, load_model, resolve
+from stillhouse.artifact import SPEC, Record, load_model, spec_of
 from stillhouse.errors import BadData, BadSetting
 from stillhouse_sam.models.encoders import MEAN, STD, Encoder, frames
 
@@ -137,22 +137,6 @@ def mask_decoder(
         iou_head_hidden_dim=iou_width,
     )
     return DecoderRole(net)
-
-
-Record = Mapping[str, Any]  # Any: {"build": name, "kwargs": JSON values}
-
-
-def recorded(spec: Model) -> dict[str, Any]:  # Any: as Record
-    """A spec as JSON values: its builder's name and arguments."""
-    from stillhouse.digest import canonical
-
-    name = canonical(spec.build, at="model.build")["name"]
-    return {"build": name, "kwargs": dict(spec.kwargs)}
-
-
-def spec_of(record: Record) -> Model:
-    """The spec that `recorded` wrote."""
-    return Model(build=resolve(record["build"]), kwargs=record["kwargs"])
 
 
 def network(*, encoder: Record, prompts: Record, decoder: Record) -> nn.Module:
