@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from stillhouse.errors import BadSetting, UnknownName
 from stillhouse.objectives.objective import Optimizer, Phase, Tensors
-from stillhouse_sam.full_stage import FullStage, chosen_mask
+from stillhouse_sam.full_stage import FullStage, chosen_mask, moved
 from stillhouse_sam.models import Shape, decoder_named, encoder_named, prompts_named
 from stillhouse_sam.prompts import boxes_of, pack_masks, unpack_masks
 
@@ -132,13 +132,46 @@ def test_hard_points_replace_each_other_and_lie_in_the_truth():
     assert rounds == {0, 1, 2, 3}
 
 
-def test_boxes_are_those_of_the_masks():
+def asked_boxes(objective: FullStage, seed: int = 0) -> Tensor:
     models = roles()
     prompts = Recorded(models["prompts"])
-    terms(replace(FULL, box_share=1.0), models | {"prompts": prompts})
-    boxes = prompts.given[0]["boxes_prompt"].tolist()
+    terms(objective, models | {"prompts": prompts}, seed)
+    return next(g["boxes_prompt"] for g in prompts.given if "boxes_prompt" in g)
+
+
+def test_boxes_are_those_of_the_masks():
+    boxes = asked_boxes(replace(FULL, box_share=1.0, box_noise=0.0)).tolist()
     assert boxes[3:] == [[40.0, 4.0, 60.0, 18.0]] * 3
     assert {tuple(box) for box in boxes[:3]} <= {(12.0, 8.0, 40.0, 24.0), (6.0, 20.0, 18.0, 50.0)}
+
+
+def test_boxes_are_moved_by_a_part_of_their_sides_and_not_far():
+    exact = torch.tensor([[0.0, 0.0, 2.0, 20.0]]).expand(4000, 4)
+    gap = moved(exact, 0.1, 3.0, rng=Generator().manual_seed(0)) - exact
+    torch.testing.assert_close(gap.std(0), torch.tensor([0.2, 1.9, 0.2, 1.9]), rtol=0.1, atol=0)
+    assert float(gap.abs().max()) == 3.0
+    again = asked_boxes(replace(FULL, box_share=1.0)) - asked_boxes(
+        replace(FULL, box_share=1.0, box_noise=0.0)
+    )
+    assert 0 < float(again.abs().max()) <= 64 * 20 / 1024
+
+
+def test_a_step_asks_boxes_and_points_and_redraws_the_points_only():
+    models = roles()
+    decoder, prompts = Recorded(models["decoder"]), models["prompts"]
+    kinds: set[int] = set()
+    for seed in range(12):
+        decoder.given.clear()
+        objective = replace(FULL, box_share=0.5, box_noise=0.0, hard_rounds=3)
+        terms(objective, models | {"decoder": decoder}, seed)
+        last = decoder.given[-1]["sparse"]
+        assert last.shape == (6, 2, 32)
+        # of a point and its padding the second token is always the same
+        padding = prompts({"points": torch.zeros(1, 1, 2), "labels": torch.ones(1, 1)})["sparse"]
+        points = (last[:, 1] == padding[0, 1]).all(-1)
+        kinds.add(int(points.sum()))
+        assert all(len(given["sparse"]) == int(points.sum()) for given in decoder.given[:-1])
+    assert len(kinds) > 2
 
 
 def test_padding_changes_nothing_that_is_asked_of_the_teacher():
@@ -189,6 +222,13 @@ def test_what_cannot_be_is_named():
         replace(FULL, box_share=2.0)
     with pytest.raises(BadSetting, match="prompts_per_image"):
         replace(FULL, prompts_per_image=0)
+    embedding = replace(FULL, distil=("embedding",), mask_weight=0.0, iou_weight=0.0)
+    with pytest.raises(BadSetting, match="add 'output' to distil"):
+        replace(embedding, hard_weighting=True)
+    with pytest.raises(BadSetting, match="no term decodes"):
+        replace(embedding, hard_rounds=3)
+    with pytest.raises(BadSetting, match="box_share below 1"):
+        replace(FULL, hard_rounds=3, box_share=1.0)
 
 
 def test_a_prompt_encoder_that_is_trained_learns():

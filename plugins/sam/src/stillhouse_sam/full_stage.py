@@ -26,6 +26,7 @@ from stillhouse_sam.prompts import points_in, sample_hard_points, unpack_masks
 TERMS = ("embedding", "tokens", "output")
 NOT_THERE = -100.0  # a logit
 MIDDLE = 0.5  # from the corner of a pixel to its middle
+SHIFT = 20 / 1024  # of the frame: the farthest that an edge of a box is moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +39,18 @@ class FullStage:
     them. The batch has images, sizes [B, 2], masks uint8 [B, M, L, L / 8], mask_valid [B, M] and
     boxes [B, M, 4]; an image without a mask takes part in the embedding term only.
 
-    A step draws `prompts_per_image` valid masks an image, with replacement. With hard prompts
-    (`hard_rounds` > 0) each begins as a point of the truth and is drawn anew, a number of times
-    uniform in 0..hard_rounds, from what the student's own mask misses (`sample_hard_points`); the
-    new point replaces the old one. Without them a prompt is the box with probability `box_share`,
-    else a point. Sampling passes carry no gradient; the embedding is computed once.
+    A step draws `prompts_per_image` valid masks an image, with replacement; a mask is prompted by
+    its box with probability `box_share`, else by a point of it. Each side of a box is moved by a
+    normal number of standard deviation `box_noise` of the box's width or height, at most 20/1024 of
+    the frame (SAM, arXiv 2304.02643, app. A). With hard prompts (`hard_rounds` > 0) the points are
+    drawn anew, a number of times uniform in 0..hard_rounds, from what the student's own mask misses
+    (`sample_hard_points`); the new point replaces the old one. Sampling passes carry no gradient;
+    the embedding is computed once.
 
-    Reconstruction (the authors released no training): the weights of the terms, that points replace
-    and all have label 1, the sum over prompts divided by N, that the student's mask is the one of
-    the highest predicted IoU. Hard prompts are never boxes.
+    Reconstruction (the authors released no training): the weights of the terms, the boxes beside
+    the points, that points replace and all have label 1, the sum over prompts divided by N, that
+    the student's mask is the one of the highest predicted IoU. Raises BadSetting for a setting that
+    would have no effect.
     """
 
     phases: Mapping[str, Phase]
@@ -58,6 +62,7 @@ class FullStage:
     iou_weight: float = 1.0
     prompts_per_image: int = 4
     box_share: float = 0.5
+    box_noise: float = 0.1
     hard_rounds: int = 0
     hard_weighting: bool = False
     eps: float = 1e-3
@@ -66,13 +71,19 @@ class FullStage:
         for name in self.distil:
             if name not in TERMS:
                 raise UnknownName("term", name, TERMS, where="distil")
-        for name in ("alpha", "beta", "gamma", "mask_weight", "iou_weight"):
+        for name in ("alpha", "beta", "gamma", "mask_weight", "iou_weight", "box_noise"):
             not_negative(name, getattr(self, name))
         if self.prompts_per_image < 1 or self.hard_rounds < 0:
             counts = f"{self.prompts_per_image}, {self.hard_rounds}"
             raise BadSetting(f"prompts_per_image must be >= 1 and hard_rounds >= 0 (got {counts})")
         if not 0 <= self.box_share <= 1:
             raise BadSetting(f"box_share must be >= 0 and <= 1 (got {self.box_share})")
+        if self.hard_weighting and "output" not in self.distil:
+            raise BadSetting("hard_weighting weighs the output term; add 'output' to distil")
+        if self.hard_rounds and not self._decodes():
+            raise BadSetting("hard_rounds > 0, but no term decodes a mask; add one, or set it to 0")
+        if self.hard_rounds and self.box_share == 1:
+            raise BadSetting("hard_rounds > 0 redraws points; set box_share below 1")
 
     def terms(
         self,
@@ -165,20 +176,35 @@ class FullStage:
         rng: Generator,
     ) -> dict[str, Tensor]:
         """sparse, dense and position of the prompts that the step learns from."""
-        side = batch["images"].shape[-1] / truth.shape[-1]
+        frame = batch["images"].shape[-1]
+        side = frame / truth.shape[-1]
+        boxed = (torch.rand(len(truth), generator=rng) < self.box_share).to(truth.device)
+        boxes = moved(batch["boxes"][chosen], self.box_noise, SHIFT * frame, rng=rng)
         points = points_in(truth, rng=rng)
-        if self.hard_rounds == 0:
-            boxed = bool(torch.rand((), generator=rng) < self.box_share)
-            if boxed:
-                return dict(models["prompts"]({"boxes_prompt": batch["boxes"][chosen]}))
-            return _asked(models, points, side)
+        free = (~boxed).nonzero().squeeze(1)
         rounds = int(torch.randint(self.hard_rounds + 1, (), generator=rng))
         with torch.no_grad():
-            for _ in range(rounds):
-                asked = _asked(models, points, side)
-                found = models["decoder"]({"embedding": embedding, **asked})
-                points = sample_hard_points(truth, chosen_mask(found), rng=rng)
-        return _asked(models, points, side)
+            for _ in range(rounds if len(free) else 0):
+                asked = _asked(models, points[free], side)
+                found = models["decoder"]({"embedding": embedding[free], **asked})
+                missed = sample_hard_points(truth[free], chosen_mask(found), rng=rng)
+                points = points.index_copy(0, free, missed)
+        prompt = _asked(models, points, side)
+        if not bool(boxed.any()):
+            return prompt
+        # a point and its padding are two tokens, as the corners of a box are
+        corners = models["prompts"]({"boxes_prompt": boxes})["sparse"]
+        sparse = torch.where(boxed[:, None, None], corners, prompt["sparse"])
+        return {**prompt, "sparse": sparse}
+
+
+def moved(boxes: Tensor, noise: float, most: float, *, rng: Generator) -> Tensor:
+    """Boxes [N, 4] (left, top, right, bottom), each edge moved by a normal number: standard
+    deviation `noise` of the box's width or height, at most `most` pixels either way.
+    """
+    sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    drawn = torch.randn(boxes.shape, generator=rng).to(boxes)
+    return boxes + (noise * sides * drawn).clamp(-most, most)
 
 
 def _asked(models: Models, points: Tensor, side: float) -> dict[str, Tensor]:

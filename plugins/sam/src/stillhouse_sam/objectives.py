@@ -65,12 +65,12 @@ def embedding_loss(
     teacher: Float[Tensor, "B C G G"],
     inside: Bool[Tensor, "B G G"],
 ) -> Float[Tensor, ""]:
-    """L_embedding: mean |E_T(I) - E_S(I)| over the channels of the cells `inside` the real part of
-    the frame; teacher detached. Padding says nothing about the picture and is left out
-    (reconstruction).
+    """L_embedding: mean over images of mean |E_T(I) - E_S(I)| over the channels of the cells
+    `inside` the real part of the frame; teacher detached. Padding says nothing about the picture
+    and is left out (reconstruction).
     """
-    gap = (student - teacher.detach()).abs().mean(1)
-    return (gap * inside).sum() / inside.sum().clamp_min(1)
+    gap = (student - teacher.detach()).abs().mean(1) * inside
+    return (gap.flatten(1).sum(1) / inside.flatten(1).sum(1).clamp_min(1)).mean()
 
 
 def token_loss(
