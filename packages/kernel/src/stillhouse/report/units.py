@@ -5,7 +5,17 @@ from dataclasses import dataclass
 
 MINUS = "\N{MINUS SIGN}"
 # 0..1, shown as percent
-FRACTIONS = ("accuracy", "agreement", "precision", "recall", "_rate", "_rate_error", "nme_error")
+FRACTIONS = (
+    "accuracy",
+    "agreement",
+    "precision",
+    "recall",
+    "_rate",
+    "_rate_error",
+    "nme_error",
+    "miou",
+    "_ap",
+)
 LABELS = {
     "in_vocabulary_rate": "In vocabulary",
     "macs": "MACs",
@@ -22,6 +32,18 @@ LABELS = {
     "teacher_nme_error": "NME to the teacher",
     "failure_rate_error": "Failure rate",
     "auc": "AUC",
+    "box_miou": "Box mIoU",
+    "first_box_miou": "mIoU, largest object's box",
+    "click1_miou": "1-click mIoU",
+    "click3_miou": "3-click mIoU",
+    "click5_miou": "5-click mIoU",
+    "click9_miou": "9-click mIoU",
+    "everything_miou": "Everything mIoU",
+    "lost_miou": "mIoU lost",
+    "box_ap": "Box AP",
+    "small_box_ap": "Box AP, small",
+    "medium_box_ap": "Box AP, medium",
+    "large_box_ap": "Box AP, large",
 }
 SUFFIXES = {"_ms": "ms", "_mib": "MiB", "_seconds": "s"}
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
