@@ -11,10 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from stillhouse.errors import BadData
-from stillhouse_sam.formats import Object, Photo, decoded, encoded, run_lengths
+from stillhouse_sam.formats import Object, Photo, decoded, encoded
 from stillhouse_sam.prompts import boxes_of
 from stillhouse_sam.readers import find_photos
 
@@ -139,34 +138,6 @@ def found(photo: Photo) -> tuple[list[Object], NDArray[np.bool_]]:
     assert picture.mode == "RGB"
     assert picture.size == (WIDTH, HEIGHT)
     return objects, np.stack([decoded(thing["rle"]) for thing in objects])
-
-
-def test_run_lengths_are_those_of_pycocotools() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(100):
-        height, width = rng.integers(1, 60, 2)
-        mask = rng.random((height, width)) < rng.random()
-        mask = np.kron(mask, np.ones((rng.integers(1, 9), rng.integers(1, 9)), dtype=bool))
-        rle = encoded(mask)
-        theirs: Any = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-        assert rle["counts"] == theirs["counts"].decode()
-        assert (decoded(rle) == mask).all()
-        assert (decoded({**rle, "counts": rle["counts"].encode()}) == mask).all()
-        assert (decoded({**rle, "counts": run_lengths(rle["counts"]).tolist()}) == mask).all()
-        assert run_lengths(rle["counts"])[1::2].sum() == int(coco_mask.area(theirs))
-
-
-def test_run_lengths_by_hand() -> None:
-    # columns of [[0, 1], [1, 1]]: one outside, then three inside; '1' and '3' are 1 and 3
-    assert encoded(np.array([[0, 1], [1, 1]], dtype=np.uint8)) == {"size": [2, 2], "counts": "13"}
-    # 37 is 100101: the low five bits and "more", 5 | 32 -> 'U', then 1 -> '1'
-    assert run_lengths("U1").tolist() == [37]
-
-
-@pytest.mark.parametrize("counts", ["1", "14", "~~", "o", [4, -1, 1], "o" * 30 + "1"], ids=str)
-def test_what_is_no_run_length_is_refused(counts: Any) -> None:
-    with pytest.raises(BadData, match="run lengths"):
-        decoded({"size": [2, 2], "counts": counts})
 
 
 def test_instances_are_read_in_all_their_forms(tmp_path: Path) -> None:
