@@ -52,9 +52,8 @@ def find_photos(source: Path) -> dict[str, list[Photo]]:
     for start, reader in (("panoptic", panoptic), ("instances", instances)):
         if named := [file for file in jsons if file.name.startswith(start)]:
             return _by_split(source, [(file, reader(pictures, file)) for file in named])
-    masks = [file for file in pictures if "masks" in file.relative_to(source).parts]
-    if masks:
-        return mask_folder(source, [p for p in pictures if p not in set(masks)], masks)
+    if masks := {file: None for file in pictures if "masks" in file.relative_to(source).parts}:
+        return mask_folder(source, [file for file in pictures if file not in masks], list(masks))
     if not jsons:
         raise BadData(f"{source}: {len(pictures)} picture(s) and no masks; {EXPECTED}")
     return _unnamed(source, pictures, jsons)

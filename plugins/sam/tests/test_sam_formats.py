@@ -1,0 +1,427 @@
+"""Every layout is written with a real picture and read back; whatever is wrong is named."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from stillhouse.errors import BadData
+from stillhouse_sam.formats import Object, Photo, decoded, encoded
+from stillhouse_sam.prompts import boxes_of
+from stillhouse_sam.readers import find_photos
+
+HEIGHT, WIDTH = 24, 40
+Json = dict[str, Any]
+
+
+def masks() -> NDArray[np.bool_]:
+    """A box, a disc, and a single pixel in the corner: [3, HEIGHT, WIDTH]."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    box = (x >= 2) & (x < 12) & (y >= 3) & (y < 9)
+    disc = (x - 26) ** 2 + (y - 13) ** 2 < 64
+    corner = (x == WIDTH - 1) & (y == HEIGHT - 1)
+    return np.stack([box, disc, corner])
+
+
+def write_picture(path: Path, size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def coco_image(number: int = 7, **fields: Any) -> Json:
+    name = f"{number:012d}.jpg"
+    return {"id": number, "file_name": name, "height": HEIGHT, "width": WIDTH, **fields}
+
+
+def coco(**changed: Any) -> Json:
+    """A box as polygon, a disc as compressed run lengths, a crowd as numbers; image 9 has none."""
+    _, disc, corner = masks()
+    numbers = [HEIGHT * WIDTH - 1, 1]
+    assert corner.T.ravel()[-1]
+    segmentations: list[Any] = [
+        [[2, 3, 12, 3, 12, 9, 2, 9]],
+        dict(encoded(disc)),
+        {"size": [HEIGHT, WIDTH], "counts": numbers},
+    ]
+    content: Json = {
+        "images": [
+            coco_image(9),
+            coco_image(7, license=4, flickr_url="http://flickr/7", coco_url="http://coco/7"),
+        ],
+        "annotations": [
+            {"id": 100 + i, "image_id": 7, "category_id": 1 + i, "iscrowd": int(i == 2),
+             "segmentation": segmentation}
+            for i, segmentation in enumerate(segmentations)
+        ],
+        "categories": [{"id": 1, "name": "box"}, {"id": 2, "name": "disc"}],
+        "licenses": [{"id": 4, "name": "Attribution License"}],
+    }  # fmt: skip
+    return {**content, **changed}
+
+
+def write_coco(folder: Path, content: Json | None = None) -> Path:
+    for number in (7, 9):
+        write_picture(folder / "train2017" / f"{number:012d}.jpg")
+    write_json(folder / "annotations" / "instances_train2017.json", content or coco())
+    return folder
+
+
+def segment_ids() -> NDArray[np.int64]:
+    return (masks() * np.array([70000, 300, 5])[:, None, None]).sum(0)
+
+
+def write_panoptic(folder: Path, ids: NDArray[np.int64] | None = None, **changed: Any) -> Path:
+    """The box is segment 70000 (more than two bytes), the disc 300, the corner 5."""
+    if ids is None:
+        ids = segment_ids()
+    write_picture(folder / "val2017" / f"{7:012d}.jpg")
+    png = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
+    path = folder / "annotations" / "panoptic_val2017" / f"{7:012d}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(png).save(path)
+    segments = [{"id": n, "category_id": 1, "iscrowd": int(n == 5)} for n in (70000, 300, 5)]
+    content: Json = {
+        "images": [coco_image(license=4, coco_url="http://coco/7")],
+        "annotations": [{"image_id": 7, "file_name": path.name, "segments_info": segments}],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    write_json(folder / "annotations" / "panoptic_val2017.json", {**content, **changed})
+    return folder
+
+
+def write_sa1b(folder: Path, **changed: Any) -> Path:
+    write_picture(folder / "sa_1.jpg")
+    content = {
+        "image": {"image_id": 1, "file_name": "sa_1.jpg", "height": HEIGHT, "width": WIDTH},
+        "annotations": [{"id": 50 + i, "segmentation": encoded(m)} for i, m in enumerate(masks())],
+    }
+    write_json(folder / "sa_1.json", {**content, **changed})
+    return folder
+
+
+def write_folder(folder: Path, mode: str = "L") -> Path:
+    write_picture(folder / "images" / "a.jpg")
+    ids = (masks() * np.array([255, 3, 9])[:, None, None]).sum(0).astype(np.uint8)
+    picture = Image.fromarray(ids)
+    if mode == "P":
+        picture.putpalette(list(range(256)) * 3)
+    elif mode == "RGB":
+        picture = Image.fromarray(np.stack([ids * 0, ids, ids], axis=-1))
+    elif mode == "I;16":
+        picture = Image.fromarray(ids.astype(np.uint16) * 100)
+    (folder / "masks").mkdir()
+    picture.save(folder / "masks" / "a.png")
+    return folder
+
+
+def only(source: Path, split: str = "train") -> Photo:
+    photos = find_photos(source)
+    assert list(photos) == [split]
+    return photos[split][0]
+
+
+def found(photo: Photo) -> tuple[list[Object], NDArray[np.bool_]]:
+    picture, objects = photo.read()
+    assert picture.mode == "RGB"
+    assert picture.size == (WIDTH, HEIGHT)
+    return objects, np.stack([decoded(thing["rle"]) for thing in objects])
+
+
+def test_instances_are_read_in_all_their_forms(tmp_path: Path) -> None:
+    photos = find_photos(write_coco(tmp_path))["train"]
+    assert [photo.place for photo in photos] == [7, 9]
+    objects, read = found(photos[0])
+    assert (read == masks()).all()
+    assert [thing["category"] for thing in objects] == ["box", "disc", "3"]
+    assert [thing["crowd"] for thing in objects] == [0, 0, 1]
+    assert [thing["area"] for thing in objects] == masks().sum((1, 2)).tolist()
+    assert (photos[0].licence, photos[0].licence_name) == (4, "Attribution License")
+    assert photos[0].credit == "http://flickr/7"
+    assert [photo.labelled for photo in photos] == [True, False]
+    assert photos[1].read()[1] == []
+    assert photos[1].licence is None
+
+
+def test_annotations_are_json(tmp_path: Path) -> None:
+    photo = find_photos(write_coco(tmp_path))["train"][0]
+    picture, objects = photo.read()
+    known = json.loads(photo.annotations(picture.height, picture.width, objects))
+    assert known.pop("objects") == objects
+    assert known == {
+        "name": "000000000007.jpg", "height": HEIGHT, "width": WIDTH, "licence": 4,
+        "licence_name": "Attribution License", "credit": "http://flickr/7",
+    }  # fmt: skip
+
+
+def test_several_polygons_are_one_object(tmp_path: Path) -> None:
+    content = coco()
+    content["annotations"][0]["segmentation"] = [[0, 0, 4, 0, 4, 4, 0, 4], [8, 8, 10, 8, 10, 10]]
+    objects, read = found(find_photos(write_coco(tmp_path, content))["train"][0])
+    assert read[0, :4, :4].all()
+    assert read[0].sum() == objects[0]["area"] > 16
+    assert not read[0, 4:8].any()
+
+
+def test_coco_of_any_name_and_place_is_found(tmp_path: Path) -> None:
+    write_json(tmp_path / "train" / "_annotations.coco.json", coco())
+    write_json(tmp_path / "valid" / "_annotations.coco.json", coco())
+    for split in ("train", "valid"):
+        for number in (7, 9):
+            write_picture(tmp_path / split / f"{number:012d}.jpg")
+    photos = find_photos(tmp_path)
+    assert sorted(photos) == ["train", "val"]
+    assert (found(photos["val"][0])[1] == masks()).all()
+
+
+def test_panoptic_segments_are_read_and_go_first(tmp_path: Path) -> None:
+    write_coco(write_panoptic(tmp_path))
+    photo = only(tmp_path)  # a split alone is train
+    objects, read = found(photo)
+    assert (read == masks()).all()
+    assert [thing["crowd"] for thing in objects] == [0, 0, 1]
+    assert {thing["category"] for thing in objects} == {"thing"}
+    assert photo.credit == "http://coco/7"
+
+
+def test_sa1b_is_read(tmp_path: Path) -> None:
+    photo = only(write_sa1b(tmp_path))
+    assert (found(photo)[1] == masks()).all()
+    assert photo.name == "sa_1.jpg"
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "I;16"])
+def test_mask_folders_are_read(mode: str, tmp_path: Path) -> None:
+    _, read = found(only(write_folder(tmp_path, mode)))
+    assert (read == masks()[[1, 2, 0]]).all()  # in the order of their values: 3, 9, 255
+
+
+def test_splits_of_folders(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        write_folder(tmp_path / split)
+    assert sorted(find_photos(tmp_path)) == ["test", "train"]
+    for place in ("images", "masks"):
+        (tmp_path / "b" / place).mkdir(parents=True)
+        for split in ("train", "val"):
+            (tmp_path / split if split == "train" else tmp_path / "test").joinpath(place).rename(
+                tmp_path / "b" / place / split
+            )
+    photos = find_photos(tmp_path / "b")
+    assert sorted(photos) == ["train", "val"]
+    assert (found(photos["val"][0])[1] == masks()[[1, 2, 0]]).all()
+
+
+def test_a_picture_named_as_a_split_is_in_none(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    for place, end in (("images", "jpg"), ("masks", "png")):
+        (tmp_path / place / f"a.{end}").rename(tmp_path / place / f"test_1.{end}")
+    assert list(find_photos(tmp_path)) == ["train"]
+
+
+def test_polygon_boxes_are_pixels_edges(tmp_path: Path) -> None:
+    _, read = found(find_photos(write_coco(tmp_path))["train"][0])
+    assert boxes_of(torch.from_numpy(read))[0].tolist() == [2, 3, 12, 9]
+
+
+def segmentation(value: Any) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        content = copy.deepcopy(coco())
+        content["annotations"][1]["segmentation"] = value
+        return write_coco(folder, content)
+
+    return write
+
+
+def coco_with(**changed: Any) -> Callable[[Path], Path]:
+    return lambda folder: write_coco(folder, coco(**changed))
+
+
+def broken(
+    write: Callable[[Path], Path], file: str, content: bytes | None
+) -> Callable[[Path], Path]:
+    """A folder of which one file is removed, or has other bytes."""
+
+    def broken_folder(folder: Path) -> Path:
+        path = write(folder) / file
+        path.unlink() if content is None else path.write_bytes(content)
+        return folder
+
+    return broken_folder
+
+
+def resized(write: Callable[[Path], Path], file: str) -> Callable[[Path], Path]:
+    def resized_folder(folder: Path) -> Path:
+        write_picture(write(folder) / file, (WIDTH + 1, HEIGHT))
+        return folder
+
+    return resized_folder
+
+
+def empty(folder: Path) -> Path:
+    (folder / "readme.txt").write_text("nothing")
+    return folder
+
+
+def bare(folder: Path) -> Path:
+    write_picture(folder / "a.png")
+    return folder
+
+
+JPG, PNG = "train2017/000000000007.jpg", "annotations/panoptic_val2017/000000000007.png"
+INSTANCES = "annotations/instances_train2017.json"
+SHORT = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH - 2, 1]}
+OTHER = {"size": [WIDTH, HEIGHT], "counts": [HEIGHT * WIDTH]}
+IMAGE = {"file_name": "sa_1.jpg", "height": HEIGHT, "width": WIDTH}
+
+WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "no folder": (lambda folder: folder / "none", "none: not a folder"),
+    "no picture": (empty, r"no pictures; expected COCO's"),
+    "no masks": (bare, r"1 picture\(s\) and no masks; expected COCO's"),
+    "broken json": (broken(write_coco, INSTANCES, b"{"), f"{INSTANCES}: cannot be read as JSON"),
+    "no text": (broken(write_coco, INSTANCES, b"\xff"), f"{INSTANCES}: cannot be read as JSON"),
+    "no record": (broken(write_coco, INSTANCES, b"[]"), f"{INSTANCES}: there is no list 'images'"),
+    "no images": (coco_with(images=[]), f"{INSTANCES}: no images in it"),
+    "no list": (coco_with(annotations=3), f"{INSTANCES}: there is no list 'annotations'"),
+    "odd list": (coco_with(annotations=[3]), f"{INSTANCES}: not every entry of 'annotations'"),
+    "no id": (coco_with(images=[{}]), "an image: id is None; expected a whole number"),
+    "no name": (coco_with(images=[{"id": 7}, coco_image(9)]), "image 7: file_name is None; .*text"),
+    "twice": (coco_with(images=[coco_image(), coco_image()]), "image 7 is there twice"),
+    "no such image": (coco_with(images=[coco_image(9)]), "annotation 100: there is no image 7"),
+    "picture missing": (
+        broken(write_coco, JPG, None),
+        f"{INSTANCES}: image 7: the picture 000000000007.jpg is not there",
+    ),
+    "picture broken": (broken(write_coco, JPG, b"x"), f"{JPG}: not a picture of a known format"),
+    "picture cut": (
+        broken(write_coco, JPG, b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01\x01"),
+        f"{JPG}: not a (whole )?picture",
+    ),
+    "picture of another size": (
+        resized(write_coco, JPG),
+        f"{JPG}: 41 x 24 pixels, but 40 x 24 in .*{INSTANCES}: image 7",
+    ),
+    "no segmentation": (segmentation(None), "annotation 101: segmentation is a NoneType"),
+    "no polygon": (segmentation([]), "annotation 101: no polygon; correct it"),
+    "two points": (
+        segmentation([[1, 1, 5, 5]]),
+        f"{INSTANCES}: annotation 101: polygon 1 has 4 numbers; .* 3 points; correct it",
+    ),
+    "half a point": (segmentation([[1, 1, 5, 5, 9, 9, 3]]), "annotation 101: polygon 1 has 7"),
+    "no number": (segmentation([[1, 1, 5, 5, "9", 9]]), "101: polygon 1 has a coordinate"),
+    "nan": (segmentation([[1, 1, 5, 5, float("nan"), 9]]), "101: polygon 1 has a coordinate"),
+    "flat polygon": (segmentation([1, 1, 5, 5, 9, 9]), "101: polygon 1 has 0 numbers"),
+    "rle of another size": (
+        segmentation(OTHER),
+        r"annotation 101: run lengths of size \[40, 24\]; the picture's is \[24, 40\]",
+    ),
+    "short rle": (segmentation(SHORT), "101: run lengths cover 959 pixels, not the 40 x 24"),
+    "short string": (segmentation({**SHORT, "counts": "1"}), "101: run lengths cover 1 pixels"),
+    "odd string": (segmentation({**SHORT, "counts": "~"}), "101: counts are no run lengths"),
+    "odd numbers": (segmentation({**SHORT, "counts": [1.5]}), "101: counts are not all whole"),
+    "no counts": (segmentation({"size": [HEIGHT, WIDTH]}), "101: run lengths without counts"),
+    "png missing": (
+        broken(write_panoptic, PNG, None),
+        r"panoptic_val2017.json: image 7: the picture 000000000007.png is not there",
+    ),
+    "png of another size": (
+        resized(write_panoptic, PNG),
+        f"{PNG}: 41 x 24 pixels, but its picture has 40 x 24",
+    ),
+    "segment not in png": (
+        lambda f: write_panoptic(f, np.zeros((HEIGHT, WIDTH), dtype=np.int64)),
+        f"image 7: has segment 5, which .*{PNG} lacks",
+    ),
+    "segment not in json": (
+        lambda f: write_panoptic(f, segment_ids() + (segment_ids() == 0)),
+        f"{PNG}: has segment 1, which .*panoptic_val2017.json: image 7 lacks",
+    ),
+    "no panoptic annotation": (
+        lambda f: write_panoptic(f, annotations=[]),
+        "image 7: no annotation has this image_id",
+    ),
+    "json missing": (
+        broken(lambda f: write_sa1b(write_sa1b(f) / "b").parent, "b/sa_1.json", None),
+        "b/sa_1.jpg: there is no JSON of its stem",
+    ),
+    "sa-1b picture missing": (
+        broken(lambda f: write_sa1b(write_sa1b(f) / "b").parent, "b/sa_1.jpg", None),
+        "b/sa_1.json: there is no picture of its stem",
+    ),
+    "sa-1b of another name": (
+        lambda f: write_sa1b(f, image={**IMAGE, "file_name": "sa_2.jpg"}),
+        "sa_1.json: annotates sa_2.jpg, but sa_1.jpg is beside it",
+    ),
+    "sa-1b of another size": (
+        lambda f: write_sa1b(f, image={**IMAGE, "height": 25}),
+        "sa_1.jpg: 40 x 24 pixels, but 40 x 25 in .*sa_1.json",
+    ),
+    "sa-1b without size": (
+        lambda f: write_sa1b(f, image={"file_name": "sa_1.jpg"}),
+        "sa_1.json: height is None; expected a whole number",
+    ),
+    "sa-1b rle": (
+        lambda f: write_sa1b(f, annotations=[{"id": 50, "segmentation": OTHER}]),
+        r"sa_1.json: annotation 50: run lengths of size \[40, 24\]",
+    ),
+    "neither": (
+        broken(write_sa1b, "sa_1.json", b'{"a": 1}'),
+        "sa_1.json: neither COCO's annotations nor SA-1B's",
+    ),
+    "mask missing": (
+        broken(write_folder, "masks/a.png", None),
+        r"1 picture\(s\) and no masks",
+    ),
+    "mask of another stem": (
+        lambda f: (write_folder(f) / "masks/a.png").rename(f / "masks/b.png").parents[1],
+        "images/a.jpg: there is no mask of its stem",
+    ),
+    "mask too many": (
+        lambda f: (write_picture(write_folder(f) / "masks/b.png"), f)[1],
+        "masks/b.png: there is no picture of its stem",
+    ),
+    "two pictures": (
+        lambda f: (write_picture(write_folder(f) / "images/a.png"), f)[1],
+        "images/a.png: .*images/a.jpg has the same stem",
+    ),
+    "mask of another size": (
+        resized(write_folder, "masks/a.png"),
+        "masks/a.png: 41 x 24 pixels, but its picture has 40 x 24",
+    ),
+    "mask broken": (broken(write_folder, "masks/a.png", b"x"), "masks/a.png: not a picture"),
+    "in and out of splits": (
+        lambda f: write_folder(write_folder(f / "train").parent / "b").parent,
+        "in neither train, val nor test",
+    ),
+    "nothing for train": (
+        lambda f: write_folder(write_folder(f / "val").parent / "test").parent,
+        "has test and val, but nothing for train",
+    ),
+}
+
+
+def read_all(source: Path) -> None:
+    for photos in find_photos(source).values():
+        for photo in photos:
+            photo.read()
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_named(case: str, tmp_path: Path) -> None:
+    write, message = WRONG[case]
+    with pytest.raises(BadData, match=message) as caught:
+        read_all(write(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
