@@ -7,7 +7,7 @@ side of the frame in pixels. Of three masks the one of the highest predicted IoU
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional

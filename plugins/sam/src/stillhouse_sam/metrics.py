@@ -5,7 +5,7 @@ measured on L x L cells, within the real part of the frame; an mIoU is a fractio
 objects. An image whose masks are all invalid adds none.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -92,7 +92,8 @@ def click_ious(
     """IoU of each object of each image after 1 ... `clicks` clicks; see `ClickIou`."""
     sam = sam_of(models, role, where="clicks")
 
-    def ious(_: nn.Module, rows: Tensors) -> Tensor:
+    def ious(module: nn.Module, rows: Tensors) -> Tensor:
+        del module  # its Sam is asked
         masks, valid, real = truth_of(rows)
         embedding, objects = embedded(sam, rows), valid.nonzero()
         found = [torch.zeros(0, clicks)]
@@ -112,3 +113,76 @@ def click_ious(
         return torch.cat(found)
 
     return _each(models, data, role, batch, ious)
+
+
+def _each(
+    models: Models,
+    data: Data,
+    role: str,
+    batch: int,
+    ious: Callable[[nn.Module, Tensors], Tensor],
+) -> Tensor:
+    """What `ious` says of each batch on the role's device, together, on the CPU."""
+    module = named(models, role, what="role", where="IoU")
+    with torch.no_grad():
+        parts = [ious(module, moved(rows, module)).cpu() for rows in data.batches(batch, rng=None)]
+    found = torch.cat(parts) if parts else torch.zeros(0)
+    if len(found) == 0:
+        raise BadData("the evaluation data hold no object; label some masks")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardIou:
+    """forward_box_miou: over the first object of each image, asked by its box through the role's
+    own forward; so of a whole SAM, a fake-quantized one and an ONNX file alike.
+
+    `batch` is only the evaluation's batch size.
+    """
+
+    role: str = "student"
+    batch: int = 8
+
+    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+        found = forward_ious(models, data, role=self.role, batch=self.batch)
+        return {"forward_box_miou": float(found.mean())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxIou:
+    """box_miou: over all objects, each asked by its true box.
+
+    A whole SAM embeds an image once. Any other role that answers the first box of an image (a
+    fake-quantized SAM, an ONNX file) is run once an object: the same score, M times the cost.
+    """
+
+    role: str = "student"
+    batch: int = 8
+
+    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+        found = box_ious(models, data, role=self.role, batch=self.batch)
+        return {"box_miou": float(found.mean())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClickIou:
+    """click<k>_miou for each k of `clicks`: over all objects, after k clicks (TinySAM, arXiv
+    2312.13789, evaluation by points); of a whole SAM.
+
+    The first click is the truth's point farthest from its edge, each next one that of the larger
+    error (`prompts.farthest_click`), 1 in what is missed, 0 in what is wrongly taken; all clicks so
+    far are asked together. Reconstruction: the mask of the click before is not given as a prompt.
+    """
+
+    role: str = "student"
+    clicks: tuple[int, ...] = CLICKS
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        if not self.clicks or min(self.clicks) < 1:
+            raise BadSetting(f"clicks must be some numbers >= 1 (got {self.clicks})")
+
+    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+        most = max(self.clicks)
+        found = click_ious(models, data, role=self.role, clicks=most, batch=self.batch).mean(0)
+        return {f"click{k}_miou": float(found[k - 1]) for k in self.clicks}
