@@ -35,6 +35,8 @@ PLUGINS = (
     "stillhouse_landmarks.metrics",
     "stillhouse_landmarks.objectives",
     "stillhouse_pointcloud.objectives",
+    "stillhouse_sam.asking",
+    "stillhouse_sam.metrics",
     "stillhouse_sam.objectives",
     "stillhouse_sam.prompts",
 )

@@ -102,7 +102,7 @@ class FullStage:
             with torch.no_grad():
                 taught = models["teacher-encoder"](batch)["embedding"]
         if taught is not None and "embedding" in self.distil:
-            inside = _inside(batch, embedding.shape[-1])
+            inside = real_part(batch, embedding.shape[-1])
             terms["embedding"] = self.alpha * embedding_loss(embedding, taught, inside)
         if self._decodes():
             terms |= self._prompted(models, batch, embedding, taught, rng)
@@ -122,7 +122,7 @@ class FullStage:
         rng: Generator,
     ) -> dict[str, Tensor]:
         masks = unpack_masks(batch["masks"])
-        real = _inside(batch, masks.shape[-1])
+        real = real_part(batch, masks.shape[-1])
         masks = masks & real[:, None]
         # a mask that lies in the last, broken cell of a mirrored picture is none
         valid = batch["mask_valid"] & masks.flatten(2).any(2)
@@ -230,8 +230,10 @@ def chosen_mask(found: Tensors) -> Tensor:
     return found["logits"].detach()[torch.arange(len(best), device=best.device), best] > 0
 
 
-def _inside(batch: Tensors, side: int) -> Tensor:
-    """Which cells [B, side, side] have their middle in the real part of the frame."""
+def real_part(batch: Tensors, side: int) -> Tensor:
+    """Which cells [B, side, side] have their middle in the real part of the frame; of a batch with
+    images and sizes.
+    """
     sizes = batch["sizes"] * (side / batch["images"].shape[-1])
     middle = torch.arange(side, device=sizes.device) + 0.5
     rows = middle[None, :, None] < sizes[:, 0, None, None]

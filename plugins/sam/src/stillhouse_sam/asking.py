@@ -1,0 +1,124 @@
+"""What a SAM, whole or not, answers to boxes and clicks on pictures in its frame.
+
+B: images. P: prompts. K: clicks. C: channels. G: side of the embedding. L: side of the masks. S:
+side of the frame in pixels. Of three masks the one of the highest predicted IoU is the answer.
+"""
+
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int64
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stillhouse.errors import BadRecipe
+from stillhouse.objectives.inputs import named
+from stillhouse.objectives.objective import Models, Tensors
+from stillhouse_sam.models.encoders import frames
+from stillhouse_sam.models.network import SamNetwork, decoded, prompted
+
+MIDDLE = 0.5  # from the corner of a pixel to its middle
+
+
+def whole(module: nn.Module) -> Sam | None:
+    """The stock Sam of a role; None for one that only answers boxes by its forward."""
+    if isinstance(module, SamNetwork):
+        return module.sam
+    return module if isinstance(module, Sam) else None
+
+
+def sam_of(models: Models, role: str, *, where: str) -> Sam:
+    """The stock Sam of `role`; raises BadRecipe where it is not a whole one."""
+    module = named(models, role, what="role", where=where)
+    sam = whole(module)
+    if sam is None:
+        raise BadRecipe(
+            f"{where}: role '{role}' is a {type(module).__name__}, which answers boxes alone; "
+            "give a whole SAM, or score it by ForwardIou or BoxIou"
+        )
+    return sam
+
+
+def threshold_of(module: nn.Module) -> float:
+    """The logit above which a pixel is in the mask."""
+    sam = whole(module)
+    return 0.0 if sam is None else float(sam.mask_threshold)
+
+
+def moved(batch: Tensors, module: nn.Module) -> dict[str, Tensor]:
+    """The batch on the module's device; a model that runs outside torch reads from the CPU."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def embedded(sam: Sam, batch: Tensors) -> Float[Tensor, "B C G G"]:
+    """The embedding of images [B, 3, S, S] with sizes [B, 2]."""
+    mean, std = cast(Tensor, sam.pixel_mean), cast(Tensor, sam.pixel_std)
+    return sam.image_encoder(frames(batch["images"], batch["sizes"], mean, std))
+
+
+def best(found: Tensors) -> tuple[Float[Tensor, "P L L"], Float[Tensor, " P"]]:
+    """The logits of the highest predicted IoU, and that."""
+    iou, place = found["iou"].float().max(dim=1)
+    return found["logits"][torch.arange(len(place), device=place.device), place].float(), iou
+
+
+def ask_boxes(
+    module: nn.Module,
+    batch: Tensors,
+    rows: Int64[Tensor, " P"],
+    boxes: Float[Tensor, "P 4"],
+    *,
+    at_once: int = 64,
+) -> tuple[Float[Tensor, "P L L"], Float[Tensor, " P"]]:
+    """Logits and predicted IoU of the answers to boxes (xyxy in pixels of the frame), box p in
+    image rows[p] of the batch; at least one box, `at_once` in a forward.
+
+    A whole SAM embeds each image once; another role is asked by its forward, an image a box.
+    """
+    sam = whole(module)
+    embedding = None if sam is None else embedded(sam, batch)
+    answers: list[tuple[Tensor, Tensor]] = []
+    for some, corners in zip(rows.split(at_once), boxes.split(at_once), strict=True):
+        if sam is not None and embedding is not None:
+            prompt = prompted(sam.prompt_encoder, {"boxes_prompt": corners})
+            found = decoded(sam.mask_decoder, {"embedding": embedding[some], **prompt})
+        else:
+            # as many boxes an image as it was made for; the first one counts
+            alike = corners[:, None].expand(-1, batch["boxes"].shape[1], -1).contiguous()
+            asked = {"images": batch["images"][some], "sizes": batch["sizes"][some], "boxes": alike}
+            found = module(asked)
+        answers.append(best(found))
+    return torch.cat([a for a, _ in answers]), torch.cat([b for _, b in answers])
+
+
+def ask_points(
+    sam: Sam,
+    embedding: Float[Tensor, "P C G G"],
+    points: Int64[Tensor, "P K 2"],
+    labels: Int64[Tensor, "P K"],
+) -> tuple[Float[Tensor, "P L L"], Float[Tensor, " P"]]:
+    """Logits and predicted IoU of the answers to K points each, cells (x, y) of the masks; label 1
+    of the object, 0 not.
+    """
+    cells = 4 * embedding.shape[-1]
+    # SAM adds the half of a frame's pixel itself
+    middle = (points.float() + MIDDLE) * (sam.image_encoder.img_size / cells) - MIDDLE
+    prompt = prompted(sam.prompt_encoder, {"points": middle, "labels": labels})
+    return best(decoded(sam.mask_decoder, {"embedding": embedding, **prompt}))
+
+
+def enlarged(
+    logits: Float[Tensor, "P L L"],
+    *,
+    frame: int,
+    size: tuple[int, int],
+    original: tuple[int, int],
+) -> Float[Tensor, "P H W"]:
+    """Logits at a picture's own height and width, as `Sam.postprocess_masks` has them: to the
+    frame, without its padding (`size` is the real part's height and width), to `original`.
+    """
+    x = functional.interpolate(logits[:, None], (frame, frame), mode="bilinear")
+    x = x[..., : size[0], : size[1]]
+    return functional.interpolate(x, original, mode="bilinear")[:, 0]
