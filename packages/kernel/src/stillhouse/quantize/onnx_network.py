@@ -84,8 +84,11 @@ def onnx_network(
     parameter_count: int,
     macs: int,
     source: Mapping[str, Any],  # noqa: ARG001  Any: JSON; {"build", "kwargs"} of what it was made from
+    integers: Mapping[str, Any] | None = None,  # noqa: ARG001  Any: JSON; what `ToIntegers` counted
 ) -> nn.Module:
-    """An `OnnxNetwork` of a file of `size` bytes; `source` is kept in the spec for whoever asks."""
+    """An `OnnxNetwork` of a file of `size` bytes; `source` and `integers` are kept in the spec for
+    whoever asks.
+    """
     return OnnxNetwork(
         size=size, inputs=inputs, outputs=outputs, parameter_count=parameter_count, macs=macs
     )

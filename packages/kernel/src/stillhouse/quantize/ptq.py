@@ -132,17 +132,8 @@ class Quantize:
                 f"quantize: needs the ports '{self.role}' and 'data' (got {sorted(inputs)})"
             )
         built: Built = inputs[self.role]
-        save_model(out, self.applied(built, self._batch(inputs["data"], rng)))
-
-    def _batch(self, data: Data, rng: Generator) -> dict[str, Tensor]:
-        batch = next(iter(data.batches(min(self.samples, len(data)), rng=rng)))
-        for name in self.inputs:
-            if name not in batch:
-                raise BadRecipe(
-                    f"quantize: the data have no column '{name}' (they have {sorted(batch)})"
-                )
-        rows = rows_of(batch, torch.arange(len(batch["id"])))
-        return {name: rows[name] for name in self.inputs}
+        batch = drawn(inputs["data"], self.samples, self.inputs, rng)
+        save_model(out, self.applied(built, batch))
 
     def applied(self, built: Built, batch: "Tensors") -> Built:
         """The quantized model, calibrated on `batch`; its weights are those of `built`."""
@@ -178,6 +169,18 @@ class Quantize:
                 rounds=self.rounds,
             )
             module.keep(index, found)
+
+
+def drawn(data: Data, samples: int, names: Sequence[str], rng: Generator) -> dict[str, Tensor]:
+    """The columns `names` of `samples` rows that a generator draws: the same for the same seed."""
+    batch = next(iter(data.batches(min(samples, len(data)), rng=rng)))
+    for name in names:
+        if name not in batch:
+            raise BadRecipe(
+                f"quantize: the data have no column '{name}' (they have {sorted(batch)})"
+            )
+    rows = rows_of(batch, torch.arange(len(batch["id"])))
+    return {name: rows[name] for name in names}
 
 
 def task_gradients(

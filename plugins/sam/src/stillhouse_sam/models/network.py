@@ -62,7 +62,7 @@ def prompted(net: PromptEncoder, batch: Mapping[str, Tensor]) -> dict[str, Tenso
 def decoded(net: MaskDecoder, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What `DecoderRole` gives: the steps of segment-anything's decoder around its transformer."""
     sparse = batch["sparse"]
-    count, masks = len(sparse), net.num_mask_tokens
+    count, masks = sparse.shape[0], net.num_mask_tokens
     own = torch.cat([net.iou_token.weight, net.mask_tokens.weight])
     tokens = torch.cat([own.expand(count, -1, -1), sparse], dim=1)
     source = batch["embedding"] + batch["dense"]

@@ -1,0 +1,278 @@
+"""A network whose products are rounded, as an ONNX file whose products ONNX Runtime computes with
+integers.
+"""
+
+import difflib
+import tempfile
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from stillhouse.artifact import Built, recorded
+from stillhouse.errors import BadRecipe, BadSetting, ContractError, UnknownName
+from stillhouse.export import MIN_OPSET, check_opset, write_onnx
+from stillhouse.profile import macs, parameters
+from stillhouse.quantize.fake import GELU_MINIMUM
+from stillhouse.quantize.onnx_network import ONNX, save_onnx
+from stillhouse.quantize.ptq import QuantizedNetwork, drawn
+from stillhouse.quantize.scales import Product, Scales
+
+if TYPE_CHECKING:
+    from stillhouse.objectives.objective import Tensors
+
+BITS = 8
+# what ONNX Runtime puts in the place of a product with its roundings
+KERNELS = frozenset(
+    {
+        *("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger"),
+        *("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm"),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToIntegers:
+    """A `convert`: a `QuantizedNetwork` of 8 bits (what `Quantize` made) as an ONNX file that ONNX
+    Runtime runs with integers, in QDQ form: activations uint8, weights int8, the steps those found.
+
+    Ports: the `role`, and "data", `samples` rows of which (drawn by the stage's seed; with that of
+    `Quantize`, the same) measure the ranges of what convolutions give. Raises ContractError when
+    an output, on these rows, is off the rounded network's by more than `tolerance` of its mean
+    size. `parts` names the modules whose products become integers ("sam.image_encoder"; none: all):
+    what stays a float is not rounded, and small products are no faster as integers. Transposed
+    convolutions stay floats. The spec's "integers" says how many "products" there are, how many
+    were "rounded", and the "kernels" that ONNX Runtime then took for them.
+
+    Differs: ONNX has no two ranges. After a softmax there are 255 steps from 0 to 1, after a GELU
+    255 from -0.17 to the largest number that the two ranges reach. ONNX Runtime computes a
+    convolution with integers only if what it gives is rounded too: in 255 steps over the range
+    measured, or, where a product reads it, in that one's steps, which others then read as well.
+    BatchNorm moves into the steps of the weights before it. Processors without VNNI add pairs of
+    products in 16 bits, which may overflow.
+    """
+
+    role: str = "student"
+    parts: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ("images",)
+    outputs: tuple[str, ...] = ("logits",)
+    opset: int = 18
+    samples: int = 8
+    tolerance: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_opset(self.opset, where="integers")
+        if self.samples < 1:
+            raise BadSetting(f"integers: samples must be >= 1 (got {self.samples})")
+
+    def __call__(self, inputs: Mapping[str, Any], out: Path, *, rng: torch.Generator) -> None:
+        if self.role not in inputs or "data" not in inputs:
+            raise BadRecipe(
+                f"integers: needs the ports '{self.role}' and 'data' (got {sorted(inputs)})"
+            )
+        built: Built = inputs[self.role]
+        network = _checked(built.module, self.role)
+        batch = drawn(inputs["data"], self.samples, self.inputs, rng)
+        rounded = _Rounded(network, self.parts)
+        content = self._file(rounded, batch)
+        self._check(content, network, batch)
+        one = {name: value[:1] for name, value in batch.items()}
+        kwargs = {
+            "inputs": list(self.inputs),
+            "outputs": list(self.outputs),
+            "parameter_count": parameters(network),
+            "macs": macs(network.net, one),
+            "source": recorded(built.spec),
+            "integers": {
+                "products": len(network.products),
+                "rounded": len(rounded.taken),
+                "kernels": integer_kernels(content),
+            },
+        }
+        save_onnx(out, content, kwargs)
+
+    def _file(self, rounded: "_Rounded", batch: "Tensors") -> bytes:
+        import onnx_ir as ir
+
+        from stillhouse.quantize.onnx_graph import fold, ranged, round_outputs
+
+        with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
+            file = Path(folder) / ONNX
+            with rounded.watching():
+                write_onnx(rounded, batch, self.outputs, file, opset=self.opset)
+            model = ir.load(str(file))
+            fold(model.graph)
+            ranges = _ranges(_bytes(model), ranged(model.graph), batch)
+            round_outputs(model.graph, ranges)
+            return _bytes(model)
+
+    def _check(self, content: bytes, network: nn.Module, batch: "Tensors") -> None:
+        session = _session(content)
+        found = session.run(list(self.outputs), {k: v.numpy() for k, v in batch.items()})
+        with torch.no_grad():
+            expected = network(dict(batch))
+        for name, value in zip(self.outputs, found, strict=True):
+            size = expected[name].abs().mean().item()
+            gap = (torch.from_numpy(value) - expected[name]).abs().mean().item()
+            if not gap <= self.tolerance * size:
+                raise ContractError(
+                    f"integers: '{name}' is off the rounded network's by {gap:.2e} in the mean, "
+                    f"its mean size is {size:.2e} (allowed: {self.tolerance:.0%} of it); leave "
+                    "fragile parts out of `parts`"
+                )
+
+
+class _Rounded(nn.Module):
+    """A quantized network for the exporter: ONNX's own rounding around each product in `parts`.
+
+    `taken` are the indices of the products that were rounded.
+    """
+
+    def __init__(self, network: QuantizedNetwork, parts: Sequence[str]) -> None:
+        super().__init__()
+        self.network, self.taken = network, set[int]()
+        known = dict(network.net.named_modules())
+        for part in parts:
+            if part not in known:
+                near = difflib.get_close_matches(part, known, n=8, cutoff=0)
+                raise UnknownName("part", part, near)
+        inside = [part for part in known if any(f"{part}.".startswith(f"{p}.") for p in parts)]
+        self.watched = [known[part] for part in inside]
+        self.everything, self.depth = not parts, 0
+        scales = [network.scales(i) for i in range(len(network.products))]
+        forms = [product["form"] for product in network.products]
+        self.grids = [_grids(form, one) for form, one in zip(forms, scales, strict=True)]
+
+    @contextmanager
+    def watching(self) -> Generator[None]:
+        """Knows while it is entered whether a part is being computed."""
+
+        def step(by: int) -> Any:  # Any: hooks of two kinds
+            def hook(*_: object) -> None:
+                self.depth += by
+
+            return hook
+
+        handles = [one.register_forward_pre_hook(step(1)) for one in self.watched]
+        handles += [one.register_forward_hook(step(-1)) for one in self.watched]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def forward(self, batch: "Tensors") -> dict[str, Tensor]:
+        return self.network.computed(batch, self._each)
+
+    def _each(self, index: int, product: Product, x: Tensor, weight: Tensor) -> Tensor:
+        transposed = product.channels == 1
+        if transposed or not (self.everything or self.depth):
+            return product.compute(x, weight)
+        self.taken.add(index)
+        (step, zero), weight_step = self.grids[index]
+        x = _rounding(x, step, zero, None)
+        zeros = torch.zeros_like(weight_step, dtype=torch.int8)
+        return product.compute(x, _rounding(weight, weight_step, zeros, product.channels))
+
+
+def _grids(form: str, scales: Scales) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """(step, zero point) of the activation in uint8, and the step of the weight in int8."""
+    if form == "softmax":
+        step, zero = 1 / 255, 0
+    elif form == "gelu":
+        step = (scales.activation.item() * (2 ** (BITS - 1) - 1) + GELU_MINIMUM) / 255
+        zero = round(GELU_MINIMUM / step)
+    else:
+        step, zero = scales.activation.item(), int(scales.zero_point.item()) + 2 ** (BITS - 1)
+    return (torch.tensor(step), torch.tensor(zero, dtype=torch.uint8)), scales.weight.clone()
+
+
+def _rounding(x: Tensor, step: Tensor, zero: Tensor, axis: int | None) -> Tensor:
+    """QuantizeLinear and DequantizeLinear, where a graph is being recorded."""
+
+    def node(kind: str, first: Tensor, dtype: torch.dtype) -> Tensor:
+        return torch.onnx.ops.symbolic(
+            kind,
+            (first, step, zero),
+            None if axis is None else {"axis": axis},
+            dtype=dtype,
+            shape=x.shape,
+            version=MIN_OPSET,
+        )
+
+    return node("DequantizeLinear", node("QuantizeLinear", x, zero.dtype), x.dtype)
+
+
+def _checked(module: nn.Module, role: str) -> QuantizedNetwork:
+    if not isinstance(module, QuantizedNetwork):
+        raise BadRecipe(
+            f"integers: '{role}' is a {type(module).__name__}; make its steps with Quantize first"
+        )
+    if module.bits != BITS:
+        raise BadSetting(
+            f"integers: '{role}' is of {module.bits} bits, ONNX Runtime computes with {BITS}; "
+            f"give Quantize bits={BITS}"
+        )
+    return module
+
+
+def _bytes(model: Any) -> bytes:  # Any: onnx_ir is imported late
+    import onnx_ir as ir
+
+    return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+def _session(content: bytes, optimized: Path | None = None, *, plain: bool = False) -> Any:
+    # Any: onnxruntime is imported late
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # it warns when an optimized file is written
+    if plain:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def integer_kernels(content: bytes) -> dict[str, int]:
+    """How many kernels of each type that multiply integers ONNX Runtime runs for a file, on the
+    CPU of this machine.
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
+        file = Path(folder) / ONNX
+        _session(content, file)
+        counts = Counter(node.op_type for node in onnx.load(str(file)).graph.node)
+    return {kind: count for kind, count in sorted(counts.items()) if kind in KERNELS}
+
+
+def _ranges(
+    content: bytes, names: Sequence[str], batch: "Tensors"
+) -> dict[str, tuple[float, float]]:
+    """The smallest and the largest number of tensors of a file, row by row of a batch."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    model = onnx.load_from_string(content)
+    ends = [(name, kind) for kind in ("ReduceMin", "ReduceMax") for name in names]
+    for name, kind in ends:
+        model.graph.node.append(helper.make_node(kind, [name], [f"{kind}.{name}"], keepdims=0))
+        result = helper.make_tensor_value_info(f"{kind}.{name}", TensorProto.FLOAT, [])
+        model.graph.output.append(result)
+    session = _session(model.SerializeToString(), plain=True)
+    wanted = [f"{kind}.{name}" for name, kind in ends]
+    found: list[list[float]] = []
+    for i in range(len(next(iter(batch.values())))):
+        row = {name: value[i : i + 1].numpy() for name, value in batch.items()}
+        found.append([float(one) for one in session.run(wanted, row)])
+    measured = torch.tensor(found)
+    low, high = measured[:, : len(names)].amin(0), measured[:, len(names) :].amax(0)
+    return {name: (low[i].item(), high[i].item()) for i, name in enumerate(names)}
