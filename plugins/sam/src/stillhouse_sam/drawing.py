@@ -3,8 +3,8 @@
 h, w: the drawing's height and width in pixels.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+Sized = TypeVar("Sized", bound=Mapping[str, Any])  # Any: one entry is "area"
 COVER = 0.5  # how much of a pixel is the mask's colour
 EDGE = 400  # pixels of a drawing's side that an outline is one pixel wide for
 
@@ -72,6 +73,11 @@ def colour_at(mask: "NDArray[np.bool_]") -> "NDArray[np.float64]":
 def colours(count: int) -> "list[NDArray[np.float64]]":
     """`count` colours (RGB, 0..1), each far from the one before."""
     return [_hue(0.13 + 0.618034 * place) for place in range(count)]
+
+
+def by_area(things: Iterable[Sized]) -> list[Sized]:
+    """Records of masks, the large ones first, so that the small ones are seen."""
+    return sorted(things, key=lambda thing: -float(thing["area"]))
 
 
 def _hue(value: float) -> "NDArray[np.float64]":

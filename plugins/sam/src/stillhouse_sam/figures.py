@@ -15,8 +15,8 @@ from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse_sam.annotated import Annotation, allowed, annotations, credit_of, segments
 from stillhouse_sam.asking import ask_boxes, moved, sam_of, threshold_of
-from stillhouse_sam.drawing import colours, painted, resized, scaled, sides
-from stillhouse_sam.everything import EverythingSettings
+from stillhouse_sam.drawing import by_area, colours, painted, resized, scaled, sides
+from stillhouse_sam.everything import EverythingSettings, Record
 from stillhouse_sam.everything_metrics import MODES, photos_of
 from stillhouse_sam.formats import decoded
 from stillhouse_sam.metrics import click_ious, truth_of
@@ -169,7 +169,7 @@ class EverythingPictures:
         pairs = list(islice(fits, self.columns))
         if not pairs:
             raise BadData(f"everything: no photo has a licence in {self.licences}; allow another")
-        rows = {TRUTH: [_all_over(photo, _whole(picture)) for photo, picture in pairs]}
+        rows = {TRUTH: [_everything(photo, _segments(picture)) for photo, picture in pairs]}
         for line, role in self.lines.items():
             sam = sam_of(models, role, where="everything")
             for mode in MODES:
@@ -177,8 +177,8 @@ class EverythingPictures:
         return _page(rows, [credit_of(picture) for _, picture in pairs])
 
     def _panel(self, sam: "Sam", photo: "NDArray[np.uint8]", mode: str) -> Panel:
-        generator = getattr(self.settings, mode)(sam)
-        seen: list[Tensor] = []
+        settings, seen = self.settings, list[Tensor]()
+        generator = settings.grid(sam) if mode == "grid" else settings.hierarchical(sam)
 
         # Any: the prompt encoder's keyword arguments
         def see(_: nn.Module, __: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -187,14 +187,59 @@ class EverythingPictures:
         hook = sam.prompt_encoder.register_forward_pre_hook(see, with_kwargs=True)
         try:
             with torch.no_grad():
-                records = generator.generate(photo)
+                records: list[Record] = generator.generate(photo)
         finally:
             hook.remove()
-        height, width = generator.predictor.transform.get_preprocess_shape(
-            *photo.shape[:2], sam.image_encoder.img_size
-        ) if mode == "grid" else (1, 1)
-        points = torch.cat(seen) / torch.tensor([width, height])
+        frame = sides(photo.shape[0], photo.shape[1], sam.image_encoder.img_size)
+        points = torch.cat(seen) / torch.tensor(frame[::-1])
         title = f"{len(records)} masks, {len(points)} points"
-        records.sort(key=lambda record: -record["area"])
-        found = [record["segmentation"] for record in records]
-        return _all_over(photo, found, title=title, points=points)
+        found = [record["segmentation"] for record in by_area(records)]
+        return _everything(photo, found, title=title, points=points)
+
+
+def _segments(picture: Annotation) -> list[Any]:
+    """Run lengths of the true segments, large ones first."""
+    return [thing["rle"] for thing in by_area(segments(picture))]
+
+
+def _everything(
+    photo: "NDArray[np.uint8]",
+    rles: Sequence[Any],  # Any: COCO's run lengths
+    *,
+    title: str = "",
+    points: Tensor | None = None,
+) -> Panel:
+    """A photo with all masks, each coloured by its place."""
+    size = sides(photo.shape[0], photo.shape[1], SIDE)
+    masks = (scaled(torch.from_numpy(decoded(rle))[None], size)[0] for rle in rles)
+    return Panel(drawn=painted(resized(photo, size), masks), title=title, points=points)
+
+
+def _page(rows: Mapping[str, Sequence[Panel]], below: Sequence[str]) -> "Figure":
+    """A line of photos a row; below the last one whose they are."""
+    from matplotlib.figure import Figure
+
+    columns = len(below)
+    figure = Figure(figsize=(1.9 * columns + 0.3, 2.0 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, panels, across in zip(rows, rows.values(), axes, strict=True):
+        across[0].set_ylabel(line, fontsize=7)
+        for axis, panel in zip(across, panels, strict=True):
+            _show(axis, panel)
+    credit = [f"{place}: {text}" for place, text in enumerate(below, 1) if text]
+    if credit:
+        figure.supxlabel("\n".join(credit), fontsize=5, x=0.01, ha="left")
+    return figure
+
+
+def _show(axis: "Axes", panel: Panel) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    height, width = panel.drawn.shape[:2]
+    axis.imshow(panel.drawn, extent=(0, width, height, 0), interpolation="bilinear")
+    axis.set_title(panel.title, fontsize=6, pad=2)
+    if panel.points is not None:
+        x, y = panel.points.unbind(1)
+        axis.plot((x * width).tolist(), (y * height).tolist(), "w.", markersize=0.8)
