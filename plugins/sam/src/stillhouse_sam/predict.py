@@ -1,0 +1,97 @@
+"""All masks a trained SAM finds in pictures: drawn on a copy of each, and as JSON."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from stillhouse.artifact import Built
+from stillhouse.errors import BadData, MissingData
+from stillhouse.files import storage, write_text
+from stillhouse_sam.drawing import by_area, painted, resized, scaled, sides
+from stillhouse_sam.everything import EverythingSettings, Record
+from stillhouse_sam.formats import PICTURES, decoded, read_picture
+from stillhouse_sam.models import SamNetwork
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+FOLDER = Path("predictions")
+# below SAM's own 0.88 and 0.95: a small model is seldom that sure
+SETTINGS = EverythingSettings(pred_iou_thresh=0.7, stability_score_thresh=0.85)
+SMALLEST, LARGEST = 512, 1600  # pixels of a drawn picture's longer side
+PIXELS = 1 << 27  # of three masks a point that are decoded together
+
+
+def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]:
+    """A row a picture: its file, how many masks were kept, and the files written into
+    ./predictions: the picture with them in colours, and JSON as SA-1B's: image (file_name, height,
+    width) and annotations (segmentation as COCO's run lengths, bbox as x, y, width, height, area,
+    predicted_iou, stability_score, point_coords, crop_box, id), all in the picture's pixels.
+
+    Masks are those of everything in it, by a grid of 32 x 32 points in two rounds (TinySAM), with a
+    predicted IoU above 0.7 and a stability of 0.85 or more. Pictures are taken as they are stored.
+    A folder stands for all pictures below it. Raises MissingData or BadData naming the file.
+    """
+    module = model.module
+    if not isinstance(module, SamNetwork):
+        raise BadData(
+            f"{type(module).__name__}: not a whole SAM, which alone finds everything in a picture; "
+            "give one"
+        )
+    names: set[str] = set()
+    return [_row(module.sam, file, _free(file.stem, names)) for file in _files(inputs)]
+
+
+def _files(inputs: Sequence[Path]) -> Iterator[Path]:
+    for path in inputs:
+        if path.is_file():
+            yield path
+        elif path.is_dir():
+            found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in PICTURES]
+            if not found:
+                raise MissingData(f"{path}: no pictures in this folder; give one with pictures")
+            yield from found
+        else:
+            raise MissingData(f"{path}: there is no such file; give a picture or a folder")
+
+
+def _free(stem: str, names: set[str]) -> str:
+    """The name, numbered where an earlier picture has it."""
+    name, number = stem, 1
+    while name in names:
+        number += 1
+        name = f"{stem}-{number}"
+    names.add(name)
+    return name
+
+
+def _row(sam: "Sam", file: Path, name: str) -> Mapping[str, Any]:
+    photo = np.array(read_picture(file))
+    height, width = photo.shape[:2]
+    # masks are decoded at the picture's size: of a large one, fewer at a time
+    at_once = max(1, min(SETTINGS.points_per_batch, PIXELS // (3 * height * width)))
+    generator = replace(SETTINGS, points_per_batch=at_once).hierarchical(sam)
+    with torch.no_grad():
+        records = by_area(generator.generate(photo))
+    drawn, listed = FOLDER / f"{name}.png", FOLDER / f"{name}.json"
+    with storage(drawn):
+        FOLDER.mkdir(exist_ok=True)
+        _drawn(photo, records).save(drawn)
+    image = {"file_name": file.name, "height": height, "width": width}
+    masks = [{"id": number, **record} for number, record in enumerate(records, 1)]
+    write_text(listed, json.dumps({"image": image, "annotations": masks}) + "\n")
+    return {"file": str(file), "masks": len(records), "drawn": str(drawn), "listed": str(listed)}
+
+
+def _drawn(photo: "np.ndarray[Any, np.dtype[np.uint8]]", records: list[Record]) -> Image.Image:
+    height, width = photo.shape[:2]
+    size = sides(height, width, min(max(height, width, SMALLEST), LARGEST))
+    rles = (record["segmentation"] for record in records)
+    masks = (scaled(torch.from_numpy(decoded(rle))[None], size)[0] for rle in rles)
+    return Image.fromarray(painted(resized(photo, size), masks))
