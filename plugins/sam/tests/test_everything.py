@@ -19,6 +19,7 @@ from stillhouse_sam.counts import counted
 from stillhouse_sam.everything import (
     EverythingSettings,
     HierarchicalMaskGenerator,
+    Calibration,
     calibrate_high_confidence,
     remaining,
 )
@@ -161,5 +162,6 @@ def test_messages(sam: Sam) -> None:
     with pytest.raises(BadData, match="a photo without a true segment"):
         calibrate_high_confidence(sam, [(PICTURE, nothing)], settings=EverythingSettings())
     deaf = EverythingSettings(points_per_side=4, pred_iou_thresh=99.0)
-    with pytest.raises(BadData, match="keep no mask of any photo"):
-        calibrate_high_confidence(sam, [(PICTURE, np.ones((1, 40, 56), dtype=bool))], settings=deaf)
+    whole = [(PICTURE, np.ones((1, 40, 56), dtype=bool))]
+    found = calibrate_high_confidence(sam, whole, settings=deaf)
+    assert found == Calibration(high_confidence=float("inf"), precision=0.0, covered=0.0)

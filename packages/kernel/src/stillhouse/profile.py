@@ -45,7 +45,8 @@ def macs(module: nn.Module, batch: Tensors) -> int:
     """
     if isinstance(module, Counted):
         return module.macs * len(next(iter(batch.values())))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    # without gradients alone, the counter trips over an output that is a view of a parameter
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         module(batch)
     return counter.get_total_flops() // 2
 

@@ -141,12 +141,10 @@ class ReadEverything:
     `ReadMasks` gives them.
 
     They are the first `count` labelled photos by id (by name where a format has no ids) of those
-    for testing, or of all where the folder has no splits, but none whose file is named in
-    `exclude`. Source as of `ReadMasks`.
+    for testing, or of all where the folder has no splits. Source as of `ReadMasks`.
     """
 
     count: int = 10
-    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -160,9 +158,9 @@ class ReadEverything:
     ) -> Mapping[str, Iterator[Columns]]:
         splits = splits_of(inputs["source"])
         photos = splits.get("test") or splits.get("val") or splits["train"]
-        kept = [photo for photo in photos if photo.labelled and photo.name not in self.exclude]
+        kept = [photo for photo in photos if photo.labelled]
         if not kept:
-            raise BadData(f"{photos[0].where}: no labelled photo is left; exclude fewer")
+            raise BadData(f"{photos[0].where}: no labelled photo; label some")
         first = sorted(kept, key=lambda photo: (photo.place, photo.name))[: self.count]
         return {"photos": map(_whole, first)}
 

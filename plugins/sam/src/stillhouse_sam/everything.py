@@ -319,8 +319,8 @@ def calibrate_high_confidence(
     A photo is its picture [H, W, 3] and its true segments [K, H, W]. Round 1 decodes its coarse
     grid; each mask kept is paired with the segment it overlaps most (IoU), and each of its pixels
     counts, by its logit, as inside that segment or not. Logits are read in steps of 1/64. inf
-    (nothing is ever skipped), precision 0 and covered 0 where no step reaches `precision`. Raises
-    BadData where the photos have no segment or no mask is kept.
+    (nothing is ever skipped), precision 0 and covered 0 where no step reaches `precision`, or no
+    mask is kept. Raises BadData where a photo has no segment.
     """
     inside, total = torch.zeros(BINS), torch.zeros(BINS)
     for picture, segments in photos:
@@ -331,11 +331,6 @@ def calibrate_high_confidence(
             shown = logits > 0
             total += torch.bincount(steps[shown], minlength=BINS)
             inside += torch.bincount(steps[shown & truth], minlength=BINS)
-    if total.sum() == 0:
-        raise BadData(
-            "calibration: SAM's filters keep no mask of any photo; lower pred_iou_thresh or "
-            "stability_score_thresh"
-        )
     above, right = total.flip(0).cumsum(0).flip(0), inside.flip(0).cumsum(0).flip(0)
     good = (right >= precision * above) & (above > 0)
     if not bool(good.any()):

@@ -17,6 +17,7 @@ from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models
 from stillhouse_sam.annotated import Annotation, annotations, segments
 from stillhouse_sam.asking import sam_of
+from stillhouse_sam.confidence import confident
 from stillhouse_sam.counts import Counts, counted
 from stillhouse_sam.everything import EverythingSettings
 
@@ -109,18 +110,21 @@ class Tally:
 class Everything:
     """everything_miou, the mean over the true segments of all photos of the best IoU among the
     masks generated (TinySAM, arXiv 2312.13789, everything mode); masks, decoder_calls and
-    decoder_prompts, means a photo. Of a whole SAM, by its grid or in two rounds.
+    decoder_prompts, means a photo. Of a whole SAM, by its grid or in two rounds; high_confidence is
+    that of the role `confidence`, where one is named.
     """
 
     settings: EverythingSettings
     hierarchical: bool
     role: str = "student"
+    confidence: str | None = None
 
     def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
         sam, tally = sam_of(models, self.role, where="everything"), Tally()
+        settings = confident(self.settings, models, self.confidence)
         for photo, picture in photos_of(data):
             mode = MODES[self.hierarchical]
-            tally.add(sam, photo, picture, settings=self.settings, mode=mode)
+            tally.add(sam, photo, picture, settings=settings, mode=mode)
         return tally.scores()
 
 
@@ -132,20 +136,23 @@ class EverythingBoth:
     Of each, "grid/..." and "hierarchical/...": the scores of `Everything`, and seconds,
     encoder_seconds, decoder_seconds (means a photo; the decoder's are the prompt encoder's and the
     mask decoder's, upsampling and filters are in seconds alone). seconds_ratio and
-    decoder_seconds_ratio: grid / hierarchical; miou_lost: grid - hierarchical.
+    decoder_seconds_ratio: grid / hierarchical; miou_lost: grid - hierarchical. `confidence` as in
+    `Everything`.
     """
 
     settings: EverythingSettings
     role: str = "student"
+    confidence: str | None = None
 
     def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
         sam = sam_of(models, self.role, where="everything")
+        settings = confident(self.settings, models, self.confidence)
         tallies = {mode: Tally() for mode in MODES}
         for number, (photo, picture) in enumerate(photos_of(data)):
             if number == 0:
-                _warm(sam, photo, self.settings)
+                _warm(sam, photo, settings)
             for mode in MODES if number % 2 == 0 else reversed(MODES):
-                tallies[mode].add(sam, photo, picture, settings=self.settings, mode=mode)
+                tallies[mode].add(sam, photo, picture, settings=settings, mode=mode)
         found = {mode: {**tally.scores(), **tally.times()} for mode, tally in tallies.items()}
         grid, rounds = (found[mode] for mode in MODES)
         return {

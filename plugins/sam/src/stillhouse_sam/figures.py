@@ -15,6 +15,7 @@ from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse_sam.annotated import Annotation, allowed, annotations, credit_of, segments
 from stillhouse_sam.asking import ask_boxes, moved, sam_of, threshold_of
+from stillhouse_sam.confidence import confident
 from stillhouse_sam.drawing import by_area, colours, painted, resized, scaled, sides
 from stillhouse_sam.everything import EverythingSettings, Record
 from stillhouse_sam.everything_metrics import MODES, photos_of
@@ -155,7 +156,8 @@ class EverythingPictures:
     of its grid, and of two rounds, with the points that were decoded, how many they are, and how
     many masks were kept. A mask's colour says where it lies.
 
-    `lines` maps what a line is called to its role. `licences` as of `Masks`.
+    `lines` maps what a line is called to its role. `licences` as of `Masks`,
+    `confidence` as of `Everything`.
     """
 
     lines: Mapping[str, str]
@@ -163,8 +165,10 @@ class EverythingPictures:
     name: str = "everything"
     columns: int = 4
     licences: tuple[int | str, ...] | None = None
+    confidence: str | None = None
 
     def __call__(self, models: Models, data: Data) -> "Figure":
+        settings = confident(self.settings, models, self.confidence)
         fits = (pair for pair in photos_of(data) if allowed(pair[1], self.licences))
         pairs = list(islice(fits, self.columns))
         if not pairs:
@@ -173,28 +177,34 @@ class EverythingPictures:
         for line, role in self.lines.items():
             sam = sam_of(models, role, where="everything")
             for mode in MODES:
-                rows[f"{line}, {mode}"] = [self._panel(sam, photo, mode) for photo, _ in pairs]
+                rows[f"{line}, {mode}"] = [
+                    _generated(sam, photo, settings, mode) for photo, _ in pairs
+                ]
         return _page(rows, [credit_of(picture) for _, picture in pairs])
 
-    def _panel(self, sam: "Sam", photo: "NDArray[np.uint8]", mode: str) -> Panel:
-        settings, seen = self.settings, list[Tensor]()
-        generator = settings.grid(sam) if mode == "grid" else settings.hierarchical(sam)
 
-        # Any: the prompt encoder's keyword arguments
-        def see(_: nn.Module, __: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            seen.append(kwargs["points"][0][:, 0].cpu())
+def _generated(
+    sam: "Sam", photo: "NDArray[np.uint8]", settings: EverythingSettings, mode: str
+) -> Panel:
+    """A photo with all masks of a mode, and the points that were decoded."""
+    seen = list[Tensor]()
+    generator = settings.grid(sam) if mode == "grid" else settings.hierarchical(sam)
 
-        hook = sam.prompt_encoder.register_forward_pre_hook(see, with_kwargs=True)
-        try:
-            with torch.no_grad():
-                records: list[Record] = generator.generate(photo)
-        finally:
-            hook.remove()
-        frame = sides(photo.shape[0], photo.shape[1], sam.image_encoder.img_size)
-        points = torch.cat(seen) / torch.tensor(frame[::-1])
-        title = f"{len(records)} masks, {len(points)} points"
-        found = [record["segmentation"] for record in by_area(records)]
-        return _everything(photo, found, title=title, points=points)
+    # Any: the prompt encoder's keyword arguments
+    def see(_: nn.Module, __: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        seen.append(kwargs["points"][0][:, 0].cpu())
+
+    hook = sam.prompt_encoder.register_forward_pre_hook(see, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            records: list[Record] = generator.generate(photo)
+    finally:
+        hook.remove()
+    frame = sides(photo.shape[0], photo.shape[1], sam.image_encoder.img_size)
+    points = torch.cat(seen) / torch.tensor(frame[::-1])
+    title = f"{len(records)} masks, {len(points)} points"
+    found = [record["segmentation"] for record in by_area(records)]
+    return _everything(photo, found, title=title, points=points)
 
 
 def _segments(picture: Annotation) -> list[Any]:

@@ -14,6 +14,7 @@ from stillhouse.errors import BadSetting, UnknownName
 from stillhouse.objectives.inputs import not_negative
 from stillhouse.objectives.objective import Models, Phase, Tensors
 from stillhouse_sam.objectives import (
+    FOCAL_SHARE,
     embedding_loss,
     hard_mask_weight,
     mask_iou,
@@ -60,6 +61,7 @@ class FullStage:
     gamma: float = 1.0
     mask_weight: float = 1.0
     iou_weight: float = 1.0
+    focal: float = FOCAL_SHARE
     prompts_per_image: int = 4
     box_share: float = 0.5
     box_noise: float = 0.1
@@ -71,7 +73,7 @@ class FullStage:
         for name in self.distil:
             if name not in TERMS:
                 raise UnknownName("term", name, TERMS, where="distil")
-        for name in ("alpha", "beta", "gamma", "mask_weight", "iou_weight", "box_noise"):
+        for name in ("alpha", "beta", "gamma", "mask_weight", "iou_weight", "focal", "box_noise"):
             not_negative(name, getattr(self, name))
         if self.prompts_per_image < 1 or self.hard_rounds < 0:
             counts = f"{self.prompts_per_image}, {self.hard_rounds}"
@@ -133,7 +135,7 @@ class FullStage:
         inside, ours = real[rows], embedding[rows]
         prompt = self._prompt(models, batch, chosen, truth, ours.detach(), rng)
         found = _real(models["decoder"]({"embedding": ours, **prompt}), inside)
-        mask, iou = prediction_loss(found["logits"], found["iou"], truth)
+        mask, iou = prediction_loss(found["logits"], found["iou"], truth, focal=self.focal)
         terms = {"mask": self.mask_weight * mask, "iou": self.iou_weight * iou}
         if taught is None or {"tokens", "output"}.isdisjoint(self.distil):
             return terms

@@ -98,16 +98,20 @@ def output_loss(
 
 
 def prediction_loss(
-    logits: Float[Tensor, "N K H W"], iou: Float[Tensor, "N K"], truth: Bool[Tensor, "N H W"]
+    logits: Float[Tensor, "N K H W"],
+    iou: Float[Tensor, "N K"],
+    truth: Bool[Tensor, "N H W"],
+    *,
+    focal: float = FOCAL_SHARE,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """L_mask and L_ious against the truth, both means over the prompts.
 
-    L_mask: 20 focal + dice of the one of the K masks with the least such loss, as SAM trains an
-    ambiguous prompt. L_ious: |predicted - computed IoU| of that mask (the paper's l1; SAM has the
-    square). The IoU is computed of logits > 0, detached.
+    L_mask: `focal` (20, as SAM) times focal + dice of the one of the K masks with the least such
+    loss, as SAM trains an ambiguous prompt. L_ious: |predicted - computed IoU| of that mask (the
+    paper's l1; SAM has the square). The IoU is computed of logits > 0, detached.
     """
     every = truth[:, None].expand(logits.shape)
-    losses = FOCAL_SHARE * focal_loss(logits, every) + dice_loss(logits, every)
+    losses = focal * focal_loss(logits, every) + dice_loss(logits, every)
     best = losses.argmin(1, keepdim=True)
     computed = mask_iou(logits.detach() > 0, every).gather(1, best)
     return losses.gather(1, best).mean(), (iou.gather(1, best) - computed).abs().mean()

@@ -14,8 +14,11 @@ FRACTIONS = (
     "_rate_error",
     "nme_error",
     "miou",
+    "miou_lost",
     "_ap",
 )
+# of COCO: over all objects, and by their size
+AP = ("ap", "ap_small", "ap_medium", "ap_large")
 LABELS = {
     "in_vocabulary_rate": "In vocabulary",
     "macs": "MACs",
@@ -33,17 +36,17 @@ LABELS = {
     "failure_rate_error": "Failure rate",
     "auc": "AUC",
     "box_miou": "Box mIoU",
-    "first_box_miou": "mIoU, largest object's box",
+    "forward_box_miou": "mIoU, one box a picture",
     "click1_miou": "1-click mIoU",
     "click3_miou": "3-click mIoU",
     "click5_miou": "5-click mIoU",
     "click9_miou": "9-click mIoU",
     "everything_miou": "Everything mIoU",
-    "lost_miou": "mIoU lost",
-    "box_ap": "Box AP",
-    "small_box_ap": "Box AP, small",
-    "medium_box_ap": "Box AP, medium",
-    "large_box_ap": "Box AP, large",
+    "miou_lost": "mIoU lost",
+    "ap": "AP",
+    "ap_small": "AP, small",
+    "ap_medium": "AP, medium",
+    "ap_large": "AP, large",
 }
 SUFFIXES = {"_ms": "ms", "_mib": "MiB", "_seconds": "s"}
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -60,7 +63,7 @@ class Unit:
 
 def unit(name: str) -> Unit:
     """The unit that the name of a score implies."""
-    if name.endswith(FRACTIONS):
+    if name.endswith(FRACTIONS) or name in AP:
         return Unit(label=_label(name), symbol="%", points="points")
     for suffix, symbol in SUFFIXES.items():
         if name.endswith(suffix):

@@ -1,0 +1,32 @@
+"""Where sam/tinysam comes from, and what of it is a reconstruction."""
+
+PAPER = (
+    "Shu, Li, Tang et al. 2025, TinySAM: Pushing the Envelope for Efficient Segment Anything Model "
+    "(AAAI, arXiv 2312.13789)"
+)
+NOTES = (
+    "The authors released inference only, no training and no calibration. The terms of the loss, "
+    "hard prompts, hard mask weighting and the scale search are the paper's; their weights (1, 1, "
+    "1), 20 focal to 1 dice, the learning rates, that points replace each other with label 1, the "
+    "mean over prompts and the boxes beside the points are a reconstruction.",
+    "embedding only is MobileSAM's way (arXiv 2306.14289): the encoder learns the teacher's "
+    "embedding, the decoder stays the teacher's. alone learns from the true masks with the "
+    "teacher's decoder to begin with, and never asks the teacher. Prompt encoders are the "
+    "teacher's, frozen.",
+    "Every row but alone adds one thing to the row before; all are trained for the same steps, on "
+    "the same batches of their seed.",
+    "W8A8 and fewer are fake-quantized: rounded numbers in floats. Scales: alternating grid search "
+    "for the least output error weighted by squared task gradients. The gradient is that of the KL "
+    "divergence of the quantized from the float network: the published search takes KL(y, y), "
+    "whose gradient is zero but for rounding. After a softmax a number is rounded in one of two "
+    "ranges, never the sum of both as in the released code.",
+    "The int8 row is an ONNX file that ONNX Runtime runs with integer kernels at the scales found; "
+    "after a softmax or a GELU it has one range, since ONNX has no two.",
+    "Box prompts of all scores are true boxes: the paper's are those that ViTDet-H detects, so its "
+    "AP is not comparable. AP is within the objects of each category, scored by predicted IoU.",
+    "Of everything mode, seconds are those of prompt encoder and mask decoder unless they are "
+    "called otherwise. high_confidence is 8.5 for SAM's own logits; for small SAMs it is the least "
+    "logit above which enough of the pixels of training photos are truth, and the report says it.",
+    "At tiny and small the SAMs are small ones of segment_anything's own parts, trained here; "
+    "scenes are rendered and photos few, so that no number is comparable with the paper's.",
+)
