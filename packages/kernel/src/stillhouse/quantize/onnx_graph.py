@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 Array = npt.NDArray[Any]  # Any: numbers of some type
+Grid = tuple[Array, Array, int | None]  # step, zero point, axis
 Ranges = Mapping[str, tuple[float, float]]
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 CUTS = ("Relu", "Clip")  # joined with the rounding after them, where that cuts as they do
@@ -48,7 +49,13 @@ def round_outputs(graph: ir.Graph, ranges: Ranges) -> None:
     graph.sort()
 
 
-def rounding(node: ir.Node) -> tuple[Array, Array, int | None] | None:
+def rounded_products(graph: ir.Graph) -> int:
+    """How many products there are of two rounded operands."""
+    found = _nodes(graph, "Conv", "MatMul", "Gemm")
+    return sum(all(_maker(value, DEQUANTIZE) for value in node.inputs[:2]) for node in found)
+
+
+def rounding(node: ir.Node) -> Grid | None:
     """Step, zero point and axis (None: one step) of a QuantizeLinear or DequantizeLinear; None
     where they are not constant.
     """
@@ -144,12 +151,11 @@ def _round(graph: ir.Graph, node: ir.Node, ranges: Ranges) -> None:
     cut = _only(value, *CUTS)
     if cut is not None:
         value = cut.outputs[0]
+    readers = [one for one in value.consumers() if one.op_type == QUANTIZE]
     fitting = [
         (found[0].max(), one)
-        for one in value.consumers()
-        if one.op_type == QUANTIZE
-        and (found := rounding(one)) is not None
-        and (cut is None or _within(found, cut))
+        for one in readers
+        if (found := rounding(one)) is not None and (cut is None or _fits(graph, one, found, cut))
     ]
     chosen = max(fitting, key=lambda one: one[0])[1] if fitting else _rounded(graph, value, ranges)
     back = _only(chosen.outputs[0], DEQUANTIZE)
@@ -158,16 +164,26 @@ def _round(graph: ir.Graph, node: ir.Node, ranges: Ranges) -> None:
     chosen.replace_input_with(0, value)
 
 
-def _within(found: tuple[Array, Array, int | None], cut: ir.Node) -> bool:
-    """Whether no number that a rounding can give lies outside what a ReLU or clipping leaves."""
+def _fits(graph: ir.Graph, node: ir.Node, found: Grid, cut: ir.Node) -> bool:
+    """Whether a rounding alone leaves what a ReLU or clipping before it leaves. One that reaches
+    higher is given the smaller steps that reach just as high.
+    """
     step, zero, _ = found
     types = np.iinfo(zero.dtype)
-    lowest, highest = (float(step) * (int(end) - int(zero)) for end in (types.min, types.max))
+    below, above = int(zero) - types.min, types.max - int(zero)
     ends = [_constant(value) for value in cut.inputs[1:3]]
     low, high = (None if end is None else float(end) for end in (*ends, None, None)[:2])
     if cut.op_type == "Relu":
         low = 0.0
-    return (low is None or lowest >= low) and (high is None or highest <= high)
+    if low is not None and -below * float(step) < low:
+        return False
+    if high is not None and above * float(step) > high:
+        back = _only(node.outputs[0], DEQUANTIZE)
+        assert back is not None
+        smaller = _kept(graph, np.float32(high / above), f"{_name(node.inputs[1])}_cut")
+        node.replace_input_with(1, smaller)
+        back.replace_input_with(1, smaller)
+    return True
 
 
 def _rounded(graph: ir.Graph, value: ir.Value, ranges: Ranges) -> ir.Node:
