@@ -51,10 +51,11 @@ class ToIntegers:
 
     Differs: ONNX has no two ranges. After a softmax there are 255 steps from 0 to 1, after a GELU
     255 from -0.17 to the largest number that the two ranges reach. ONNX Runtime computes a
-    convolution with integers only if what it gives is rounded too: in 255 steps over the range
-    measured, or, where a product reads it, in that one's steps, which others then read as well.
-    BatchNorm moves into the steps of the weights before it. Processors without VNNI add pairs of
-    products in 16 bits, which may overflow.
+    convolution with integers only if what it gives is rounded too: where a product reads it, in
+    that one's steps, which all others then read as well, else in 255 steps over the range measured.
+    After a ReLU steps begin at zero, and end where a ReLU6 does. BatchNorm moves into the steps of
+    the weights before it. Processors without VNNI add pairs of products in 16 bits, which may
+    overflow.
     """
 
     role: str = "student"
