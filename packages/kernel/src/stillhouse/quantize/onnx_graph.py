@@ -27,8 +27,7 @@ def fold(graph: ir.Graph) -> None:
         _join_norm(graph, node)
     for node in _nodes(graph, "Conv", "Gemm"):
         _store_bias(graph, node)
-    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
-        del graph.initializers[name]
+    _sweep(graph)
 
 
 def ranged(graph: ir.Graph) -> list[str]:
@@ -50,6 +49,7 @@ def round_outputs(graph: ir.Graph, ranges: Ranges) -> None:
         if rounded and (node.op_type != "Gemm" or _only(node.outputs[0], *CUTS)):
             _round(graph, node, ranges)
     graph.sort()
+    _sweep(graph)
 
 
 def rounded_products(graph: ir.Graph) -> int:
@@ -205,6 +205,12 @@ def _rounded(graph: ir.Graph, value: ir.Value, ranges: Ranges) -> ir.Node:
     assert maker is not None
     graph.insert_after(maker, (first, second))
     return first
+
+
+def _sweep(graph: ir.Graph) -> None:
+    """Constants that nothing reads any more are left out."""
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        del graph.initializers[name]
 
 
 def _instead(old: ir.Value, new: ir.Value) -> None:
