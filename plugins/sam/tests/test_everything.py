@@ -17,9 +17,9 @@ from segment_anything.utils.amg import build_point_grid
 from stillhouse.errors import BadData, BadSetting
 from stillhouse_sam.counts import counted
 from stillhouse_sam.everything import (
+    Calibration,
     EverythingSettings,
     HierarchicalMaskGenerator,
-    Calibration,
     calibrate_high_confidence,
     remaining,
 )

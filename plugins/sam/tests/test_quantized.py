@@ -1,44 +1,85 @@
-"""A whole SAM in fewer bits: every product of encoder, prompt encoder and decoder is found."""
+"""A whole SAM in fewer bits: every product of encoder, prompt encoder and decoder is found, and run
+with integers.
+"""
 
 from pathlib import Path
 
+import pytest
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from stillhouse.artifact import Built, load_model
 from stillhouse.data.data import TensorData
+from stillhouse.quantize.onnx_qdq import ToIntegers
 from stillhouse.quantize.ptq import Quantize, QuantizedNetwork
 from stillhouse_sam.models import Shape, named
 
 SHAPE = Shape(size=64, grid=8, channels=32, heads=2, mlp=64)
 
 
-def test_a_quantized_sam_is_saved_and_opened_again(tmp_path: Path):
-    torch.manual_seed(0)
-    spec = named("sam-32x1", shape=SHAPE)
-    built = Built(spec=spec, module=spec.new().eval())
-    images = torch.randint(0, 256, (4, 3, 64, 64), generator=Generator().manual_seed(1))
-    batch = {
+INPUTS = ("images", "sizes", "boxes")
+
+
+def rows(count: int) -> dict[str, Tensor]:
+    images = torch.randint(0, 256, (count, 3, 64, 64), generator=Generator().manual_seed(1))
+    return {
         "images": images.to(torch.uint8),
-        "sizes": torch.tensor([[64, 64]] * 4),
-        "boxes": torch.tensor([[[4.0, 4.0, 40.0, 30.0]]] * 4),
+        "sizes": torch.tensor([[64, 64]] * count),
+        "boxes": torch.tensor([[[4.0, 4.0, 40.0, 30.0]]] * count),
     }
+
+
+def quantized(encoder: str, folder: Path) -> tuple[Built, Built]:
+    """A SAM, whose BatchNorm has seen images, and as it is opened after rounding."""
+    torch.manual_seed(0)
+    spec = named(encoder, shape=SHAPE)
+    module = spec.new().train()
+    with torch.no_grad():
+        for _ in range(20):
+            module(rows(4))
+    built = Built(spec=spec, module=module.eval())
     quantize = Quantize(
-        inputs=("images", "sizes", "boxes"),
+        inputs=INPUTS,
         outputs={"logits": "bernoulli", "iou": "normal"},
         samples=2,
         candidates=6,
         rounds=1,
     )
-    ports = {"student": built, "data": TensorData(batch)}
-    quantize(ports, tmp_path / "w8", rng=Generator().manual_seed(0))
-    found = load_model(tmp_path / "w8")
+    ports = {"student": built, "data": TensorData(rows(4))}
+    quantize(ports, folder, rng=Generator().manual_seed(0))
+    return built, load_model(folder)
+
+
+def gap(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).abs().mean() / expected.abs().mean()).item()
+
+
+def test_a_quantized_sam_is_saved_and_opened_again(tmp_path: Path):
+    built, found = quantized("sam-32x1", tmp_path / "w8")
     assert isinstance(found.module, QuantizedNetwork)
     forms = [product["form"] for product in found.module.products]
     # one attention in the encoder; two of three in each of two decoder blocks, one at the end
     assert forms.count("softmax") == 1 + 2 * 3 + 1
     assert "gelu" in forms
     with torch.no_grad():
-        exact, rounded = built.module(batch), found.module(batch)
-    gap = (exact["logits"] - rounded["logits"]).abs().mean() / exact["logits"].abs().mean()
-    assert 0 < float(gap) < 0.1
+        exact, rounded = built.module(rows(4)), found.module(rows(4))
+    assert 0 < gap(rounded["logits"], exact["logits"]) < 0.1
+
+
+@pytest.mark.parametrize(("encoder", "convolutions"), [("cnn8", 11), ("sam-32x1", 3)])
+def test_a_sam_runs_with_integers(encoder: str, convolutions: int, tmp_path: Path):
+    built, rounded = quantized(encoder, tmp_path / "w8")
+    how = ToIntegers(inputs=INPUTS, outputs=("logits", "iou"), samples=2)
+    ports = {"student": rounded, "data": TensorData(rows(4))}
+    how(ports, tmp_path / "int8", rng=Generator().manual_seed(0))
+    found = load_model(tmp_path / "int8")
+    counts = found.spec.kwargs["integers"]
+    # the decoder's two transposed convolutions stay floats
+    assert counts["products"] - 2 == counts["rounded"] == sum(counts["kernels"].values())
+    assert counts["kernels"]["QLinearConv"] == convolutions
+    for count in (1, 4):
+        with torch.no_grad():
+            whole = found.module(rows(count))["logits"]
+            near, exact = (one.module(rows(count))["logits"] for one in (rounded, built))
+        assert 0 < gap(whole, near) < 0.06
+        assert 0 < gap(whole, exact) < 0.06

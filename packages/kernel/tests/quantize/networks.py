@@ -38,5 +38,29 @@ class Mixed(nn.Module):
         }
 
 
+class Residual(nn.Module):
+    """Convolutions with BatchNorm, one beside the identity, one of each channel alone, and a layer.
+
+    images [B, 3, 8, 8] to map [B, 8, 4, 4] and logits [B, 5].
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+        )
+        self.beside = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.alone = nn.Sequential(
+            nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8), nn.BatchNorm2d(8), nn.ReLU6()
+        )
+        self.last = nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        x = self.first(batch["images"])
+        x = self.alone(functional.relu(x + self.beside(x)))
+        return {"map": self.last(x), "logits": self.head(x.mean((2, 3)))}
+
+
 def images(count: int) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1)).exp()

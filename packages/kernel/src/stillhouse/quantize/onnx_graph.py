@@ -11,9 +11,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 Array = npt.NDArray[Any]  # Any: numbers of some type
+Grid = tuple[Array, Array, int | None]  # step, zero point, axis
 Ranges = Mapping[str, tuple[float, float]]
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 CUTS = ("Relu", "Clip")  # joined with the rounding after them, where that cuts as they do
+TOP = 255  # of uint8
 LARGEST = 2.0**30  # of a bias in steps; int32 ends at 2^31
 
 
@@ -25,13 +27,13 @@ def fold(graph: ir.Graph) -> None:
         _join_norm(graph, node)
     for node in _nodes(graph, "Conv", "Gemm"):
         _store_bias(graph, node)
-    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
-        del graph.initializers[name]
+    _sweep(graph)
 
 
 def ranged(graph: ir.Graph) -> list[str]:
     """The tensors whose ranges `round_outputs` may ask for."""
-    return [_name(node.outputs[0]) for node in _nodes(graph, "Conv", "Add", *CUTS)]
+    found = [node.outputs[0] for node in _nodes(graph, "Conv", "Gemm", "Add", *CUTS)]
+    return [_name(value) for value in found if value.dtype in (None, ir.DataType.FLOAT)]
 
 
 def round_outputs(graph: ir.Graph, ranges: Ranges) -> None:
@@ -39,16 +41,24 @@ def round_outputs(graph: ir.Graph, ranges: Ranges) -> None:
     follows, and so the sums of two rounded tensors.
 
     Where a product reads the tensor, its own steps are taken (of several the widest), and all
-    others read the same; else 255 steps cover the range measured.
+    others read the same; else 255 steps cover the range measured. What other layers give is rounded
+    only where a ReLU follows, with which ONNX Runtime would else join them as floats.
     """
-    for node in _nodes(graph, "Conv", "Add"):
-        operands = node.inputs[:2]
-        if all(_maker(value, DEQUANTIZE) for value in operands):
+    for node in _nodes(graph, "Conv", "Gemm", "Add"):
+        rounded = all(_maker(value, DEQUANTIZE) for value in node.inputs[:2])
+        if rounded and (node.op_type != "Gemm" or _only(node.outputs[0], *CUTS)):
             _round(graph, node, ranges)
     graph.sort()
+    _sweep(graph)
 
 
-def rounding(node: ir.Node) -> tuple[Array, Array, int | None] | None:
+def rounded_products(graph: ir.Graph) -> int:
+    """How many products there are of two rounded operands."""
+    found = _nodes(graph, "Conv", "MatMul", "Gemm")
+    return sum(all(_maker(value, DEQUANTIZE) for value in node.inputs[:2]) for node in found)
+
+
+def rounding(node: ir.Node) -> Grid | None:
     """Step, zero point and axis (None: one step) of a QuantizeLinear or DequantizeLinear; None
     where they are not constant.
     """
@@ -144,12 +154,13 @@ def _round(graph: ir.Graph, node: ir.Node, ranges: Ranges) -> None:
     cut = _only(value, *CUTS)
     if cut is not None:
         value = cut.outputs[0]
+    readers = [one for one in value.consumers() if one.op_type == QUANTIZE]
     fitting = [
         (found[0].max(), one)
-        for one in value.consumers()
-        if one.op_type == QUANTIZE
-        and (found := rounding(one)) is not None
-        and (cut is None or _within(found, cut))
+        for one in readers
+        if (found := rounding(one)) is not None
+        and found[1].dtype == np.uint8
+        and (cut is None or _fits(graph, one, found, cut))
     ]
     chosen = max(fitting, key=lambda one: one[0])[1] if fitting else _rounded(graph, value, ranges)
     back = _only(chosen.outputs[0], DEQUANTIZE)
@@ -158,23 +169,32 @@ def _round(graph: ir.Graph, node: ir.Node, ranges: Ranges) -> None:
     chosen.replace_input_with(0, value)
 
 
-def _within(found: tuple[Array, Array, int | None], cut: ir.Node) -> bool:
-    """Whether no number that a rounding can give lies outside what a ReLU or clipping leaves."""
+def _fits(graph: ir.Graph, node: ir.Node, found: Grid, cut: ir.Node) -> bool:
+    """Whether a rounding alone leaves what a ReLU or clipping before it leaves: it is moved to
+    begin at zero, and one that reaches higher gets the smaller steps that reach just as high.
+    """
     step, zero, _ = found
-    types = np.iinfo(zero.dtype)
-    lowest, highest = (float(step) * (int(end) - int(zero)) for end in (types.min, types.max))
     ends = [_constant(value) for value in cut.inputs[1:3]]
     low, high = (None if end is None else float(end) for end in (*ends, None, None)[:2])
-    if cut.op_type == "Relu":
-        low = 0.0
-    return (low is None or lowest >= low) and (high is None or highest <= high)
+    if cut.op_type != "Relu" and low != 0:
+        return False
+    if zero != 0 or (high is not None and TOP * step > high):
+        largest = step if high is None else np.minimum(step, np.float32(high / TOP))
+        back = _only(node.outputs[0], DEQUANTIZE)
+        assert back is not None
+        name = _name(cut.outputs[0])
+        for index, value in ((1, largest), (2, np.uint8(0))):
+            kept = _kept(graph, value, f"{name}_reader")
+            node.replace_input_with(index, kept)
+            back.replace_input_with(index, kept)
+    return True
 
 
 def _rounded(graph: ir.Graph, value: ir.Value, ranges: Ranges) -> ir.Node:
     """A tensor in 255 steps from its smallest number to its largest: the new QuantizeLinear."""
     low, high = ranges[_name(value)]
     low, high = min(low, 0.0), max(high, 0.0)
-    step = (high - low or 1.0) / 255
+    step = (high - low or 1.0) / TOP
     constants = [
         _kept(graph, np.float32(step), f"{_name(value)}_step"),
         _kept(graph, np.uint8(round(-low / step)), f"{_name(value)}_zero"),
@@ -185,6 +205,12 @@ def _rounded(graph: ir.Graph, value: ir.Value, ranges: Ranges) -> ir.Node:
     assert maker is not None
     graph.insert_after(maker, (first, second))
     return first
+
+
+def _sweep(graph: ir.Graph) -> None:
+    """Constants that nothing reads any more are left out."""
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        del graph.initializers[name]
 
 
 def _instead(old: ir.Value, new: ir.Value) -> None:

@@ -46,15 +46,16 @@ class ToIntegers:
     an output, on these rows, is off the rounded network's by more than `tolerance` of its mean
     size. `parts` names the modules whose products become integers ("sam.image_encoder"; none: all):
     what stays a float is not rounded, and small products are no faster as integers. Transposed
-    convolutions stay floats. The spec's "integers" says how many "products" there are, how many
-    were "rounded", and the "kernels" that ONNX Runtime then took for them.
+    convolutions stay floats. The spec's "integers" says how many "products" the network has, how
+    many the file has "rounded", and the "kernels" that ONNX Runtime took for them.
 
     Differs: ONNX has no two ranges. After a softmax there are 255 steps from 0 to 1, after a GELU
     255 from -0.17 to the largest number that the two ranges reach. ONNX Runtime computes a
-    convolution with integers only if what it gives is rounded too: in 255 steps over the range
-    measured, or, where a product reads it, in that one's steps, which others then read as well.
-    BatchNorm moves into the steps of the weights before it. Processors without VNNI add pairs of
-    products in 16 bits, which may overflow.
+    convolution with integers only if what it gives is rounded too: where a product reads it, in
+    that one's steps, which all others then read as well, else in 255 steps over the range measured.
+    After a ReLU steps begin at zero, and end where a ReLU6 does. BatchNorm moves into the steps of
+    the weights before it. Processors without VNNI add pairs of products in 16 bits, which may
+    overflow.
     """
 
     role: str = "student"
@@ -78,8 +79,7 @@ class ToIntegers:
         built: Built = inputs[self.role]
         network = _checked(built.module, self.role)
         batch = drawn(inputs["data"], self.samples, self.inputs, rng)
-        rounded = _Rounded(network, self.parts)
-        content = self._file(rounded, batch)
+        content, rounded = self._file(_Rounded(network, self.parts), batch)
         self._check(content, network, batch)
         one = {name: value[:1] for name, value in batch.items()}
         kwargs = {
@@ -90,16 +90,17 @@ class ToIntegers:
             "source": recorded(built.spec),
             "integers": {
                 "products": len(network.products),
-                "rounded": len(rounded.taken),
+                "rounded": rounded,
                 "kernels": integer_kernels(content),
             },
         }
         save_onnx(out, content, kwargs)
 
-    def _file(self, rounded: "_Rounded", batch: "Tensors") -> bytes:
+    def _file(self, rounded: "_Rounded", batch: "Tensors") -> tuple[bytes, int]:
+        """The file, and how many of its products have rounded operands."""
         import onnx_ir as ir
 
-        from stillhouse.quantize.onnx_graph import fold, ranged, round_outputs
+        from stillhouse.quantize.onnx_graph import fold, ranged, round_outputs, rounded_products
 
         with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
             file = Path(folder) / ONNX
@@ -109,7 +110,7 @@ class ToIntegers:
             fold(model.graph)
             ranges = _ranges(_bytes(model), ranged(model.graph), batch)
             round_outputs(model.graph, ranges)
-            return _bytes(model)
+            return _bytes(model), rounded_products(model.graph)
 
     def _check(self, content: bytes, network: nn.Module, batch: "Tensors") -> None:
         session = _session(content)
@@ -128,14 +129,11 @@ class ToIntegers:
 
 
 class _Rounded(nn.Module):
-    """A quantized network for the exporter: ONNX's own rounding around each product in `parts`.
-
-    `taken` are the indices of the products that were rounded.
-    """
+    """A quantized network for the exporter: ONNX's own rounding of the operands in `parts`."""
 
     def __init__(self, network: QuantizedNetwork, parts: Sequence[str]) -> None:
         super().__init__()
-        self.network, self.taken = network, set[int]()
+        self.network = network
         known = dict(network.net.named_modules())
         for part in parts:
             if part not in known:
@@ -173,7 +171,6 @@ class _Rounded(nn.Module):
         transposed = product.channels == 1
         if transposed or not (self.everything or self.depth):
             return product.compute(x, weight)
-        self.taken.add(index)
         (step, zero), weight_step = self.grids[index]
         x = _rounding(x, step, zero, None)
         zeros = torch.zeros_like(weight_step, dtype=torch.int8)
