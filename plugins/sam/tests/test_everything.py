@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import (
     ImageEncoderViT,
@@ -15,14 +16,16 @@ from segment_anything.modeling import (
 from segment_anything.utils.amg import build_point_grid
 
 from stillhouse.errors import BadData, BadSetting
+from stillhouse_sam.confidence import calibrate_high_confidence
 from stillhouse_sam.counts import counted
 from stillhouse_sam.everything import (
-    Calibration,
     EverythingSettings,
     HierarchicalMaskGenerator,
-    calibrate_high_confidence,
+    best_ious,
     remaining,
+    sure_logits,
 )
+from stillhouse_sam.formats import encoded
 
 EASY: dict[str, Any] = {"pred_iou_thresh": -9.0, "stability_score_thresh": 0.0}
 PICTURE = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
@@ -129,28 +132,26 @@ def test_counts_of_metas_generator(sam: Sam) -> None:
     assert not sam.mask_decoder._forward_hooks  # pyright: ignore[reportPrivateUsage]
 
 
-def test_calibration_finds_where_masks_become_right(sam: Sam) -> None:
-    settings = EverythingSettings(points_per_side=4, **EASY)
-    everywhere = np.ones((1, *PICTURE.shape[:2]), dtype=bool)
-    sure = calibrate_high_confidence(sam, [(PICTURE, everywhere)], settings=settings)
-    assert (sure.high_confidence, sure.precision, sure.covered) == (0.0, 1.0, 1.0)
-    never = calibrate_high_confidence(sam, [(PICTURE, ~everywhere)], settings=settings)
-    assert never.high_confidence == math.inf
+def photos() -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+    truth = np.zeros((2, *PICTURE.shape[:2]), dtype=bool)
+    truth[0, :20], truth[1, 25:, 10:] = True, True
+    return [(PICTURE, truth)]
 
 
-def test_calibration_keeps_its_precision(sam: Sam) -> None:
-    settings = EverythingSettings(points_per_side=4, **EASY)
-    predictor = settings.grid(sam).predictor
-    predictor.set_image(PICTURE)
-    logits, _, _ = predictor.predict(np.array([[28.0, 20.0]]), np.array([1]), return_logits=True)
-    cut = float(np.quantile(logits[0], 0.8))
-    found = calibrate_high_confidence(sam, [(PICTURE, logits[:1] > cut)], settings=settings)
-    assert found.precision >= 0.98
-    looser = calibrate_high_confidence(
-        sam, [(PICTURE, logits[:1] > cut)], settings=settings, precision=0.5
-    )
-    assert looser.high_confidence <= found.high_confidence
-    assert looser.covered >= found.covered
+def test_calibration_takes_the_lowest_logit_that_loses_little(sam: Sam) -> None:
+    settings = EverythingSettings(points_per_side=8, **EASY)
+    every = torch.cat(sure_logits(settings, sam, PICTURE)).double().numpy()
+    free = calibrate_high_confidence(sam, photos(), settings=settings, lost=1.0)
+    assert free.high_confidence == np.quantile(every, 0.0)
+    strict = calibrate_high_confidence(sam, photos(), settings=settings, lost=0.0)
+    assert strict.high_confidence >= free.high_confidence
+    assert strict.hierarchical_miou >= strict.grid_miou
+    assert free.skipped >= strict.skipped
+    # what it says is what the generator does
+    rounds = settings.with_confidence(free.high_confidence).hierarchical(sam)
+    truth = [encoded(mask) for mask in photos()[0][1]]
+    assert best_ious(rounds.generate(PICTURE), truth).mean() == free.hierarchical_miou
+    assert free.skipped == 1 - rounds.counts.prompts / 64
 
 
 def test_messages(sam: Sam) -> None:
@@ -164,4 +165,4 @@ def test_messages(sam: Sam) -> None:
     deaf = EverythingSettings(points_per_side=4, pred_iou_thresh=99.0)
     whole = [(PICTURE, np.ones((1, 40, 56), dtype=bool))]
     found = calibrate_high_confidence(sam, whole, settings=deaf)
-    assert found == Calibration(high_confidence=float("inf"), precision=0.0, covered=0.0)
+    assert (found.high_confidence, found.skipped, found.grid_miou) == (math.inf, 0.0, 0.0)

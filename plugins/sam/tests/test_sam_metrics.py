@@ -15,9 +15,10 @@ from stillhouse.data.data import Ragged, TensorData
 from stillhouse.errors import BadData, BadRecipe, BadSetting, UnknownName
 from stillhouse.objectives.objective import Tensors
 from stillhouse.quantize.ptq import Quantize
+from stillhouse_sam.annotated import segments
 from stillhouse_sam.coco_metrics import CocoAp
-from stillhouse_sam.everything import EverythingSettings
-from stillhouse_sam.everything_metrics import Everything, EverythingBoth, best_ious
+from stillhouse_sam.everything import EverythingSettings, best_ious
+from stillhouse_sam.everything_metrics import Everything, EverythingBoth
 from stillhouse_sam.formats import decoded, of_mask
 from stillhouse_sam.metrics import BoxIou, ClickIou, ForwardIou, box_ious, click_ious
 from stillhouse_sam.models import SamNetwork, Shape, named
@@ -270,10 +271,11 @@ def test_the_best_iou_of_each_segment_by_hand() -> None:
     truth = [of_mask(rectangle(0, 4)), of_mask(rectangle(4, 8)), of_mask(rectangle(0, 8))]
     truth[2]["crowd"] = 1
     picture: Any = {"objects": truth}
+    rles = [thing["rle"] for thing in segments(picture)]
     records = [{"segmentation": of_mask(rectangle(*ends))["rle"]} for ends in ((0, 3), (2, 6))]
     # 3 of 4, and 2 of 6; the crowd is no segment
-    assert best_ious(records, picture).tolist() == pytest.approx([3 / 4, 2 / 6])
-    assert best_ious([], picture).tolist() == [0, 0]
+    assert best_ious(records, rles).tolist() == pytest.approx([3 / 4, 2 / 6])
+    assert best_ious([], rles).tolist() == [0, 0]
 
 
 def test_everything_finds_a_sams_own_masks_and_counts_what_it_decodes() -> None:

@@ -4,8 +4,9 @@ from stillhouse.domain import Domain
 
 domain = Domain(
     name="sam",
-    summary="promptable segmentation: small SAMs (in work: no recipe yet)",
+    summary="promptable segmentation: small SAMs from large ones, in few bits, segmenting everything",
     recipes={"tinysam": "stillhouse_sam.recipes.tinysam:tinysam"},
+    predict="stillhouse_sam.predict:predict",
 )
 
 __all__ = ["domain"]

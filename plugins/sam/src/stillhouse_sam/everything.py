@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillhouse.errors import BadData, BadSetting, MissingExtra
+from stillhouse.errors import BadSetting, MissingExtra
 from stillhouse.objectives.inputs import positive
 from stillhouse_sam.counts import Counts, counted
 
@@ -291,75 +291,32 @@ class EverythingSettings:
         return replace(self, high_confidence=value)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """A `high_confidence`; the part of the pixels above it that are truth; the part of the kept
-    masks' pixels that are above it.
-    """
-
-    high_confidence: float
-    precision: float
-    covered: float
-
-
-BINS, HIGHEST = 4096, 64.0  # logits are counted in steps of 1/64, above 64 together
-
-
-@torch.no_grad()
-def calibrate_high_confidence(
-    sam: "Sam",
-    photos: "Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_]]]",
-    *,
-    settings: EverythingSettings,
-    precision: float = 0.98,
-) -> Calibration:
-    """The lowest logit above which at least `precision` of the pixels are truth, on TRAINING
-    photos (ours: TinySAM gives 8.5, for SAM's own logits).
-
-    A photo is its picture [H, W, 3] and its true segments [K, H, W]. Round 1 decodes its coarse
-    grid; each mask kept is paired with the segment it overlaps most (IoU), and each of its pixels
-    counts, by its logit, as inside that segment or not. Logits are read in steps of 1/64. inf
-    (nothing is ever skipped), precision 0 and covered 0 where no step reaches `precision`, or no
-    mask is kept. Raises BadData where a photo has no segment.
-    """
-    inside, total = torch.zeros(BINS), torch.zeros(BINS)
-    for picture, segments in photos:
-        if len(segments) == 0:
-            raise BadData("calibration: a photo without a true segment; leave it out")
-        for logits, truth in _pairs(sam, picture, segments, settings):
-            steps = (logits.clamp(0, HIGHEST - 1e-3) * (BINS / HIGHEST)).long()
-            shown = logits > 0
-            total += torch.bincount(steps[shown], minlength=BINS)
-            inside += torch.bincount(steps[shown & truth], minlength=BINS)
-    above, right = total.flip(0).cumsum(0).flip(0), inside.flip(0).cumsum(0).flip(0)
-    good = (right >= precision * above) & (above > 0)
-    if not bool(good.any()):
-        return Calibration(high_confidence=float("inf"), precision=0.0, covered=0.0)
-    step = int(good.nonzero()[0, 0])
-    return Calibration(
-        high_confidence=step * HIGHEST / BINS,
-        precision=float(right[step] / above[step]),
-        covered=float(above[step] / total.sum()),
-    )
-
-
-def _pairs(
-    sam: "Sam",
-    picture: "NDArray[np.uint8]",
-    segments: "NDArray[np.bool_]",
-    settings: EverythingSettings,
-) -> list[tuple[Tensor, Tensor]]:
-    """Logits [H, W] of each mask kept of the coarse grid, and the segment it overlaps most."""
+def sure_logits(
+    settings: EverythingSettings, sam: "Sam", picture: "NDArray[np.uint8]"
+) -> list[Tensor]:
+    """The logits above 0 of each mask that round 1 keeps of a picture [H, W, 3]."""
     from segment_anything.utils.amg import batch_iterator
 
     grid, (height, width) = settings.grid(sam), picture.shape[:2]
     grid.predictor.set_image(picture)
-    truth, pairs = torch.from_numpy(segments), list[tuple[Tensor, Tensor]]()
+    found: list[Tensor] = []
     points = _coarse(grid.point_grids[0]) * np.array([[width, height]])
     for (some,) in batch_iterator(grid.points_per_batch, points):
-        for logits in kept(grid, some, [0, 0, width, height], (height, width))["masks"].cpu():
-            mask = logits > 0
-            union = (mask | truth).sum((1, 2))
-            best = ((mask & truth).sum((1, 2)) / union.clamp_min(1)).argmax()
-            pairs.append((logits, truth[best]))
-    return pairs
+        masks = kept(grid, some, [0, 0, width, height], (height, width))["masks"].cpu()
+        found += [logits[logits > 0] for logits in masks]
+    return found
+
+
+def best_ious(
+    records: Sequence[Record],
+    truth: Sequence[Any],  # Any: COCO's run lengths
+) -> "NDArray[np.float64]":
+    """[K]: the IoU of each true segment with the generated mask that overlaps it most; 0 where no
+    mask was generated. Masks as COCO run lengths.
+    """
+    from pycocotools.mask import iou
+
+    if not truth or not records:
+        return np.zeros(len(truth))
+    found = [record["segmentation"] for record in records]
+    return np.asarray(iou(found, list(truth), [0] * len(truth))).max(axis=0)

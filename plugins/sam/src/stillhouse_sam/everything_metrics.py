@@ -4,9 +4,9 @@ D: masks generated. K: true segments of a photo. Data are those of `ReadEverythi
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from stillhouse_sam.annotated import Annotation, annotations, segments
 from stillhouse_sam.asking import sam_of
 from stillhouse_sam.confidence import confident
 from stillhouse_sam.counts import Counts, counted
-from stillhouse_sam.everything import EverythingSettings
+from stillhouse_sam.everything import EverythingSettings, best_ious
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,19 +41,6 @@ def photos_of(data: Data) -> "Iterator[tuple[NDArray[np.uint8], Annotation]]":
                 "make the data again"
             )
         yield pixels.reshape(height, width, 3).numpy(), picture
-
-
-def best_ious(records: Sequence[Mapping[str, Any]], picture: Annotation) -> "NDArray[np.float64]":
-    """[K]: the IoU of each true segment with the generated mask that overlaps it most; 0 where no
-    mask was generated. Any: records of everything mode, with COCO's run lengths.
-    """
-    from pycocotools.mask import iou
-
-    truth: list[Any] = [thing["rle"] for thing in segments(picture)]
-    if not truth or not records:
-        return np.zeros(len(truth))
-    found = [record["segmentation"] for record in records]
-    return np.asarray(iou(found, truth, [0] * len(truth))).max(axis=0)
 
 
 @dataclass(kw_only=True)
@@ -79,7 +66,7 @@ class Tally:
         self.photos, self.masks = self.photos + 1, self.masks + len(records)
         sums = {name: value + getattr(self.counts, name) for name, value in asdict(counts).items()}
         self.counts = Counts(**sums)
-        self.ious.append(best_ious(records, picture))
+        self.ious.append(best_ious(records, [thing["rle"] for thing in segments(picture)]))
 
     def miou(self) -> float:
         """Over the true segments of all photos."""

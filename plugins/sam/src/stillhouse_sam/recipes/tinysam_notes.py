@@ -26,7 +26,7 @@ NOTES = (
     "AP is not comparable. AP is within the objects of each category, scored by predicted IoU.",
     "Of everything mode, seconds are those of prompt encoder and mask decoder unless they are "
     "called otherwise. high_confidence is 8.5 for SAM's own logits; for small SAMs it is the least "
-    "logit above which enough of the pixels of training photos are truth, and the report says it.",
+    "logit tried that costs at most a point of mIoU on training photos, and the report says it.",
     "At tiny and small the SAMs are small ones of segment_anything's own parts, trained here; "
     "scenes are rendered and photos few, so that no number is comparable with the paper's.",
 )

@@ -90,7 +90,7 @@ def _everything(settings: TinySamSettings, name: str, line: str, sam: str) -> tu
     role, found = None, ()
     if settings.high_confidence is None:
         calibrate = CalibrateConfidence(
-            settings=asked, photos=settings.confident_photos, precision=settings.sure
+            settings=asked, photos=settings.confident_photos, lost=settings.lost
         )
         train = {"data": "data.train", "student": sam}
         calibrated = (Convert(name=f"{name}-confidence", convert=calibrate, inputs=train),)

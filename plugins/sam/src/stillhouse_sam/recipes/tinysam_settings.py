@@ -77,13 +77,16 @@ class TinySamSettings(Settings):
     points_per_side: int = Field(32, ge=1, description="of everything mode's grid")
     pred_iou_thresh: float = Field(0.88, description="everything mode: least predicted IoU")
     stability_score_thresh: float = Field(0.95, description="everything mode: least stability")
+    stability_score_offset: float = Field(
+        1.0, gt=0, description="everything mode: logits that a mask's edge is moved by"
+    )
     high_confidence: float | None = Field(
         None, description="a logit; none: calibrated on training photos"
     )
-    sure: float = Field(
-        0.9, gt=0, le=1, description="part of the pixels above high_confidence that must be truth"
+    lost: float = Field(
+        0.01, ge=0, description="of mIoU that high_confidence may cost on training photos"
     )
-    confident_photos: int = Field(20, ge=1, description="training photos that calibrate it")
+    confident_photos: int = Field(10, ge=1, description="training photos that calibrate it")
     precision: Precision = "fp32"
 
     presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {
@@ -126,12 +129,14 @@ class TinySamSettings(Settings):
             "heads": 4,
             "mlp": 256,
             "scenes": 3000,
-            "steps": 1200,
-            "teacher_steps": 5000,
+            "steps": 600,
+            "teacher_steps": 3000,
             "lr": 2e-3,
             "decoder_lr": 5e-4,
-            "pred_iou_thresh": 0.5,
-            "stability_score_thresh": 0.7,
+            "points_per_side": 16,
+            "pred_iou_thresh": 0.3,
+            "stability_score_thresh": 0.6,
+            "stability_score_offset": 0.1,
             "seeds": 3,
         },
         "paper": {
@@ -191,6 +196,7 @@ class TinySamSettings(Settings):
             points_per_side=self.points_per_side,
             pred_iou_thresh=self.pred_iou_thresh,
             stability_score_thresh=self.stability_score_thresh,
+            stability_score_offset=self.stability_score_offset,
         )
         if self.high_confidence is None:
             return settings
