@@ -28,6 +28,8 @@ from stillhouse.objectives.objective import (
     Tensors,
     Weighted,
 )
+from stillhouse.quantize.ptq import Quantize
+from stillhouse.recipe import Event
 from stillhouse.stages import Convert, Evaluate, Search, Train
 from stillhouse.stages.search import Encoding
 
@@ -147,6 +149,21 @@ def leaves_nothing(inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> N
 def test_a_conversion_must_leave_a_model(tmp_path: Path) -> None:
     with pytest.raises(BadRecipe, match="stage 'c': convert left no model.json"):
         Convert(name="c", convert=leaves_nothing, inputs={}).run({}, toy_context(tmp_path))
+
+
+def test_a_conversion_that_takes_long_tells_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(SITE))
+    seen: list[Event] = []
+    ctx = replace(toy_context(tmp_path), observe=seen.append)
+    stage = Convert(name="w8", convert=Quantize(candidates=2, rounds=1), inputs={})
+    stage.run(export_inputs(tmp_path), ctx)
+    # a convolution and a layer
+    assert [(e.stage, e.done, e.total, e.text) for e in seen] == [
+        (ctx.stage, 1, 2, "products"),
+        (ctx.stage, 2, 2, "products"),
+    ]
 
 
 class Fixed(nn.Module):

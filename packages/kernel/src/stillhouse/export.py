@@ -43,8 +43,8 @@ class Export:
     largest absolute difference to torch over every output must stay within `tolerance`. The batch
     axis is dynamic; inputs keep the dtype and shape they have in the data. Raises ContractError
     when ONNX and torch disagree. Two more ports may be there: "onnx", the role as `ToOnnx` made it,
-    whose file is then taken (and checked again); and "int8", what `QuantizeStatic` made of that,
-    which is added as model-int8.onnx.
+    whose file is then taken (and checked again); and "int8", what `QuantizeStatic` made of that or
+    `ToIntegers` of the role, which is added as model-int8.onnx.
     """
 
     role: str = "student"

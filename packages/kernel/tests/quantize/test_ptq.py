@@ -152,6 +152,13 @@ def test_a_quantized_model_is_written_and_read_again(
     assert all(torch.equal(before[k], v) for k, v in built.module.state_dict().items())
 
 
+def test_it_says_how_many_products_are_done():
+    said: list[tuple[int, int, str]] = []
+    how = Quantize(outputs=OUTPUTS, candidates=2, rounds=1)
+    how.applied(mixed(), {"images": images(2)}, tell=lambda *event: said.append(event))
+    assert said == [(i + 1, 10, "products") for i in range(10)]
+
+
 def test_other_products_than_calibrated_are_refused():
     module = applied(metric="minmax")
     short = QuantizedNetwork(module.net, bits=8, products=module.products[:3])

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 # what an output says: logits of one class of the last axis; a logit a number; the number itself
 Likelihood = Literal["categorical", "bernoulli", "normal"]
+Tell = Callable[[int, int, str], None]  # how many of how many are done, and what they are
+
+
+def silent(done: int, total: int, text: str) -> None:
+    """Tells nobody."""
 
 
 class QuantizedNetwork(nn.Module):
@@ -127,15 +132,21 @@ class Quantize:
             raise BadSetting(f"quantize: samples must be >= 1 (got {self.samples})")
 
     def __call__(self, inputs: Mapping[str, Any], out: "Path", *, rng: Generator) -> None:
+        self.run_telling(inputs, out, rng=rng, tell=silent)
+
+    def run_telling(
+        self, inputs: Mapping[str, Any], out: "Path", *, rng: Generator, tell: Tell
+    ) -> None:
+        """The same, telling after each product whose steps are found."""
         if self.role not in inputs or "data" not in inputs:
             raise BadRecipe(
                 f"quantize: needs the ports '{self.role}' and 'data' (got {sorted(inputs)})"
             )
         built: Built = inputs[self.role]
         batch = drawn(inputs["data"], self.samples, self.inputs, rng)
-        save_model(out, self.applied(built, batch))
+        save_model(out, self.applied(built, batch, tell=tell))
 
-    def applied(self, built: Built, batch: "Tensors") -> Built:
+    def applied(self, built: Built, batch: "Tensors", *, tell: Tell = silent) -> Built:
         """The quantized model, calibrated on `batch`; its weights are those of `built`."""
         net = built.module.eval().requires_grad_(False)
         covering, products = _covering(net, batch, self.bits)
@@ -148,10 +159,10 @@ class Quantize:
         for index, scales in enumerate(covering):
             module.keep(index, scales)
         if self.metric != "minmax":
-            self._search(module, batch)
+            self._search(module, batch, tell)
         return Built(spec=Model(build=quantized, kwargs=kwargs), module=module)
 
-    def _search(self, module: QuantizedNetwork, batch: "Tensors") -> None:
+    def _search(self, module: QuantizedNetwork, batch: "Tensors", tell: Tell) -> None:
         hessian = self.metric == "hessian"
         gradients = task_gradients(module, batch, self.outputs) if hessian else None
         for index in range(len(module.products)):
@@ -169,6 +180,7 @@ class Quantize:
                 rounds=self.rounds,
             )
             module.keep(index, found)
+            tell(index + 1, len(module.products), "products")
 
 
 def drawn(data: Data, samples: int, names: Sequence[str], rng: Generator) -> dict[str, Tensor]:
