@@ -34,7 +34,10 @@ sys.modules[checker.__name__] = checker
 PLUGINS = (
     "stillhouse_landmarks.metrics",
     "stillhouse_landmarks.objectives",
+    "stillhouse_pointcloud.detectors",
+    "stillhouse_pointcloud.metrics",
     "stillhouse_pointcloud.objectives",
+    "stillhouse_pointcloud.overlaps",
     "stillhouse_sam.asking",
     "stillhouse_sam.metrics",
     "stillhouse_sam.objectives",

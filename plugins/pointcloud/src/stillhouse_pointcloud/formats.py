@@ -260,6 +260,14 @@ def camera_box(numbers: Array, calib: Calibration) -> Array:
     return np.array([*centre[:3], long, wide, high, yaw])
 
 
+def camera_numbers(box: Array, calib: Calibration) -> list[float]:
+    """A box [7] as KITTI writes it: the inverse of `camera_box`; rotation_y in [-pi, pi)."""
+    at = calib.to_camera @ np.array([*box[:3], 1.0])
+    long, wide, high, yaw = box[3:7].tolist()
+    turn = (-yaw - math.pi / 2 + math.pi) % (2 * math.pi) - math.pi
+    return [high, wide, long, float(at[0]), float(at[1]) + high / 2, float(at[2]), turn]
+
+
 def _numbers(where: str, words: Sequence[str], count: int) -> list[float]:
     try:
         numbers = [float(word) for word in words]
