@@ -182,18 +182,34 @@ def measured(encoder: str, given: argparse.Namespace) -> Record:
         }
 
 
+def verdict(found: Mapping[str, Record]) -> Record:
+    """Of the faster file of each encoder, on one thread, by the processor's time: others may run
+    on the machine.
+    """
+    verdicts: Record = {}
+    for encoder, one in found.items():
+        if "1" in one["threads"]:
+            ratios = one["threads"]["1"]["speed_up_processor"]
+            best = max(ratios, key=lambda name: ratios[name]["median"])
+            speed_up = ratios[best]["median"]
+            verdicts[encoder] = {"file": best, "speed_up": speed_up, "reached": speed_up >= GOAL}
+    return verdicts
+
+
 def table(found: Mapping[str, Record]) -> str:
     lines = [
-        f"{'encoder':28}{'threads':>8}{'float ms':>10}{'int8':>8}{'encoder':>9}{'speed-up':>18}"
+        f"{'encoder':28}{'threads':>8}{'time':>11}{'float ms':>10}{'int8':>8}{'encoder':>9}"
+        f"{'speed-up':>18}"
     ]
     for encoder, one in found.items():
         for threads, times in one["threads"].items():
-            passed, ratios = times["passed_ms"], times["speed_up_passed"]
-            lines.append(
-                f"{encoder:28}{threads:>8}{passed['float']['median']:10.2f}"
-                f"{passed['int8']['median']:8.2f}{passed['encoder']['median']:9.2f}"
-                f"{ratios['int8']['median']:9.2f}{ratios['encoder']['median']:9.2f}"
-            )
+            for kind in ("processor", "passed"):
+                used, ratios = times[f"{kind}_ms"], times[f"speed_up_{kind}"]
+                lines.append(
+                    f"{encoder:28}{threads:>8}{kind:>11}{used['float']['median']:10.2f}"
+                    f"{used['int8']['median']:8.2f}{used['encoder']['median']:9.2f}"
+                    f"{ratios['int8']['median']:9.2f}{ratios['encoder']['median']:9.2f}"
+                )
     return "\n".join(lines)
 
 
@@ -211,11 +227,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for encoder in given.encoders:
         load = os.getloadavg()
         found[encoder] = {**measured(encoder, given), "load_average_before": load}
-        reached = {
-            name: max(ratio["median"] for ratio in one["threads"]["1"]["speed_up_passed"].values())
-            for name, one in found.items()
-            if "1" in one["threads"]
-        }
         record: Record = {
             "claim": f"at least {GOAL} times as fast with integers, on one thread",
             "setting": {
@@ -228,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "environment": environment("cpu"),
             "vector_flags": vector_flags(),
             "encoders": found,
-            "verdict": {name: {"speed_up": r, "reached": r >= GOAL} for name, r in reached.items()},
+            "verdict": verdict(found),
         }
         write(given.out / "int8-latency.json", record)
         print(table({encoder: found[encoder]}), flush=True)

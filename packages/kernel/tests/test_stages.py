@@ -28,6 +28,7 @@ from stillhouse.objectives.objective import (
     Tensors,
     Weighted,
 )
+from stillhouse.profile import macs
 from stillhouse.quantize.ptq import Quantize
 from stillhouse.recipe import Event
 from stillhouse.stages import Convert, Evaluate, Search, Train
@@ -164,6 +165,36 @@ def test_a_conversion_that_takes_long_tells_how_far_it_is(
         (ctx.stage, 1, 2, "products"),
         (ctx.stage, 2, 2, "products"),
     ]
+
+
+class Places(nn.Module):
+    """Gives a parameter of its own, whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Embedding(3, 4)
+        self.outer = nn.Linear(4, 2)
+
+    def forward(self, batch: Tensors) -> Tensors:
+        return {"position": self.inner.weight[0].expand(len(batch["id"]), -1)}
+
+
+class Around(nn.Module):
+    """A network one part of which gives a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = Places()
+
+    def forward(self, batch: Tensors) -> Tensors:
+        return {"out": self.places.outer(self.places(batch)["position"])}
+
+
+def test_counting_products_leaves_what_is_trained_as_it_was() -> None:
+    net = Around()
+    net.places.outer.bias.requires_grad_(False)
+    assert macs(net, {"id": torch.arange(5)}) == 5 * 4 * 2
+    assert [p.requires_grad for p in net.parameters()] == [True, True, False]
 
 
 class Fixed(nn.Module):
