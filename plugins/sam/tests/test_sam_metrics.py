@@ -25,7 +25,10 @@ from stillhouse_sam.prompts import boxes_of, farthest_click, pack_masks
 
 SHAPE = Shape(size=64, grid=8, channels=32, heads=2, mlp=64)
 SIZES = torch.tensor([[64, 48], [24, 64]])
-RECTANGLES = (((4, 12, 6, 16), (20, 29, 3, 10)), ((2, 10, 20, 30), None))  # top, bottom, left, right
+RECTANGLES = (
+    ((4, 12, 6, 16), (20, 29, 3, 10)),
+    ((2, 10, 20, 30), None),
+)  # top, bottom, left, right
 
 
 class Filled(nn.Module):

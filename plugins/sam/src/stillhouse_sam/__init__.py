@@ -6,6 +6,7 @@ domain = Domain(
     name="sam",
     summary="promptable segmentation: small SAMs (in work: no recipe yet)",
     recipes={},
+    predict="stillhouse_sam.predict:predict",
 )
 
 __all__ = ["domain"]
