@@ -137,11 +137,14 @@ def test_only_photos_that_may_be_shown_with_their_credit() -> None:
 
 
 def test_credit_lines() -> None:
-    picture: Any = {"licence": 4, "credit": "A"}
-    assert credit_of(picture) == "A, CC BY 2.0"
-    assert credit_of({**picture, "credit": "", "licence": 1}) == "licence 1"
-    assert credit_of({**picture, "licence": "own"}) == "A, own"
-    assert credit_of({**picture, "licence": None, "credit": ""}) == ""
+    def line(licence: int | str | None, credit: str) -> str:
+        picture: Any = {"licence": licence, "credit": credit}
+        return credit_of(picture)
+
+    assert line(4, "A") == "A, CC BY 2.0"
+    assert line(1, "") == "licence 1"
+    assert line("own", "A") == "A, own"
+    assert line(None, "") == ""
 
 
 def test_the_curve_is_the_miou_of_each_click() -> None:

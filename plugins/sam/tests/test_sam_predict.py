@@ -9,9 +9,10 @@ from PIL import Image
 from stillhouse.artifact import Built, Model
 from stillhouse.errors import BadData, MissingData
 from stillhouse_sam import predict as module
+from stillhouse_sam.counts import counted
 from stillhouse_sam.everything import EverythingSettings
 from stillhouse_sam.formats import decoded
-from stillhouse_sam.models import Shape, named
+from stillhouse_sam.models import SamNetwork, Shape, named
 from stillhouse_sam.predict import FOLDER, predict
 
 SHAPE = Shape(size=64, grid=8, channels=32, heads=2, mlp=64)
@@ -80,10 +81,9 @@ def test_small_pictures_are_drawn_larger_and_masks_where_they_are(
 
 
 def test_a_picture_of_which_nothing_is_kept(built: Built) -> None:
-    with torch.no_grad():  # says of each mask that its IoU is 0
-        head = built.module.sam.mask_decoder.iou_prediction_head.layers[-1]
-        head.weight.zero_()
-        head.bias.zero_()
+    assert isinstance(built.module, SamNetwork)
+    for value in built.module.sam.mask_decoder.iou_prediction_head.parameters():
+        torch.nn.init.zeros_(value)  # says of each mask that its IoU is 0
     row = predict(built, [Path("a.png")])[0]
     assert row["masks"] == 0
     assert json.loads((FOLDER / "a.json").read_text())["annotations"] == []
@@ -96,14 +96,11 @@ def test_of_a_large_picture_fewer_points_are_decoded_at_a_time(
     all_kept(monkeypatch)
     whole = predict(built, [Path("a.png")])[0]
     before = (FOLDER / "a.json").read_text()
-    calls: list[int] = []
-    hook = built.module.sam.mask_decoder.register_forward_hook(
-        lambda *_: calls.append(1)  # pyright: ignore[reportUnknownLambdaType]
-    )
+    assert isinstance(built.module, SamNetwork)
     monkeypatch.setattr(module, "PIXELS", 3 * 40 * 56 * 5)
-    assert predict(built, [Path("a.png")])[0]["masks"] == whole["masks"]
-    hook.remove()
-    assert len(calls) == 1 + 4  # 16 points, 5 at a time
+    with counted(built.module.sam) as counts:
+        assert predict(built, [Path("a.png")])[0]["masks"] == whole["masks"]
+    assert counts.calls == 1 + 4  # 16 points, 5 at a time
     first, second = (
         json.loads(text)["annotations"] for text in (before, (FOLDER / "a.json").read_text())
     )
