@@ -4,13 +4,8 @@ from stillhouse.domain import Domain
 
 domain = Domain(
     name="sam",
-<<<<<<< HEAD
     summary="promptable segmentation: small SAMs, from large ones, in few bits",
     recipes={"tinysam": "stillhouse_sam.recipes.tinysam:tinysam"},
-=======
-    summary="promptable segmentation: small SAMs (in work: no recipe yet)",
-    recipes={},
->>>>>>> refs/heads/metrics
     predict="stillhouse_sam.predict:predict",
 )
 
