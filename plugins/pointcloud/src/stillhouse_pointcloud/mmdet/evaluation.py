@@ -28,13 +28,12 @@ Array = NDArray[np.float64]
 
 
 def kitti_ap(batch: Tensors, found: Sequence[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
-    """AP at 40 recalls, in percent, by "<view>/<class>/<level>" ("bev/Car/moderate"), of boxes
+    """AP at 40 recalls, a fraction, by "<class>_<view>_<level>_ap" ("car_3d_moderate_ap"), of boxes
     [M, 7], scores [M] and labels [M] a frame, against the truth of a batch of `data.ReadKitti`.
 
     mmdetection3d's kitti_eval at its strict overlaps (0.7 Car, 0.5 others). A true box counts at
     the levels that its difficulty says; found boxes that are lower than a level's limit in the
-    picture do not count, by `boxes.image_heights`. Takes about a second a pair of frames' boxes
-    more than its start, some 40 s: numba compiles, and the overlaps are counted in plain Python.
+    picture do not count, by `boxes.image_heights`. A class without a true box that counts has 0.
     """
     if package := missing():
         raise MissingExtra("mmdetection3d's KITTI evaluation", package, install=EXTRA)
@@ -122,7 +121,9 @@ def main() -> None:
     found = [_annotation(frame["dt"]) for frame in frames]
     _, scores = kitti.kitti_eval(truth, found, list(CLASSES), eval_types=list(VIEWS))
     named = {
-        f"{view}/{name}/{level}": float(scores[f"KITTI/{name}_{said}_AP40_{level}_strict"])
+        f"{name.lower()}_{view}_{level}_ap": (
+            float(scores[f"KITTI/{name}_{said}_AP40_{level}_strict"]) / 100
+        )
         for view, said in VIEWS.items()
         for name in CLASSES
         for level in LEVELS
