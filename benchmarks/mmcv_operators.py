@@ -25,12 +25,14 @@ from stillhouse.digest import code_version
 from stillhouse.environment import environment
 from stillhouse_pointcloud.data import from_arrays
 from stillhouse_pointcloud.mmdet.configs import NAMED, model
-from stillhouse_pointcloud.mmdet.library import imported
+from stillhouse_pointcloud.mmdet.library import imported, quiet
 from stillhouse_pointcloud.mmdet.network import Detector
 from stillhouse_pointcloud.samples import SMALL_LIDAR, SMALL_STREET, render
 
 ROOT = Path(__file__).parent.parent
+MARKS = ("<!-- mmcv-operators -->", "<!-- /mmcv-operators -->")  # around the tables in the page
 Operator = Callable[[Any], None]  # Any: the module mmcv.ops
+Record = Mapping[str, Any]  # Any: JSON
 
 
 def cloud(points: int = 64) -> Tensor:
@@ -126,10 +128,16 @@ def predicts(name: str) -> None:
         module.detections(module(scene()))
 
 
-def tried(work: Callable[[], None]) -> str:
+def operator(name: str) -> None:
+    OPERATORS[name][1](imported("mmcv.ops"))
+
+
+def tried(work: Callable[[str], None], name: str) -> str:
     """ "yes", or what stopped it."""
-    there, here = multiprocessing.get_context("fork").Pipe()
-    child = multiprocessing.get_context("fork").Process(target=_try, args=(work, here))
+    # no fork: it would be refused CUDA for that reason alone
+    context = multiprocessing.get_context("spawn")
+    there, here = context.Pipe()
+    child = context.Process(target=_try, args=(work, name, here))
     child.start()
     here.close()
     try:
@@ -141,13 +149,16 @@ def tried(work: Callable[[], None]) -> str:
     return said
 
 
-def _try(work: Callable[[], None], answer: Connection) -> None:
+def _try(work: Callable[[str], None], name: str, answer: Connection) -> None:
     torch.set_num_threads(1)
     try:
-        work()
+        with quiet():
+            work(name)
         answer.send("yes")
     except Exception as error:  # whatever stops it is the result
-        answer.send(next(iter(str(error).splitlines()), type(error).__name__))
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        # without what would do, the page says it
+        answer.send(said.partition("; run it on a GPU")[0].partition(". Please")[0])
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -155,23 +166,33 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
+def tables(operators: Mapping[str, Record], detectors: Mapping[str, Record]) -> str:
+    rows = [[f"`{name}`", one["used_by"], one["cpu"]] for name, one in operators.items()]
+    first = table(["operator of mmcv", "used by", "runs on the CPU"], rows)
+    rows = [
+        [f"`{name}`", f"{one['parameters'] / 1e6:.2f} M", one["trains"], one["predicts"]]
+        for name, one in detectors.items()
+    ]
+    return f"{first}\n\n{table(['detector', 'parameters', 'trains', 'predicts'], rows)}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What of mmcv runs without CUDA.")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "mmcv-operators")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "pointcloud.md")
     given = parser.parse_args(arguments)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    ops = imported("mmcv.ops")
     found = {
-        name: {"used_by": used, "cpu": tried(lambda work=work: work(ops))}
-        for name, (used, work) in OPERATORS.items()
+        name: {"used_by": used, "cpu": tried(operator, name)}
+        for name, (used, _) in OPERATORS.items()
     }
-    detectors: dict[str, dict[str, Any]] = {}
+    detectors: dict[str, Record] = {}
     for name in NAMED:
         count = sum(p.numel() for p in built(name).parameters())
         detectors[name] = {
             "parameters": count,
-            "trains": tried(lambda name=name: trains(name)),
-            "predicts": tried(lambda name=name: predicts(name)),
+            "trains": tried(trains, name),
+            "predicts": tried(predicts, name),
         }
     record = {
         "claim": "which of mmcv's operators run without CUDA (no goal)",
@@ -182,14 +203,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "detectors": detectors,
     }
     write(given.out / "mmcv-operators.json", record)
-    rows = [[f"`{name}`", one["used_by"], one["cpu"]] for name, one in found.items()]
-    print(table(["operator of mmcv", "used by", "runs on the CPU"], rows))
-    print()
-    rows = [
-        [f"`{name}`", f"{one['parameters'] / 1e6:.2f} M", one["trains"], one["predicts"]]
-        for name, one in detectors.items()
-    ]
-    print(table(["detector", "parameters", "trains on the CPU", "predicts on the CPU"], rows))
+    said = tables(found, detectors)
+    print(said)
+    text = given.page.read_text()
+    before, _, rest = text.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    given.page.write_text(f"{before}{MARKS[0]}\n{said}\n{MARKS[1]}{after}")
 
 
 if __name__ == "__main__":

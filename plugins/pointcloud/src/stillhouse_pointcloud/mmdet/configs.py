@@ -7,7 +7,7 @@ from typing import Any
 
 from stillhouse.artifact import Model
 from stillhouse.errors import BadSetting, MissingData, UnknownName
-from stillhouse_pointcloud.mmdet.library import configs, imported
+from stillhouse_pointcloud.mmdet.library import configs, imported, quiet
 from stillhouse_pointcloud.mmdet.narrow import Config, narrowed
 from stillhouse_pointcloud.mmdet.network import detector
 
@@ -97,7 +97,8 @@ def _file(base: str) -> Path:
 def _read(file: Path) -> Config:
     config = imported("mmengine.config").Config
     try:
-        return config.fromfile(str(file)).to_dict()
+        with quiet():
+            return config.fromfile(str(file)).to_dict()
     except Exception as error:  # the file is code: it may fail in any way
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise BadSetting(f"{file}: not an mmdetection3d configuration ({reason})") from error

@@ -3,7 +3,10 @@
 import functools
 import importlib
 import importlib.util
+import logging
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,15 @@ def _register() -> None:
             importlib.import_module(name)
 
 
-def quiet() -> "warnings.catch_warnings[None]":
-    """Warnings left out, within a `with`."""
-    # they are about its code and its dependencies', which nobody here can change
-    return warnings.catch_warnings(action="ignore")
+@contextmanager
+def quiet() -> Generator[None]:
+    """Its warnings and its notes left out: they are about its own code and its dependencies', which
+    nobody here can change, and about every tensor that it draws.
+    """
+    before = logging.root.manager.disable
+    with warnings.catch_warnings(action="ignore"):
+        logging.disable(max(before, logging.INFO))
+        try:
+            yield
+        finally:
+            logging.disable(before)

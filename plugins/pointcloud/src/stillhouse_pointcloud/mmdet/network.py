@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from stillhouse.errors import BadSetting
 from stillhouse.objectives.objective import Tensors
@@ -65,7 +64,7 @@ class Detector(nn.Module):
         super().__init__()
         self.net, self.name = net, name
         self.classes, self.points, self.layers = tuple(classes), points, dict(layers)
-        self._shape: pytree.TreeSpec | None = None
+        self._shape: Any = None  # Any: see `_flat`
         _check_layers(net, layers, name)
 
     @property
@@ -150,7 +149,8 @@ class Detector(nn.Module):
         return self.head.loss_by_feat(*outs, boxes, metas, [None for _ in samples])
 
     def _maps(self, outs: Any) -> dict[str, Tensor]:  # Any: nested lists and mappings of tensors
-        leaves, self._shape = pytree.tree_flatten(outs)
+        leaves: list[Tensor] = []
+        self._shape = _flat(outs, leaves)
         anchored = len(leaves) == len(ANCHOR_MAPS) and hasattr(self.head, "prior_generator")
         names = ANCHOR_MAPS if anchored else [f"head.{i}" for i in range(len(leaves))]
         return dict(zip(names, leaves, strict=True))
@@ -192,9 +192,10 @@ class Detector(nn.Module):
 
     def _decoded(self, outputs: Tensors, settings: Mapping[str, float]) -> Any:  # Any: mmdet3d's
         head, outs = self.head, self._rebuilt(outputs)
-        count = len(next(leaf for leaf in pytree.tree_leaves(outs)))
+        leaves: list[Tensor] = []
+        _flat(outs, leaves)
         samples = truth(
-            {"points_offsets": torch.zeros(count + 1, dtype=torch.long)},
+            {"points_offsets": torch.zeros(len(leaves[0]) + 1, dtype=torch.long)},
             self.classes,
             numbers=7,
             bounds=None,
@@ -211,8 +212,7 @@ class Detector(nn.Module):
             return tuple([outputs[name]] for name in ANCHOR_MAPS)
         if self._shape is None:
             raise BadSetting(f"{self.name}: detections need the outputs of its own forward")
-        leaves = [outputs[f"head.{i}"] for i in range(self._shape.num_leaves)]
-        return pytree.tree_unflatten(leaves, self._shape)
+        return _unflat(self._shape, outputs)
 
     def _ours(self, found: Any) -> tuple[Tensor, Tensor, Tensor]:  # Any: mmdetection3d's
         boxes = found.bboxes_3d
@@ -262,10 +262,31 @@ def _sorted(boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tens
 
 
 def _losses(given: Mapping[str, Any]) -> dict[str, Tensor]:  # Any: tensors and lists of them
-    terms = {name: sum(pytree.tree_leaves(value)) for name, value in given.items()}
-    tensors = {name: value for name, value in terms.items() if isinstance(value, Tensor)}
+    tensors: dict[str, Tensor] = {}
+    for name, value in given.items():
+        leaves: list[Tensor] = []
+        _flat(value, leaves)
+        tensors[name] = torch.stack([leaf.sum() for leaf in leaves]).sum()
     total = torch.stack([value for name, value in tensors.items() if "loss" in name]).sum()
     return {**tensors, "loss": total}
+
+
+def _flat(given: Any, leaves: list[Tensor]) -> Any:  # Any: nested lists and mappings of tensors
+    """Puts the tensors into `leaves`; the same nest with their numbers in their places."""
+    if isinstance(given, Mapping):
+        return {key: _flat(value, leaves) for key, value in given.items()}
+    if isinstance(given, (list, tuple)):
+        return [_flat(value, leaves) for value in given]
+    leaves.append(given)
+    return len(leaves) - 1
+
+
+def _unflat(shape: Any, outputs: Tensors) -> Any:  # Any: what `_flat` gave
+    if isinstance(shape, int):
+        return outputs[f"head.{shape}"]
+    if isinstance(shape, dict):
+        return {key: _unflat(value, outputs) for key, value in shape.items()}
+    return [_unflat(value, outputs) for value in shape]
 
 
 def _tensor(output: Any, where: str) -> Tensor:  # Any: what a module gives
@@ -299,7 +320,9 @@ def detector(
     given = restored(config)
     _check_types(given, name)
     models = imported("mmdet3d.registry").MODELS
-    with quiet():
+    scope = imported("mmengine.registry").DefaultScope
+    # its parts look each other up in mmengine's registry unless the scope says otherwise
+    with quiet(), scope.overwrite_default_scope("mmdet3d"):
         try:
             net = models.build(imported("mmengine.config").ConfigDict(given))
         except (KeyError, TypeError, ValueError, AssertionError) as error:

@@ -10,8 +10,11 @@ from contextlib import contextmanager
 
 from stillhouse.errors import BadSetting
 
-# what mmcv's dispatcher says for a device that it has no implementation for
-MISSING = re.compile(r"(\w+?)(?:_impl)?: implementation for device (\w+)(?::\d+)? not found")
+# what mmcv's dispatcher, and what an operator, says of a device that it is not made for
+MISSING = (
+    re.compile(r"(\w+?)(?:_impl)?: implementation for device (\w+)(?::\d+)? not found"),
+    re.compile(r"(\w+) is not implemented on (CPU)"),
+)
 # what some operators ask of CUDA, or of their tensors, before they are dispatched
 CUDA_ASKED = re.compile(
     r"Torch not compiled with CUDA|Found no NVIDIA driver|No CUDA GPUs|must be (?:a )?CUDA"
@@ -33,10 +36,11 @@ def named_operators(detector: str) -> Generator[None]:
         yield
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         said = str(error)
-        if found := MISSING.search(said):
+        found = next((one for pattern in MISSING if (one := pattern.search(said))), None)
+        if found:
             raise BadSetting(
                 f"{detector}: mmcv's operator '{found[1]}' has no implementation for "
-                f"'{found[2]}' here; {ADVICE}"
+                f"{found[2].lower()} here; {ADVICE}"
             ) from error
         if CUDA_ASKED.search(said):
             raise BadSetting(
