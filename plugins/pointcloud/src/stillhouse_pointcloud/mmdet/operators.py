@@ -1,0 +1,61 @@
+"""mmcv's operators that have no CPU implementation: what stops, and what would do.
+
+Which run was measured: docs/pointcloud.md, "What runs without CUDA", made by
+`benchmarks/mmcv_operators.py`.
+"""
+
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from stillhouse.errors import BadSetting
+
+# what mmcv's dispatcher, and what an operator, says of a device that it is not made for
+MISSING = (
+    re.compile(r"(\w+?)(?:_impl)?: implementation for device (\w+)(?::\d+)? not found"),
+    re.compile(r"(\w+) is not implemented on (CPU)"),
+)
+# what some operators ask of CUDA, or of their tensors, before they are dispatched
+CUDA_ASKED = re.compile(
+    r"Torch not compiled with CUDA|Found no NVIDIA driver|No CUDA GPUs|must be (?:a )?CUDA"
+    r"|type torch\.cuda\.\w+ not available|not compiled with (?:CUDA|GPU) support",
+    re.IGNORECASE,
+)
+ADVICE = (
+    "run it on a GPU with mmcv compiled for CUDA (FORCE_CUDA=1 and nvcc when it is installed), or "
+    "take pointpillars-kitti or centerpoint-nuscenes, which train and predict on the CPU"
+)
+
+
+@contextmanager
+def named_operators(detector: str) -> Generator[None]:
+    """Turns the failure of an operator without an implementation for the device into a BadSetting
+    that says which it was; other errors pass.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        said = str(error)
+        found = next((one for pattern in MISSING if (one := pattern.search(said))), None)
+        if found:
+            raise BadSetting(
+                f"{detector}: mmcv's operator '{found[1]}' has no implementation for "
+                f"{found[2].lower()} here; {ADVICE}"
+            ) from error
+        if CUDA_ASKED.search(said):
+            raise BadSetting(
+                f"{detector}: mmcv's operator '{_asking(error)}' needs CUDA; {ADVICE}"
+            ) from error
+        raise
+
+
+def _asking(error: BaseException) -> str:
+    """The innermost function of mmcv or mmdetection3d that the error came through."""
+    name, trace = "unknown", error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if "mmcv" in code.co_filename or "mmdet3d" in code.co_filename:
+            stem = code.co_filename.rpartition("/")[2].removesuffix(".py")
+            name = f"{stem}.{code.co_name}"
+        trace = trace.tb_next
+    return name

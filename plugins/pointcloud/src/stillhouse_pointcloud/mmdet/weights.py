@@ -1,0 +1,61 @@
+"""Weights of mmdetection3d's detectors that others trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Generator
+
+from stillhouse.artifact import Built, Model, save_model
+from stillhouse.errors import BadData
+from stillhouse.weights import checkpoint_file, load_strictly, read_state, unwrapped
+from stillhouse_pointcloud.mmdet.network import Detector
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadDetector:
+    """A `convert`: the port "checkpoint" as the detector `model` (see `configs.model`).
+
+    The port is a checkpoint as mmdetection3d's runner writes them (.pth; read without running code
+    in it, every tensor accounted for), or a folder with model.json, which keeps its own spec and
+    must find the same classes in the same voxels. Raises BadData.
+    """
+
+    model: Model
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Any],  # Any: Built or Path
+        out: Path,
+        *,
+        rng: Generator,  # noqa: ARG002
+    ) -> None:
+        source = inputs["checkpoint"]
+        module = self.model.new()
+        assert isinstance(module, Detector)
+        if isinstance(source, Built):
+            _check(source, module)
+            save_model(out, source)
+            return
+        file = checkpoint_file(source)
+        state = read_state(file)
+        load_strictly(module.net, (state, unwrapped(state)), where=f"{file} ({module.name})")
+        save_model(out, Built(spec=self.model, module=module))
+
+
+def _check(source: Built, wanted: Detector) -> None:
+    found = source.module
+    if not isinstance(found, Detector):
+        raise BadData(
+            f"checkpoint: a {type(found).__name__}, not a detector of mmdetection3d; give one"
+        )
+    for what, mine, other in (
+        ("classes", found.classes, wanted.classes),
+        ("voxels", found.grid, wanted.grid),
+    ):
+        if mine != other:
+            raise BadData(
+                f"checkpoint: the given detector has {what} {mine}, {wanted.name} {other}; give "
+                "one with the same"
+            )
