@@ -20,8 +20,8 @@ NOTES = (
     "divergence of the quantized from the float network: the published search takes KL(y, y), "
     "whose gradient is zero but for rounding. After a softmax a number is rounded in one of two "
     "ranges, never the sum of both as in the released code.",
-    "The int8 row is an ONNX file whose image encoder ONNX Runtime runs with integers at the scales "
-    "found; prompt encoder and decoder stay floats, which are as fast there and more exact. After a "
+    "The int8 row is an ONNX file whose image encoder ONNX Runtime runs with integers, by the "
+    "scales found; prompt encoder and decoder stay floats, as fast there and more exact. After a "
     "softmax or a GELU it has one range, since ONNX has no two.",
     "Box prompts of all scores are true boxes: the paper's are those that ViTDet-H detects, so its "
     "AP is not comparable. AP is within the objects of each category, scored by predicted IoU.",
