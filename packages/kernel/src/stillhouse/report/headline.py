@@ -4,7 +4,16 @@ from collections.abc import Mapping, Sequence
 
 from stillhouse.report.document import Headline, Row, Score
 from stillhouse.report.statistics import Difference
-from stillhouse.report.units import difference, inside, interval, number, quantity, seeds, unit
+from stillhouse.report.units import (
+    difference,
+    inside,
+    interval,
+    number,
+    quantity,
+    seeds,
+    significant,
+    unit,
+)
 
 COMPUTE = ("macs", "parameters", "latency_b1_ms")
 
@@ -92,7 +101,7 @@ def _teacher(best: Row, baseline: Row, teacher: Row, primary: Score) -> list[str
         if name in best.scores and name in teacher.scores and teacher.scores[name].mean > 0:
             part = 100 * best.scores[name].mean / teacher.scores[name].mean
             label = inside(unit(name).label)
-            lines.append(f"The student needs {part:.2g} % of the teacher's {label}.")
+            lines.append(f"The student needs {significant(part, 2)} % of the teacher's {label}.")
             break
     return lines
 
