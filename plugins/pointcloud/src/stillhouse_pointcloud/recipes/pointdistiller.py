@@ -230,7 +230,7 @@ def _scores(
     return [
         Evaluate(
             name=f"{name}-scores",
-            metrics=(KittiAp(within=settings.grid()), Profile()),
+            metrics=(_ap(settings, "student"), Profile()),
             inputs={"data": _scored(settings), "student": ref},
             # one seed a row is timed: the others have the same layers
             measures=(Latency(batches=(1,)), Memory(batch=1))
@@ -241,14 +241,23 @@ def _scores(
     ]
 
 
+def _ap(settings: PointDistillerSettings, role: str, sampling: str = "kitti") -> KittiAp:
+    return KittiAp(role=role, overlaps=settings.overlaps, sampling=sampling, within=settings.grid())
+
+
 def _lines(settings: PointDistillerSettings, teacher: str, seed: int) -> dict[str, tuple[str, str]]:
     """Of each row its role and where that comes from."""
     lines = {"teacher": ("teacher", teacher)}
     return lines | {ROWS[s]: (f"student-{s}", f"{s}-{seed}.student") for s in settings.students}
 
 
+def _sources(lines: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    return dict(lines.values())
+
+
 def _study_titles(settings: PointDistillerSettings) -> dict[str, tuple[str, ...]]:
-    titles = {"Latency in turns, and pictures, first seed": ("pictures",)}
+    titles: dict[str, tuple[str, ...]] = {}
+    titles["Latency in turns, and pictures, first seed"] = ("pictures",)
     if _distilled(settings):
         titles["The loss's encoders after training, first seed"] = ("encoders",)
     if settings.scenes:
@@ -282,12 +291,12 @@ def _drawn_here(settings: PointDistillerSettings) -> bool:
 
 def _pictures(settings: PointDistillerSettings, teacher: str) -> Evaluate:
     lines = _lines(settings, teacher, 0)
-    pictures = (BirdsEye(lines=_shown(settings)),)
+    pictures: tuple[BirdsEye] = (BirdsEye(lines=_shown(settings)),)
     free = _drawn_here(settings) and settings.scored_on == "test"
     return Evaluate(
         name="pictures",
         metrics=(Lines(lines={line: Profile(role=role) for line, (role, _) in lines.items()}),),
-        inputs={"data": _scored(settings), **dict(lines.values())},
+        inputs={"data": _scored(settings), **_sources(lines)},
         measures=(
             Latencies(lines={line: role for line, (role, _) in lines.items()}, batches=(1,)),
         ),
@@ -319,15 +328,12 @@ def _encoders(settings: PointDistillerSettings, teacher: str) -> Evaluate:
 def _real(settings: PointDistillerSettings, teacher: str, seed: int) -> Evaluate:
     """The real test frames, whose pictures a published report leaves out (CC BY-NC-SA)."""
     lines = _lines(settings, teacher, seed)
-    grid = settings.grid()
-    found = {
-        line: KittiAp(role=role, sampling="exact", within=grid) for line, (role, _) in lines.items()
-    }
+    found = {line: _ap(settings, role, "exact") for line, (role, _) in lines.items()}
     pictures = (BirdsEye(lines=_shown(settings), name="real-birds-eye"),)
     return Evaluate(
         name=f"real-{seed}",
         metrics=(Lines(lines=found),),
-        inputs={"data": "data.real", **dict(lines.values())},
+        inputs={"data": "data.real", **_sources(lines)},
         figures=pictures if seed == 0 else (),
     )
 

@@ -21,8 +21,9 @@ NOTES = (
     "convolution, BatchNorm and ReLU. Their weights are ours: the paper prints none.",
     "Students have the same first weights and batches of a seed, whatever they learn from. "
     "Encoders and regressors are trained beside them and are no part of them.",
-    "AP is KITTI's over 40 recalls, at 0.7 (cars) and 0.5 in space; truths outside the detectors' "
-    "grid are ignored. All scores are those of the last step.",
+    "AP is KITTI's over 40 recalls; a right box shares 0.7 (cars) or 0.5 in space with the truth, "
+    "unless `overlaps` says otherwise, as it does at tiny, where nobody learns long enough for "
+    "that. Truths outside the detectors' grid are ignored. All scores are those of the last step.",
     "Not here: pasting of other frames' objects into a scene (GT sampling), which the paper "
     "trains with; and the authors' cyclic schedule, for which a cosine stands that rises as long "
     "and as high. The optimizer's betas are AdamW's own.",

@@ -14,6 +14,7 @@ from stillhouse.training import Precision
 from stillhouse_pointcloud.augment import SceneAugment
 from stillhouse_pointcloud.detectors import PillarGrid
 from stillhouse_pointcloud.distilled import LAYERS, PILLARS, GraphTerm
+from stillhouse_pointcloud.metrics import OVERLAPS
 
 Student = Literal["alone", "alone16", "fitnets", "at", "local", "reweight", "both"]
 STUDENTS: tuple[Student, ...] = get_args(Student)
@@ -71,6 +72,9 @@ class PointDistillerSettings(Settings):
     held_out: int = Field(100, ge=1, description="rendered scenes that score, where there are some")
     copies: int = Field(1, ge=1, description="of each real training frame beside rendered scenes")
     beams: int = Field(64, ge=2, description="of the rendered scenes' LiDAR")
+    overlaps: tuple[float, float, float] = Field(
+        OVERLAPS, description="a right box shares with the truth: car, pedestrian, cyclist"
+    )
     validation: float = Field(0.1, gt=0, lt=1, description="part of the training frames kept apart")
     scored_on: Literal["test", "validation"] = Field(
         "test", description="validation: the frames to choose settings on"
@@ -80,34 +84,35 @@ class PointDistillerSettings(Settings):
     presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {
         "tiny": {
             "data": "builtin:stillhouse_pointcloud.samples:scenes",
-            "teacher_model": "pillars-8",
-            "student": "pillars-4",
-            "student16": "pillars-2",
+            "teacher_model": "pillars-16",
+            "student": "pillars-8",
+            "student16": "pillars-4",
             "layers": (1, 1, 1),
             "momentum": 0.1,
             "x": (0.0, 35.2),
             "y": (-17.6, 17.6),
             "cell": 0.55,
             "max_pillars": 4096,
-            "steps": 40,
-            "teacher_steps": 80,
-            "lr": 0.01,
+            "steps": 80,
+            "teacher_steps": 240,
+            "lr": 0.02,
             "teacher_lr": 0.01,
             "num": 128,
             "k": 16,
             "out_dim": 8,
+            "overlaps": (0.3, 0.1, 0.1),
         },
         "small": {
             "data": "data:kitti-mini",
             "teacher_model": "pillars-32",
             "student": "pillars-16",
             "student16": "pillars-8",
-            "layers": (1, 2, 2),
             "momentum": 0.1,
             "x": (0.0, 35.2),
             "y": (-17.6, 17.6),
             "cell": 0.275,
             "max_pillars": 16_000,
+            "teacher_steps": 2000,
             "num": 512,
             "k": 32,
             "scenes": 600,
