@@ -66,8 +66,8 @@ class PointDistillerSettings(Settings):
     )
     kd_weight: float = Field(1.0, ge=0, description="of the graph loss")
     hint: Map = Field("bev", description="the map that FitNets and AT compare")
-    hint_weight: float = Field(1.0, ge=0, description="of FitNets' loss")
-    at_weight: float = Field(1000.0, ge=0, description="of AT's loss")
+    hint_weight: float = Field(3.0, ge=0, description="of FitNets' loss")
+    at_weight: float = Field(1.5e6, ge=0, description="of AT's loss")
     scenes: int = Field(0, ge=0, description="rendered training scenes; 0: the data alone")
     held_out: int = Field(100, ge=1, description="rendered scenes that score, where there are some")
     copies: int = Field(1, ge=1, description="of each real training frame beside rendered scenes")
@@ -100,6 +100,7 @@ class PointDistillerSettings(Settings):
             "num": 128,
             "k": 16,
             "out_dim": 8,
+            "at_weight": 1.5e4,
             "overlaps": (0.3, 0.1, 0.1),
         },
         "small": {
@@ -115,6 +116,7 @@ class PointDistillerSettings(Settings):
             "teacher_steps": 2000,
             "num": 512,
             "k": 32,
+            "at_weight": 1e5,
             "scenes": 600,
             "held_out": 150,
             "copies": 5,
