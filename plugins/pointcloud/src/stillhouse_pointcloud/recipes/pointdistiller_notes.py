@@ -19,7 +19,7 @@ NOTES = (
     "teacher runs in training mode; here it does not.",
     "FitNets and AT compare the canvas of pillars (`hint`), the first by a trained 1 x 1 "
     "convolution, BatchNorm and ReLU. Their weights are ours, the paper prints none: they bring "
-    "each loss to about 1 at a student's first step, where the graph losses are (AT's is a mean over "
+    "each loss to about 1 at a first step, where the graph losses are (AT's is a mean over "
     "positions of maps of 2-norm 1, and so smaller, the more cells a grid has).",
     "Students have the same first weights and batches of a seed, whatever they learn from. "
     "Encoders and regressors are trained beside them and are no part of them.",

@@ -113,7 +113,7 @@ class PointDistillerSettings(Settings):
             "y": (-17.6, 17.6),
             "cell": 0.275,
             "max_pillars": 16_000,
-            "teacher_steps": 2000,
+            "teacher_steps": 1500,
             "num": 512,
             "k": 32,
             "at_weight": 1e5,
