@@ -137,21 +137,24 @@ class PillarDetector(nn.Module):
         counts, offsets = batch[COUNTS], batch[f"{COUNTS}_offsets"]
         voxels = self.voxels(batch[POINTS], counts)
         bev = self.canvas(voxels, batch[CELLS], offsets)
-        maps: list[Tensor] = []
-        x = bev
-        for block in self.backbone:
-            x = block(x)
-            maps.append(x)
-        neck = torch.cat([up(x) for up, x in zip(self.neck, maps, strict=True)], dim=1)
         return {
-            **self.head(neck),
             "voxels": voxels,
             "voxel_counts": counts,
             "voxel_offsets": offsets,
             "bev": bev,
-            **{f"backbone.{i}": x for i, x in enumerate(maps)},
-            "neck": neck,
+            **self.maps(bev),
         }
+
+    def maps(self, bev: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
+        """From the canvas on: the head's maps, the backbone's and the neck's."""
+        found: list[Tensor] = []
+        x = bev
+        for block in self.backbone:
+            x = block(x)
+            found.append(x)
+        neck = torch.cat([up(x) for up, x in zip(self.neck, found, strict=True)], dim=1)
+        each = {f"backbone.{i}": x for i, x in enumerate(found)}
+        return {**self.head(neck), **each, "neck": neck}
 
     def canvas(
         self, voxels: Float[Tensor, "P C"], cells: Tensor, offsets: Tensor

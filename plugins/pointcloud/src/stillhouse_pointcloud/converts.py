@@ -1,0 +1,203 @@
+"""Detectors from checkpoints, and to files: safetensors, and ONNX of all but the voxelisation.
+
+P: pillars of a cloud. M: points a pillar holds at most. H, W: the grid's cells; h, w: those of the
+head's map.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from stillhouse.artifact import Built, Model, save_model
+from stillhouse.data.data import Data, rows_of
+from stillhouse.errors import BadData
+from stillhouse.export import check_onnx, check_opset, write_onnx
+from stillhouse.objectives.objective import Tensors
+from stillhouse.profile import first_batch, parameters
+from stillhouse.quantize.onnx_network import ONNX
+from stillhouse.weights import checkpoint_file, load_strictly, read_state, unwrapped
+from stillhouse_pointcloud.detectors import PillarDetector, PillarGrid, with_pillars
+from stillhouse_pointcloud.detectors.pillars import CELLS, COUNTS, DECORATED, POINTS
+
+INPUTS, MAPS = (POINTS, COUNTS, CELLS), ("cls", "box", "dir")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadDetector:
+    """A `convert`: the weights of the port "checkpoint" in `model`, every tensor accounted for.
+
+    The port is a folder with model.json, which keeps its own spec and must have the same grid; or a
+    .safetensors file or torch checkpoint, read without running code in it.
+    """
+
+    model: Model
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Any],  # Any: Built or Path
+        out: Path,
+        *,
+        rng: Generator,  # noqa: ARG002
+    ) -> None:
+        source = inputs["checkpoint"]
+        if isinstance(source, Built):
+            self._check(source)
+            save_model(out, source)
+            return
+        file = checkpoint_file(source)
+        module, state = self.model.new(), read_state(file)
+        load_strictly(module, (state, unwrapped(state)), where=str(file))
+        save_model(out, Built(spec=self.model, module=module))
+
+    def _check(self, source: Built) -> None:
+        if not isinstance(source.module, PillarDetector):
+            raise BadData("the given teacher is no detector of pillars; give one that is")
+        wanted, found = PillarGrid.of(self.model.kwargs["grid"]), source.module.grid
+        if found != wanted:
+            raise BadData(
+                f"the given teacher has the grid {found}, the recipe {wanted}; set x, y, cell, "
+                "max_points and max_pillars alike"
+            )
+
+
+class DensePillars(nn.Module):
+    """A detector's maps of one cloud whose pillars stand in rows of equal length: pillar_points
+    [P, M, 9], rows beyond a pillar's count of any value; pillar_counts [P]; pillar_cells [P, 2] ->
+    cls [1, 18, h, w], box [1, 42, h, w], dir [1, 12, h, w].
+    """
+
+    def __init__(self, detector: PillarDetector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, batch: Tensors) -> dict[str, Tensor]:
+        points, counts, cells = (batch[name] for name in INPUTS)
+        encoder, (height, width) = self.detector.voxels, self.detector.grid.shape
+        each = encoder.linear(points)
+        each = F.relu(encoder.norm(each.flatten(0, 1)).view_as(each))
+        real = torch.arange(points.shape[1])[None] < counts[:, None]
+        voxels = (each * real[..., None]).amax(dim=1)  # each is >= 0, and every pillar has a point
+        at = cells[:, 0] * width + cells[:, 1]
+        bev = voxels.new_zeros(height * width, voxels.shape[1])
+        bev = bev.index_put((at,), voxels).view(1, height, width, -1).permute(0, 3, 1, 2)
+        return self.detector.maps(bev)
+
+
+def dense(batch: Tensors, grid: PillarGrid) -> dict[str, Tensor]:
+    """The inputs of `DensePillars`, of a batch of one cloud."""
+    made = with_pillars(batch, grid)
+    counts = made[COUNTS]
+    starts = counts.cumsum(0) - counts
+    owner = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    place = torch.arange(len(owner)) - starts[owner]
+    rows = torch.zeros(len(counts), grid.max_points, DECORATED)
+    rows[owner, place] = made[POINTS]
+    return {POINTS: rows, COUNTS: counts, CELLS: made[CELLS]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportDetector:
+    """A `convert` that writes model.json, model.safetensors, model.onnx, export.json and README.md.
+
+    The ONNX file is `DensePillars` of the port "student": from pillars to the head's maps. What is
+    outside it, because it depends on the data: sorting points into pillars, and from maps to boxes
+    (both in torch, `with_pillars` and `PillarDetector.boxes`). The pillars' number is dynamic, a
+    cloud at a time. It is checked on the first `samples` clouds of the port "data": raises
+    ContractError where it and torch differ by more than `tolerance`.
+    """
+
+    title: str
+    paper: str
+    opset: int = 18
+    samples: int = 4
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_opset(self.opset, where="export")
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Any],  # Any: Built and Data
+        out: Path,
+        *,
+        rng: Generator,  # noqa: ARG002
+    ) -> None:
+        built: Built = inputs["student"]
+        module = built.module.eval()
+        if not isinstance(module, PillarDetector):
+            raise BadData(f"export: a {type(module).__name__} has no pillars; give a detector")
+        save_model(out, built)
+        clouds = self._clouds(inputs["data"], module.grid)
+        network = DensePillars(module).eval()
+        write_onnx(network, clouds[0], MAPS, out / ONNX, opset=self.opset)
+        for cloud in clouds:
+            check_onnx(out / ONNX, network, cloud, MAPS, tolerance=self.tolerance)
+        record = {
+            "inputs": {
+                name: [str(value.dtype).removeprefix("torch."), ["pillars", *value.shape[1:]]]
+                for name, value in clouds[0].items()
+            },
+            "outputs": list(MAPS),
+            "outside": ["voxelisation", "boxes from maps, suppression"],
+            "opset": self.opset,
+            "checked_samples": len(clouds),
+            "agrees_within": self.tolerance,
+        }
+        (out / "export.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        (out / "README.md").write_text(self._card(built))
+
+    def _clouds(self, data: Data, grid: PillarGrid) -> list[dict[str, Tensor]]:
+        batch = first_batch(data, min(self.samples, len(data)), torch.device("cpu"))
+        rows = [rows_of(batch, torch.tensor([row])) for row in range(len(batch["id"]))]
+        found = [dense(row, grid) for row in rows]
+        some = [cloud for cloud in found if len(cloud[COUNTS]) > 1]
+        if not some:
+            raise BadData("export: no cloud of the data has pillars in the grid's range")
+        return some
+
+    def _card(self, built: Built) -> str:
+        spec = json.dumps(dict(built.spec.kwargs), sort_keys=True)
+        return f"""---
+license: other
+library_name: stillhouse
+pipeline_tag: object-detection
+tags: [distillation, point-cloud]
+---
+
+# {self.title}
+
+A student distilled with Stillhouse. It holds no weights of its teacher and no encoder of the loss.
+
+- Method: {self.paper}
+- Architecture: `stillhouse_pointcloud.detectors.network:PillarDetector` with `{spec}`
+- Parameters: {parameters(built.module):,}
+
+model.onnx takes the pillars of one cloud and gives the head's maps; see export.json. Outside it
+are the sorting of points into pillars and the boxes from maps: both are torch code of
+`stillhouse_pointcloud`.
+
+## Use
+
+`stillhouse predict <recipe> cloud.bin`, or
+
+```python
+from pathlib import Path
+
+from stillhouse import load_model
+from stillhouse_pointcloud.detectors import PICKING
+
+model = load_model(Path("this-folder")).module
+outputs = model({{"points": points, "points_offsets": offsets}})  # [total, 4], [clouds + 1]
+found = model.boxes(outputs, PICKING)
+```
+
+## Scores
+
+Scores, seeds, intervals and lineage are in the report of the run that made this model.
+"""

@@ -1,0 +1,205 @@
+"""What can be set in pointcloud/pointdistiller, and its presets for the three scales."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from stillhouse.errors import BadSetting
+from stillhouse.objectives.objective import Weighted
+from stillhouse.recipe import Scale
+from stillhouse.settings import Settings
+from stillhouse.training import Precision
+from stillhouse_pointcloud.augment import SceneAugment
+from stillhouse_pointcloud.detectors import PillarGrid
+from stillhouse_pointcloud.distilled import LAYERS, PILLARS, GraphTerm
+from stillhouse_pointcloud.metrics import OVERLAPS
+
+Student = Literal["alone", "alone16", "fitnets", "at", "local", "reweight", "both"]
+STUDENTS: tuple[Student, ...] = get_args(Student)
+BASELINE: Student = "alone"
+GRAPHS: tuple[Student, ...] = ("local", "reweight", "both")
+Layer = Literal["voxels", "bev", "backbone.0", "backbone.1", "backbone.2", "neck"]
+Map = Literal["bev", "backbone.0", "backbone.1", "backbone.2", "neck"]
+FACTOR = 2.0  # of the released code's loss
+
+
+class PointDistillerSettings(Settings):
+    """What `pointcloud/pointdistiller` can be told; steps are optimizer steps, lengths metres."""
+
+    students: tuple[Student, ...] = Field(
+        STUDENTS, description="what each learns from; alone is the baseline"
+    )
+    teacher_model: str = Field("pillars-64", description="the teacher's detector")
+    student: str = Field("pillars-32", description="the students' detector, 4 times smaller")
+    student16: str = Field("pillars-16", description="that of alone16, 16 times smaller")
+    layers: tuple[int, int, int] = Field((3, 5, 5), description="of the backbone's blocks")
+    momentum: float = Field(0.01, gt=0, lt=1, description="of every BatchNorm of the detectors")
+    x: tuple[float, float] = Field((0.0, 69.12), description="where detectors look, to the front")
+    y: tuple[float, float] = Field((-39.68, 39.68), description="and to the left")
+    cell: float = Field(0.16, gt=0, description="side of a pillar")
+    max_points: int = Field(32, ge=1, description="a pillar holds")
+    max_pillars: int = Field(40_000, ge=1, description="a cloud has")
+    steps: int = Field(1000, ge=1, description="of each student")
+    teacher_steps: int = Field(1000, ge=1, description="of the teacher")
+    batch: int = Field(4, ge=1)
+    lr: float = Field(3e-3, gt=0)
+    teacher_lr: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0, description="decoupled from the loss (AdamW)")
+    warmup: float = Field(0.1, ge=0, lt=1, description="fraction in which lr rises")
+    clip: float = Field(35.0, gt=0, description="2-norm of a step's gradient")
+    views: int = Field(8, ge=1, description="of a scene; all but one are augmented")
+    flip: float = Field(0.5, ge=0, le=1)
+    rotation: float = Field(45.0, ge=0, le=180, description="degrees either way")
+    zoom: float = Field(0.05, ge=0, lt=1, description="of the scenes' size, either way")
+    layer: Layer = Field(PILLARS, description="the output whose local graphs are distilled")
+    num: int = Field(6000, ge=1, description="graphs of a cloud at most")
+    k: int = Field(128, ge=1, description="items of a graph")
+    out_dim: int = Field(32, ge=1, description="channels of the loss's encoders")
+    tau: float = Field(0.5, gt=0, description="temperature of the reweighting")
+    normalise: bool = Field(True, description="divide points in pillars by the most in a cloud")
+    edge: Literal["concat", "subtract"] = "concat"
+    graph_batch: Literal["per_sample", "concat"] = "per_sample"
+    compat: Literal["paper", "official"] = Field(
+        "paper", description="official: the loss as the released code computes it"
+    )
+    kd_weight: float = Field(1.0, ge=0, description="of the graph loss")
+    hint: Map = Field("bev", description="the map that FitNets and AT compare")
+    hint_weight: float = Field(3.0, ge=0, description="of FitNets' loss")
+    at_weight: float = Field(1.5e6, ge=0, description="of AT's loss")
+    scenes: int = Field(0, ge=0, description="rendered training scenes; 0: the data alone")
+    held_out: int = Field(100, ge=1, description="rendered scenes that score, where there are some")
+    copies: int = Field(1, ge=1, description="of each real training frame beside rendered scenes")
+    beams: int = Field(64, ge=2, description="of the rendered scenes' LiDAR")
+    overlaps: tuple[float, float, float] = Field(
+        OVERLAPS, description="a right box shares with the truth: car, pedestrian, cyclist"
+    )
+    validation: float = Field(0.1, gt=0, lt=1, description="part of the training frames kept apart")
+    scored_on: Literal["test", "validation"] = Field(
+        "test", description="validation: the frames to choose settings on"
+    )
+    precision: Precision = "fp32"
+
+    presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {
+        "tiny": {
+            "data": "builtin:stillhouse_pointcloud.samples:scenes",
+            "teacher_model": "pillars-16",
+            "student": "pillars-8",
+            "student16": "pillars-4",
+            "layers": (1, 1, 1),
+            "momentum": 0.1,
+            "x": (0.0, 35.2),
+            "y": (-17.6, 17.6),
+            "cell": 0.55,
+            "max_pillars": 4096,
+            "steps": 80,
+            "teacher_steps": 240,
+            "lr": 0.02,
+            "teacher_lr": 0.01,
+            "num": 128,
+            "k": 16,
+            "out_dim": 8,
+            "at_weight": 1.5e4,
+            "overlaps": (0.3, 0.1, 0.1),
+        },
+        "small": {
+            "data": "data:kitti-mini",
+            "teacher_model": "pillars-32",
+            "student": "pillars-16",
+            "student16": "pillars-8",
+            "momentum": 0.1,
+            "x": (0.0, 35.2),
+            "y": (-17.6, 17.6),
+            "cell": 0.275,
+            "max_pillars": 16_000,
+            "teacher_steps": 1500,
+            "num": 512,
+            "k": 32,
+            "at_weight": 1e5,
+            "scenes": 600,
+            "held_out": 150,
+            "copies": 5,
+            "beams": 48,
+            "seeds": 3,
+        },
+        "paper": {
+            "data": "file:kitti",
+            # 160 epochs of the 3712 training frames in batches of 48
+            "steps": 160 * (3712 // 48),
+            "teacher_steps": 160 * (3712 // 48),
+            "batch": 48,
+            # ten times 1e-3, which the authors' cyclic schedule reaches after 40 %
+            "lr": 0.01,
+            "teacher_lr": 0.01,
+            "warmup": 0.4,
+            "views": 160,
+            "tau": 0.01,
+            "normalise": False,
+            "graph_batch": "concat",
+            "compat": "official",
+            "validation": 0.01,
+            "seeds": 3,
+        },
+    }
+
+    @field_validator("students")
+    @classmethod
+    def _once(cls, names: tuple[Student, ...]) -> tuple[Student, ...]:
+        if BASELINE not in names or len(set(names)) < len(names):
+            raise ValueError(f"name each student once, and {BASELINE} among them")
+        return names
+
+    @model_validator(mode="after")
+    def _whole(self) -> "PointDistillerSettings":
+        self.grid()
+        if self.normalise and self.layer != PILLARS:
+            raise BadSetting(
+                f"layer '{self.layer}' is a map, whose importance is no count; set normalise=false"
+            )
+        return self
+
+    def grid(self) -> PillarGrid:
+        return PillarGrid(
+            x=self.x,
+            y=self.y,
+            cell=self.cell,
+            max_points=self.max_points,
+            max_pillars=self.max_pillars,
+        )
+
+    def augment(self) -> SceneAugment:
+        return SceneAugment(flip=self.flip, rotation=math.radians(self.rotation), scale=self.zoom)
+
+    def graphs(self, student: Student) -> dict[str, Any]:  # Any: JSON values
+        """The arguments of `LocalGraphDistillation` for a student of `GRAPHS`."""
+        times = LAYERS[self.layer]
+        return {
+            "teacher_dim": times * width(self.teacher_model),
+            "student_dim": times * width(self.student),
+            "out_dim": self.out_dim,
+            "k": self.k,
+            "num": self.num,
+            "tau": self.tau,
+            "edge": self.edge,
+            "importance": "count" if self.layer == PILLARS else "max",
+            "batch": self.graph_batch,
+            "compat": self.compat,
+            "local": student != "reweight",
+            "reweight": student != "local",
+            "normalise": self.normalise,
+        }
+
+    def graph_loss(self, student: Student) -> Weighted:
+        """With compat=paper the sum over D channels and K items is brought to twice their mean, the
+        size of the released code's, so that the weight does not hang on D and K.
+        """
+        items = self.k if student != "reweight" else 1
+        scaled = FACTOR / (self.out_dim * items) if self.compat == "paper" else 1.0
+        return Weighted(term=GraphTerm(), weight=self.kd_weight * scaled)
+
+
+def width(detector: str) -> int:
+    """That of "pillars-<width>"; 0 for another name, which `detectors.model` refuses."""
+    number = detector.rpartition("-")[2]
+    return int(number) if number.isdecimal() else 0

@@ -1,0 +1,5 @@
+from stillhouse.testing import DomainSuite
+
+
+class TestPointcloud(DomainSuite):
+    domain = "pointcloud"
