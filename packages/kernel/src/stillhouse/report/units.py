@@ -43,6 +43,8 @@ LABELS = {
     "click9_miou": "9-click mIoU",
     "everything_miou": "Everything mIoU",
     "miou_lost": "mIoU lost",
+    "mean_3d_moderate_ap": "3D mAP, moderate",
+    "mean_bev_moderate_ap": "BEV mAP, moderate",
     "ap": "AP",
     "ap_small": "AP, small",
     "ap_medium": "AP, medium",
