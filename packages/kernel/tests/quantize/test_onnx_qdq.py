@@ -1,5 +1,6 @@
 """Integers in an ONNX file: the steps that were found, near the rounded network, integer kernels."""
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -224,6 +225,20 @@ def test_other_parts_stay_floats(models: dict[str, Built], tmp_path: Path) -> No
     assert 0 < gap(two, exact) < gap(all_, exact)
     with pytest.raises(UnknownName, match="unknown part 'upp'"):
         converted(built, tmp_path / "y", ("logits",), parts=("upp",))
+
+
+def test_what_stays_a_float_is_not_judged(models: dict[str, Built], tmp_path: Path) -> None:
+    """A step that makes the rounded network useless, of a layer that the file leaves in floats."""
+    module = copy.deepcopy(models["Mixed"].module)
+    assert isinstance(module, QuantizedNetwork)
+    module.get_buffer("activation_0").fill_(1000.0)
+    built = Built(spec=models["Mixed"].spec, module=module)
+    found = converted(built, tmp_path / "x", ("logits",), parts=("up", "down"))
+    exact = outputs_of(module.net)["logits"]
+    assert gap(outputs_of(found.module)["logits"], exact) < 0.1
+    assert gap(outputs_of(module)["logits"], exact) > 0.2  # more than is allowed
+    with pytest.raises(ContractError, match="'logits' is off"):
+        converted(built, tmp_path / "y", ("logits",), parts=("first",), tolerance=1e-9)
 
 
 def test_what_cannot_be_used_is_named(models: dict[str, Built], tmp_path: Path) -> None:

@@ -43,11 +43,12 @@ class ToIntegers:
 
     Ports: the `role`, and "data", `samples` rows of which (drawn by the stage's seed; with that of
     `Quantize`, the same) measure the ranges of what convolutions give. Raises ContractError when
-    an output, on these rows, is off the rounded network's by more than `tolerance` of its mean
-    size. `parts` names the modules whose products become integers ("sam.image_encoder"; none: all):
-    what stays a float is not rounded, and small products are no faster as integers. Transposed
-    convolutions stay floats. The spec's "integers" says how many "products" the network has, how
-    many the file has "rounded", and the "kernels" that ONNX Runtime took for them.
+    an output, on these rows, is off that of the same products rounded in torch by more than
+    `tolerance` of its mean size. `parts` names the modules whose products become integers
+    ("sam.image_encoder"; none: all): what stays a float is not rounded, and small products are no
+    faster as integers. Transposed convolutions stay floats. The spec's "integers" says how many
+    "products" the network has, how many the file has "rounded", and the "kernels" that ONNX Runtime
+    took for them.
 
     Differs: ONNX has no two ranges. After a softmax there are 255 steps from 0 to 1, after a GELU
     255 from -0.17 to the largest number that the two ranges reach. ONNX Runtime computes a
@@ -79,8 +80,9 @@ class ToIntegers:
         built: Built = inputs[self.role]
         network = _checked(built.module, self.role)
         batch = drawn(inputs["data"], self.samples, self.inputs, rng)
-        content, rounded = self._file(_Rounded(network, self.parts), batch)
-        self._check(content, network, batch)
+        chosen = _Rounded(network, self.parts)
+        content, rounded = self._file(chosen, batch)
+        self._check(content, chosen.simulated(batch), batch)
         one = {name: value[:1] for name, value in batch.items()}
         kwargs = {
             "inputs": list(self.inputs),
@@ -112,11 +114,9 @@ class ToIntegers:
             round_outputs(model.graph, ranges)
             return _bytes(model), rounded_products(model.graph)
 
-    def _check(self, content: bytes, network: nn.Module, batch: "Tensors") -> None:
+    def _check(self, content: bytes, expected: "Tensors", batch: "Tensors") -> None:
         session = _session(content)
         found = session.run(list(self.outputs), {k: v.numpy() for k, v in batch.items()})
-        with torch.no_grad():
-            expected = network(dict(batch))
         for name, value in zip(self.outputs, found, strict=True):
             size = expected[name].abs().mean().item()
             gap = (torch.from_numpy(value) - expected[name]).abs().mean().item()
@@ -167,9 +167,23 @@ class _Rounded(nn.Module):
     def forward(self, batch: "Tensors") -> dict[str, Tensor]:
         return self.network.computed(batch, self._each)
 
-    def _each(self, index: int, product: Product, x: Tensor, weight: Tensor) -> Tensor:
+    def simulated(self, batch: "Tensors") -> dict[str, Tensor]:
+        """What the network gives with the same operands rounded, in torch."""
+
+        def each(index: int, product: Product, x: Tensor, weight: Tensor) -> Tensor:
+            if not self._takes(product):
+                return product.compute(x, weight)
+            return self.network.rounded(index, product, x, weight)
+
+        with self.watching(), torch.no_grad():
+            return self.network.computed(batch, each)
+
+    def _takes(self, product: Product) -> bool:
         transposed = product.channels == 1
-        if transposed or not (self.everything or self.depth):
+        return not transposed and bool(self.everything or self.depth)
+
+    def _each(self, index: int, product: Product, x: Tensor, weight: Tensor) -> Tensor:
+        if not self._takes(product):
             return product.compute(x, weight)
         (step, zero), weight_step = self.grids[index]
         x = _rounding(x, step, zero, None)
