@@ -45,9 +45,14 @@ def macs(module: nn.Module, batch: Tensors) -> int:
     """
     if isinstance(module, Counted):
         return module.macs * len(next(iter(batch.values())))
-    # without gradients alone, the counter trips over an output that is a view of a parameter
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        module(batch)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    module.requires_grad_(False)  # the counter hooks into the gradients of what modules give
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(batch)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     return counter.get_total_flops() // 2
 
 
