@@ -1,16 +1,16 @@
-"""Files that are either whole or absent: written aside, flushed to the disk, renamed; and the file
-system's own no.
+"""Files that are either whole or absent: written aside, flushed to the disk, renamed; the file
+system's own no; and the files that a user names to read.
 """
 
 import errno
 import os
 import shutil
 import uuid
-from collections.abc import Generator
+from collections.abc import Container, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stillhouse.errors import StorageError
+from stillhouse.errors import MissingData, StorageError
 
 REFUSALS = {
     errno.ENOSPC: "no space left on the device; free some or choose another place",
@@ -92,3 +92,30 @@ def fsync_tree(folder: Path) -> None:
     """Flush every file below a folder, and the folders."""
     for path in [*folder.rglob("*"), folder]:
         fsync(path)
+
+
+def each_file(inputs: Iterable[Path], suffixes: Container[str], *, kind: str) -> Iterator[Path]:
+    """The files themselves, and of a folder all below it of these suffixes (in lower case), in
+    order. Raises MissingData for a path that is not there or a folder without one; `kind` is what
+    the message calls a file, as "picture".
+    """
+    for path in inputs:
+        if path.is_file():
+            yield path
+        elif path.is_dir():
+            found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in suffixes]
+            if not found:
+                raise MissingData(f"{path}: no {kind}s in this folder; give one with {kind}s")
+            yield from found
+        else:
+            raise MissingData(f"{path}: there is no such file; give a {kind} or a folder")
+
+
+def free_name(stem: str, taken: set[str]) -> str:
+    """The name, numbered where it is taken already; added to `taken`."""
+    name, number = stem, 1
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    taken.add(name)
+    return name

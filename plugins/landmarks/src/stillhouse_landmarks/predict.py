@@ -1,6 +1,6 @@
 """The points a trained regressor finds on face crops: drawn on a copy of each, and as .pts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from stillhouse.artifact import Built
-from stillhouse.errors import BadData, MissingData
-from stillhouse.files import storage, write_text
+from stillhouse.errors import BadData
+from stillhouse.files import each_file, free_name, storage, write_text
 from stillhouse_landmarks.data import cut
 from stillhouse_landmarks.formats import PICTURES, PhotoFile
 from stillhouse_landmarks.metrics import as_points
@@ -34,30 +34,10 @@ def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]
         name = model.spec.build.__qualname__
         raise BadData(f"{name}: a model that does not say which pictures it takes")
     names: set[str] = set()
-    return [_row(model, images.size, file, _free(file.stem, names)) for file in _files(inputs)]
-
-
-def _files(inputs: Sequence[Path]) -> Iterator[Path]:
-    for path in inputs:
-        if path.is_file():
-            yield path
-        elif path.is_dir():
-            found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in PICTURES]
-            if not found:
-                raise MissingData(f"{path}: no pictures in this folder; give one with pictures")
-            yield from found
-        else:
-            raise MissingData(f"{path}: there is no such file; give a picture or a folder")
-
-
-def _free(stem: str, names: set[str]) -> str:
-    """The name, numbered where an earlier picture has it."""
-    name, number = stem, 1
-    while name in names:
-        number += 1
-        name = f"{stem}-{number}"
-    names.add(name)
-    return name
+    return [
+        _row(model, images.size, file, free_name(file.stem, names))
+        for file in each_file(inputs, PICTURES, kind="picture")
+    ]
 
 
 def _row(model: Built, size: int, file: Path, name: str) -> Mapping[str, Any]:

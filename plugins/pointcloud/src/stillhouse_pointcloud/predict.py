@@ -1,7 +1,7 @@
 """The boxes a trained detector finds in clouds: drawn from above and listed as KITTI's labels."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from stillhouse.artifact import Built
-from stillhouse.errors import BadData, MissingData
-from stillhouse.files import storage, write_text
+from stillhouse.errors import BadData
+from stillhouse.files import each_file, free_name, storage, write_text
 from stillhouse_pointcloud.boxes import CLASSES, NEAR, corners, in_view, project
 from stillhouse_pointcloud.detectors import Found, PillarDetector
 from stillhouse_pointcloud.figures import (
@@ -71,31 +71,10 @@ def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]
         name = model.spec.build.__qualname__
         raise BadData(f"{name}: a model that finds no boxes; give a detector of pointcloud")
     names: set[str] = set()
-    return [_row(module, file, _free(file, names)) for file in _files(inputs)]
-
-
-def _files(inputs: Sequence[Path]) -> Iterator[Path]:
-    for path in inputs:
-        if path.is_file():
-            yield path
-        elif path.is_dir():
-            found = [p for p in sorted(path.rglob("*")) if p.suffix in SWEEPS]
-            if not found:
-                raise MissingData(f"{path}: no clouds in this folder; give one with .bin files")
-            yield from found
-        else:
-            raise MissingData(f"{path}: there is no such file; give a cloud or a folder")
-
-
-def _free(file: Path, names: set[str]) -> str:
-    """The file's name, numbered where an earlier cloud has it."""
-    stem = file.name.partition(".")[0]
-    name, number = stem, 1
-    while name in names:
-        number += 1
-        name = f"{stem}-{number}"
-    names.add(name)
-    return name
+    return [
+        _row(module, file, free_name(file.name.partition(".")[0], names))
+        for file in each_file(inputs, SWEEPS, kind="cloud")
+    ]
 
 
 def _row(module: PillarDetector, file: Path, name: str) -> Mapping[str, Any]:

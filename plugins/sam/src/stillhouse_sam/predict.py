@@ -1,7 +1,7 @@
 """All masks a trained SAM finds in pictures: drawn on a copy of each, and as JSON."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from stillhouse.artifact import Built
-from stillhouse.errors import BadData, MissingData
-from stillhouse.files import storage, write_text
+from stillhouse.errors import BadData
+from stillhouse.files import each_file, free_name, storage, write_text
 from stillhouse_sam.drawing import by_area, painted, resized, scaled, sides
 from stillhouse_sam.everything import EverythingSettings, Record
 from stillhouse_sam.formats import PICTURES, decoded, read_picture
@@ -45,30 +45,10 @@ def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]
             "give one"
         )
     names: set[str] = set()
-    return [_row(module.sam, file, _free(file.stem, names)) for file in _files(inputs)]
-
-
-def _files(inputs: Sequence[Path]) -> Iterator[Path]:
-    for path in inputs:
-        if path.is_file():
-            yield path
-        elif path.is_dir():
-            found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in PICTURES]
-            if not found:
-                raise MissingData(f"{path}: no pictures in this folder; give one with pictures")
-            yield from found
-        else:
-            raise MissingData(f"{path}: there is no such file; give a picture or a folder")
-
-
-def _free(stem: str, names: set[str]) -> str:
-    """The name, numbered where an earlier picture has it."""
-    name, number = stem, 1
-    while name in names:
-        number += 1
-        name = f"{stem}-{number}"
-    names.add(name)
-    return name
+    return [
+        _row(module.sam, file, free_name(file.stem, names))
+        for file in each_file(inputs, PICTURES, kind="picture")
+    ]
 
 
 def _row(sam: "Sam", file: Path, name: str) -> Mapping[str, Any]:
