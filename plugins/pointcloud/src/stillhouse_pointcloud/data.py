@@ -17,15 +17,15 @@ from stillhouse.errors import BadData, BadSetting
 from stillhouse_pointcloud.boxes import CLASSES, in_view
 from stillhouse_pointcloud.formats import (
     NEIGHBOURS,
+    Described,
     Frame,
     Label,
     checked,
+    described,
     find_frames,
-    image_size,
     read_bin,
-    read_calib,
-    read_labels,
 )
+from stillhouse_pointcloud.infos import folder_of, read_infos
 
 PORTS = {"train": "train", "val": "test"}  # KITTI's val is what papers report on
 # ragged columns: the shape of a row, and its type
@@ -52,7 +52,9 @@ class ReadKitti:
     source) and size of it.
 
     Source: a KITTI folder (training/ with velodyne or velodyne_reduced, calib, label_2, image_2;
-    ImageSets/train.txt and val.txt), or arrays as `samples.scenes` gives. `val` is the port test;
+    ImageSets/train.txt and val.txt); one with mmdetection3d's info files (see `infos`), or one of
+    these files, in place of calib, label_2 and ImageSets; or arrays as `samples.scenes` gives.
+    `val` is the port test;
     `validation` of the training frames, drawn by the rng, is validation. `view` keeps the points in
     the camera's picture only, as KITTI's labels do.
     """
@@ -74,8 +76,9 @@ class ReadKitti:
         if isinstance(source, Mapping):
             made = {split: from_arrays(source, split) for split in ("train", "test")}
         elif isinstance(source, Path):
-            frames = find_frames(source)
-            made = {PORTS[s]: self._columns(source, frames[s]) for s in frames}
+            folder = folder_of(source)
+            frames = read_infos(folder) or find_frames(folder)
+            made = {PORTS[s]: self._columns(folder, frames[s]) for s in frames}
         else:
             raise BadData(f"source: a {type(source).__name__}; expected arrays or a KITTI folder")
         held, rest = _parted(len(made["train"]["frames"]), self.validation, rng)
@@ -86,12 +89,12 @@ class ReadKitti:
             "test": made["test"],
         }
 
-    def _columns(self, source: Path, frames: Sequence[Frame]) -> Columns:
-        rows = [self._row(source, frame) for frame in frames]
-        return packed(rows)
+    def _columns(self, source: Path, frames: Sequence[Frame | Described]) -> Columns:
+        known = (described(frame) if isinstance(frame, Frame) else frame for frame in frames)
+        return packed([self._row(source, frame) for frame in known])
 
-    def _row(self, source: Path, frame: Frame) -> dict[str, Any]:  # Any: arrays, and the text
-        calib, size = read_calib(frame.calib), image_size(frame)
+    def _row(self, source: Path, frame: Described) -> dict[str, Any]:  # Any: arrays, and the text
+        calib, size = frame.calib, frame.size
         points = read_bin(frame.points)
         if self.view:
             points = points[in_view(points.astype(np.float64), calib.to_image, size)]
@@ -106,7 +109,7 @@ class ReadKitti:
             "image": frame.image.relative_to(source).as_posix(),
             "size": list(size),
         }
-        columns = labelled(read_labels(frame.label, calib))
+        columns = labelled(frame.labels)
         return {
             "points": points,
             **columns,

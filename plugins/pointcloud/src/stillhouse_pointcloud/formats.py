@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 Points = NDArray[np.float32]
 
 FIELDS = (15, 16)  # of a line of label_2: the sixteenth is a detector's score
+FULL, REDUCED = "velodyne", "velodyne_reduced"  # whole scans; the part within the picture
 SPLITS = ("train", "val")  # ImageSets/train.txt is for training, val.txt for testing
 # what KITTI does not count for or against a class: neighbours that look alike
 NEIGHBOURS = {"Van": "Car", "Person_sitting": "Pedestrian"}
@@ -61,6 +62,8 @@ class Label:
     truncation: float
     occlusion: int
     box_2d: tuple[float, float, float, float]  # left, top, right, bottom in pixels
+    alpha: float  # radians: the heading as the camera sees it
+    camera: Array  # [7] as the line has it: height, width, length, x, y, z, rotation_y
     box: Array  # [7]
 
     @property
@@ -80,6 +83,31 @@ class Frame:
     image: Path  # need not exist
 
 
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """All of a frame but its points, which are read when they are wanted."""
+
+    name: str
+    points: Path
+    image: Path  # need not exist
+    size: tuple[int, int]  # of the picture: width, height
+    calib: Calibration
+    labels: list[Label]
+
+
+def described(frame: Frame) -> Described:
+    """What the files of a frame say."""
+    calib = read_calib(frame.calib)
+    return Described(
+        name=frame.name,
+        points=frame.points,
+        image=frame.image,
+        size=image_size(frame),
+        calib=calib,
+        labels=read_labels(frame.label, calib),
+    )
+
+
 def difficulty(height: float, occlusion: int, truncation: float) -> int:
     """0 easy, 1 moderate, 2 hard, -1 none: of a 2D height in pixels, KITTI's occlusion (0 to 3) and
     truncation (0 to 1).
@@ -95,13 +123,7 @@ def find_frames(source: Path) -> dict[str, list[Frame]]:
     """The frames of "train" and "val" in a KITTI folder, by its ImageSets; raises BadData where a
     list, or a file of a frame in it, is missing.
     """
-    root = source / "training"
-    folders = ("velodyne", "velodyne_reduced")
-    clouds = next((root / name for name in folders if (root / name).is_dir()), None)
-    if clouds is None:
-        raise BadData(
-            f"{source}: no training/velodyne or training/velodyne_reduced; expected KITTI"
-        )
+    root, clouds = source / "training", cloud_folder(source)
     found: dict[str, list[Frame]] = {}
     for split in SPLITS:
         names = text(source / "ImageSets" / f"{split}.txt").split()
@@ -109,6 +131,14 @@ def find_frames(source: Path) -> dict[str, list[Frame]]:
             raise BadData(f"{source / 'ImageSets' / f'{split}.txt'}: no frame in it; expected some")
         found[split] = [_frame(root, clouds, name) for name in names]
     return found
+
+
+def cloud_folder(source: Path) -> Path:
+    """Where the clouds of a KITTI folder are; BadData where it has none."""
+    for name in (FULL, REDUCED):
+        if (source / "training" / name).is_dir():
+            return source / "training" / name
+    raise BadData(f"{source}: no training/{FULL} or training/{REDUCED}; expected KITTI")
 
 
 def _frame(root: Path, clouds: Path, name: str) -> Frame:
@@ -235,16 +265,22 @@ def _label(where: str, words: Sequence[str], calib: Calibration) -> Label:
         raise BadData(f"{where}: {len(words)} fields; expected {FIELDS[0]}: type and 14 numbers")
     if words[0] not in TYPES:
         raise BadData(f"{where}: type '{words[0]}'; expected one of {', '.join(TYPES)}")
-    n = _numbers(where, words[1:15], 14)
-    none = words[0] == "DontCare"
+    return label(where, words[0], _numbers(where, words[1:15], 14), calib)
+
+
+def label(where: str, kind: str, n: Sequence[float], calib: Calibration) -> Label:
+    """A label of its type and its 14 numbers, in the order of KITTI's lines."""
+    none = kind == "DontCare"
     box = np.full(7, np.nan) if none else camera_box(np.array(n[7:14]), calib)
     if not none and not (box[3:6] > 0).all():
-        raise BadData(f"{where}: sizes {n[7:10]} are not all > 0; correct it")
+        raise BadData(f"{where}: sizes {list(n[7:10])} are not all > 0; correct it")
     return Label(
-        type=words[0],
+        type=kind,
         truncation=n[0],
         occlusion=int(n[1]),
         box_2d=(n[3], n[4], n[5], n[6]),
+        alpha=n[2],
+        camera=np.array(n[7:14]),
         box=box,
     )
 
