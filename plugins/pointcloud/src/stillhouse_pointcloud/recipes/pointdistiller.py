@@ -98,7 +98,7 @@ def _data(settings: PointDistillerSettings) -> Make:
     read = ReadKitti(validation=settings.validation)
     source = {"source": settings.data}
     if not settings.scenes:
-        return Make(name="data", make=read, inputs=source, ports=PORTS)
+        return Make(name="data", make=settings.spared(read), inputs=source, ports=PORTS)
     mixed = ReadMixed(
         read=read,
         scenes=settings.scenes,
@@ -107,7 +107,7 @@ def _data(settings: PointDistillerSettings) -> Make:
         lidar=Lidar(beams=settings.beams),
         street=Street(far=min(Street().far, settings.x[1] - MARGIN)),
     )
-    return Make(name="data", make=mixed, inputs=source, ports=(*PORTS, "real"))
+    return Make(name="data", make=settings.spared(mixed), inputs=source, ports=(*PORTS, "real"))
 
 
 def _teacher(settings: PointDistillerSettings) -> Train | Convert:

@@ -26,9 +26,10 @@ NOTES = (
     "AP is KITTI's over 40 recalls; a right box shares 0.7 (cars) or 0.5 in space with the truth, "
     "unless `overlaps` says otherwise, as it does at tiny, where nobody learns long enough for "
     "that. Truths outside the detectors' grid are ignored. All scores are those of the last step.",
-    "Not here: pasting of other frames' objects into a scene (GT sampling), which the paper "
-    "trains with; and the authors' cyclic schedule, for which a cosine stands that rises as long "
-    "and as high. The optimizer's betas are AdamW's own.",
+    "Other frames' objects are pasted into a scene (GT sampling), which the paper trains with, "
+    "only where `gt_sampling` says how many; a frame draws from twice as many objects of its own, "
+    "not from all. Not here: the authors' cyclic schedule, for which a cosine stands that rises "
+    "as long and as high. The optimizer's betas are AdamW's own.",
     "ONNX holds the network from pillars to maps. Sorting points into pillars and turning maps "
     "into boxes is outside it.",
 )

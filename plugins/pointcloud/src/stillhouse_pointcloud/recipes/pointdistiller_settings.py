@@ -10,11 +10,14 @@ from stillhouse.errors import BadSetting
 from stillhouse.objectives.objective import Weighted
 from stillhouse.recipe import Scale
 from stillhouse.settings import Settings
-from stillhouse.training import Precision
+from stillhouse.stages.make import Maker
+from stillhouse.training import Augment, Precision
 from stillhouse_pointcloud.augment import SceneAugment
 from stillhouse_pointcloud.detectors import PillarGrid
 from stillhouse_pointcloud.distilled import LAYERS, PILLARS, GraphTerm
 from stillhouse_pointcloud.metrics import OVERLAPS
+from stillhouse_pointcloud.mmdet.transforms import LibraryAugment
+from stillhouse_pointcloud.pasted import ObjectSampling, WithSpares
 
 Student = Literal["alone", "alone16", "fitnets", "at", "local", "reweight", "both"]
 STUDENTS: tuple[Student, ...] = get_args(Student)
@@ -23,6 +26,7 @@ GRAPHS: tuple[Student, ...] = ("local", "reweight", "both")
 Layer = Literal["voxels", "bev", "backbone.0", "backbone.1", "backbone.2", "neck"]
 Map = Literal["bev", "backbone.0", "backbone.1", "backbone.2", "neck"]
 FACTOR = 2.0  # of the released code's loss
+SPARES = 2  # times the objects of a class that a view may paste, a frame carries
 
 
 class PointDistillerSettings(Settings):
@@ -53,6 +57,12 @@ class PointDistillerSettings(Settings):
     flip: float = Field(0.5, ge=0, le=1)
     rotation: float = Field(45.0, ge=0, le=180, description="degrees either way")
     zoom: float = Field(0.05, ge=0, lt=1, description="of the scenes' size, either way")
+    augmentation: Literal["plain", "mmdet3d"] = Field(
+        "plain", description="mmdet3d: by its own transforms (extra pointcloud-mmdet3d)"
+    )
+    gt_sampling: int = Field(
+        0, ge=0, description="fill scenes up to so many of each class with other frames' objects"
+    )
     layer: Layer = Field(PILLARS, description="the output whose local graphs are distilled")
     num: int = Field(6000, ge=1, description="graphs of a cloud at most")
     k: int = Field(128, ge=1, description="items of a graph")
@@ -134,6 +144,7 @@ class PointDistillerSettings(Settings):
             "teacher_lr": 0.01,
             "warmup": 0.4,
             "views": 160,
+            "gt_sampling": 15,
             "tau": 0.01,
             "normalise": False,
             "graph_batch": "concat",
@@ -168,8 +179,22 @@ class PointDistillerSettings(Settings):
             max_pillars=self.max_pillars,
         )
 
-    def augment(self) -> SceneAugment:
-        return SceneAugment(flip=self.flip, rotation=math.radians(self.rotation), scale=self.zoom)
+    def augment(self) -> Augment:
+        changes: dict[str, Any] = {
+            "flip": self.flip,
+            "rotation": math.radians(self.rotation),
+            "scale": self.zoom,
+        }
+        if self.augmentation == "mmdet3d":
+            low, high = zip(self.x, self.y, self.grid().z, strict=True)
+            return LibraryAugment(objects=self.gt_sampling, range=(*low, *high), **changes)
+        moves = SceneAugment(**changes)
+        return ObjectSampling(objects=self.gt_sampling, then=moves) if self.gt_sampling else moves
+
+    def spared(self, make: Maker) -> Maker:
+        """The maker, with objects to paste where there is pasting."""
+        spares = SPARES * self.gt_sampling
+        return WithSpares(make=make, spares=spares) if spares else make
 
     def graphs(self, student: Student) -> dict[str, Any]:  # Any: JSON values
         """The arguments of `LocalGraphDistillation` for a student of `GRAPHS`."""
