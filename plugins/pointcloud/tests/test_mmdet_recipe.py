@@ -190,7 +190,6 @@ def test_a_checkpoint_of_mmdetection3d_is_a_teacher(tmp_path, monkeypatch):
 
 def export(student: Built, out: Path) -> dict:
     convert = ExportDetector(title="x", paper="y", samples=2)
-    out.mkdir()
     convert({"student": student, "data": data(2)}, out, rng=Generator())
     return json.loads((out / "export.json").read_text())
 
