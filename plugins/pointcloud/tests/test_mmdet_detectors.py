@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 STEPS = 60
+COARSE = str(Path(__file__).with_name("coarse_pillars.py"))
 # as PointDistiller has them, but PointRCNN: 4.1, 0.5 and 0.3 there, rounded
 MILLIONS = {
     "pointpillars-kitti": 4.83,
@@ -56,37 +58,14 @@ def built(name: str, **given) -> Detector:
     return module
 
 
-def small_file(tmp_path) -> str:
-    """PointPillars for 32 x 32 m at coarse pillars: seconds on a CPU."""
-    file = tmp_path / "small.py"
-    bounds = "[0, -16.0, -3, 32.0, 16.0, 1]"
-    file.write_text(
-        f"""
-_base_ = 'mmdet3d::pointpillars/pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class.py'
-voxel_size = [0.5, 0.5, 4]
-model = dict(
-    data_preprocessor=dict(voxel_layer=dict(
-        point_cloud_range={bounds}, voxel_size=voxel_size)),
-    voxel_encoder=dict(voxel_size=voxel_size, point_cloud_range={bounds}),
-    middle_encoder=dict(output_shape=[64, 64]),
-    bbox_head=dict(anchor_generator=dict(ranges=[
-        [0, -16.0, -0.6, 32.0, 16.0, -0.6],
-        [0, -16.0, -0.6, 32.0, 16.0, -0.6],
-        [0, -16.0, -1.78, 32.0, 16.0, -1.78]])))
-train_pipeline = [dict(type='PointsRangeFilter', point_cloud_range={bounds})]
-"""
-    )
-    return str(file)
-
-
 @pytest.mark.parametrize("name", MILLIONS)
 def test_parameters_are_those_of_the_paper(name):
     count = sum(p.numel() for p in built(name).parameters()) / 1e6
     assert round(count, 2) == MILLIONS[name]
 
 
-def test_pointpillars_trains_and_predicts(tmp_path):
-    name = small_file(tmp_path)
+def test_pointpillars_trains_and_predicts():
+    name = COARSE
     batch, student = scenes(2), built(f"{name}/16")
     for module in student.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
@@ -123,11 +102,9 @@ def test_pointpillars_trains_and_predicts(tmp_path):
     assert right >= 0.7 * total
 
 
-def test_features_are_those_of_the_module_and_counts_those_of_the_voxels(tmp_path):
+def test_features_are_those_of_the_module_and_counts_those_of_the_voxels():
     batch = scenes(2)
-    module = built(
-        small_file(tmp_path), layers={"voxels": "voxel_encoder", "deep": "backbone.blocks.2"}
-    )
+    module = built(COARSE, layers={"voxels": "voxel_encoder", "deep": "backbone.blocks.2"})
     outputs = module.eval()(batch)
     total = int(outputs["voxel_offsets"][-1])
     assert outputs["voxels"].shape == (total, 64)
@@ -144,8 +121,8 @@ def test_features_are_those_of_the_module_and_counts_those_of_the_voxels(tmp_pat
     assert all(not m._forward_hooks for m in module.modules())
 
 
-def test_a_role_that_read_the_voxels_leaves_them_as_they_were(tmp_path):
-    batch, module = scenes(1), built(f"{small_file(tmp_path)}/4").eval()
+def test_a_role_that_read_the_voxels_leaves_them_as_they_were():
+    batch, module = scenes(1), built(f"{COARSE}/4").eval()
     seen = module.voxelised(batch)
     before = seen["voxel_points"].clone()
     first, second = module(seen), module(seen)
@@ -154,8 +131,8 @@ def test_a_role_that_read_the_voxels_leaves_them_as_they_were(tmp_path):
     assert torch.equal(first["cls"], module(batch)["cls"])
 
 
-def test_the_objective_gives_teacher_and_student_the_same_voxels(tmp_path):
-    file, batch = small_file(tmp_path), scenes(2)
+def test_the_objective_gives_teacher_and_student_the_same_voxels():
+    file, batch = COARSE, scenes(2)
     teacher, student = built(file).eval().requires_grad_(False), built(f"{file}/4").train()
     seen: dict[str, torch.Tensor] = {}
 
@@ -196,7 +173,7 @@ class Distilled:
 
 
 def test_the_kernel_trains_a_student_by_its_teacher(tmp_path):
-    file = small_file(tmp_path)
+    file = COARSE
     torch.manual_seed(0)
     kd = LocalGraphDistillation(64, 16, 16, 8, 128, 32.0)
     models = {"teacher": built(file), "student": built(f"{file}/16"), "kd": kd}
@@ -218,9 +195,9 @@ def test_the_kernel_trains_a_student_by_its_teacher(tmp_path):
     assert all(moved)
 
 
-def test_boxes_come_back_as_they_were_given(tmp_path):
+def test_boxes_come_back_as_they_were_given():
     """mmdetection3d's truths are ours, within the range, by class; centres stay centres."""
-    batch, module = scenes(1), built(small_file(tmp_path))
+    batch, module = scenes(1), built(COARSE)
     [sample] = truth(batch, module.classes, numbers=7, bounds=module.points.range)
     given = sample.gt_instances_3d
     centres = torch.cat([given.bboxes_3d.gravity_center, given.bboxes_3d.tensor[:, 3:]], dim=1)
@@ -235,10 +212,10 @@ def test_boxes_come_back_as_they_were_given(tmp_path):
     assert names == ours
 
 
-def test_the_metrics_read_its_boxes(tmp_path):
+def test_the_metrics_read_its_boxes():
     found = pytest.importorskip("stillhouse_pointcloud.detectors.found")
     metrics = pytest.importorskip("stillhouse_pointcloud.metrics")
-    batch, module = scenes(2), built(f"{small_file(tmp_path)}/16").eval()
+    batch, module = scenes(2), built(f"{COARSE}/16").eval()
     assert found.detector({"student": module}, "student") is module
     with torch.no_grad():
         outputs = module(batch)
@@ -263,7 +240,7 @@ def test_centerpoint_trains_and_predicts_on_a_cpu():
 
 
 def test_a_spec_is_json_and_comes_back(tmp_path):
-    spec = model(f"{small_file(tmp_path)}/16")
+    spec = model(f"{COARSE}/16")
     torch.manual_seed(0)
     module = spec.new()
     save_model(tmp_path / "saved", Built(spec=spec, module=module))
@@ -308,7 +285,7 @@ def test_what_needs_cuda_says_so(name, operator):
             built(name).train(train)(scenes(1))
 
 
-def test_names_layers_and_types_are_checked(tmp_path):
+def test_names_layers_and_types_are_checked():
     with pytest.raises(UnknownName, match="unknown detector 'pointpilars-kitti'. Did you mean"):
         model("pointpilars-kitti/4")
     with pytest.raises(MissingData, match="no such configuration file"):

@@ -240,7 +240,7 @@ def test_a_map_can_be_distilled_too():
         ({"students": ["alone", "bth"]}, "students.1: Input should be 'alone'"),
         ({"student": "pilars-8"}, "unknown detector 'pilars-8'. Did you mean"),
         ({"cell": 0.3}, "x must be whole cells of 0.3 m"),
-        ({"layer": "head"}, "layer: Input should be 'voxels'"),
+        ({"layer": "head"}, "layer: Input should be 'default', 'voxels'"),
         ({"layer": "bev"}, "set normalise=false"),
         ({"rotation": 190}, "rotation: Input should be less than or equal to 180"),
         ({"tau": 0}, "tau: Input should be greater than 0"),

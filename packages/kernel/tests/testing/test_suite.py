@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from stillhouse.cli.target import Target, make_target
-from stillhouse.errors import MissingData
+from stillhouse.errors import MissingData, UnknownName
 from stillhouse.recipe import Event
 from stillhouse.runs import finished, run_recipe, run_stage
 from stillhouse.testing import DomainSuite
+from stillhouse.testing.digests import digests_elsewhere, recipe_digests
 from stillhouse.testing.killing import KilledError, die_at_checkpoint, kill_and_resume
 from stillhouse.testing.suite import records
 
@@ -104,6 +105,21 @@ def test_dice_are_found(tmp_path, monkeypatch) -> None:
         DomainSuite().test_run_killed_in_every_stage_gives_the_same_bytes(
             run("faulty/dice"), tmp_path / "again", monkeypatch
         )
+
+
+def test_a_suite_with_assignments_is_that_of_those_settings() -> None:
+    data = "data=builtin:stillhouse_toy:images"
+
+    class Assigned(DomainSuite):
+        domain = "toy"
+        assignments = {"toy": [data, "steps=7"]}
+
+    given = Assigned()._given("toy/toy")
+    assert given == [data, "steps=7"]
+    assert recipe_digests("toy/toy", given) != recipe_digests("toy/toy", [data])
+    assert digests_elsewhere("toy/toy", given) == recipe_digests("toy/toy", given)
+    with pytest.raises(UnknownName, match="'stepz'"):
+        recipe_digests("toy/toy", ["stepz=7"])
 
 
 def test_a_salted_hash_is_found() -> None:

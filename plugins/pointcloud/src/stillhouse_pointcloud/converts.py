@@ -150,7 +150,9 @@ class ExportDetector:
             "agrees_within": self.tolerance,
         }
         (out / "export.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-        (out / "README.md").write_text(self._card(built))
+        spec = json.dumps(dict(built.spec.kwargs), sort_keys=True)
+        text = card(built, title=self.title, paper=self.paper, known=spec, files=PILLARS_ONNX)
+        (out / "README.md").write_text(text)
 
     def _clouds(self, data: Data, grid: PillarGrid) -> list[dict[str, Tensor]]:
         batch = first_batch(data, min(self.samples, len(data)), torch.device("cpu"))
@@ -161,26 +163,32 @@ class ExportDetector:
             raise BadData("export: no cloud of the data has pillars in the grid's range")
         return some
 
-    def _card(self, built: Built) -> str:
-        spec = json.dumps(dict(built.spec.kwargs), sort_keys=True)
-        return f"""---
+
+PILLARS_ONNX = """\
+model.onnx takes the pillars of one cloud and gives the head's maps; see export.json. Outside it
+are the sorting of points into pillars and the boxes from maps: both are torch code of
+`stillhouse_pointcloud`."""
+
+
+def card(built: Built, *, title: str, paper: str, known: str, files: str) -> str:
+    """An exported student's README.md: `known` is what it was made of, `files` what lies there."""
+    build = f"{built.spec.build.__module__}:{built.spec.build.__qualname__}"
+    return f"""---
 license: other
 library_name: stillhouse
 pipeline_tag: object-detection
 tags: [distillation, point-cloud]
 ---
 
-# {self.title}
+# {title}
 
 A student distilled with Stillhouse. It holds no weights of its teacher and no encoder of the loss.
 
-- Method: {self.paper}
-- Architecture: `stillhouse_pointcloud.detectors.network:PillarDetector` with `{spec}`
+- Method: {paper}
+- Architecture: `{build}` with `{known}`
 - Parameters: {parameters(built.module):,}
 
-model.onnx takes the pillars of one cloud and gives the head's maps; see export.json. Outside it
-are the sorting of points into pillars and the boxes from maps: both are torch code of
-`stillhouse_pointcloud`.
+{files}
 
 ## Use
 

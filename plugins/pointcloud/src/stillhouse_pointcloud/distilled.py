@@ -17,6 +17,7 @@ from stillhouse.objectives.objective import Models, Tensors
 from stillhouse_pointcloud.objectives import LocalGraphDistillation
 
 PILLARS = "voxels"  # the output that is ragged, and whose importance is the points in each
+POINTS = "points"  # of a detector that has no voxels: [B, C, N]
 # what a PillarDetector gives that can be distilled, and its channels over the width
 LAYERS = {PILLARS: 1, "bev": 1, "backbone.0": 1, "backbone.1": 2, "backbone.2": 4, "neck": 6}
 
@@ -26,9 +27,9 @@ class GraphRole(nn.Module):
     {"loss": [], "teacher_variance": []}.
 
     `output` names what both detectors give: "voxels" [P, C], split into its clouds by the student's
-    "voxel_offsets" and chosen by its "voxel_counts"; or maps [B, C, H, W], which need `graphs` with
-    importance "max". `graphs` are LocalGraphDistillation's arguments. The encoders are all its
-    parameters: trained beside the student, and no part of it.
+    "voxel_offsets" and chosen by its "voxel_counts"; or maps [B, C, H, W] or "points" [B, C, N],
+    which need `graphs` with importance "max". `graphs` are LocalGraphDistillation's arguments. The
+    encoders are all its parameters: trained beside the student, and no part of it.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class GraphRole(nn.Module):
         student: str = "student",
     ) -> None:
         super().__init__()
-        named(LAYERS, output, what="output", where="graph distillation")
+        named({**LAYERS, POINTS: 1}, output, what="output", where="graph distillation")
         self.graphs = LocalGraphDistillation(**graphs)
         if output != PILLARS and self.graphs.importance != "max":
             raise BadSetting(

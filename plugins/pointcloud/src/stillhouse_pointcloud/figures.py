@@ -17,9 +17,8 @@ from stillhouse.errors import BadData
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse_pointcloud.boxes import CLASSES, EDGES, NEAR, corners, project
-from stillhouse_pointcloud.detectors import Found, Picking, PillarDetector, with_pillars
-from stillhouse_pointcloud.detectors.found import detector
-from stillhouse_pointcloud.detectors.pillars import COUNTS, POINTS, PillarGrid
+from stillhouse_pointcloud.detectors import Found, Picking
+from stillhouse_pointcloud.detectors.found import Area, Held, Voxelised, detector
 from stillhouse_pointcloud.formats import IMAGE_SIZE
 from stillhouse_pointcloud.objectives import Chosen, LocalGraphDistillation
 
@@ -119,16 +118,16 @@ class ChosenPoints:
     seed: int = 0
 
     def __call__(self, models: Models, data: Data) -> "Figure":
-        teacher, student = (_pillars(models, role) for role in (self.teacher, self.student))
+        teacher, student = (_voxelised(models, role) for role in (self.teacher, self.student))
         loss = _graph_loss(models, self.graphs)
-        device = teacher.anchors.device
-        drawn = _first(data, self.columns, self.seed)
-        batch = with_pillars({k: v.to(device) for k, v in drawn.items()}, teacher.grid)
+        device = next(models[self.teacher].parameters()).device
+        batch = _first(data, self.columns, self.seed)
+        held = teacher.held({k: v.to(device) for k, v in batch.items()})
         with torch.no_grad():
-            sides = [module(batch) for module in (teacher, student)]
-            cuts = batch[f"{COUNTS}_offsets"].diff().tolist()
+            sides = [module(held.batch) for module in (teacher, student)]
+            cuts = held.offsets.diff().tolist()
             voxels = [side["voxels"].split(cuts) for side in sides]
-            loss(*voxels, batch[COUNTS].split(cuts))
+            loss(*voxels, held.counts.split(cuts))
         weights = _weights(loss.chosen, cuts)
         figure, axes = _page({"chosen": [None]}, self.columns, (3.2, 3.0))
         last: PathCollection | None = None
@@ -142,7 +141,7 @@ class ChosenPoints:
         for place, axis in enumerate(axes[0]):
             _bare(axis)
             if place < len(cuts):
-                last = _weighed(axis, batch, place, weights[place], span)
+                last = _weighed(axis, held, place, weights[place], span)
                 truth = _part(batch, "boxes", place)
                 outlines(axis, truth, TRUTH)
                 _to_scale(axis)
@@ -164,12 +163,14 @@ def _weights(chosen: Sequence[Chosen], cuts: Sequence[int]) -> list[Tensor]:
 
 
 def _weighed(
-    axis: "Axes", batch: Tensors, place: int, weights: Tensor, span: tuple[float, float]
+    axis: "Axes", held: Held, place: int, weights: Tensor, span: tuple[float, float]
 ) -> "PathCollection":
     from matplotlib.colors import LogNorm
 
-    counts = _part(batch, COUNTS, place).astype(np.int64)
-    at = _part(batch, POINTS, place)
+    start, stop = held.offsets[place : place + 2].tolist()
+    counts = held.counts[start:stop].cpu().numpy()
+    first = int(held.counts[:start].sum())
+    at = held.points[first : first + int(counts.sum())].double().cpu().numpy()
     each = np.repeat(weights.numpy(), counts)
     chosen = np.isfinite(each)
     axis.scatter(-at[~chosen, 1], at[~chosen, 0], s=0.6, c=MUTED, linewidths=0)
@@ -187,15 +188,15 @@ def _graph_loss(models: Models, role: str) -> LocalGraphDistillation:
     return found[0]
 
 
-def _pillars(models: Models, role: str) -> PillarDetector:
+def _voxelised(models: Models, role: str) -> Voxelised:
     module = named(models, role, what="role", where="chosen points")
-    if not isinstance(module, PillarDetector):
+    if not isinstance(module, Voxelised):
         raise BadData(f"role '{role}': a {type(module).__name__} has no pillars to draw")
     return module
 
 
 def view_from_above(
-    axis: "Axes", points: Array, truth: Array, found: Found | None, grid: PillarGrid | None = None
+    axis: "Axes", points: Array, truth: Array, found: Found | None, area: Area | None = None
 ) -> None:
     """Points, true boxes, and over them those found, each in its class's colour."""
     axis.scatter(-points[:, 1], points[:, 0], s=0.6, c=MUTED, linewidths=0)
@@ -204,11 +205,11 @@ def view_from_above(
         for label, colour in enumerate(COLOURS):
             boxes = found.boxes[found.labels == label].double().numpy()
             outlines(axis, boxes, colour, width=1.0)
-    if grid is None:
+    if area is None:
         _to_scale(axis)
     else:
-        axis.set_xlim(-grid.y[1], -grid.y[0])
-        axis.set_ylim(*grid.x)
+        axis.set_xlim(-area.y[1], -area.y[0])
+        axis.set_ylim(*area.x)
         axis.set_aspect("equal", adjustable="box")
 
 

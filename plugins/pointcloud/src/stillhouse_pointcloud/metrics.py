@@ -18,8 +18,7 @@ from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse_pointcloud.boxes import CLASSES, image_heights
-from stillhouse_pointcloud.detectors.found import PICKING, Found, Picking, detector
-from stillhouse_pointcloud.detectors.pillars import PillarGrid
+from stillhouse_pointcloud.detectors.found import PICKING, Area, Found, Picking, detector
 from stillhouse_pointcloud.formats import IMAGE_SIZE, MIN_HEIGHT
 from stillhouse_pointcloud.overlaps import bev_iou, iou_3d
 
@@ -193,7 +192,7 @@ def found_scenes(
     role: str = "student",
     picking: Picking = PICKING,
     batch: int = 8,
-    within: PillarGrid | None = None,
+    within: Area | None = None,
 ) -> list[Scene]:
     """The scenes of `data`, in its order, with what `role` finds; truths whose middle is outside
     `within` are ignored.
@@ -211,7 +210,7 @@ def found_scenes(
     return scenes
 
 
-def _scene(batch: Tensors, row: int, found: Found, within: PillarGrid | None) -> Scene:
+def _scene(batch: Tensors, row: int, found: Found, within: Area | None) -> Scene:
     columns = {name: _part(batch, name, row).numpy() for name in TRUTH}
     if within is not None:
         x, y = columns["boxes"][:, 0], columns["boxes"][:, 1]
@@ -255,7 +254,7 @@ class KittiAp:
     overlaps: tuple[float, float, float] = OVERLAPS
     points: int = 40
     sampling: str = "kitti"
-    within: PillarGrid | None = None
+    within: Area | None = None
     batch: int = 8
 
     def __post_init__(self) -> None:

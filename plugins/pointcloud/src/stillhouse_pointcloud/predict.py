@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from stillhouse.artifact import Built
 from stillhouse.errors import BadData
 from stillhouse.files import each_file, free_name, storage, write_text
 from stillhouse_pointcloud.boxes import CLASSES, NEAR, corners, in_view, project
-from stillhouse_pointcloud.detectors import Found, PillarDetector
+from stillhouse_pointcloud.detectors import Found
+from stillhouse_pointcloud.detectors.found import Placed
 from stillhouse_pointcloud.figures import (
     SHOWN,
     Array,
@@ -67,7 +69,7 @@ def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]
     Raises MissingData or BadData naming the file.
     """
     module = model.module
-    if not isinstance(module, PillarDetector):
+    if not isinstance(module, Placed):
         name = model.spec.build.__qualname__
         raise BadData(f"{name}: a model that finds no boxes; give a detector of pointcloud")
     names: set[str] = set()
@@ -77,7 +79,7 @@ def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]
     ]
 
 
-def _row(module: PillarDetector, file: Path, name: str) -> Mapping[str, Any]:
+def _row(module: Placed, file: Path, name: str) -> Mapping[str, Any]:
     sweep = read(file)
     found = boxes_in(module, sweep.points)
     drawn, listed = FOLDER / f"{name}.png", FOLDER / f"{name}.txt"
@@ -128,11 +130,13 @@ def _photo(file: Path) -> Image.Image:
         raise BadData(f"{file}: not a picture ({error}); replace it or remove it") from error
 
 
-def boxes_in(module: PillarDetector, points: Array) -> Found:
+def boxes_in(module: Placed, points: Array) -> Found:
     """What the detector finds in one cloud, with a score of at least that of `SHOWN`."""
+    assert isinstance(module, nn.Module)
+    device = next(module.parameters()).device
     batch = {
-        "points": torch.from_numpy(points.astype(np.float32)).to(module.anchors.device),
-        "points_offsets": torch.tensor([0, len(points)], device=module.anchors.device),
+        "points": torch.from_numpy(points.astype(np.float32)).to(device),
+        "points_offsets": torch.tensor([0, len(points)], device=device),
     }
     with torch.no_grad():
         return module.boxes(module(batch), SHOWN)[0]
@@ -165,7 +169,7 @@ def outline(box: Array, projection: Array, size: tuple[int, int]) -> list[float]
     return [*seen.min(axis=0), *seen.max(axis=0)] if len(seen) else [0.0] * 4
 
 
-def _draw(module: PillarDetector, sweep: _Sweep, found: Found, file: Path) -> None:
+def _draw(module: Placed, sweep: _Sweep, found: Found, file: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 8.4), layout="constrained")
@@ -173,7 +177,7 @@ def _draw(module: PillarDetector, sweep: _Sweep, found: Found, file: Path) -> No
     projection = sweep.calib.to_image
     backdrop(top, sweep.points, projection, sweep.picture)
     found_in_picture(top, found, projection)
-    view_from_above(below, sweep.points, np.zeros((0, 7)), found, module.grid)
+    view_from_above(below, sweep.points, np.zeros((0, 7)), found, module.area)
     top.set_axis_off()
     below.set_xlabel("metres to the right")
     below.set_ylabel("metres ahead")

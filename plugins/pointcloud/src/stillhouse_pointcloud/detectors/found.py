@@ -58,6 +58,50 @@ class Detector(Protocol):
     def boxes(self, outputs: Tensors, picking: Picking) -> list[Found]: ...
 
 
+@runtime_checkable
+class Area(Protocol):
+    """Where a detector looks: from and to, metres, to the front (x) and to the left (y)."""
+
+    @property
+    def x(self) -> tuple[float, float]: ...
+    @property
+    def y(self) -> tuple[float, float]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """The `Area` of a detector that has no `PillarGrid`."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What stands in the voxels of a batch's clouds. T: points. P: voxels."""
+
+    batch: Tensors  # with the voxels, as the detector reads it
+    points: Float[Tensor, "T numbers"]  # x, y, z first; those of a voxel together
+    counts: Integer[Tensor, " P"]  # points in each
+    offsets: Integer[Tensor, " bounds"]  # of the clouds' voxels
+
+
+@runtime_checkable
+class Placed(Detector, Protocol):
+    """A detector that says where it looks; None: everywhere."""
+
+    @property
+    def area(self) -> Area | None: ...
+
+
+@runtime_checkable
+class Voxelised(Protocol):
+    """A detector whose voxels can be drawn; `held` raises BadData where it has none."""
+
+    def __call__(self, batch: Tensors) -> Mapping[str, Tensor]: ...
+    def held(self, batch: Tensors) -> Held: ...
+
+
 def detector(models: Mapping[str, object], role: str) -> Detector:
     """The role, checked: BadData where it finds no boxes."""
     found = models[role]

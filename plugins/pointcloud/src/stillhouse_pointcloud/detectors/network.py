@@ -19,7 +19,7 @@ from stillhouse.objectives.inputs import fraction
 from stillhouse.objectives.objective import Tensors
 from stillhouse_pointcloud.boxes import CLASSES
 from stillhouse_pointcloud.detectors.anchors import PLACES, anchors
-from stillhouse_pointcloud.detectors.found import Found, Picking, picked
+from stillhouse_pointcloud.detectors.found import Found, Held, Picking, picked
 from stillhouse_pointcloud.detectors.pillars import (
     CELLS,
     COUNTS,
@@ -167,6 +167,20 @@ class PillarDetector(nn.Module):
         flat = voxels.new_zeros(clouds * height * width, voxels.shape[1])
         flat = flat.index_copy(0, at, voxels)
         return flat.view(clouds, height, width, -1).permute(0, 3, 1, 2)
+
+    @property
+    def area(self) -> PillarGrid:
+        return self.grid
+
+    def held(self, batch: Tensors) -> Held:
+        """The batch with its pillars, and their decorated points."""
+        seen = with_pillars(batch, self.grid)
+        return Held(
+            batch=seen,
+            points=seen[POINTS],
+            counts=seen[COUNTS],
+            offsets=seen[f"{COUNTS}_offsets"],
+        )
 
     @torch.no_grad()
     def boxes(self, outputs: Tensors, picking: Picking) -> list[Found]:

@@ -15,6 +15,7 @@ from stillhouse.errors import BadData
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Tensors
 from stillhouse_pointcloud.boxes import CLASSES
+from stillhouse_pointcloud.detectors.found import Bounds
 from stillhouse_pointcloud.mmdet.library import imported
 
 # columns that `Detector.voxelised` adds to a batch
@@ -72,6 +73,13 @@ class Points:
         kept = min(int(far.sum()), self.sample)
         near = _spread(rows[kept:], self.sample - kept)
         return points[torch.cat([rows[:kept], near]).sort().values]
+
+
+def bounds_of(limits: Sequence[float] | None) -> Bounds | None:
+    """What is seen from above of x, y, z from and to."""
+    if limits is None:
+        return None
+    return Bounds(x=(limits[0], limits[3]), y=(limits[1], limits[4]))
 
 
 def _spread(rows: Tensor, count: int) -> Tensor:

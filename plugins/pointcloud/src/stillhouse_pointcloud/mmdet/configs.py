@@ -7,6 +7,7 @@ from typing import Any
 
 from stillhouse.artifact import Model
 from stillhouse.errors import BadSetting, MissingData, UnknownName
+from stillhouse.objectives.inputs import fraction
 from stillhouse_pointcloud.mmdet.library import configs, imported, quiet
 from stillhouse_pointcloud.mmdet.narrow import Config, narrowed
 from stillhouse_pointcloud.mmdet.network import detector
@@ -36,17 +37,29 @@ LAYERS: Mapping[tuple[str, str], Mapping[str, str]] = {
 }
 
 
-def model(name: str, *, layers: Mapping[str, str] | None = None) -> Model:
+def is_stock(name: str) -> bool:
+    """Whether `model` knows the name, or takes it for a configuration's path."""
+    found = base(name)
+    return found in NAMED or found.endswith(".py")
+
+
+def model(
+    name: str, *, layers: Mapping[str, str] | None = None, momentum: float | None = None
+) -> Model:
     """The spec of a detector: a name of `NAMED` or the path of a configuration file (.py, which is
     run), with "/r" behind it a student of about r times fewer parameters ("second-kitti/4"; see
     `narrow`).
 
     `layers`: output names and the modules whose outputs they are ("voxels": "voxel_encoder");
-    without them what PointDistiller distils of that detector. The spec holds the whole
-    configuration of the model, so that a changed file is another spec. Raises UnknownName,
-    MissingData, BadSetting; MissingExtra without mmdetection3d.
+    without them what PointDistiller distils of that detector. `momentum`: of every BatchNorm, in
+    place of the configuration's. The spec holds the whole configuration of the model, so that a
+    changed file is another spec. Raises UnknownName, MissingData, BadSetting; MissingExtra without
+    mmdetection3d.
     """
     config, kwargs = _resolved(name)
+    if momentum is not None:
+        fraction("momentum", momentum)
+        kwargs["momentum"] = momentum
     return Model(
         build=detector,
         kwargs={
@@ -72,11 +85,17 @@ def default_layers(config: Mapping[str, Any], name: str) -> Mapping[str, str]:
     return found
 
 
+def base(name: str) -> str:
+    """The name without its ratio: of "second-kitti/4" "second-kitti"."""
+    found = STUDENT.fullmatch(name)
+    return found[1] if found else name
+
+
 def _resolved(name: str) -> tuple[Config, dict[str, Any]]:  # Any: JSON values
     """The model's configuration, narrowed, and the arguments classes and points."""
     found = STUDENT.fullmatch(name)
-    base, ratio = (found[1], float(found[2])) if found else (name, 1.0)
-    file = _file(base)
+    ratio = float(found[2]) if found else 1.0
+    file = _file(base(name))
     whole = _read(file)
     if "model" not in whole:
         raise BadSetting(f"{file}: it has no `model`; give an mmdetection3d configuration")
@@ -84,14 +103,14 @@ def _resolved(name: str) -> tuple[Config, dict[str, Any]]:  # Any: JSON values
     return config, {"classes": _classes(whole, file), "points": _points(whole)}
 
 
-def _file(base: str) -> Path:
-    if base in NAMED:
-        return configs() / NAMED[base]
-    if not base.endswith(".py"):
-        raise UnknownName("detector", base, [*NAMED, "<configuration>.py"])
-    if not Path(base).is_file():
-        raise MissingData(f"{base}: no such configuration file; give its path, or a known name")
-    return Path(base)
+def _file(name: str) -> Path:
+    if name in NAMED:
+        return configs() / NAMED[name]
+    if not name.endswith(".py"):
+        raise UnknownName("detector", name, [*NAMED, "<configuration>.py"])
+    if not Path(name).is_file():
+        raise MissingData(f"{name}: no such configuration file; give its path, or a known name")
+    return Path(name)
 
 
 def _read(file: Path) -> Config:

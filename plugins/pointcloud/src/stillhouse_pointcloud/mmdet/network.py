@@ -6,19 +6,21 @@ B: clouds. P: voxels of all clouds.
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stillhouse.errors import BadSetting
+from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.objective import Tensors
+from stillhouse_pointcloud.detectors.found import Bounds, Found, Held, Picking
 from stillhouse_pointcloud.mmdet.clouds import (
     COUNTS,
     NONE,
     OFFSETS,
     POINTS,
     Points,
+    bounds_of,
     clouds,
     our_labels,
     truth,
@@ -27,9 +29,6 @@ from stillhouse_pointcloud.mmdet.clouds import (
 )
 from stillhouse_pointcloud.mmdet.library import imported, quiet
 from stillhouse_pointcloud.mmdet.operators import named_operators
-
-if TYPE_CHECKING:
-    from stillhouse_pointcloud.detectors.found import Found, Picking
 
 # a configuration's types: names of mmdetection3d's registries, never a path to import
 SCOPES = ("mmcv", "mmdet", "mmdet3d", "mmengine")
@@ -94,6 +93,21 @@ class Detector(nn.Module):
             return ()
         return tuple(layer.point_cloud_range), tuple(layer.voxel_size), layer.max_num_points
 
+    @property
+    def area(self) -> Bounds | None:
+        """From where to where it looks; None where its configuration does not say."""
+        bounds = self.grid[0] if self.grid else self.points.range
+        return bounds_of(bounds)
+
+    def held(self, batch: Tensors) -> Held:
+        """The batch with its voxels, and the points in them; BadData where it takes points."""
+        seen = self.voxelised(batch)
+        if POINTS not in seen:
+            raise BadData(f"{self.name}: it has no voxels to draw")
+        points, counts = seen[POINTS], seen[COUNTS]
+        real = torch.arange(points.shape[1], device=points.device)[None] < counts[:, None]
+        return Held(batch=seen, points=points[real], counts=counts, offsets=seen[OFFSETS])
+
     def voxelised(self, batch: Tensors) -> Tensors:
         """The batch with the voxels that this detector takes (see `clouds.voxel_columns`), of which
         it has a limit in training and another one outside. Detectors of the same `grid` read them
@@ -140,6 +154,13 @@ class Detector(nn.Module):
         if self.training and "boxes" in batch:
             outputs |= _losses(self._head_losses(outs, samples))
         return outputs
+
+    def maps(self, canvas: Tensor) -> dict[str, Tensor]:
+        """From the voxels' canvas on: the head's maps."""
+        pts = "pts_" if hasattr(self.net, "pts_bbox_head") else ""
+        features = getattr(self.net, f"{pts}backbone")(canvas)
+        neck = getattr(self.net, f"{pts}neck", None)
+        return self._maps(self.head(features if neck is None else neck(features)))
 
     def _head_losses(self, outs: Any, samples: Sequence[Any]) -> Any:  # Any: mmdetection3d's
         boxes = [one.gt_instances_3d for one in samples]
@@ -221,10 +242,8 @@ class Detector(nn.Module):
         return centres, found.scores_3d, labels[found.labels_3d.long()]
 
     @torch.no_grad()
-    def boxes(self, outputs: Tensors, picking: "Picking") -> "list[Found]":
+    def boxes(self, outputs: Tensors, picking: Picking) -> list[Found]:
         """`detections` as the metrics and figures read them."""
-        from stillhouse_pointcloud.detectors.found import Found
-
         settings = {
             "score_thr": picking.score,
             "nms_thr": picking.overlap,
@@ -313,9 +332,10 @@ def detector(
     classes: Sequence[str],
     points: Mapping[str, Any],
     layers: Mapping[str, str],
+    momentum: float | None = None,
 ) -> nn.Module:
     """A stock detector of mmdetection3d with weights as it draws them; `configs.model` makes the
-    arguments.
+    arguments. `momentum` is every BatchNorm's, where it is not to be the configuration's.
     """
     given = restored(config)
     _check_types(given, name)
@@ -329,6 +349,10 @@ def detector(
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise BadSetting(f"{name}: mmdetection3d cannot build it ({reason})") from error
         net.init_weights()
+    if momentum is not None:
+        for module in net.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+                module.momentum = momentum
     return Detector(net, name=name, classes=classes, points=Points.of(points), layers=layers)
 
 

@@ -5,8 +5,9 @@ Which run was measured: docs/pointcloud.md, "What runs without CUDA", made by
 """
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from stillhouse.errors import BadSetting
 
@@ -25,6 +26,21 @@ ADVICE = (
     "run it on a GPU with mmcv compiled for CUDA (FORCE_CUDA=1 and nvcc when it is installed), or "
     "take pointpillars-kitti or centerpoint-nuscenes, which train and predict on the CPU"
 )
+
+# the first operator without a CPU implementation that a part of a configuration runs, by its type
+CUDA_ONLY: Mapping[str, str] = {
+    "SparseEncoder": "get_indice_pairs",
+    "PointNet2SAMSG": "furthest_point_sample.forward",
+}
+
+
+def cuda_only(config: Mapping[str, Any]) -> str:  # Any: JSON values
+    """The operator for which a detector of this configuration needs CUDA; "" where none is known:
+    then `named_operators` says it when it runs.
+    """
+    kinds = [one.get("type", "") for one in config.values() if isinstance(one, Mapping)]
+    found = (CUDA_ONLY.get(kind.rpartition(".")[2], "") for kind in kinds)
+    return next(filter(None, found), "")
 
 
 @contextmanager

@@ -8,24 +8,26 @@ import torch
 from stillhouse.artifact import Model
 from stillhouse.metrics import Latencies, Latency, Lines, Memory, Profile
 from stillhouse.objectives.features import AttentionTransfer, Hint
-from stillhouse.objectives.objective import Cosine, Optimizer, Phase, Weighted
+from stillhouse.objectives.objective import Cosine, Objective, Optimizer, Phase, Weighted
 from stillhouse.objectives.projectors import ConvProjector
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.stages import Convert, Evaluate, Make, Train
-from stillhouse_pointcloud.converts import ExportDetector, LoadDetector
 from stillhouse_pointcloud.data import ReadKitti
-from stillhouse_pointcloud.detectors import Detection, model
-from stillhouse_pointcloud.distilled import LAYERS, PILLARS, GraphRole, GraphState
+from stillhouse_pointcloud.distilled import PILLARS, GraphRole, GraphState
 from stillhouse_pointcloud.figures import BirdsEye, ChosenPoints
 from stillhouse_pointcloud.metrics import KittiAp
 from stillhouse_pointcloud.mixed import ReadMixed
+from stillhouse_pointcloud.recipes.pointdistiller_detectors import (
+    Detectors,
+    Lesson,
+    detectors_of,
+)
 from stillhouse_pointcloud.recipes.pointdistiller_notes import MIXED, NOTES, PAPER
 from stillhouse_pointcloud.recipes.pointdistiller_settings import (
     BASELINE,
     GRAPHS,
     PointDistillerSettings,
     Student,
-    width,
 )
 from stillhouse_pointcloud.samples import Lidar, Street
 
@@ -55,20 +57,27 @@ def pointdistiller(settings: PointDistillerSettings) -> Recipe:
     tiny: drawn scenes, detectors of 8 and 4 channels. small: rendered scenes and the 13 training
     frames of kitti-mini, 35 m, 32 and 16 channels, 3 seeds. paper: KITTI of your own (`--set
     data=file:<folder>`), 64, 32 and 16 channels.
+
+    Detectors are ours ("pillars-<width>") or mmdetection3d's by name or configuration ("/4" behind
+    it: 4 times smaller), as in `--set teacher_model=pointpillars-kitti --set
+    student=pointpillars-kitti/4 --set student16=pointpillars-kitti/16`.
     """
-    teacher = _teacher(settings)
+    zoo = detectors_of(settings)
+    teacher = _teacher(settings, zoo)
     ref = f"teacher.{teacher.outputs[0]}"
-    students = [_student(settings, s, ref, i) for s in settings.students for i in _seeds(settings)]
+    students = [
+        _student(settings, zoo, s, ref, i) for s in settings.students for i in _seeds(settings)
+    ]
     return Recipe(
         name="pointcloud/pointdistiller",
         reference=PAPER,
         stages=(
-            _data(settings),
+            _data(settings, zoo),
             teacher,
             *students,
-            *_scores(settings, ref, students),
-            *_studies(settings, ref),
-            _export(settings),
+            *_scores(settings, zoo, ref, students),
+            *_studies(settings, zoo, ref),
+            _export(settings, zoo),
         ),
         rows={"teacher": ("teacher-scores",)}
         | {
@@ -76,7 +85,7 @@ def pointdistiller(settings: PointDistillerSettings) -> Recipe:
             for s in settings.students
         },
         baseline=ROWS[BASELINE],
-        notes=(*NOTES, *MIXED) if settings.scenes else NOTES,
+        notes=(*NOTES, *zoo.notes, *(MIXED if settings.scenes else ())),
         studies=_study_titles(settings),
     )
 
@@ -90,11 +99,7 @@ def _shipped(settings: PointDistillerSettings) -> Student:
     return max(settings.students, key=tuple(ROWS).index)
 
 
-def _detector(settings: PointDistillerSettings, name: str) -> Model:
-    return model(name, grid=settings.grid(), layers=settings.layers, momentum=settings.momentum)
-
-
-def _data(settings: PointDistillerSettings) -> Make:
+def _data(settings: PointDistillerSettings, zoo: Detectors) -> Make:
     read = ReadKitti(validation=settings.validation)
     source = {"source": settings.data}
     if not settings.scenes:
@@ -105,91 +110,112 @@ def _data(settings: PointDistillerSettings) -> Make:
         held_out=settings.held_out,
         copies=settings.copies,
         lidar=Lidar(beams=settings.beams),
-        street=Street(far=min(Street().far, settings.x[1] - MARGIN)),
+        street=Street(far=min(Street().far, zoo.area.x[1] - MARGIN)) if zoo.area else Street(),
     )
     return Make(name="data", make=settings.spared(mixed), inputs=source, ports=(*PORTS, "real"))
 
 
-def _teacher(settings: PointDistillerSettings) -> Train | Convert:
+def _teacher(settings: PointDistillerSettings, zoo: Detectors) -> Train | Convert:
     """Trained here; or given."""
-    spec = _detector(settings, settings.teacher_model)
     if settings.teacher:
         inputs = {"checkpoint": settings.teacher}
-        return Convert(name="teacher", convert=LoadDetector(model=spec), inputs=inputs)
-    objective = Detection(
+        return Convert(name="teacher", convert=zoo.load(), inputs=inputs)
+    lesson = Lesson(
         phases={"teacher": _phase(settings, ("teacher",), settings.teacher_lr)},
-        grid=settings.grid(),
         student="teacher",
         roles=("teacher",),
     )
-    return _train(settings, "teacher", objective, {"teacher": spec}, settings.teacher_steps)
+    fresh = {"teacher": zoo.model(settings.teacher_model)}
+    return _train(settings, "teacher", zoo.objective(lesson), fresh, settings.teacher_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Lesson:
-    """What a student learns from beside the labels: losses, and a role that is trained with it."""
+class _Help:
+    """What a student learns from beside the labels: losses, and roles that are trained with it."""
 
     losses: Mapping[str, Weighted] = field(default_factory=dict[str, Weighted])
     helpers: Mapping[str, Model] = field(default_factory=dict[str, Model])
     feeds: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
-def _lesson(settings: PointDistillerSettings, name: Student) -> _Lesson:
+def _help(settings: PointDistillerSettings, zoo: Detectors, name: Student) -> _Help:
     match name:
         case "alone" | "alone16":
-            return _Lesson()
+            return _Help()
         case "fitnets":
-            return _fitnets(settings)
+            return _fitnets(settings, zoo)
         case "at":
-            maps = (settings.hint,)
+            maps = (zoo.hint,)
             term = AttentionTransfer(student_outputs=maps, teacher_outputs=maps)
-            return _Lesson(losses={"at": Weighted(term=term, weight=settings.at_weight)})
+            return _Help(losses={"at": Weighted(term=term, weight=settings.at_weight)})
         case "local" | "reweight" | "both":
-            kwargs = {"graphs": settings.graphs(name), "output": settings.layer}
-            return _Lesson(
-                losses={"graphs": settings.graph_loss(name)},
-                helpers={"graphs": Model(build=GraphRole, kwargs=kwargs)},
-                feeds={"graphs": ("teacher", "student")},
-            )
+            return _graphs(settings, zoo, name)
 
 
-def _fitnets(settings: PointDistillerSettings) -> _Lesson:
+def _graphs(settings: PointDistillerSettings, zoo: Detectors, name: Student) -> _Help:
+    """A loss, and its encoders, of each of the distilled outputs."""
+    roles = _graph_roles(zoo)
+    helpers: dict[str, Model] = {}
+    for role, output in roles.items():
+        channels = _channels(settings, zoo, output)
+        kwargs = {"graphs": settings.graphs(name, output, channels), "output": output}
+        helpers[role] = Model(build=GraphRole, kwargs=kwargs)
+    return _Help(
+        losses={role: settings.graph_loss(name, output, role) for role, output in roles.items()},
+        helpers=helpers,
+        feeds=dict.fromkeys(roles, ("teacher", "student")),
+    )
+
+
+def _graph_roles(zoo: Detectors) -> dict[str, str]:
+    """Role -> the output whose graphs it holds."""
+    return {f"graphs{i + 1 if i else ''}": output for i, output in enumerate(zoo.distilled)}
+
+
+def _channels(settings: PointDistillerSettings, zoo: Detectors, output: str) -> tuple[int, int]:
+    """The teacher's, and the student's."""
+    return zoo.channels(settings.teacher_model, output), zoo.channels(settings.student, output)
+
+
+def _fitnets(settings: PointDistillerSettings, zoo: Detectors) -> _Help:
     """The teacher's map through a regressor of the student's, which ends, as it does, in a ReLU."""
-    maps, times = (settings.hint,), LAYERS[settings.hint]
+    maps, (target, channels) = (zoo.hint,), _channels(settings, zoo, zoo.hint)
     kwargs = {
-        "inputs": [f"student.{settings.hint}"],
-        "channels": [times * width(settings.student)],
-        "targets": [times * width(settings.teacher_model)],
+        "inputs": [f"student.{zoo.hint}"],
+        "channels": [channels],
+        "targets": [target],
         "relu": True,
     }
     term = Hint(student="regressor", student_outputs=maps, teacher_outputs=maps)
-    return _Lesson(
+    return _Help(
         losses={"hint": Weighted(term=term, weight=settings.hint_weight)},
         helpers={"regressor": Model(build=ConvProjector, kwargs=kwargs)},
         feeds={"regressor": ("student",)},
     )
 
 
-def _student(settings: PointDistillerSettings, name: Student, teacher: str, seed: int) -> Train:
+def _student(
+    settings: PointDistillerSettings, zoo: Detectors, name: Student, teacher: str, seed: int
+) -> Train:
     """First weights and batches are those of its seed, whatever it learns from."""
-    lesson = _lesson(settings, name)
-    asked = {"teacher": teacher} if lesson.losses else {}
-    objective = Detection(
-        phases={"student": _phase(settings, ("student", *lesson.helpers), settings.lr)},
-        grid=settings.grid(),
-        roles=(*asked, "student", *lesson.helpers),
-        losses=lesson.losses,
-        feeds=lesson.feeds,
+    given = _help(settings, zoo, name)
+    asked = {"teacher": teacher} if given.losses else {}
+    lesson = Lesson(
+        phases={"student": _phase(settings, ("student", *given.helpers), settings.lr)},
+        roles=(*asked, "student", *given.helpers),
+        losses=given.losses,
+        feeds=given.feeds,
     )
     detector = settings.student16 if name == "alone16" else settings.student
-    fresh = {"student": _detector(settings, detector), **lesson.helpers}
+    fresh = {"student": zoo.model(detector), **given.helpers}
+    objective = zoo.objective(lesson)
     return _train(settings, f"{name}-{seed}", objective, fresh, settings.steps, asked, seed)
 
 
 def _train(
     settings: PointDistillerSettings,
     name: str,
-    objective: Detection,
+    objective: Objective,
     fresh: Mapping[str, Model],
     steps: int,
     roles: Mapping[str, str] | None = None,
@@ -224,13 +250,13 @@ def _scored(settings: PointDistillerSettings) -> str:
 
 
 def _scores(
-    settings: PointDistillerSettings, teacher: str, students: list[Train]
+    settings: PointDistillerSettings, zoo: Detectors, teacher: str, students: list[Train]
 ) -> list[Evaluate]:
     detectors = {"teacher": teacher} | {s.name: f"{s.name}.student" for s in students}
     return [
         Evaluate(
             name=f"{name}-scores",
-            metrics=(_ap(settings, "student"), Profile()),
+            metrics=(_ap(settings, zoo, "student"), Profile()),
             inputs={"data": _scored(settings), "student": ref},
             # one seed a row is timed: the others have the same layers
             measures=(Latency(batches=(1,)), Memory(batch=1))
@@ -241,8 +267,10 @@ def _scores(
     ]
 
 
-def _ap(settings: PointDistillerSettings, role: str, sampling: str = "kitti") -> KittiAp:
-    return KittiAp(role=role, overlaps=settings.overlaps, sampling=sampling, within=settings.grid())
+def _ap(
+    settings: PointDistillerSettings, zoo: Detectors, role: str, sampling: str = "kitti"
+) -> KittiAp:
+    return KittiAp(role=role, overlaps=settings.overlaps, sampling=sampling, within=zoo.area)
 
 
 def _lines(settings: PointDistillerSettings, teacher: str, seed: int) -> dict[str, tuple[str, str]]:
@@ -270,12 +298,12 @@ def _distilled(settings: PointDistillerSettings) -> tuple[Student, ...]:
     return tuple(s for s in settings.students if s in GRAPHS)
 
 
-def _studies(settings: PointDistillerSettings, teacher: str) -> list[Stage]:
+def _studies(settings: PointDistillerSettings, zoo: Detectors, teacher: str) -> list[Stage]:
     stages: list[Stage] = [_pictures(settings, teacher)]
     if _distilled(settings):
-        stages.append(_encoders(settings, teacher))
+        stages.append(_encoders(settings, zoo, teacher))
     if settings.scenes:
-        stages += [_real(settings, teacher, seed) for seed in _seeds(settings)]
+        stages += [_real(settings, zoo, teacher, seed) for seed in _seeds(settings)]
     return stages
 
 
@@ -305,16 +333,20 @@ def _pictures(settings: PointDistillerSettings, teacher: str) -> Evaluate:
     )
 
 
-def _encoders(settings: PointDistillerSettings, teacher: str) -> Evaluate:
+def _encoders(settings: PointDistillerSettings, zoo: Detectors, teacher: str) -> Evaluate:
     """Whether the encoders have collapsed; and what the loss chooses."""
-    distilled = _distilled(settings)
+    distilled, graphs = _distilled(settings), _graph_roles(zoo)
     roles = {"teacher": teacher}
+    states: dict[str, GraphState] = {}
     for s in distilled:
-        roles |= {f"student-{s}": f"{s}-0.student", f"graphs-{s}": f"{s}-0.graphs"}
-    states = {ROWS[s]: GraphState(student=f"student-{s}", graphs=f"graphs-{s}") for s in distilled}
+        roles |= {f"student-{s}": f"{s}-0.student"}
+        roles |= {f"{role}-{s}": f"{s}-0.{role}" for role in graphs}
+        for role, output in graphs.items():
+            line = ROWS[s] if len(graphs) == 1 else f"{ROWS[s]}, {output}"
+            states[line] = GraphState(student=f"student-{s}", graphs=f"{role}-{s}")
     last = distilled[-1]
     chosen = ChosenPoints(student=f"student-{last}", graphs=f"graphs-{last}")
-    pictures = (chosen,) if settings.layer == PILLARS else ()
+    pictures = (chosen,) if zoo.distilled == (PILLARS,) else ()
     free = _drawn_here(settings) and settings.scored_on == "test"
     return Evaluate(
         name="encoders",
@@ -325,10 +357,10 @@ def _encoders(settings: PointDistillerSettings, teacher: str) -> Evaluate:
     )
 
 
-def _real(settings: PointDistillerSettings, teacher: str, seed: int) -> Evaluate:
+def _real(settings: PointDistillerSettings, zoo: Detectors, teacher: str, seed: int) -> Evaluate:
     """The real test frames, whose pictures a published report leaves out (CC BY-NC-SA)."""
     lines = _lines(settings, teacher, seed)
-    found = {line: _ap(settings, role, "exact") for line, (role, _) in lines.items()}
+    found = {line: _ap(settings, zoo, role, "exact") for line, (role, _) in lines.items()}
     pictures = (BirdsEye(lines=_shown(settings), name="real-birds-eye"),)
     return Evaluate(
         name=f"real-{seed}",
@@ -338,9 +370,9 @@ def _real(settings: PointDistillerSettings, teacher: str, seed: int) -> Evaluate
     )
 
 
-def _export(settings: PointDistillerSettings) -> Convert:
+def _export(settings: PointDistillerSettings, zoo: Detectors) -> Convert:
     shipped = _shipped(settings)
     name = settings.student16 if shipped == "alone16" else settings.student
-    export = ExportDetector(title=f"{name}, 3D boxes in clouds, {ROWS[shipped]}", paper=PAPER)
+    export = zoo.export(f"{name}, 3D boxes in clouds, {ROWS[shipped]}")
     inputs = {"student": f"{shipped}-0.student", "data": "data.train"}
     return Convert(name="export", convert=export, inputs=inputs)

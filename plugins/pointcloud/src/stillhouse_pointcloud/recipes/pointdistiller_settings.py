@@ -14,7 +14,7 @@ from stillhouse.stages.make import Maker
 from stillhouse.training import Augment, Precision
 from stillhouse_pointcloud.augment import SceneAugment
 from stillhouse_pointcloud.detectors import PillarGrid
-from stillhouse_pointcloud.distilled import LAYERS, PILLARS, GraphTerm
+from stillhouse_pointcloud.distilled import PILLARS, POINTS, GraphTerm
 from stillhouse_pointcloud.metrics import OVERLAPS
 from stillhouse_pointcloud.mmdet.transforms import LibraryAugment
 from stillhouse_pointcloud.pasted import ObjectSampling, WithSpares
@@ -23,8 +23,11 @@ Student = Literal["alone", "alone16", "fitnets", "at", "local", "reweight", "bot
 STUDENTS: tuple[Student, ...] = get_args(Student)
 BASELINE: Student = "alone"
 GRAPHS: tuple[Student, ...] = ("local", "reweight", "both")
-Layer = Literal["voxels", "bev", "backbone.0", "backbone.1", "backbone.2", "neck"]
-Map = Literal["bev", "backbone.0", "backbone.1", "backbone.2", "neck"]
+OWN = "default"
+Layer = Literal[
+    "default", "voxels", "bev", "backbone.0", "backbone.1", "backbone.2", "neck", "points"
+]
+Map = Literal["default", "bev", "backbone.0", "backbone.1", "backbone.2", "neck"]
 FACTOR = 2.0  # of the released code's loss
 SPARES = 2  # times the objects of a class that a view may paste, a frame carries
 
@@ -35,10 +38,14 @@ class PointDistillerSettings(Settings):
     students: tuple[Student, ...] = Field(
         STUDENTS, description="what each learns from; alone is the baseline"
     )
-    teacher_model: str = Field("pillars-64", description="the teacher's detector")
+    teacher_model: str = Field(
+        "pillars-64", description="the teacher's detector; pointpillars-kitti: mmdetection3d's"
+    )
     student: str = Field("pillars-32", description="the students' detector, 4 times smaller")
     student16: str = Field("pillars-16", description="that of alone16, 16 times smaller")
-    layers: tuple[int, int, int] = Field((3, 5, 5), description="of the backbone's blocks")
+    layers: tuple[int, int, int] = Field(
+        (3, 5, 5), description="of the backbone's blocks; this and x to max_pillars: of pillars-*"
+    )
     momentum: float = Field(0.01, gt=0, lt=1, description="of every BatchNorm of the detectors")
     x: tuple[float, float] = Field((0.0, 69.12), description="where detectors look, to the front")
     y: tuple[float, float] = Field((-39.68, 39.68), description="and to the left")
@@ -63,7 +70,9 @@ class PointDistillerSettings(Settings):
     gt_sampling: int = Field(
         0, ge=0, description="fill scenes up to so many of each class with other frames' objects"
     )
-    layer: Layer = Field(PILLARS, description="the output whose local graphs are distilled")
+    layer: Layer = Field(
+        OWN, description="the output whose local graphs are distilled; default: voxels of pillars"
+    )
     num: int = Field(6000, ge=1, description="graphs of a cloud at most")
     k: int = Field(128, ge=1, description="items of a graph")
     out_dim: int = Field(32, ge=1, description="channels of the loss's encoders")
@@ -75,7 +84,7 @@ class PointDistillerSettings(Settings):
         "paper", description="official: the loss as the released code computes it"
     )
     kd_weight: float = Field(1.0, ge=0, description="of the graph loss")
-    hint: Map = Field("bev", description="the map that FitNets and AT compare")
+    hint: Map = Field(OWN, description="the map that FitNets and AT compare; default: bev")
     hint_weight: float = Field(3.0, ge=0, description="of FitNets' loss")
     at_weight: float = Field(1.5e6, ge=0, description="of AT's loss")
     scenes: int = Field(0, ge=0, description="rendered training scenes; 0: the data alone")
@@ -164,7 +173,7 @@ class PointDistillerSettings(Settings):
     @model_validator(mode="after")
     def _whole(self) -> "PointDistillerSettings":
         self.grid()
-        if self.normalise and self.layer != PILLARS:
+        if self.normalise and self.layer not in (OWN, PILLARS):
             raise BadSetting(
                 f"layer '{self.layer}' is a map, whose importance is no count; set normalise=false"
             )
@@ -196,32 +205,37 @@ class PointDistillerSettings(Settings):
         spares = SPARES * self.gt_sampling
         return WithSpares(make=make, spares=spares) if spares else make
 
-    def graphs(self, student: Student) -> dict[str, Any]:  # Any: JSON values
-        """The arguments of `LocalGraphDistillation` for a student of `GRAPHS`."""
-        times = LAYERS[self.layer]
-        return {
-            "teacher_dim": times * width(self.teacher_model),
-            "student_dim": times * width(self.student),
+    def graphs(
+        self, student: Student, output: str, channels: tuple[int, int]
+    ) -> dict[str, Any]:  # Any: JSON values
+        """The arguments of `LocalGraphDistillation` for a student of `GRAPHS` and an output, of
+        which `channels` are the teacher's and the student's.
+        """
+        pool = {"pool": "max"} if output == POINTS else {}  # as the paper does with points alone
+        return pool | {
+            "teacher_dim": channels[0],
+            "student_dim": channels[1],
             "out_dim": self.out_dim,
             "k": self.k,
             "num": self.num,
             "tau": self.tau,
             "edge": self.edge,
-            "importance": "count" if self.layer == PILLARS else "max",
+            "importance": "count" if output == PILLARS else "max",
             "batch": self.graph_batch,
             "compat": self.compat,
             "local": student != "reweight",
             "reweight": student != "local",
-            "normalise": self.normalise,
+            "normalise": self.normalise and output == PILLARS,
         }
 
-    def graph_loss(self, student: Student) -> Weighted:
+    def graph_loss(self, student: Student, output: str, role: str) -> Weighted:
         """With compat=paper the sum over D channels and K items is brought to twice their mean, the
         size of the released code's, so that the weight does not hang on D and K.
         """
-        items = self.k if student != "reweight" else 1
+        # of points an edge's items are one, their maximum
+        items = self.k if student != "reweight" and output != POINTS else 1
         scaled = FACTOR / (self.out_dim * items) if self.compat == "paper" else 1.0
-        return Weighted(term=GraphTerm(), weight=self.kd_weight * scaled)
+        return Weighted(term=GraphTerm(role=role), weight=self.kd_weight * scaled)
 
 
 def width(detector: str) -> int:

@@ -1,0 +1,131 @@
+"""Students of mmdetection3d's to files: safetensors, and of networks of pillars ONNX.
+
+P: voxels of a cloud. M: points a voxel holds at most. C: numbers a point.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from stillhouse.artifact import Built, save_model
+from stillhouse.data.data import Data, rows_of
+from stillhouse.errors import BadData
+from stillhouse.export import check_onnx, check_opset, write_onnx
+from stillhouse.objectives.objective import Tensors
+from stillhouse.profile import first_batch
+from stillhouse.quantize.onnx_network import ONNX
+from stillhouse_pointcloud.converts import card
+from stillhouse_pointcloud.mmdet.clouds import CELLS, COUNTS, POINTS
+from stillhouse_pointcloud.mmdet.network import Detector
+from stillhouse_pointcloud.mmdet.outputs import config_of, without_onnx
+
+INPUTS = (POINTS, COUNTS, CELLS)
+OUTSIDE = ("voxelisation", "boxes from maps, suppression")
+
+
+class DenseVoxels(nn.Module):
+    """A pillar detector's maps of one cloud: voxel_points [P, M, C], 0 beyond a voxel's count;
+    voxel_counts [P]; voxel_cells [P, 3] (z, y, x) -> the head's maps, by the names that the
+    detector gives them.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, batch: Tensors) -> dict[str, Tensor]:
+        points, counts, cells = (batch[name] for name in INPUTS)
+        net: Any = self.detector.net  # Any: mmdetection3d has no types
+        pts = "pts_" if hasattr(net, "pts_bbox_head") else ""
+        encoder, scatter = (
+            getattr(net, f"{pts}{part}") for part in ("voxel_encoder", "middle_encoder")
+        )
+        places = torch.cat([torch.zeros_like(cells[:, :1]), cells], dim=1)
+        # a copy: PillarFeatureNet writes its offsets over its input
+        voxels = encoder(points.clone(), counts, places)
+        return self.detector.maps(scatter(voxels, places))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportDetector:
+    """A `convert` that writes model.json, model.safetensors, export.json and README.md, and of a
+    network of pillars model.onnx: `DenseVoxels` of the port "student". Of others export.json says
+    why there is none.
+
+    Outside the ONNX file are `Detector.voxelised` and `Detector.boxes`. The voxels' number is
+    dynamic, a cloud at a time. It is checked on the first `samples` clouds of the port "data":
+    raises ContractError where it and torch differ by more than `tolerance`.
+    """
+
+    title: str
+    paper: str
+    opset: int = 18
+    samples: int = 4
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_opset(self.opset, where="export")
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Any],  # Any: Built and Data
+        out: Path,
+        *,
+        rng: Generator,  # noqa: ARG002
+    ) -> None:
+        built: Built = inputs["student"]
+        module = built.module.eval()
+        if not isinstance(module, Detector):
+            raise BadData(
+                f"export: a {type(module).__name__} is no detector of mmdetection3d; give one"
+            )
+        save_model(out, built)
+        reason = without_onnx(config_of(built.spec))
+        record = (
+            {"onnx": None, "why": reason} if reason else self._onnx(module, inputs["data"], out)
+        )
+        (out / "export.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        files = f"There is no ONNX file: {reason}." if reason else VOXELS_ONNX
+        text = card(built, title=self.title, paper=self.paper, known=module.name, files=files)
+        (out / "README.md").write_text(text)
+
+    def _onnx(self, module: Detector, data: Data, out: Path) -> dict[str, Any]:  # Any: JSON values
+        clouds = self._clouds(module, data)
+        network = DenseVoxels(module).eval()
+        with torch.no_grad():
+            maps = tuple(network(clouds[0]))
+        write_onnx(network, clouds[0], maps, out / ONNX, opset=self.opset)
+        for cloud in clouds:
+            check_onnx(out / ONNX, network, cloud, maps, tolerance=self.tolerance)
+        return {
+            "inputs": {
+                name: [str(value.dtype).removeprefix("torch."), ["voxels", *value.shape[1:]]]
+                for name, value in clouds[0].items()
+            },
+            "outputs": list(maps),
+            "outside": list(OUTSIDE),
+            "opset": self.opset,
+            "checked_samples": len(clouds),
+            "agrees_within": self.tolerance,
+        }
+
+    def _clouds(self, module: Detector, data: Data) -> list[dict[str, Tensor]]:
+        batch = first_batch(data, min(self.samples, len(data)), torch.device("cpu"))
+        rows = [rows_of(batch, torch.tensor([row])) for row in range(len(batch["id"]))]
+        seen = [module.voxelised(row) for row in rows]
+        found = [{name: one[name] for name in INPUTS} for one in seen]
+        some = [cloud for cloud in found if len(cloud[COUNTS]) > 1]
+        if not some:
+            raise BadData("export: no cloud of the data has voxels in the detector's range")
+        return some
+
+
+VOXELS_ONNX = """\
+model.onnx takes the voxels of one cloud and gives the head's maps; see export.json. Outside it
+are the sorting of points into voxels and the boxes from maps: both are code of mmdetection3d and
+`stillhouse_pointcloud`."""
