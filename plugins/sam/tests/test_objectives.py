@@ -95,17 +95,18 @@ def test_no_term_reaches_the_teacher():
     assert student.grad is not None
 
 
-def test_only_the_best_of_the_masks_learns():
+def test_only_the_best_of_the_masks_learns_and_the_predicted_iou_of_all():
     truth = mask("##..", "##..")[None]
     right = torch.where(truth, 3.0, -3.0)
     logits = torch.stack([-right, right, torch.zeros_like(right)], dim=1).requires_grad_()
     iou = torch.tensor([[0.3, 0.7, 0.5]], requires_grad=True)
     loss, ious = prediction_loss(logits, iou, truth)
-    assert ious.item() == pytest.approx(0.3)  # the computed IoU is 1
+    # computed: 0 of the opposite, 1 of the right one, 0 of the one without a pixel
+    assert ious.item() == pytest.approx((0.3 + 0.3 + 0.5) / 3)
     expected = 20 * focal_loss(right, truth) + dice_loss(right, truth)
     assert loss.item() == pytest.approx(expected.item())
     (loss + ious).backward()
     assert logits.grad is not None
     assert iou.grad is not None
     assert logits.grad[0].flatten(1).any(1).tolist() == [False, True, False]
-    assert iou.grad.tolist() == [[0.0, -1.0, 0.0]]
+    assert iou.grad[0].tolist() == pytest.approx([1 / 3, -1 / 3, 1 / 3])

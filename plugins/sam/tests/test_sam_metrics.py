@@ -20,9 +20,16 @@ from stillhouse_sam.coco_metrics import CocoAp
 from stillhouse_sam.everything import EverythingSettings, best_ious
 from stillhouse_sam.everything_metrics import Everything, EverythingBoth
 from stillhouse_sam.formats import decoded, of_mask
-from stillhouse_sam.metrics import BoxIou, ClickIou, ForwardIou, box_ious, click_ious
+from stillhouse_sam.metrics import (
+    BoxIou,
+    ClickIou,
+    FilledBoxIou,
+    ForwardIou,
+    box_ious,
+    click_ious,
+)
 from stillhouse_sam.models import SamNetwork, Shape, named
-from stillhouse_sam.prompts import boxes_of, farthest_click, pack_masks
+from stillhouse_sam.prompts import boxes_of, farthest_click, pack_masks, unpack_masks
 
 SHAPE = Shape(size=64, grid=8, channels=32, heads=2, mlp=64)
 SIZES = torch.tensor([[64, 48], [24, 64]])
@@ -101,6 +108,15 @@ def test_a_picture_without_an_object_adds_nothing() -> None:
     for metric in (ForwardIou(), BoxIou(batch=1)):
         with pytest.raises(BadData, match="hold no object; label some masks"):
             metric({"student": Filled()}, none)
+
+
+def test_a_filled_box_is_worth_the_part_of_it_that_is_object() -> None:
+    data = objects()
+    assert FilledBoxIou()({}, data) == {"box_miou": pytest.approx(1.0)}
+    masks = unpack_masks(data.columns["masks"])
+    masks[0, 0, 4:12, 6:11] = False  # half of the first object; its box stays
+    halved = TensorData({**data.columns, "masks": pack_masks(masks)})
+    assert FilledBoxIou(batch=1)({}, halved)["box_miou"] == pytest.approx((0.5 + 1 + 1) / 3)
 
 
 def predictors(sam: SamNetwork) -> list[SamPredictor]:

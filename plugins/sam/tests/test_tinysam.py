@@ -30,7 +30,7 @@ def recipe(scale: str = "tiny", **settings: Any) -> Any:
 def test_stages_of_a_seed_and_rows_of_the_report() -> None:
     made = recipe(students=["embedding", "weighting"], bits=[8], compared=False)
     assert [s.name for s in made.stages] == [
-        "data", "photos", "teacher", "teacher-sam", "embedding-0", "weighting-0",
+        "data", "photos", "boxes", "teacher", "teacher-sam", "embedding-0", "weighting-0",
         "embedding-0-sam", "weighting-0-sam", "w8-0", "onnx-0", "int8-0",
         "teacher-scores", "embedding-0-scores", "weighting-0-scores", "w8-0-scores", "int8-0-scores",
         "everything-confidence", "everything",

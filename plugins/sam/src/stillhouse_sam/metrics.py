@@ -25,6 +25,7 @@ from stillhouse_sam.asking import (
     sam_of,
     threshold_of,
 )
+from stillhouse_sam.filled import filled
 from stillhouse_sam.full_stage import real_part
 from stillhouse_sam.objectives import mask_iou
 from stillhouse_sam.prompts import farthest_click, unpack_masks
@@ -125,7 +126,12 @@ def _each(
     """What `ious` says of each batch on the role's device, together, on the CPU."""
     module = named(models, role, what="role", where="IoU")
     with torch.no_grad():
-        parts = [ious(module, moved(rows, module)).cpu() for rows in data.batches(batch, rng=None)]
+        return _some(
+            [ious(module, moved(rows, module)).cpu() for rows in data.batches(batch, rng=None)]
+        )
+
+
+def _some(parts: list[Tensor]) -> Tensor:
     found = torch.cat(parts) if parts else torch.zeros(0)
     if len(found) == 0:
         raise BadData("the evaluation data hold no object; label some masks")
@@ -162,6 +168,27 @@ class BoxIou:
     def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
         found = box_ious(models, data, role=self.role, batch=self.batch)
         return {"box_miou": float(found.mean())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilledBoxIou:
+    """box_miou of the true boxes themselves, filled: what an answer to a box is worth that never
+    looks at the picture. Asks no role.
+    """
+
+    batch: int = 8
+
+    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:  # noqa: ARG002
+        found = [_filled_ious(rows) for rows in data.batches(self.batch, rng=None)]
+        return {"box_miou": float(_some(found).mean())}
+
+
+def _filled_ious(rows: Tensors) -> Tensor:
+    masks, valid, real = truth_of(rows)
+    images, columns = valid.nonzero(as_tuple=True)
+    cells = masks.shape[-1] / rows["images"].shape[-1]
+    shown = filled(rows["boxes"][images, columns] * cells, masks.shape[-1]) & real[images]
+    return mask_iou(shown, masks[images, columns])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,11 +107,14 @@ def prediction_loss(
     """L_mask and L_ious against the truth, both means over the prompts.
 
     L_mask: `focal` (20, as SAM) times focal + dice of the one of the K masks with the least such
-    loss, as SAM trains an ambiguous prompt. L_ious: |predicted - computed IoU| of that mask (the
-    paper's l1; SAM has the square). The IoU is computed of logits > 0, detached.
+    loss, as SAM trains an ambiguous prompt. L_ious: mean over the K masks of |predicted - computed
+    IoU| (the paper's l1; SAM has the square). That all of them count is a reconstruction, as SAM 2
+    has it (arXiv 2408.00714): the answer is the mask of the highest predicted IoU, and were only
+    the best one's learned, a mask that is never the best could win. The IoU is computed of
+    logits > 0, detached.
     """
     every = truth[:, None].expand(logits.shape)
     losses = focal * focal_loss(logits, every) + dice_loss(logits, every)
     best = losses.argmin(1, keepdim=True)
-    computed = mask_iou(logits.detach() > 0, every).gather(1, best)
-    return losses.gather(1, best).mean(), (iou.gather(1, best) - computed).abs().mean()
+    computed = mask_iou(logits.detach() > 0, every)
+    return losses.gather(1, best).mean(), (iou - computed).abs().mean()

@@ -29,5 +29,8 @@ NOTES = (
     "called otherwise. high_confidence is 8.5 for SAM's own logits; for small SAMs it is the least "
     "logit tried that costs at most a point of mIoU on training photos, and the report says it.",
     "At tiny and small the SAMs are small ones of segment_anything's own parts, trained here; "
-    "scenes are rendered and photos few, so that no number is comparable with the paper's.",
+    "scenes are rendered and photos few, so that no number is comparable with the paper's. The "
+    "teacher's decoder first learns to fill boxes, over noise in the place of a picture "
+    "(`box_steps`), which is no part of the paper. An answer that fills the box and never looks at "
+    "the picture has its score among the pictures: a model below it is not worth its cost.",
 )

@@ -8,13 +8,15 @@ from stillhouse_sam.coco_metrics import CocoAp
 from stillhouse_sam.confidence import CalibrateConfidence, Confidence
 from stillhouse_sam.everything_metrics import Everything, EverythingBoth
 from stillhouse_sam.figures import Clicks, EverythingPictures, Masks
-from stillhouse_sam.metrics import BoxIou, ClickIou
+from stillhouse_sam.metrics import BoxIou, ClickIou, FilledBoxIou
 from stillhouse_sam.recipes.tinysam_names import ROWS, seeds, shipped, shipped_sam
 from stillhouse_sam.recipes.tinysam_quantized import compared
 from stillhouse_sam.recipes.tinysam_settings import BASELINE, TinySamSettings
 from stillhouse_sam.recipes.tinysam_training import Teacher
 
 SEARCHED = {"minmax": "min-max", "mse": "least MSE", "hessian": "Hessian-weighted"}
+
+FILLED = "no model: the box, filled"
 
 
 def scored(settings: TinySamSettings) -> str:
@@ -120,7 +122,7 @@ def _pictures(settings: TinySamSettings, teacher: Teacher) -> Evaluate:
     roles |= {f"student-{s}": f"{s}-0-sam.model" for s in settings.students}
     ends = (BASELINE, shipped(settings))
     shown = {"teacher": "teacher"} | {ROWS[s]: f"student-{s}" for s in ends}
-    agreement = {row: BoxIou(role=role) for row, role in lines.items()}
+    agreement = {FILLED: FilledBoxIou()} | {row: BoxIou(role=role) for row, role in lines.items()}
     return Evaluate(
         name="pictures",
         metrics=(Lines(lines=agreement),),

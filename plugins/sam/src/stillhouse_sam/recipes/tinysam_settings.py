@@ -50,10 +50,14 @@ class TinySamSettings(Settings):
     )
     steps: int = Field(1000, ge=1, description="of each student")
     teacher_steps: int = Field(1000, ge=1, description="of the teacher")
+    box_steps: int = Field(
+        0, ge=0, description="of the teacher's decoder alone before, which learns to fill boxes"
+    )
     batch: int = Field(8, ge=1)
     lr: float = Field(1e-3, gt=0, description="of the students' encoder")
     decoder_lr: float = Field(1e-4, gt=0, description="of the students' decoder")
     teacher_lr: float = Field(1e-3, gt=0)
+    box_lr: float = Field(4e-3, gt=0, description="of the decoder that fills boxes")
     weight_decay: float = Field(0.01, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1, description="fraction in which lr rises")
     train_decoder: bool = Field(
@@ -104,6 +108,7 @@ class TinySamSettings(Settings):
             "masks": 4,
             "steps": 40,
             "teacher_steps": 200,
+            "box_steps": 200,
             "teacher_lr": 5e-3,
             "focal": 1.0,
             "hard_rounds": 3,
@@ -121,7 +126,7 @@ class TinySamSettings(Settings):
         "small": {
             "data": "data:coco-mini",
             "photos": "data:coco-panoptic-val100",
-            "student": "cnn8",
+            "student": "cnn16",
             "teacher_model": "sam-96x4",
             "size": 128,
             "grid": 16,
@@ -130,7 +135,8 @@ class TinySamSettings(Settings):
             "mlp": 256,
             "scenes": 3000,
             "steps": 400,
-            "teacher_steps": 2000,
+            "teacher_steps": 2500,
+            "box_steps": 5000,
             "lr": 2e-3,
             "decoder_lr": 5e-4,
             "points_per_side": 16,

@@ -13,6 +13,7 @@ from stillhouse.recipe import Stage
 from stillhouse.stages import Convert, Make, Train
 from stillhouse_sam.augment import Flip
 from stillhouse_sam.data import ReadEverything, ReadMasks
+from stillhouse_sam.filled import FillBoxes
 from stillhouse_sam.full_stage import FullStage
 from stillhouse_sam.models import (
     Join,
@@ -92,15 +93,31 @@ def teacher_of(settings: TinySamSettings) -> Teacher:
         return Teacher(stages=(whole, *split), sam="teacher.model", parts=parts)
     phase = _phase(settings, PARTS, settings.teacher_lr, settings.teacher_lr)
     objective = replace(_objective(settings, phase), distil=())
-    fresh = {
-        "encoder": encoder_named(settings.teacher_model, shape=shape),
-        "prompts": prompts_named(shape=shape),
-        "decoder": decoder_named(shape=shape),
-    }
-    train = _train(settings, "teacher", objective, fresh=fresh, steps=settings.teacher_steps)
+    fresh = {"encoder": encoder_named(settings.teacher_model, shape=shape)}
+    asked = {"prompts": prompts_named(shape=shape), "decoder": decoder_named(shape=shape)}
+    before: tuple[Train, ...] = ()
+    if settings.box_steps:
+        before = (_boxes(settings, asked),)
+        roles = {part: f"{before[0].name}.{part}" for part in asked}
+    else:
+        fresh, roles = fresh | asked, {}
+    train = _train(
+        settings, "teacher", objective, fresh=fresh, roles=roles, steps=settings.teacher_steps
+    )
     parts = {part: f"teacher.{part}" for part in PARTS}
     join = Convert(name="teacher-sam", convert=Join(), inputs=dict(parts))
-    return Teacher(stages=(train, join), sam="teacher-sam.model", parts=parts)
+    return Teacher(stages=(*before, train, join), sam="teacher-sam.model", parts=parts)
+
+
+def _boxes(settings: TinySamSettings, fresh: Mapping[str, Model]) -> Train:
+    """The teacher's prompt encoder and decoder, which know what a box is."""
+    objective = FillBoxes(
+        phases={"boxes": _phase(settings, tuple(fresh), settings.box_lr, settings.box_lr)},
+        grid=settings.grid,
+        channels=settings.channels,
+        focal=settings.focal,
+    )
+    return _train(settings, "boxes", objective, fresh=fresh, steps=settings.box_steps)
 
 
 def _objective(settings: TinySamSettings, phase: Phase) -> FullStage:
@@ -160,7 +177,7 @@ def student_stage(settings: TinySamSettings, name: Student, teacher: Teacher, se
 def _train(
     settings: TinySamSettings,
     name: str,
-    objective: FullStage,
+    objective: FillBoxes | FullStage,
     *,
     steps: int,
     fresh: Mapping[str, Model],

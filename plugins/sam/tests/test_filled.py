@@ -1,0 +1,97 @@
+"""A decoder that learns to fill boxes without a picture."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from stillhouse.errors import BadSetting
+from stillhouse.objectives.objective import Optimizer, Phase
+from stillhouse_sam.filled import SMALLEST, FillBoxes, drawn_boxes, filled
+from stillhouse_sam.models import Shape, decoder_named, prompts_named
+from stillhouse_sam.objectives import mask_iou
+from stillhouse_sam.prompts import boxes_of
+
+SHAPE = Shape(size=64, grid=8, channels=32, heads=2, mlp=64)
+FILL = FillBoxes(
+    phases={"boxes": Phase(trains=("prompts", "decoder"), optimizer=Optimizer(lr=4e-3))},
+    grid=8,
+    channels=32,
+    boxes=4,
+)
+
+
+def batch(count: int, fill: int = 0) -> dict[str, Tensor]:
+    return {"images": torch.full((count, 3, 64, 64), fill, dtype=torch.uint8)}
+
+
+def test_cells_whose_middle_is_in_the_box() -> None:
+    boxes = torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.4, 0.6, 1.6, 1.4], [3.0, 3.0, 3.0, 4.0]])
+
+    masks = filled(boxes, 4)
+
+    assert boxes_of(masks).tolist() == [[1, 2, 3, 4], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert masks[0].sum() == 4
+    assert filled(torch.tensor([[0.4, 0.4, 1.6, 1.4]]), 4)[0, 0, :2].tolist() == [True, True]
+
+
+def test_boxes_lie_in_the_frame_and_are_of_all_sizes() -> None:
+    boxes = drawn_boxes(2000, 64, rng=Generator().manual_seed(0))
+
+    sides = boxes[:, 2:] - boxes[:, :2]
+    assert boxes.min() >= 0
+    assert boxes.max() <= 64
+    assert sides.min() >= 64 * SMALLEST * 0.999
+    # uniform in the logarithm: as many between 2 and 4 pixels as between 32 and 64
+    shares = [((sides >= low) & (sides < 2 * low)).float().mean() for low in (2, 4, 8, 16, 32)]
+    assert shares == pytest.approx([0.2] * 5, abs=0.02)
+
+
+def test_the_pictures_do_not_matter_and_a_seed_draws_the_same() -> None:
+    torch.manual_seed(0)
+    models = {
+        "prompts": prompts_named(shape=SHAPE).new(),
+        "decoder": decoder_named(shape=SHAPE).new(),
+    }
+
+    def losses(pictures: dict[str, Tensor], seed: int) -> list[float]:
+        rng = Generator().manual_seed(seed)
+        found = FILL.terms("boxes", models, pictures, step=0, steps=1, rng=rng)
+        return [found[name].item() for name in ("mask", "iou")]
+
+    assert losses(batch(2), 0) == losses(batch(2, fill=200), 0)
+    assert losses(batch(2), 0) != losses(batch(2), 1)
+
+
+def test_it_learns_where_a_box_is() -> None:
+    torch.manual_seed(0)
+    models = {
+        "prompts": prompts_named(shape=SHAPE).new(),
+        "decoder": decoder_named(shape=SHAPE).new(),
+    }
+    learnt = [p for model in models.values() for p in model.parameters()]
+    optimizer, rng = torch.optim.AdamW(learnt, lr=4e-3), Generator().manual_seed(1)
+    for step in range(250):
+        terms = FILL.terms("boxes", models, batch(8), step=step, steps=250, rng=rng)
+        optimizer.zero_grad()
+        sum(terms.values()).backward()
+        torch.nn.utils.clip_grad_norm_(learnt, 1.0)
+        optimizer.step()
+
+    boxes = torch.tensor([[4.0, 4.0, 36.0, 28.0], [30.0, 20.0, 62.0, 60.0]])
+    with torch.no_grad():
+        prompt = models["prompts"]({"boxes_prompt": boxes})
+        found = models["decoder"]({"embedding": torch.zeros(2, 32, 8, 8), **prompt})
+    truth = filled(boxes / 2, 32)[:, None]
+    ious = mask_iou(found["logits"] > 0, truth.expand(-1, 3, -1, -1))
+    other = mask_iou(found["logits"] > 0, truth.flip(0).expand(-1, 3, -1, -1))
+    assert ious.max(1).values.min() > 0.5
+    assert bool((ious.max(1).values > other.max(1).values + 0.2).all())
+
+
+def test_what_cannot_be_is_named() -> None:
+    with pytest.raises(BadSetting, match=r"boxes must be >= 1 \(got 0\)"):
+        replace(FILL, boxes=0)
+    with pytest.raises(BadSetting, match="noise"):
+        replace(FILL, noise=-1.0)
