@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -6,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from stillhouse.artifact import Built, Model
+from stillhouse.artifact import Built, Model, load_model
 from stillhouse.errors import BadData, MissingData
 from stillhouse_sam import predict as module
+from stillhouse_sam.confidence import KeepEverything
 from stillhouse_sam.counts import counted
 from stillhouse_sam.everything import EverythingSettings
 from stillhouse_sam.formats import decoded
@@ -32,12 +34,14 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(PHOTO).save("a.png")
 
 
+# a SAM of random weights is sure of nothing
+SURE_OF_ALL = EverythingSettings(
+    points_per_side=4, pred_iou_thresh=-9.0, stability_score_thresh=0.0
+)
+
+
 def all_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A SAM of random weights is sure of nothing."""
-    settings = EverythingSettings(
-        points_per_side=4, pred_iou_thresh=-9.0, stability_score_thresh=0.0
-    )
-    monkeypatch.setattr(module, "SETTINGS", settings)
+    monkeypatch.setattr(module, "SETTINGS", SURE_OF_ALL)
 
 
 def test_masks_are_listed_in_pixels_of_the_picture(
@@ -78,6 +82,25 @@ def test_small_pictures_are_drawn_larger_and_masks_where_they_are(
     shown = (drawn != 90).any(-1)[4::9, 4::9]  # about a pixel of the picture each
     large = np.asarray(Image.fromarray(covered).resize((512, 366)))[4::9, 4::9]
     assert (shown == large).mean() > 0.95
+
+
+def test_a_sam_is_asked_by_the_settings_kept_with_it(built: Built, tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="not a whole SAM"):
+        KeepEverything(settings=SURE_OF_ALL)(
+            {"student": Built(spec=built.spec, module=torch.nn.Identity())},
+            tmp_path / "x",
+            rng=torch.Generator(),
+        )
+    never = SURE_OF_ALL.with_confidence(math.inf)
+    KeepEverything(settings=never)({"student": built}, tmp_path / "kept", rng=torch.Generator())
+    kept = load_model(tmp_path / "kept")
+    assert isinstance(kept.module, SamNetwork)
+    assert kept.module.everything is not None
+    assert EverythingSettings.of(kept.module.everything) == never
+    with counted(kept.module.sam) as counts:
+        row = predict(kept, [Path("a.png")])[0]
+    assert counts.prompts == 17  # the one of round 1, and of 4 x 4 none is skipped
+    assert row["masks"] > 0
 
 
 def test_a_picture_of_which_nothing_is_kept(built: Built) -> None:

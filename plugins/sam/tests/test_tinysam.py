@@ -34,7 +34,7 @@ def test_stages_of_a_seed_and_rows_of_the_report() -> None:
         "embedding-0-sam", "weighting-0-sam", "w8-0", "onnx-0", "int8-0",
         "teacher-scores", "embedding-0-scores", "weighting-0-scores", "w8-0-scores", "int8-0-scores",
         "everything-confidence", "everything",
-        "everything-teacher-confidence", "everything-teacher", "pictures", "shipped", "export",
+        "everything-teacher-confidence", "everything-teacher", "pictures", "shipped", "ready", "export",
     ]  # fmt: skip
     assert dict(made.rows) == {
         "teacher": ("teacher-scores",),

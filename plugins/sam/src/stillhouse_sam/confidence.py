@@ -184,6 +184,32 @@ def confident(settings: EverythingSettings, models: Models, role: str | None) ->
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeepEverything:
+    """A `convert`: the SAM at port `role` with these settings of everything mode in its spec, for
+    `predict`; high_confidence from the port "confidence", where there is one.
+    """
+
+    settings: EverythingSettings
+    role: str = "student"
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Any],  # Any: Built
+        out: Path,
+        *,
+        rng: Generator,  # noqa: ARG002
+    ) -> None:
+        built = inputs[self.role]
+        if not isinstance(built.module, SamNetwork):
+            raise BadData(f"{self.role}: a {type(built.module).__name__}, not a whole SAM")
+        models = {name: port.module for name, port in inputs.items()}
+        role = "confidence" if "confidence" in inputs else None
+        kept = confident(self.settings, models, role).record()
+        spec = Model(build=built.spec.build, kwargs={**built.spec.kwargs, "everything": kept})
+        save_model(out, Built(spec=spec, module=built.module))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Confidence:
     """high_confidence of `role` (left out where it is inf: nothing is skipped), and of the training
     photos that chose it calibrated_miou_lost and calibrated_skipped_rate, see `Calibration`.

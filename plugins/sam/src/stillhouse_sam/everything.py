@@ -4,8 +4,9 @@ sec. 3.3), which skips the points that large sure masks already hold.
 H, W: a picture's height and width in pixels. K: masks. Points are (x, y) in pixels of a crop.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -289,6 +290,18 @@ class EverythingSettings:
 
     def with_confidence(self, value: float) -> "EverythingSettings":
         return replace(self, high_confidence=value)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON holds it: an infinite high_confidence is null."""
+        kept = asdict(self)
+        return kept if math.isfinite(self.high_confidence) else kept | {"high_confidence": None}
+
+    @staticmethod
+    def of(record: Mapping[str, Any]) -> "EverythingSettings":
+        """Undoes `record`."""
+        kept = dict(record)
+        value = kept.pop("high_confidence")
+        return EverythingSettings(**kept).with_confidence(math.inf if value is None else value)
 
 
 def sure_logits(

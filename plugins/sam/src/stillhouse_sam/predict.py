@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
 FOLDER = Path("predictions")
-# below SAM's own 0.88 and 0.95: a small model is seldom that sure
+# of a SAM that keeps none; below SAM's own 0.88 and 0.95: a small model is seldom that sure
 SETTINGS = EverythingSettings(pred_iou_thresh=0.7, stability_score_thresh=0.85)
 SMALLEST, LARGEST = 512, 1600  # pixels of a drawn picture's longer side
 PIXELS = 1 << 27  # of three masks a point that are decoded together
@@ -34,8 +34,9 @@ def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]
     width) and annotations (segmentation as COCO's run lengths, bbox as x, y, width, height, area,
     predicted_iou, stability_score, point_coords, crop_box, id), all in the picture's pixels.
 
-    Masks are those of everything in it, by a grid of 32 x 32 points in two rounds (TinySAM), with a
-    predicted IoU above 0.7 and a stability of 0.85 or more. Pictures are taken as they are stored.
+    Masks are those of everything in it, by a grid of points in two rounds (TinySAM), with the
+    settings that were kept with the SAM; else 32 x 32 points, a predicted IoU above 0.7 and a
+    stability of 0.85 or more. Pictures are taken as they are stored.
     A folder stands for all pictures below it. Raises MissingData or BadData naming the file.
     """
     module = model.module
@@ -44,19 +45,20 @@ def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]
             f"{type(module).__name__}: not a whole SAM, which alone finds everything in a picture; "
             "give one"
         )
-    names: set[str] = set()
+    kept, names = module.everything, set[str]()
+    settings = SETTINGS if kept is None else EverythingSettings.of(kept)
     return [
-        _row(module.sam, file, free_name(file.stem, names))
+        _row(module.sam, settings, file, free_name(file.stem, names))
         for file in each_file(inputs, PICTURES, kind="picture")
     ]
 
 
-def _row(sam: "Sam", file: Path, name: str) -> Mapping[str, Any]:
+def _row(sam: "Sam", settings: EverythingSettings, file: Path, name: str) -> Mapping[str, Any]:
     photo = np.array(read_picture(file))
     height, width = photo.shape[:2]
     # masks are decoded at the picture's size: of a large one, fewer at a time
-    at_once = max(1, min(SETTINGS.points_per_batch, PIXELS // (3 * height * width)))
-    generator = replace(SETTINGS, points_per_batch=at_once).hierarchical(sam)
+    at_once = max(1, min(settings.points_per_batch, PIXELS // (3 * height * width)))
+    generator = replace(settings, points_per_batch=at_once).hierarchical(sam)
     with torch.no_grad():
         records = by_area(generator.generate(photo))
     drawn, listed = FOLDER / f"{name}.png", FOLDER / f"{name}.json"

@@ -78,15 +78,16 @@ def decoded(net: MaskDecoder, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class SamNetwork(nn.Module):
-    """A whole SAM: `sam` is a stock segment_anything Sam.
+    """A whole SAM: `sam` is a stock segment_anything Sam. `everything` are the settings with which
+    it finds everything in a picture, where they were kept with it (`KeepEverything`).
 
     batch["images"] [B, 3, S, S], "sizes" [B, 2], "boxes" [B, M, 4] -> for the first box of each
     image {"logits": [B, 3, L, L], "iou": [B, 3]}, and {"embedding": [B, C, G, G]}.
     """
 
-    def __init__(self, sam: Sam) -> None:
+    def __init__(self, sam: Sam, everything: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        self.sam = sam
+        self.sam, self.everything = sam, everything
 
     @property
     def img_size(self) -> int:
@@ -139,7 +140,13 @@ def mask_decoder(
     return DecoderRole(net)
 
 
-def network(*, encoder: Record, prompts: Record, decoder: Record) -> nn.Module:
+def network(
+    *,
+    encoder: Record,
+    prompts: Record,
+    decoder: Record,
+    everything: Mapping[str, Any] | None = None,  # Any: JSON values
+) -> nn.Module:
     """A whole SAM of three parts, each a record of its builder and arguments (`recorded`)."""
     first, second, third = (spec_of(record).new() for record in (encoder, prompts, decoder))
     if not isinstance(first, Encoder):
@@ -153,7 +160,7 @@ def network(*, encoder: Record, prompts: Record, decoder: Record) -> nn.Module:
         pixel_mean=list(MEAN),
         pixel_std=list(STD),
     )
-    return SamNetwork(sam)
+    return SamNetwork(sam, everything)
 
 
 def load_sam(folder: Path) -> Sam:

@@ -3,6 +3,7 @@
 from stillhouse.export import Card, Export
 from stillhouse.recipe import Recipe
 from stillhouse.stages import Convert
+from stillhouse_sam.confidence import KeepEverything
 from stillhouse_sam.recipes.tinysam_names import (
     INPUTS,
     OUTPUT,
@@ -55,6 +56,7 @@ def tinysam(settings: TinySamSettings) -> Recipe:
             *small,
             *score_stages(settings, teacher),
             *study_stages(settings, teacher),
+            _ready(settings),
             _export(settings),
         ),
         rows=_rows(settings),
@@ -75,6 +77,14 @@ def _rows(settings: TinySamSettings) -> dict[str, tuple[str, ...]]:
     }
 
 
+def _ready(settings: TinySamSettings) -> Convert:
+    """The student that is exported, with the settings by which it was asked for everything."""
+    inputs = {"student": shipped_sam(settings)}
+    if settings.high_confidence is None:
+        inputs["confidence"] = "everything-confidence.model"
+    return Convert(name="ready", convert=KeepEverything(settings=settings.asked()), inputs=inputs)
+
+
 def _export(settings: TinySamSettings) -> Convert:
     name = shipped(settings)
     card = Card(
@@ -82,7 +92,7 @@ def _export(settings: TinySamSettings) -> Convert:
         task="mask-generation",
         paper=PAPER,
     )
-    inputs = {"student": shipped_sam(settings), "data": "data.train"}
+    inputs = {"student": "ready.model", "data": "data.train"}
     if settings.int8:
         inputs |= {"onnx": "onnx-0.model", "int8": "int8-0.model"}
     export = Export(inputs=INPUTS, outputs=OUTPUT, card=card)

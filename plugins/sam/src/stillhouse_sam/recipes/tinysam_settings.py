@@ -108,7 +108,7 @@ class TinySamSettings(Settings):
             "masks": 4,
             "steps": 40,
             "teacher_steps": 200,
-            "box_steps": 200,
+            "box_steps": 20,
             "teacher_lr": 5e-3,
             "focal": 1.0,
             "hard_rounds": 3,
