@@ -3,7 +3,7 @@
     uv run python benchmarks/sam_cache_memory.py
 
 One student of sam/tinysam (+ tokens and output) of a teacher as large as SAM's ViT-B without
-windows (random weights: memory does not depend on them), 512 px, batch 2, one thread. A process
+windows (random weights: memory does not depend on them), 256 px, batch 2, one thread. A process
 each, so that the peak is its own: the teacher asked in every step; its embeddings stored while the
 run begins; its embeddings there already, as for every student after the first. Peak of the resident
 set as the kernel reports it, seconds a step of the steps after the first.
@@ -26,8 +26,8 @@ RECIPE, STAGE = "sam/tinysam", "stages-0"
 SETTINGS = {
     "data": "builtin:stillhouse_sam.samples:scenes",
     "photos": "builtin:stillhouse_sam.samples:scenes",
-    "size": 512,
-    "grid": 32,
+    "size": 256,
+    "grid": 16,
     "channels": 256,
     "heads": 8,
     "mlp": 2048,
@@ -35,6 +35,7 @@ SETTINGS = {
     "student": "tiny_vit_5m_224",
     "steps": 6,
     "teacher_steps": 1,
+    "box_steps": 0,
     "batch": 2,
     "scenes": 0,
     "seeds": 1,
