@@ -69,9 +69,8 @@ def _asking(error: BaseException) -> str:
     """The innermost function of mmcv or mmdetection3d that the error came through."""
     name, trace = "unknown", error.__traceback__
     while trace is not None:
-        code = trace.tb_frame.f_code
-        if "mmcv" in code.co_filename or "mmdet3d" in code.co_filename:
-            stem = code.co_filename.rpartition("/")[2].removesuffix(".py")
-            name = f"{stem}.{code.co_name}"
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] in ("mmcv", "mmdet3d"):  # by module: a path may say either
+            name = f"{module.rpartition('.')[2]}.{trace.tb_frame.f_code.co_name}"
         trace = trace.tb_next
     return name
