@@ -132,6 +132,44 @@ def test_hard_points_replace_each_other_and_lie_in_the_truth():
     assert rounds == {0, 1, 2, 3}
 
 
+def test_more_clicks_are_asked_beside_the_prompt_where_its_mask_errs():
+    models = roles()
+    prompts, decoder = Recorded(models["prompts"]), Recorded(models["decoder"])
+    models |= {"prompts": prompts, "decoder": decoder}
+    masks = unpack_masks(batch()["masks"])
+    counts: list[int] = []
+    for seed in range(40):
+        prompts.given.clear()
+        decoder.given.clear()
+        terms(replace(FULL, box_share=0.5, more_clicks=3), models, seed)
+        sparse = decoder.given[-1]["sparse"]
+        counts.append(sparse.shape[1] - 2)
+        if counts[-1] == 0:
+            assert len(decoder.given) == 1
+            continue
+        first, last = decoder.given
+        assert not first["embedding"].requires_grad
+        assert last["embedding"].requires_grad
+        assert torch.equal(first["sparse"], sparse[:, :2])  # the prompt stays beside them
+        asked = prompts.given[-1]
+        assert asked["points"].shape == (6, counts[-1], 2)
+        shown = chosen_mask(decoder.net(first))
+        for row, (points, labels) in enumerate(
+            zip((asked["points"] / 2).long(), asked["labels"], strict=True)
+        ):
+            truths = masks[row // 3]
+            fit = [
+                all(
+                    int(truth[y, x]) == label and bool(truth[y, x] != shown[row, y, x])
+                    for (x, y), label in zip(points.tolist(), labels.tolist(), strict=True)
+                )
+                for truth in truths[truths.flatten(1).any(1)]
+            ]
+            assert any(fit)
+    assert set(counts) == {0, 1, 2, 3}
+    assert 10 < counts.count(0) < 30
+
+
 def asked_boxes(objective: FullStage, seed: int = 0) -> Tensor:
     models = roles()
     prompts = Recorded(models["prompts"])
@@ -229,6 +267,10 @@ def test_what_cannot_be_is_named():
         replace(embedding, hard_rounds=3)
     with pytest.raises(BadSetting, match="box_share below 1"):
         replace(FULL, hard_rounds=3, box_share=1.0)
+    with pytest.raises(BadSetting, match="more_clicks > 0, but no term decodes a mask"):
+        replace(embedding, more_clicks=1)
+    with pytest.raises(BadSetting, match=r"more_clicks must be >= 0 \(got -1\)"):
+        replace(FULL, more_clicks=-1)
 
 
 def test_a_prompt_encoder_that_is_trained_learns():

@@ -9,6 +9,7 @@ from stillhouse.errors import BadData, BadSetting
 from stillhouse_sam.augment import Flip
 from stillhouse_sam.prompts import (
     boxes_of,
+    error_points,
     farthest_click,
     pack_masks,
     points_in,
@@ -42,6 +43,22 @@ def test_hard_points_are_missed_pixels():
         points = sample_hard_points(truth, predicted, rng=Generator().manual_seed(seed))
         assert all(at(truth, points))
         assert not any(at(predicted, points)[1:])
+
+
+def test_points_of_an_error_say_whether_it_was_missed_or_wrongly_taken():
+    truth, predicted = masks(1), masks(2)
+    predicted[0] = truth[0]  # no error there
+    labels_seen: set[int] = set()
+    for seed in range(10):
+        points, labels = error_points(truth, predicted, 3, rng=Generator().manual_seed(seed))
+        assert points.shape == (*labels.shape, 2) == (len(truth), 3, 2)
+        for k in range(3):
+            assert at(truth, points[:, k]) == labels[:, k].bool().tolist()
+            wrong = at(truth ^ predicted, points[:, k])
+            assert all(wrong[1:])
+        assert bool(labels[0].all())
+        labels_seen |= set(labels.flatten().tolist())
+    assert labels_seen == {0, 1}
 
 
 def slow_depth(region: np.ndarray) -> np.ndarray:

@@ -22,12 +22,13 @@ from stillhouse_sam.objectives import (
     prediction_loss,
     token_loss,
 )
-from stillhouse_sam.prompts import points_in, sample_hard_points, unpack_masks
+from stillhouse_sam.prompts import error_points, points_in, sample_hard_points, unpack_masks
 
 TERMS = ("embedding", "tokens", "output")
 NOT_THERE = -100.0  # a logit
 MIDDLE = 0.5  # from the corner of a pixel to its middle
 SHIFT = 20 / 1024  # of the frame: the farthest that an edge of a box is moved
+MORE = 0.5  # of the steps that have more clicks, where there are any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +46,16 @@ class FullStage:
     normal number of standard deviation `box_noise` of the box's width or height, at most 20/1024 of
     the frame (SAM, arXiv 2304.02643, app. A). With hard prompts (`hard_rounds` > 0) the points are
     drawn anew, a number of times uniform in 0..hard_rounds, from what the student's own mask misses
-    (`sample_hard_points`); the new point replaces the old one. Sampling passes carry no gradient;
-    the embedding is computed once.
+    (`sample_hard_points`); the new point replaces the old one. In half of the steps 1 to
+    `more_clicks` further points, a number for all prompts of the step, are asked together with the
+    prompt: from where the mask of that prompt errs, with label 1 in what it misses and 0 in what it
+    wrongly takes. Sampling passes carry no gradient; the embedding is computed once.
 
     Reconstruction (the authors released no training): the weights of the terms, the boxes beside
-    the points, that points replace and all have label 1, the sum over prompts divided by N, that
-    the student's mask is the one of the highest predicted IoU. Raises BadSetting for a setting that
-    would have no effect.
+    the points, that points of hard prompts replace and have label 1, the sum over prompts divided
+    by N, that the student's mask is the one of the highest predicted IoU. `more_clicks` is SAM's
+    interactive training (app. A) with one sampling pass in the place of one a click. Raises
+    BadSetting for a setting that would have no effect.
     """
 
     phases: Mapping[str, Phase]
@@ -66,6 +70,7 @@ class FullStage:
     box_share: float = 0.5
     box_noise: float = 0.1
     hard_rounds: int = 0
+    more_clicks: int = 0
     hard_weighting: bool = False
     eps: float = 1e-3
 
@@ -75,15 +80,16 @@ class FullStage:
                 raise UnknownName("term", name, TERMS, where="distil")
         for name in ("alpha", "beta", "gamma", "mask_weight", "iou_weight", "focal", "box_noise"):
             not_negative(name, getattr(self, name))
-        if self.prompts_per_image < 1 or self.hard_rounds < 0:
-            counts = f"{self.prompts_per_image}, {self.hard_rounds}"
-            raise BadSetting(f"prompts_per_image must be >= 1 and hard_rounds >= 0 (got {counts})")
+        for name, least in (("prompts_per_image", 1), ("hard_rounds", 0), ("more_clicks", 0)):
+            if getattr(self, name) < least:
+                raise BadSetting(f"{name} must be >= {least} (got {getattr(self, name)})")
         if not 0 <= self.box_share <= 1:
             raise BadSetting(f"box_share must be >= 0 and <= 1 (got {self.box_share})")
         if self.hard_weighting and "output" not in self.distil:
             raise BadSetting("hard_weighting weighs the output term; add 'output' to distil")
-        if self.hard_rounds and not self._decodes():
-            raise BadSetting("hard_rounds > 0, but no term decodes a mask; add one, or set it to 0")
+        for name in ("hard_rounds", "more_clicks"):
+            if getattr(self, name) and not self._decodes():
+                raise BadSetting(f"{name} > 0, but no term decodes a mask; add one, or set it to 0")
         if self.hard_rounds and self.box_share == 1:
             raise BadSetting("hard_rounds > 0 redraws points; set box_share below 1")
 
@@ -134,6 +140,8 @@ class FullStage:
         rows, truth = chosen[0], masks[chosen]
         inside, ours = real[rows], embedding[rows]
         prompt = self._prompt(models, batch, chosen, truth, ours.detach(), rng)
+        side = batch["images"].shape[-1] / truth.shape[-1]
+        prompt = self._clicked(models, prompt, truth, inside, ours.detach(), side, rng)
         found = _real(models["decoder"]({"embedding": ours, **prompt}), inside)
         mask, iou = prediction_loss(found["logits"], found["iou"], truth, focal=self.focal)
         terms = {"mask": self.mask_weight * mask, "iou": self.iou_weight * iou}
@@ -187,17 +195,39 @@ class FullStage:
         rounds = int(torch.randint(self.hard_rounds + 1, (), generator=rng))
         with torch.no_grad():
             for _ in range(rounds if len(free) else 0):
-                asked = _asked(models, points[free], side)
+                asked = _single(models, points[free], side)
                 found = models["decoder"]({"embedding": embedding[free], **asked})
                 missed = sample_hard_points(truth[free], chosen_mask(found), rng=rng)
                 points = points.index_copy(0, free, missed)
-        prompt = _asked(models, points, side)
+        prompt = _single(models, points, side)
         if not bool(boxed.any()):
             return prompt
         # a point and its padding are two tokens, as the corners of a box are
         corners = models["prompts"]({"boxes_prompt": boxes})["sparse"]
         sparse = torch.where(boxed[:, None, None], corners, prompt["sparse"])
         return {**prompt, "sparse": sparse}
+
+    def _clicked(
+        self,
+        models: Models,
+        prompt: dict[str, Tensor],
+        truth: Tensor,
+        inside: Tensor,
+        embedding: Tensor,
+        side: float,
+        rng: Generator,
+    ) -> dict[str, Tensor]:
+        """The prompt with as many further points as the step draws."""
+        if not self.more_clicks or float(torch.rand((), generator=rng)) >= MORE:
+            return prompt
+        count = int(torch.randint(1, self.more_clicks + 1, (), generator=rng))
+        with torch.no_grad():
+            asked = {name: value.detach() for name, value in prompt.items()}
+            found = _real(models["decoder"]({"embedding": embedding, **asked}), inside)
+        points, labels = error_points(truth, chosen_mask(found), count, rng=rng)
+        clicks = _asked(models, points, labels, side)["sparse"]
+        # the last token pads points that have no box beside them; the prompt brings what it needs
+        return {**prompt, "sparse": torch.cat([prompt["sparse"], clicks[:, :-1]], dim=1)}
 
 
 def moved(boxes: Tensor, noise: float, most: float, *, rng: Generator) -> Tensor:
@@ -209,14 +239,18 @@ def moved(boxes: Tensor, noise: float, most: float, *, rng: Generator) -> Tensor
     return boxes + (noise * sides * drawn).clamp(-most, most)
 
 
-def _asked(models: Models, points: Tensor, side: float) -> dict[str, Tensor]:
-    """The prompt of one foreground point each; points [N, 2] are pixels of the mask, `side` how
-    many pixels of the frame one has.
+def _asked(models: Models, points: Tensor, labels: Tensor, side: float) -> dict[str, Tensor]:
+    """The prompt of points [N, K, 2], pixels of the mask, with labels [N, K]; `side` is how many
+    pixels of the frame one has.
     """
     # SAM adds the half of a frame's pixel itself
     middle = (points.float() + MIDDLE) * side - MIDDLE
-    labels = torch.ones(len(points), 1, device=points.device)
-    return dict(models["prompts"]({"points": middle[:, None], "labels": labels}))
+    return dict(models["prompts"]({"points": middle, "labels": labels}))
+
+
+def _single(models: Models, points: Tensor, side: float) -> dict[str, Tensor]:
+    """The prompt of one foreground point [N, 2] each."""
+    return _asked(models, points[:, None], torch.ones_like(points[:, :1]), side)
 
 
 def _real(found: Tensors, inside: Tensor) -> dict[str, Tensor]:

@@ -41,6 +41,22 @@ def sample_hard_points(
     return points_in(torch.where(some, missed, truth), rng=rng)
 
 
+def error_points(
+    truth: Bool[Tensor, "N H W"], predicted: Bool[Tensor, "N H W"], count: int, *, rng: Generator
+) -> tuple[Int64[Tensor, "N K 2"], Int64[Tensor, "N K"]]:
+    """`count` points of each mask's error region, truth ^ predicted, uniformly and with
+    replacement; label 1 in what is missed, 0 in what is wrongly taken (SAM, arXiv 2304.02643, app.
+    A). Where there is no error the points are of the truth. Raises BadData where both are empty.
+    """
+    _alike(truth, predicted)
+    wrong = truth ^ predicted
+    some = wrong.flatten(1).any(1)[:, None, None]
+    where = torch.where(some, wrong, truth)
+    points = torch.stack([points_in(where, rng=rng) for _ in range(count)], dim=1)
+    rows = torch.arange(len(truth), device=truth.device)[:, None]
+    return points, truth[rows, points[..., 1], points[..., 0]].long()
+
+
 def farthest_click(
     truth: Bool[Tensor, "N H W"], predicted: Bool[Tensor, "N H W"]
 ) -> tuple[Int64[Tensor, "N 2"], Int64[Tensor, "N"]]:

@@ -66,6 +66,9 @@ class TinySamSettings(Settings):
     prompts_per_image: int = Field(4, ge=1, description="masks asked of a picture in a step")
     box_share: float = Field(0.5, ge=0, lt=1, description="of the prompts that are boxes")
     hard_rounds: int = Field(9, ge=1, description="most rounds of hard prompt sampling")
+    more_clicks: int = Field(
+        0, ge=0, description="most points asked together with a prompt, where its mask errs"
+    )
     alpha: float = Field(1.0, ge=0, description="weight of the embedding term")
     beta: float = Field(1.0, ge=0, description="weight of the token term")
     gamma: float = Field(1.0, ge=0, description="weight of the output term")
@@ -112,6 +115,7 @@ class TinySamSettings(Settings):
             "teacher_lr": 5e-3,
             "focal": 1.0,
             "hard_rounds": 3,
+            "more_clicks": 2,
             "lr": 4e-3,
             "decoder_lr": 1e-3,
             "candidates": 10,
@@ -137,6 +141,7 @@ class TinySamSettings(Settings):
             "steps": 400,
             "teacher_steps": 2500,
             "box_steps": 5000,
+            "more_clicks": 8,
             "lr": 2e-3,
             "decoder_lr": 5e-4,
             "points_per_side": 16,

@@ -130,6 +130,7 @@ def _objective(settings: TinySamSettings, phase: Phase) -> FullStage:
         focal=settings.focal,
         prompts_per_image=settings.prompts_per_image,
         box_share=settings.box_share,
+        more_clicks=settings.more_clicks,
         eps=settings.eps,
     )
 
@@ -144,7 +145,9 @@ def _learns(settings: TinySamSettings, name: Student) -> FullStage:
         case "alone":
             return replace(whole, distil=())
         case "embedding":
-            return replace(whole, distil=("embedding",), mask_weight=0.0, iou_weight=0.0)
+            return replace(
+                whole, distil=("embedding",), mask_weight=0.0, iou_weight=0.0, more_clicks=0
+            )
         case "stages":
             return whole
         case "prompts":
