@@ -17,8 +17,7 @@ from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse_sam.models.encoders import frames
 from stillhouse_sam.models.network import SamNetwork, decoded, prompted
-
-MIDDLE = 0.5  # from the corner of a pixel to its middle
+from stillhouse_sam.prompts import in_frame
 
 
 def whole(module: nn.Module) -> Sam | None:
@@ -103,9 +102,8 @@ def ask_points(
     of the object, 0 not.
     """
     cells = 4 * embedding.shape[-1]
-    # SAM adds the half of a frame's pixel itself
-    middle = (points.float() + MIDDLE) * (sam.image_encoder.img_size / cells) - MIDDLE
-    prompt = prompted(sam.prompt_encoder, {"points": middle, "labels": labels})
+    placed = in_frame(points, sam.image_encoder.img_size / cells)
+    prompt = prompted(sam.prompt_encoder, {"points": placed, "labels": labels})
     return best(decoded(sam.mask_decoder, {"embedding": embedding, **prompt}))
 
 

@@ -22,11 +22,16 @@ from stillhouse_sam.objectives import (
     prediction_loss,
     token_loss,
 )
-from stillhouse_sam.prompts import error_points, points_in, sample_hard_points, unpack_masks
+from stillhouse_sam.prompts import (
+    error_points,
+    in_frame,
+    points_in,
+    sample_hard_points,
+    unpack_masks,
+)
 
 TERMS = ("embedding", "tokens", "output")
 NOT_THERE = -100.0  # a logit
-MIDDLE = 0.5  # from the corner of a pixel to its middle
 SHIFT = 20 / 1024  # of the frame: the farthest that an edge of a box is moved
 MORE = 0.5  # of the steps that have more clicks, where there are any
 
@@ -139,8 +144,8 @@ class FullStage:
         chosen = self._chosen(valid, rng)
         rows, truth = chosen[0], masks[chosen]
         inside, ours = real[rows], embedding[rows]
-        prompt = self._prompt(models, batch, chosen, truth, ours.detach(), rng)
         side = batch["images"].shape[-1] / truth.shape[-1]
+        prompt = self._prompt(models, batch, chosen, truth, ours.detach(), side, rng)
         prompt = self._clicked(models, prompt, truth, inside, ours.detach(), side, rng)
         found = _real(models["decoder"]({"embedding": ours, **prompt}), inside)
         mask, iou = prediction_loss(found["logits"], found["iou"], truth, focal=self.focal)
@@ -148,8 +153,7 @@ class FullStage:
         if taught is None or {"tokens", "output"}.isdisjoint(self.distil):
             return terms
         with torch.no_grad():
-            asked = {name: value.detach() for name, value in prompt.items()}
-            answer = models["teacher-decoder"]({"embedding": taught[rows], **asked})
+            answer = models["teacher-decoder"]({"embedding": taught[rows], **prompt})
             theirs = _real(answer, inside)
         if "tokens" in self.distil:
             terms["tokens"] = self.beta * token_loss(found["tokens"], theirs["tokens"])
@@ -183,11 +187,11 @@ class FullStage:
         chosen: tuple[Tensor, Tensor],
         truth: Tensor,
         embedding: Tensor,
+        side: float,
         rng: Generator,
     ) -> dict[str, Tensor]:
         """sparse, dense and position of the prompts that the step learns from."""
         frame = batch["images"].shape[-1]
-        side = frame / truth.shape[-1]
         boxed = (torch.rand(len(truth), generator=rng) < self.box_share).to(truth.device)
         boxes = moved(batch["boxes"][chosen], self.box_noise, SHIFT * frame, rng=rng)
         points = points_in(truth, rng=rng)
@@ -222,8 +226,7 @@ class FullStage:
             return prompt
         count = int(torch.randint(1, self.more_clicks + 1, (), generator=rng))
         with torch.no_grad():
-            asked = {name: value.detach() for name, value in prompt.items()}
-            found = _real(models["decoder"]({"embedding": embedding, **asked}), inside)
+            found = _real(models["decoder"]({"embedding": embedding, **prompt}), inside)
         points, labels = error_points(truth, chosen_mask(found), count, rng=rng)
         clicks = _asked(models, points, labels, side)["sparse"]
         # the last token pads points that have no box beside them; the prompt brings what it needs
@@ -243,9 +246,7 @@ def _asked(models: Models, points: Tensor, labels: Tensor, side: float) -> dict[
     """The prompt of points [N, K, 2], pixels of the mask, with labels [N, K]; `side` is how many
     pixels of the frame one has.
     """
-    # SAM adds the half of a frame's pixel itself
-    middle = (points.float() + MIDDLE) * side - MIDDLE
-    return dict(models["prompts"]({"points": middle, "labels": labels}))
+    return dict(models["prompts"]({"points": in_frame(points, side), "labels": labels}))
 
 
 def _single(models: Models, points: Tensor, side: float) -> dict[str, Tensor]:

@@ -12,17 +12,25 @@ from torch import Generator, Tensor
 from stillhouse.errors import BadData, BadSetting
 
 BITS = 8  # pixels a byte of a packed mask
+MIDDLE = 0.5  # from the corner of a pixel to its middle
 
 
 def points_in(mask: Bool[Tensor, "N H W"], *, rng: Generator) -> Int64[Tensor, "N 2"]:
     """One point of each mask, uniformly; raises BadData for a mask without a pixel."""
+    return _drawn(mask, 1, rng=rng)[:, 0]
+
+
+def _drawn(mask: Tensor, count: int, *, rng: Generator) -> Tensor:
+    """`count` points [N, K, 2] of each mask; a number each is drawn for all masks' first points,
+    then for the second ones.
+    """
     area = mask.flatten(1).cumsum(1, dtype=torch.int32)
     counts = area[:, -1].double()
     if bool((counts == 0).any()):
         raise BadData(f"mask {int((counts == 0).nonzero()[0])} is empty; no point can lie in it")
-    chance = torch.rand(len(mask), generator=rng, dtype=torch.float64).to(mask.device)
+    chance = torch.rand(count, len(mask), generator=rng, dtype=torch.float64).to(mask.device)
     rank = (chance * counts).floor().clamp_max(counts - 1).int() + 1
-    place = torch.searchsorted(area, rank[:, None]).squeeze(1)
+    place = torch.searchsorted(area, rank.T.contiguous())
     return _xy(place, mask.shape[-1])
 
 
@@ -36,9 +44,7 @@ def sample_hard_points(
     say). One number is drawn a mask in any case. Raises BadData for an empty truth.
     """
     _alike(truth, predicted)
-    missed = truth & ~predicted
-    some = missed.flatten(1).any(1)[:, None, None]
-    return points_in(torch.where(some, missed, truth), rng=rng)
+    return points_in(_or_truth(truth & ~predicted, truth), rng=rng)
 
 
 def error_points(
@@ -49,12 +55,16 @@ def error_points(
     A). Where there is no error the points are of the truth. Raises BadData where both are empty.
     """
     _alike(truth, predicted)
-    wrong = truth ^ predicted
-    some = wrong.flatten(1).any(1)[:, None, None]
-    where = torch.where(some, wrong, truth)
-    points = torch.stack([points_in(where, rng=rng) for _ in range(count)], dim=1)
+    points = _drawn(_or_truth(truth ^ predicted, truth), count, rng=rng)
     rows = torch.arange(len(truth), device=truth.device)[:, None]
     return points, truth[rows, points[..., 1], points[..., 0]].long()
+
+
+def in_frame(points: Int64[Tensor, "*N 2"], side: float) -> Float[Tensor, "*N 2"]:
+    """Pixels of masks as a prompt encoder takes points: in pixels of the frame, of which one of a
+    mask's has `side`. SAM adds the half of a frame's pixel itself.
+    """
+    return (points.float() + MIDDLE) * side - MIDDLE
 
 
 def farthest_click(
@@ -118,6 +128,11 @@ def _weights(like: Tensor) -> Tensor:
     return torch.tensor([1 << bit for bit in reversed(range(BITS))], dtype=torch.uint8).to(
         like.device
     )
+
+
+def _or_truth(region: Tensor, truth: Tensor) -> Tensor:
+    """The region of each mask [N, H, W]; where it has no pixel, the truth."""
+    return torch.where(region.flatten(1).any(1)[:, None, None], region, truth)
 
 
 def _xy(place: Tensor, width: int) -> Tensor:

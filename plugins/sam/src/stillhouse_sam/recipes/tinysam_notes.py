@@ -9,10 +9,9 @@ NOTES = (
     "hard prompts, hard mask weighting and the scale search are the paper's; their weights (1, 1, "
     "1), 20 focal to 1 dice, the learning rates, that points replace each other with label 1, the "
     "mean over prompts and the boxes beside the points are a reconstruction.",
-    "Half of the steps of all rows but embedding only, and of a teacher trained here, ask further "
-    "points together with a prompt, from where its mask errs (`more_clicks`): SAM's interactive "
-    "training with one sampling pass, no part of this paper; without it more clicks make masks "
-    "worse.",
+    "Where `more_clicks` is not 0, half of the steps of all rows but embedding only, and of a "
+    "teacher trained here, ask further points together with a prompt, from where its mask errs: "
+    "SAM's interactive training with one sampling pass, no part of this paper.",
     "embedding only is MobileSAM's way (arXiv 2306.14289): the encoder learns the teacher's "
     "embedding, the decoder stays the teacher's. alone learns from the true masks with the "
     "teacher's decoder to begin with, and never asks the teacher. Prompt encoders are the "
