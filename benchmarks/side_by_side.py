@@ -3,15 +3,17 @@
     python benchmarks/side_by_side.py sam/tinysam --scale small --set size=512 --workers 12
 
 `stillhouse run` takes one stage after the other, as a small machine needs it. A GPU is left idle by
-the small networks of scale `small`; here up to `workers` processes of `stillhouse stage` share it.
-Stages that are finished are skipped, so a run that was cut off goes on. Writes the recipe's report,
-and into --out its report.json, report.md and pictures, and the seconds of each stage. With
---minutes nothing new is started after that time, and the report holds what there is. Exits 1 when a
-stage failed, after all that did not need it.
+the small networks of scale `small`; here up to `workers` processes of `stillhouse stage` share it,
+and each has the CPU's cores divided by how many could run when it began. Stages that are finished
+are skipped, so a run that was cut off goes on. Writes the recipe's report, and into --out its
+report.json, report.md and pictures, and the seconds of each stage. With --minutes nothing new is
+started after that time, and the report holds what there is. Exits 1 when a stage failed, after all
+that did not need it.
 """
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -73,21 +75,23 @@ def run(
 ) -> tuple[dict[str, float], list[str]]:
     """Seconds of each stage that was finished, and the stages that failed."""
     recipe, begun = target.recipe, time.monotonic()
-    waiting = [stage.name for stage in recipe.stages]
+    upstream = {stage.name: set(recipe.upstream(stage)) for stage in recipe.stages}
+    waiting = list(upstream)
     seconds: dict[str, float] = {}
     failed: list[str] = []
     running: dict[str, Running] = {}
     while waiting or running:
+        able = len(running) + sum(upstream[name] <= seconds.keys() for name in waiting)
+        threads = max(1, len(os.sched_getaffinity(0)) // max(1, min(workers, able)))
         for name in list(waiting):
-            upstream = recipe.upstream(recipe.stage(name))
-            if any(before in failed for before in upstream):
+            if not upstream[name].isdisjoint(failed):
                 waiting.remove(name)
                 failed.append(name)
             elif time.monotonic() - begun > limit:
                 waiting.remove(name)
-            elif len(running) < workers and all(before in seconds for before in upstream):
+            elif len(running) < workers and upstream[name] <= seconds.keys():
                 waiting.remove(name)
-                running[name] = begin(target, name, device)
+                running[name] = begin(target, name, device, threads)
         for name, one in list(running.items()):
             code = one.process.poll()
             if code is None:
@@ -109,12 +113,17 @@ def run(
     return seconds, failed
 
 
-def begin(target: Target, name: str, device: str) -> Running:
-    """Start a stage."""
+def begin(target: Target, name: str, device: str, threads: int) -> Running:
+    """Start a stage with so many threads of the CPU."""
     log = target.runs().folder / f"{name}.log"
     words = command("stage", target.ref, name, "--device", device, "--as-run")
     with log.open("wb") as sink:
-        process = subprocess.Popen(words, stdout=sink, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            words,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        )
     return Running(process=process, log=log, begun=time.monotonic())
 
 
