@@ -16,13 +16,14 @@ from segment_anything.modeling import (
 from segment_anything.utils.amg import build_point_grid
 
 from stillhouse.errors import BadData, BadSetting
-from stillhouse_sam.confidence import calibrate_high_confidence
+from stillhouse_sam.confidence import TRIED, calibrate_high_confidence
 from stillhouse_sam.counts import counted
 from stillhouse_sam.everything import (
     EverythingSettings,
     HierarchicalMaskGenerator,
     best_ious,
-    remaining,
+    first_round,
+    outside,
     sure_logits,
 )
 from stillhouse_sam.formats import encoded
@@ -67,25 +68,39 @@ def grid(side: int) -> list[tuple[float, float]]:
     return [(round(x, 5), round(y, 5)) for x, y in build_point_grid(side).tolist()]
 
 
-def test_inf_decodes_sams_grid_and_the_coarse_grid_before_it(sam: Sam) -> None:
+def every_fourth(side: int) -> list[tuple[float, float]]:
+    """Of SAM's grid, by hand: 2, 6, 10 ... in rows and columns."""
+    first = [(k + 0.5) / side for k in range(2, side, 4)]
+    return [(round(x, 5), round(y, 5)) for y in first for x in first]
+
+
+@pytest.mark.parametrize("side", [8, 12, 32])
+def test_the_first_round_is_every_fourth_point_of_every_fourth_row(side: int) -> None:
+    points = build_point_grid(side)
+    first = [(round(x, 5), round(y, 5)) for x, y in points[first_round(points)].tolist()]
+    assert first == every_fourth(side)
+
+
+def test_the_first_round_of_other_grids_is_at_least_a_point() -> None:
+    for side, expected in ((1, [0]), (2, [3]), (3, [4]), (5, [12])):
+        assert np.flatnonzero(first_round(build_point_grid(side))).tolist() == expected
+    given = np.array([[0.1, 0.1], [0.4, 0.6], [0.9, 0.2]])
+    assert first_round(given).tolist() == [False, True, False]
+
+
+def test_inf_decodes_each_point_of_sams_grid_once(sam: Sam) -> None:
     generator = HierarchicalMaskGenerator(sam, 8, **EASY, high_confidence=math.inf)
-    assert points_of(sam, generator) == grid(2) + grid(8)
-    assert (generator.counts.prompts, generator.counts.calls) == (4 + 64, 2)
+    points = points_of(sam, generator)
+    assert points[:4] == every_fourth(8)
+    assert sorted(points) == sorted(grid(8))
+    assert (generator.counts.prompts, generator.counts.calls) == (64, 2)
     assert generator.counts.decoder_seconds > 0
     assert generator.counts.encoder_seconds > 0
 
 
-def test_points_of_the_first_round_are_not_decoded_again(sam: Sam) -> None:
-    # 5 // 4 is 1 point, the middle, which SAM's grid of 5 x 5 has too
-    generator = HierarchicalMaskGenerator(sam, 5, **EASY, high_confidence=math.inf)
-    points = points_of(sam, generator)
-    assert len(points) == 25
-    assert sorted(points) == sorted(grid(5))
-
-
-def test_minus_inf_decodes_the_coarse_grid_alone(sam: Sam) -> None:
+def test_minus_inf_decodes_the_first_round_alone(sam: Sam) -> None:
     generator = HierarchicalMaskGenerator(sam, 8, **EASY, high_confidence=-math.inf)
-    assert points_of(sam, generator) == grid(2)
+    assert points_of(sam, generator) == every_fourth(8)
     assert len(generator.generate(PICTURE)) > 0
 
 
@@ -93,15 +108,13 @@ def test_points_in_the_high_confidence_area_are_skipped() -> None:
     area = np.zeros((4, 4), dtype=bool)
     area[:, 2:] = True
     fine = build_point_grid(4) * 4  # x in .5, 1.5, 2.5, 3.5
-    left = remaining(fine, np.array([[0.5, 0.5]]), area)
-    expected = [[1.5, 0.5], [0.5, 1.5], [1.5, 1.5], [0.5, 2.5], [1.5, 2.5], [0.5, 3.5], [1.5, 3.5]]
-    assert left.tolist() == expected
+    assert outside(fine, area).tolist() == [[x, y + 0.5] for y in range(4) for x in (0.5, 1.5)]
 
 
 @pytest.mark.parametrize("mode", ["binary_mask", "uncompressed_rle", "coco_rle"])
 @pytest.mark.parametrize("layers", [0, 1])
 def test_on_the_same_points_the_records_are_sams(sam: Sam, mode: str, layers: int) -> None:
-    # one point: the coarse grid is the grid, so both generators decode the same
+    # one point: the first round is the grid, so both generators decode the same
     settings = {**EASY, "crop_n_layers": layers, "output_mode": mode}
     ours = HierarchicalMaskGenerator(sam, 1, **settings).generate(PICTURE)
     sams = SamAutomaticMaskGenerator(sam, 1, **settings).generate(PICTURE)
@@ -115,7 +128,7 @@ def test_on_the_same_points_the_records_are_sams(sam: Sam, mode: str, layers: in
 def test_no_mask_kept_gives_no_record_and_the_whole_grid(sam: Sam) -> None:
     generator = HierarchicalMaskGenerator(sam, 8, pred_iou_thresh=99.0, crop_n_layers=1)
     assert generator.generate(PICTURE) == []
-    assert generator.counts.prompts == 5 * (4 + 64)  # a picture and its four crops
+    assert generator.counts.prompts == 5 * 64  # a picture and its four crops
 
 
 def test_small_regions_go_as_sam_lets_them_go(sam: Sam) -> None:
@@ -144,12 +157,16 @@ def test_calibration_takes_the_lowest_logit_that_loses_little(sam: Sam) -> None:
     free = calibrate_high_confidence(sam, photos(), settings=settings, lost=1.0)
     assert free.high_confidence == np.quantile(every, 0.0)
     strict = calibrate_high_confidence(sam, photos(), settings=settings, lost=0.0)
-    assert strict.high_confidence >= free.high_confidence
     assert strict.hierarchical_miou >= strict.grid_miou
-    assert free.skipped >= strict.skipped
+    # each lower logit tried loses more than nothing
+    tried = [value for value in np.quantile(every, TRIED) if value < strict.high_confidence]
+    assert tried
+    truth = [encoded(mask) for mask in photos()[0][1]]
+    for value in tried:
+        lower = settings.with_confidence(float(value)).hierarchical(sam).generate(PICTURE)
+        assert best_ious(lower, truth).mean() < strict.grid_miou
     # what it says is what the generator does
     rounds = settings.with_confidence(free.high_confidence).hierarchical(sam)
-    truth = [encoded(mask) for mask in photos()[0][1]]
     assert best_ious(rounds.generate(PICTURE), truth).mean() == free.hierarchical_miou
     assert free.skipped == 1 - rounds.counts.prompts / 64
 

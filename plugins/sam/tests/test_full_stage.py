@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from stillhouse.errors import BadSetting, UnknownName
 from stillhouse.objectives.objective import Optimizer, Phase, Tensors
-from stillhouse_sam.full_stage import FullStage, chosen_mask, moved
+from stillhouse_sam.full_stage import FullStage, chosen_mask, jittered
 from stillhouse_sam.models import Shape, decoder_named, encoder_named, prompts_named
 from stillhouse_sam.prompts import boxes_of, pack_masks, unpack_masks
 
@@ -185,7 +185,7 @@ def test_boxes_are_those_of_the_masks():
 
 def test_boxes_are_moved_by_a_part_of_their_sides_and_not_far():
     exact = torch.tensor([[0.0, 0.0, 2.0, 20.0]]).expand(4000, 4)
-    gap = moved(exact, 0.1, 3.0, rng=Generator().manual_seed(0)) - exact
+    gap = jittered(exact, 0.1, 3.0, rng=Generator().manual_seed(0)) - exact
     torch.testing.assert_close(gap.std(0), torch.tensor([0.2, 1.9, 0.2, 1.9]), rtol=0.1, atol=0)
     assert float(gap.abs().max()) == 3.0
     again = asked_boxes(replace(FULL, box_share=1.0)) - asked_boxes(

@@ -24,7 +24,6 @@ from stillhouse_sam.metrics import (
     BoxIou,
     ClickIou,
     FilledBoxIou,
-    ForwardIou,
     box_ious,
     click_ious,
 )
@@ -94,20 +93,17 @@ def test_masks_moved_aside_have_the_iou_worked_by_hand(by: int) -> None:
     first, second, third = (1.0, 1.0, 1.0) if by == 0 else (8 / 12, 5 / 9, 8 / 12)
     found = BoxIou()(roles, objects())
     assert found == {"box_miou": pytest.approx((first + second + third) / 3)}
-    found = ForwardIou()(roles, objects())
-    assert found == {"forward_box_miou": pytest.approx((first + third) / 2)}
-    assert ForwardIou(batch=1)(roles, objects()) == found
+    assert BoxIou(batch=1)(roles, objects()) == found
 
 
 def test_a_picture_without_an_object_adds_nothing() -> None:
     data = objects()
     valid = torch.tensor([[False, False], [True, False]])
     some = TensorData({**data.columns, "mask_valid": valid})
-    assert ForwardIou()({"student": Filled(2)}, some)["forward_box_miou"] == pytest.approx(8 / 12)
+    assert BoxIou()({"student": Filled(2)}, some)["box_miou"] == pytest.approx(8 / 12)
     none = TensorData({**data.columns, "mask_valid": valid & False})
-    for metric in (ForwardIou(), BoxIou(batch=1)):
-        with pytest.raises(BadData, match="hold no object; label some masks"):
-            metric({"student": Filled()}, none)
+    with pytest.raises(BadData, match="hold no object; label some masks"):
+        BoxIou(batch=1)({"student": Filled()}, none)
 
 
 def test_a_filled_box_is_worth_the_part_of_it_that_is_object() -> None:
@@ -203,10 +199,6 @@ def test_a_fake_quantized_sam_is_scored_by_boxes() -> None:
     built = Built(spec=named("sam-32x1", shape=SHAPE), module=sam)
     rounded = Quantize(metric="minmax", bits=8, inputs=tuple(batch)).applied(built, batch).module
     roles = {"float": sam, "student": rounded}
-    # the first object of each image: the forward, and the forward an object
-    first = TensorData({**data.columns, "mask_valid": torch.tensor([[True, False]] * 2)})
-    forward = ForwardIou()(roles, first)["forward_box_miou"]
-    assert BoxIou()(roles, first)["box_miou"] == pytest.approx(forward, abs=1e-3)
     exact = box_ious(roles, data, role="float")
     gap = (box_ious(roles, data) - exact).abs()
     assert 0 < float(gap.max()) < 0.2
@@ -310,9 +302,9 @@ def test_everything_finds_a_sams_own_masks_and_counts_what_it_decodes() -> None:
     found = Everything(settings=EASY, hierarchical=False)({"student": sam}, data)
     assert found["everything_miou"] == pytest.approx((1 + nearest) / 2)
     assert found["decoder_prompts"] == 16  # a photo
-    # one point of the coarse grid, then SAM's 16 in batches of 8
+    # one point, then the other 15 of SAM's in batches of 8
     rounds = Everything(settings=EASY, hierarchical=True)({"student": sam}, data)
-    assert (rounds["decoder_calls"], rounds["decoder_prompts"]) == (3, 17)
+    assert (rounds["decoder_calls"], rounds["decoder_prompts"]) == (3, 16)
 
 
 def test_both_ways_are_timed_in_the_same_run() -> None:

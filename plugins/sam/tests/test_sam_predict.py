@@ -99,7 +99,7 @@ def test_a_sam_is_asked_by_the_settings_kept_with_it(built: Built, tmp_path: Pat
     assert EverythingSettings.of(kept.module.everything) == never
     with counted(kept.module.sam) as counts:
         row = predict(kept, [Path("a.png")])[0]
-    assert counts.prompts == 17  # the one of round 1, and of 4 x 4 none is skipped
+    assert counts.prompts == 16  # of 4 x 4 none is skipped
     assert row["masks"] > 0
 
 
@@ -123,7 +123,7 @@ def test_of_a_large_picture_fewer_points_are_decoded_at_a_time(
     monkeypatch.setattr(module, "PIXELS", 3 * 40 * 56 * 5)
     with counted(built.module.sam) as counts:
         assert predict(built, [Path("a.png")])[0]["masks"] == whole["masks"]
-    assert counts.calls == 1 + 4  # 16 points, 5 at a time
+    assert counts.calls == 1 + 3  # 1 point, then 15, 5 at a time
     first, second = (
         json.loads(text)["annotations"] for text in (before, (FOLDER / "a.json").read_text())
     )

@@ -66,17 +66,26 @@ def _replace(aside: Path, final: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file aside, flush it, rename it into place."""
-    with storage(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    with writing_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def writing_file(final: Path) -> Generator[Path]:
+    """A path beside `final`, of the same suffix; what is written there takes its place when the
+    block ends well, and goes when it does not. Raises StorageError naming the place.
+    """
+    with storage(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        aside = final.with_name(f".{uuid.uuid4().hex[:8]}.{final.name}")
         try:
-            aside.write_text(text, encoding="utf-8")
+            yield aside
             fsync(aside)
-            aside.replace(path)
+            aside.replace(final)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
-        fsync(path.parent)
+        fsync(final.parent)
 
 
 def fsync(path: Path) -> None:

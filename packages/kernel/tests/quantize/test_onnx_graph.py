@@ -7,7 +7,13 @@ import onnxruntime
 import pytest
 from onnx_ir.passes.common import CheckerPass
 
-from stillhouse.quantize.onnx_graph import fold, ranged, round_outputs, rounding
+from stillhouse.quantize.onnx_graph import (
+    fold,
+    ranged,
+    round_outputs,
+    rounding,
+    store_biases,
+)
 
 FLOATS = npt.NDArray[np.float32]
 # three channels: multiplied by a positive number, by a negative one, and by none
@@ -82,9 +88,33 @@ graph (float[N, 1, 3, 3] x) => (float[N, 1, 3, 3] y, float[N, 1, 3, 3] s)
 """
 
 
-def run(model: ir.Model, x: FLOATS) -> list[FLOATS]:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+# what is read behind a ReLU6 in steps that reach beyond 6, by a product with a large bias
+BIASED = """
+<ir_version: 9, opset_import: ["" : 18]>
+graph (float[N, 1, 3, 3] x) => (float[N, 2, 3, 3] y)
+<float xs = {0.05}, uint8 xz = {100}, float ws = {0.01}, int8 wz = {0},
+ float[1, 1, 1, 1] w = {0.9}, float[1] b = {0.5}, float low = {0}, float high = {6},
+ float as = {0.05}, uint8 az = {0}, float[2] vs = {0.01, 0.02}, int8[2] vz = {0, 0},
+ float[2, 1, 1, 1] v = {0.5, -1.2}, float[2] c = {40, -70}>
+{
+  xq = QuantizeLinear(x, xs, xz)
+  xd = DequantizeLinear(xq, xs, xz)
+  wq = QuantizeLinear(w, ws, wz)
+  wd = DequantizeLinear(wq, ws, wz)
+  p = Conv(xd, wd, b)
+  r = Clip(p, low, high)
+  aq = QuantizeLinear(r, as, az)
+  ad = DequantizeLinear(aq, as, az)
+  vq = QuantizeLinear <axis = 0> (v, vs, vz)
+  vd = DequantizeLinear <axis = 0> (vq, vs, vz)
+  y = Conv(ad, vd, c)
+}
+"""
+
+
+def run(model: ir.Model, x: FLOATS, *, optimized: bool = False) -> list[FLOATS]:
+    options, level = onnxruntime.SessionOptions(), onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
     content = ir.to_proto(CheckerPass()(model).model).SerializeToString()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     return [np.asarray(found) for found in session.run(None, {"x": x})]
@@ -100,6 +130,7 @@ def test_folding_changes_no_number_beyond_a_step_of_the_bias(text: str):
     model = ir.from_onnx_text(text)
     (before,) = run(model, x)
     fold(model.graph)
+    store_biases(model.graph)
     (after,) = run(model, x)
     np.testing.assert_allclose(after, before, atol=2e-3, rtol=1e-6)
     assert kinds(model) == [
@@ -158,3 +189,27 @@ def test_what_two_products_read_is_rounded_once_and_no_further_than_it_is_cut():
     assert sorted(steps) == pytest.approx([0.02, 5.4 / 255, 5.4 / 255, 6 / 255, 9 / 255, 0.05])
     for found, expected, step in zip(run(model, x), before, (5.4 / 255, 9 / 255), strict=True):
         assert 0 < np.abs(found - expected).max() < 3 * step
+
+
+def test_a_bias_is_stored_in_the_steps_that_its_product_reads_in_the_end():
+    x = np.random.default_rng(0).normal(0, 4, (8, 1, 3, 3)).astype(np.float32)
+    model = ir.from_onnx_text(BIASED)
+    (before,) = run(model, x)
+    fold(model.graph)
+    round_outputs(model.graph, {"p": (-9.0, 9.0), "r": (0.0, 6.0), "y": (-77.2, 43.0)})
+    store_biases(model.graph)
+    for conv in [node for node in model.graph if node.op_type == "Conv"]:
+        steps: list[npt.NDArray[np.float32]] = []
+        for value in conv.inputs:
+            back = None if value is None else value.producer()
+            assert back is not None
+            found = back.inputs[1]
+            assert found is not None
+            assert found.const_value is not None
+            steps.append(found.const_value.numpy())
+        np.testing.assert_allclose(steps[2], steps[0] * steps[1], rtol=1e-6)
+    step = (77.2 + 43) / 255
+    # the kernels of integers take a bias's steps for granted: they alone would be off
+    for optimized in (False, True):
+        (found,) = run(model, x, optimized=optimized)
+        assert np.abs(found - before).max() < 1.1 * step

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stillhouse.artifact import Built
 from stillhouse.errors import BadData
-from stillhouse.files import each_file, free_name, storage, write_text
+from stillhouse.files import each_file, free_name, write_text, writing_file
 from stillhouse_landmarks.data import cut
 from stillhouse_landmarks.formats import PICTURES, PhotoFile
 from stillhouse_landmarks.metrics import as_points
@@ -49,9 +49,8 @@ def _row(model: Built, size: int, file: Path, name: str) -> Mapping[str, Any]:
         points = as_points(model.module({"images": seen[None]})["landmarks"])[0]
     drawn, listed = FOLDER / f"{name}.png", FOLDER / f"{name}.pts"
     square = picture.crop((int(left), int(top), int(left) + side, int(top) + side))
-    with storage(drawn):
-        FOLDER.mkdir(exist_ok=True)
-        _drawn(square, points).save(drawn)
+    with writing_file(drawn) as aside:
+        _drawn(square, points).save(aside)
     whole = side * points + torch.tensor([left, top])
     write_text(listed, _pts(whole))
     x0, y0, x1, y1 = [*whole.amin(0).tolist(), *whole.amax(0).tolist()]

@@ -34,7 +34,7 @@ def sam_of(models: Models, role: str, *, where: str) -> Sam:
     if sam is None:
         raise BadRecipe(
             f"{where}: role '{role}' is a {type(module).__name__}, which answers boxes alone; "
-            "give a whole SAM, or score it by ForwardIou or BoxIou"
+            "give a whole SAM, or score it by BoxIou"
         )
     return sam
 
@@ -45,7 +45,7 @@ def threshold_of(module: nn.Module) -> float:
     return 0.0 if sam is None else float(sam.mask_threshold)
 
 
-def moved(batch: Tensors, module: nn.Module) -> dict[str, Tensor]:
+def on_device(batch: Tensors, module: nn.Module) -> dict[str, Tensor]:
     """The batch on the module's device; a model that runs outside torch reads from the CPU."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     return {name: value.to(device) for name, value in batch.items()}

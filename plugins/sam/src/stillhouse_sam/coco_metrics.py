@@ -14,7 +14,7 @@ from stillhouse.errors import BadData
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse_sam.annotated import Annotation, annotations, segments
-from stillhouse_sam.asking import ask_boxes, enlarged, moved, threshold_of
+from stillhouse_sam.asking import ask_boxes, enlarged, on_device, threshold_of
 from stillhouse_sam.formats import encoded
 
 # places among COCOeval's twelve numbers
@@ -41,7 +41,7 @@ class CocoAp:
         numbers = {name: number for number, name in enumerate(_categories(known), 1)}
         with torch.no_grad():
             for image, rows in enumerate(data.batches(1, rng=None), 1):
-                answers = self._answers(module, moved(rows, module), known[image - 1])
+                answers = self._answers(module, on_device(rows, module), known[image - 1])
                 things = segments(known[image - 1])
                 for thing, (segmentation, score) in zip(things, answers, strict=True):
                     category = numbers[thing["category"]]

@@ -54,9 +54,8 @@ def calibrate_high_confidence(
     TRAINING photos (ours: TinySAM gives 8.5, for SAM's own logits; a small SAM may never reach it).
 
     A photo is its picture [H, W, 3] and its true segments [K, H, W]. Tried are quantiles (`TRIED`)
-    of the positive logits of the masks that round 1 keeps. inf, with which nothing is skipped,
-    where each of them loses more or round 1 keeps no mask. Raises BadData where a photo has no
-    segment, or there is no photo.
+    of the positive logits of the masks that round 1 keeps, and at last inf, with which nothing is
+    skipped. Raises BadData where a photo has no segment, or there is no photo.
     """
     if not photos or any(len(segments) == 0 for _, segments in photos):
         raise BadData("calibration: a photo without a true segment; leave it out")
@@ -72,25 +71,38 @@ def calibrate_high_confidence(
         logits += sure_logits(settings, sam, picture)
     whole = float(np.concatenate(found).mean())
     for value in _tried(logits):
-        rounds = settings.with_confidence(value).hierarchical(sam)
-        asked, again = 0, list["NDArray[np.float64]"]()
-        for (picture, _), truth in zip(photos, truths, strict=True):
-            again.append(best_ious(rounds.generate(picture), truth))
-            asked += rounds.counts.prompts
-        miou = float(np.concatenate(again).mean())
+        asked, miou = _two_rounds(sam, photos, truths, settings.with_confidence(value))
         if miou >= whole - lost:
-            skipped = 1 - asked / points
-            return Calibration(
-                high_confidence=value, grid_miou=whole, hierarchical_miou=miou, skipped=skipped
-            )
+            break
+    else:
+        value = math.inf
+        asked, miou = _two_rounds(sam, photos, truths, settings.with_confidence(value))
     return Calibration(
-        high_confidence=math.inf, grid_miou=whole, hierarchical_miou=whole, skipped=0.0
+        high_confidence=value,
+        grid_miou=whole,
+        hierarchical_miou=miou,
+        skipped=1 - asked / points,
     )
+
+
+def _two_rounds(
+    sam: "Sam",
+    photos: "Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_]]]",
+    truths: Sequence[Sequence[Any]],  # Any: COCO's run lengths
+    settings: EverythingSettings,
+) -> tuple[int, float]:
+    """Prompts asked of all photos, and the mIoU."""
+    generator = settings.hierarchical(sam)
+    asked, found = 0, list["NDArray[np.float64]"]()
+    for (picture, _), truth in zip(photos, truths, strict=True):
+        found.append(best_ious(generator.generate(picture), truth))
+        asked += generator.counts.prompts
+    return asked, float(np.concatenate(found).mean())
 
 
 def _tried(logits: Sequence[Tensor]) -> list[float]:
     """Quantiles, ascending, each once."""
-    if not logits:
+    if not any(map(len, logits)):
         return []
     every = torch.cat(list(logits)).double().numpy()
     return sorted({float(value) for value in np.quantile(every, TRIED)})

@@ -24,23 +24,24 @@ if TYPE_CHECKING:
     from segment_anything.utils.amg import MaskData
 
 Record = dict[str, Any]  # Any: segment_anything's record of a mask, see `generate`
-COARSER = 4  # the first round has 1/4 of the points a side
+COARSER = 4  # the first round has 1/4 of the points a side (TinySAM, sec. 3.3)
 
 
 class HierarchicalMaskGenerator:
     """A drop-in for segment_anything's SamAutomaticMaskGenerator (same settings, same records) with
     two rounds of points (TinySAM, sec. 3.3).
 
-    1. A grid of points_per_side // 4 a side, SAM's filters; the high-confidence area is the union
-    of {logit > `high_confidence`} at the picture's resolution over the masks kept. 2. SAM's own
-    grid without the points decoded in round 1 and those within that area, the same filters. Both
-    together go through box NMS. `high_confidence` inf decodes SAM's whole grid in round 2, -inf
-    nothing of it once round 1 has kept a mask.
+    1. Of SAM's grid every fourth point of every fourth row, SAM's filters; the high-confidence area
+    is the union of {logit > `high_confidence`} at the picture's resolution over the masks kept.
+    2. The grid's other points but those within that area, the same filters. Both together go
+    through box NMS. With `high_confidence` inf both rounds decode SAM's whole grid; with -inf
+    nothing is decoded in round 2 once round 1 has kept a mask.
 
-    With crop layers each crop has its two rounds. With `point_grids` round 1 is the even grid of
-    sqrt(points) // 4 a side, at least 1. After `generate`, `counts` says what it cost.
-    Differs from the published code: round 2 is SAM's exact grid (there it lacks the last row and
-    column and is rounded to whole pixels), and a picture without points left is no error.
+    With crop layers each crop has its two rounds. With `point_grids` round 1 is the points nearest
+    to an even grid of sqrt(points) // 4 a side, at least 1. After `generate`, `counts` says what it
+    cost. Differs from the published code: round 1 is part of SAM's grid (there a coarser one, whose
+    points lie between SAM's and are decoded besides), round 2 is exact (there it lacks the last row
+    and column and is rounded to whole pixels), and a picture without points left is no error.
     """
 
     def __init__(
@@ -126,11 +127,10 @@ class HierarchicalMaskGenerator:
 
         g, (x0, y0, x1, y1) = self.whole, crop
         g.predictor.set_image(image[y0:y1, x0:x1])
-        scale = np.array([[x1 - x0, y1 - y0]])
-        fine = g.point_grids[layer] * scale
-        coarse = _coarse(g.point_grids[layer]) * scale
-        found, area = self._round(coarse, crop, image.shape[:2])
-        left = remaining(fine, coarse, area.cpu().numpy())
+        points = g.point_grids[layer] * np.array([[x1 - x0, y1 - y0]])
+        first = first_round(g.point_grids[layer])
+        found, area = self._round(points[first], crop, image.shape[:2])
+        left = outside(points[~first], area.numpy())
         found.cat(self._round(left, crop, image.shape[:2])[0])
         g.predictor.reset_image()
         _suppress(found, found["iou_preds"], g.box_nms_thresh)
@@ -168,8 +168,8 @@ def kept(
 
     g, threshold = generator, generator.predictor.model.mask_threshold
     height, width = crop[3] - crop[1], crop[2] - crop[0]
-    moved = g.predictor.transform.apply_coords(points, (height, width))
-    prompts = torch.as_tensor(moved, device=g.predictor.device)
+    in_frame = g.predictor.transform.apply_coords(points, (height, width))
+    prompts = torch.as_tensor(in_frame, device=g.predictor.device)
     masks, ious, _ = g.predictor.predict_torch(
         prompts[:, None],
         torch.ones(len(prompts), 1, dtype=torch.int, device=prompts.device),
@@ -194,21 +194,21 @@ def kept(
     return found
 
 
-def remaining(
-    fine: "NDArray[np.float64]", done: "NDArray[np.float64]", area: "NDArray[np.bool_]"
-) -> "NDArray[np.float64]":
-    """The points [., 2] of `fine` that are neither among `done` nor in a True pixel of `area`
-    [H, W].
+def outside(points: "NDArray[np.float64]", area: "NDArray[np.bool_]") -> "NDArray[np.float64]":
+    """Those of points [., 2] that are in no True pixel of `area` [H, W]."""
+    return points[~area[points[:, 1].astype(int), points[:, 0].astype(int)]]
+
+
+def first_round(grid: "NDArray[np.float64]") -> "NDArray[np.bool_]":
+    """[P]: which points of a grid [P, 2], in fractions of a crop, are decoded first: those nearest
+    to an even grid of sqrt(P) // 4 a side, at least 1; of two as near, that to the right or below.
     """
-    inside = area[fine[:, 1].astype(int), fine[:, 0].astype(int)]
-    again = np.isclose(fine[:, None], done[None], rtol=0, atol=1e-6).all(-1).any(-1)
-    return fine[~inside & ~again]
-
-
-def _coarse(grid: "NDArray[np.float64]") -> "NDArray[np.float64]":
     from segment_anything.utils.amg import build_point_grid
 
-    return build_point_grid(max(1, round(len(grid) ** 0.5) // COARSER))
+    wanted = build_point_grid(max(1, round(len(grid) ** 0.5) // COARSER)) + 1e-6
+    chosen = np.zeros(len(grid), dtype=bool)
+    chosen[np.square(wanted[:, None] - grid[None]).sum(-1).argmin(1)] = True
+    return chosen
 
 
 def _encode(found: "MaskData", crop: list[int], size: tuple[int, ...], threshold: float) -> None:
@@ -292,9 +292,18 @@ class EverythingSettings:
         return replace(self, high_confidence=value)
 
     def record(self) -> dict[str, Any]:
-        """As JSON holds it: an infinite high_confidence is null."""
+        """As JSON holds it: a high_confidence of inf is null. Raises BadSetting for -inf and NaN,
+        which nobody keeps.
+        """
         kept = asdict(self)
-        return kept if math.isfinite(self.high_confidence) else kept | {"high_confidence": None}
+        if self.high_confidence == math.inf:
+            return kept | {"high_confidence": None}
+        if not math.isfinite(self.high_confidence):
+            raise BadSetting(
+                f"high_confidence must be a logit, or inf to skip nothing "
+                f"(got {self.high_confidence})"
+            )
+        return kept
 
     @staticmethod
     def of(record: Mapping[str, Any]) -> "EverythingSettings":
@@ -313,7 +322,7 @@ def sure_logits(
     grid, (height, width) = settings.grid(sam), picture.shape[:2]
     grid.predictor.set_image(picture)
     found: list[Tensor] = []
-    points = _coarse(grid.point_grids[0]) * np.array([[width, height]])
+    points = grid.point_grids[0][first_round(grid.point_grids[0])] * np.array([[width, height]])
     for (some,) in batch_iterator(grid.points_per_batch, points):
         masks = kept(grid, some, [0, 0, width, height], (height, width))["masks"].cpu()
         found += [logits[logits > 0] for logits in masks]

@@ -14,7 +14,7 @@ from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse_sam.annotated import Annotation, allowed, annotations, credit_of, segments
-from stillhouse_sam.asking import ask_boxes, moved, sam_of, threshold_of
+from stillhouse_sam.asking import ask_boxes, on_device, sam_of, threshold_of
 from stillhouse_sam.confidence import confident
 from stillhouse_sam.drawing import by_area, colours, painted, resized, scaled, sides
 from stillhouse_sam.everything import EverythingSettings, Record
@@ -97,7 +97,7 @@ def _answered(module: nn.Module, batch: Tensors) -> list[Panel]:
     for row in range(len(masks)):
         one = {name: value[row : row + 1] for name, value in batch.items()}
         boxes = one["boxes"][0, valid[row]]
-        asked = moved({**one, "rows": torch.zeros(len(boxes)).long(), "asked": boxes}, module)
+        asked = on_device({**one, "rows": torch.zeros(len(boxes)).long(), "asked": boxes}, module)
         with torch.no_grad():
             logits = ask_boxes(module, asked, asked["rows"], asked["asked"])[0].cpu()
         above = logits - threshold_of(module)

@@ -193,7 +193,7 @@ class FullStage:
         """sparse, dense and position of the prompts that the step learns from."""
         frame = batch["images"].shape[-1]
         boxed = (torch.rand(len(truth), generator=rng) < self.box_share).to(truth.device)
-        boxes = moved(batch["boxes"][chosen], self.box_noise, SHIFT * frame, rng=rng)
+        boxes = jittered(batch["boxes"][chosen], self.box_noise, SHIFT * frame, rng=rng)
         points = points_in(truth, rng=rng)
         free = (~boxed).nonzero().squeeze(1)
         rounds = int(torch.randint(self.hard_rounds + 1, (), generator=rng))
@@ -233,7 +233,7 @@ class FullStage:
         return {**prompt, "sparse": torch.cat([prompt["sparse"], clicks[:, :-1]], dim=1)}
 
 
-def moved(boxes: Tensor, noise: float, most: float, *, rng: Generator) -> Tensor:
+def jittered(boxes: Tensor, noise: float, most: float, *, rng: Generator) -> Tensor:
     """Boxes [N, 4] (left, top, right, bottom), each edge moved by a normal number: standard
     deviation `noise` of the box's width or height, at most `most` pixels either way.
     """

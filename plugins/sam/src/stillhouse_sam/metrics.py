@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData, BadSetting
-from stillhouse.objectives.inputs import named, pick
+from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse_sam.asking import (
     ask_boxes,
     ask_points,
-    best,
     embedded,
-    moved,
+    on_device,
     sam_of,
     threshold_of,
 )
@@ -45,23 +44,6 @@ def truth_of(
     masks = masks & real[:, None]
     # a mask that lies in the last, broken cell is none
     return masks, batch["mask_valid"] & masks.flatten(2).any(2), real
-
-
-def forward_ious(
-    models: Models, data: Data, *, role: str = "student", batch: int = 8
-) -> Float[Tensor, " N"]:
-    """IoU of the first object of each image that has one, as the forward of `role` answers the
-    first box: {"logits": [B, 3, L, L], "iou": [B, 3]}.
-    """
-
-    def ious(module: nn.Module, rows: Tensors) -> Tensor:
-        masks, valid, real = truth_of(rows)
-        outputs = {role: module(rows)}
-        found = {name: pick(outputs, role, name) for name in ("logits", "iou")}
-        shown = (best(found)[0] > threshold_of(module)) & real
-        return mask_iou(shown, masks[:, 0])[valid[:, 0]]
-
-    return _each(models, data, role, batch, ious)
 
 
 def box_ious(
@@ -127,7 +109,7 @@ def _each(
     module = named(models, role, what="role", where="IoU")
     with torch.no_grad():
         return _some(
-            [ious(module, moved(rows, module)).cpu() for rows in data.batches(batch, rng=None)]
+            [ious(module, on_device(rows, module)).cpu() for rows in data.batches(batch, rng=None)]
         )
 
 
@@ -136,22 +118,6 @@ def _some(parts: list[Tensor]) -> Tensor:
     if len(found) == 0:
         raise BadData("the evaluation data hold no object; label some masks")
     return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class ForwardIou:
-    """forward_box_miou: over the first object of each image, asked by its box through the role's
-    own forward; so of a whole SAM, a fake-quantized one and an ONNX file alike.
-
-    `batch` is only the evaluation's batch size.
-    """
-
-    role: str = "student"
-    batch: int = 8
-
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
-        found = forward_ious(models, data, role=self.role, batch=self.batch)
-        return {"forward_box_miou": float(found.mean())}
 
 
 @dataclass(frozen=True, kw_only=True)

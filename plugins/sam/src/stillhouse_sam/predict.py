@@ -12,7 +12,7 @@ from PIL import Image
 
 from stillhouse.artifact import Built
 from stillhouse.errors import BadData
-from stillhouse.files import each_file, free_name, storage, write_text
+from stillhouse.files import each_file, free_name, write_text, writing_file
 from stillhouse_sam.drawing import by_area, painted, resized, scaled, sides
 from stillhouse_sam.everything import EverythingSettings, Record
 from stillhouse_sam.formats import PICTURES, decoded, read_picture
@@ -60,11 +60,11 @@ def _row(sam: "Sam", settings: EverythingSettings, file: Path, name: str) -> Map
     at_once = max(1, min(settings.points_per_batch, PIXELS // (3 * height * width)))
     generator = replace(settings, points_per_batch=at_once).hierarchical(sam)
     with torch.no_grad():
-        records = by_area(generator.generate(photo))
+        found = [record for record in generator.generate(photo) if record["area"] > 0]
+    records = by_area(found)
     drawn, listed = FOLDER / f"{name}.png", FOLDER / f"{name}.json"
-    with storage(drawn):
-        FOLDER.mkdir(exist_ok=True)
-        _drawn(photo, records).save(drawn)
+    with writing_file(drawn) as aside:
+        _drawn(photo, records).save(aside)
     image = {"file_name": file.name, "height": height, "width": width}
     masks = [{"id": number, **record} for number, record in enumerate(records, 1)]
     write_text(listed, json.dumps({"image": image, "annotations": masks}) + "\n")

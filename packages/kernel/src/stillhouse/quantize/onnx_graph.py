@@ -20,11 +20,16 @@ LARGEST = 2.0**30  # of a bias in steps; int32 ends at 2^31
 
 
 def fold(graph: ir.Graph) -> None:
-    """What needs no ranges: weights, BatchNorm, biases."""
+    """What needs no ranges: weights, BatchNorm."""
     for node in _nodes(graph, QUANTIZE):
         _store_weight(graph, node)
     for node in _nodes(graph, "Conv"):
         _join_norm(graph, node)
+    _sweep(graph)
+
+
+def store_biases(graph: ir.Graph) -> None:
+    """Biases as int32, once every activation has the steps it keeps (`round_outputs`)."""
     for node in _nodes(graph, "Conv", "Gemm"):
         _store_bias(graph, node)
     _sweep(graph)

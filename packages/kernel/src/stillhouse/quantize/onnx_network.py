@@ -50,7 +50,7 @@ class OnnxNetwork(nn.Module):
 
     def forward(self, batch: Tensors) -> dict[str, Tensor]:
         if self._session is None:
-            self._session = _session(self.file)
+            self._session = session(self.file.cpu().numpy().tobytes())
         given = {name: batch[name].detach().cpu().numpy() for name in self.inputs}
         found = self._session.run(list(self.outputs), given)
         device = self.place.device
@@ -66,13 +66,22 @@ def _forget(module: nn.Module, _: Any) -> None:  # Any: the keys torch could not
     module._session = None  # pyright: ignore[reportPrivateUsage]
 
 
-def _session(file: Tensor) -> "InferenceSession":
+def session(
+    content: bytes, *, optimized: Path | None = None, plain: bool = False
+) -> "InferenceSession":
+    """ONNX Runtime on the CPU with torch's number of threads; `optimized` is the file that gets the
+    graph it runs, `plain` leaves the graph as it is.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
-    content = file.cpu().numpy().tobytes()
+    options.log_severity_level = 3  # it warns when an optimized file is written
+    if plain:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from stillhouse.errors import BadRecipe, BadSetting, ContractError, UnknownName
 from stillhouse.export import MIN_OPSET, check_opset, write_onnx
 from stillhouse.profile import macs, parameters
 from stillhouse.quantize.fake import GELU_MINIMUM
-from stillhouse.quantize.onnx_network import ONNX, save_onnx
+from stillhouse.quantize.onnx_network import ONNX, save_onnx, session
 from stillhouse.quantize.ptq import QuantizedNetwork, drawn
 from stillhouse.quantize.scales import Product, Scales
 
@@ -102,7 +103,13 @@ class ToIntegers:
         """The file, and how many of its products have rounded operands."""
         import onnx_ir as ir
 
-        from stillhouse.quantize.onnx_graph import fold, ranged, round_outputs, rounded_products
+        from stillhouse.quantize.onnx_graph import (
+            fold,
+            ranged,
+            round_outputs,
+            rounded_products,
+            store_biases,
+        )
 
         with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
             file = Path(folder) / ONNX
@@ -112,11 +119,12 @@ class ToIntegers:
             fold(model.graph)
             ranges = _ranges(_bytes(model), ranged(model.graph), batch)
             round_outputs(model.graph, ranges)
+            store_biases(model.graph)
             return _bytes(model), rounded_products(model.graph)
 
     def _check(self, content: bytes, expected: "Tensors", batch: "Tensors") -> None:
-        session = _session(content)
-        found = session.run(list(self.outputs), {k: v.numpy() for k, v in batch.items()})
+        given = {name: value.numpy() for name, value in batch.items()}
+        found = session(content).run(list(self.outputs), given)
         for name, value in zip(self.outputs, found, strict=True):
             size = expected[name].abs().mean().item()
             gap = (torch.from_numpy(value) - expected[name]).abs().mean().item()
@@ -238,20 +246,6 @@ def _bytes(model: Any) -> bytes:  # Any: onnx_ir is imported late
     return ir.to_proto(model).SerializeToString(deterministic=True)
 
 
-def _session(content: bytes, optimized: Path | None = None, *, plain: bool = False) -> Any:
-    # Any: onnxruntime is imported late
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # it warns when an optimized file is written
-    if plain:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if optimized is not None:
-        options.optimized_model_filepath = str(optimized)
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
 def integer_kernels(content: bytes) -> dict[str, int]:
     """How many kernels of each type that multiply integers ONNX Runtime runs for a file, on the
     CPU of this machine.
@@ -260,7 +254,7 @@ def integer_kernels(content: bytes) -> dict[str, int]:
 
     with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
         file = Path(folder) / ONNX
-        _session(content, file)
+        session(content, optimized=file)
         counts = Counter(node.op_type for node in onnx.load(str(file)).graph.node)
     return {kind: count for kind, count in sorted(counts.items()) if kind in KERNELS}
 
@@ -278,12 +272,12 @@ def _ranges(
         model.graph.node.append(helper.make_node(kind, [name], [f"{kind}.{name}"], keepdims=0))
         result = helper.make_tensor_value_info(f"{kind}.{name}", TensorProto.FLOAT, [])
         model.graph.output.append(result)
-    session = _session(model.SerializeToString(), plain=True)
+    whole = session(model.SerializeToString(), plain=True)
     wanted = [f"{kind}.{name}" for name, kind in ends]
     found: list[list[float]] = []
     for i in range(len(next(iter(batch.values())))):
         row = {name: value[i : i + 1].numpy() for name, value in batch.items()}
-        found.append([float(one) for one in session.run(wanted, row)])
+        found.append([float(np.asarray(one)) for one in whole.run(wanted, row)])
     measured = torch.tensor(found)
     low, high = measured[:, : len(names)].amin(0), measured[:, len(names) :].amax(0)
     return {name: (low[i].item(), high[i].item()) for i, name in enumerate(names)}

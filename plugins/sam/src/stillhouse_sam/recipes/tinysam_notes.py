@@ -16,13 +16,17 @@ NOTES = (
     "embedding, the decoder stays the teacher's. alone learns from the true masks with the "
     "teacher's decoder to begin with, and never asks the teacher. Prompt encoders are the "
     "teacher's, frozen.",
-    "Every row but alone adds one thing to the row before; all are trained for the same steps, on "
-    "the same batches of their seed.",
+    "All rows are trained for the same steps, on the same batches of their seed. From embedding "
+    "only to + tokens and output several things are added at once, as the paper's loss has them: "
+    "token and output terms, mask and IoU against the truth, and a decoder that learns. Hard "
+    "prompts, then hard mask weighting, add one each; but weighting also makes the output term "
+    "smaller: of a mask that teacher and student draw as well the weight is 1/2, without it 1.",
     "W8A8 and fewer are fake-quantized: rounded numbers in floats. Scales: alternating grid search "
     "for the least output error weighted by squared task gradients. The gradient is that of the KL "
     "divergence of the quantized from the float network: the published search takes KL(y, y), "
     "whose gradient is zero but for rounding. After a softmax a number is rounded in one of two "
-    "ranges, never the sum of both as in the released code.",
+    "ranges, never the sum of both as in the released code. All products are rounded, that of a "
+    "prompt's coordinates with the random matrix of their encoding among them.",
     "The int8 row is an ONNX file whose image encoder ONNX Runtime runs with integers, by the "
     "scales found; prompt encoder and decoder stay floats, as fast there and more exact. After a "
     "softmax or a GELU it has one range, since ONNX has no two.",

@@ -1,5 +1,6 @@
 """What can be set in sam/tinysam, and its presets for the three scales."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args
 
@@ -130,8 +131,8 @@ class TinySamSettings(Settings):
         "small": {
             "data": "data:coco-mini",
             "photos": "data:coco-panoptic-val100",
-            "student": "cnn16",
-            "teacher_model": "sam-96x4",
+            "student": "cnn24",
+            "teacher_model": "sam-128x4",
             "size": 128,
             "grid": 16,
             "channels": 64,
@@ -144,7 +145,7 @@ class TinySamSettings(Settings):
             "more_clicks": 8,
             "lr": 2e-3,
             "decoder_lr": 5e-4,
-            "points_per_side": 16,
+            "points_per_side": 32,
             "pred_iou_thresh": 0.3,
             "stability_score_thresh": 0.6,
             "stability_score_offset": 0.1,
@@ -177,6 +178,13 @@ class TinySamSettings(Settings):
         if len(set(bits)) < len(bits) or not all(2 <= count <= 8 for count in bits):
             raise ValueError("name each number of bits once, from 2 to 8")
         return bits
+
+    @field_validator("high_confidence")
+    @classmethod
+    def _logit(cls, value: float | None) -> float | None:
+        if value is not None and not value > -math.inf:
+            raise ValueError("give a logit, or inf to skip nothing")
+        return value
 
     @field_validator("clicks")
     @classmethod

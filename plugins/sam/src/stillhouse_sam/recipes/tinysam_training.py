@@ -136,7 +136,7 @@ def _objective(settings: TinySamSettings, phase: Phase) -> FullStage:
 
 
 def _learns(settings: TinySamSettings, name: Student) -> FullStage:
-    """The loss of a student; each but the first two has one part more than the one before."""
+    """The loss of a student; hard prompts and hard weighting each add one part."""
     trains = ("encoder", "decoder") if settings.train_decoder else ("encoder",)
     if name == "embedding":
         trains = ("encoder",)
@@ -193,7 +193,6 @@ def _train(
         objective=objective,
         inputs={"data": "data.train", **roles},
         fresh=fresh,
-        # half precision, as the paper stores embeddings
         cache={role: Cache(outputs=("embedding",), dtype="fp16") for role in asked},
         steps=steps,
         batch=settings.batch,
