@@ -1,3 +1,4 @@
+import json
 import math
 from typing import Any
 
@@ -125,6 +126,34 @@ def test_on_the_same_points_the_records_are_sams(sam: Sam, mode: str, layers: in
         np.testing.assert_equal(mine, theirs)
 
 
+@pytest.mark.parametrize("layers", [0, 1])
+def test_with_filters_and_nms_the_records_are_sams(sam: Sam, layers: int) -> None:
+    """With inf both decode the same points, one at a time: the same numbers, in another order."""
+    sam.mask_decoder.iou_prediction_head.layers[-1].bias.data += 1
+    sam.mask_threshold = 0.07  # masks of some hundred pixels, not of nearly all
+    one = {"points_per_batch": 1, "stability_score_offset": 0.003, "crop_n_layers": layers}
+    all_kept = {"box_nms_thresh": 1.0, "crop_nms_thresh": 1.0}
+    every = SamAutomaticMaskGenerator(sam, 6, **EASY, **one, **all_kept).generate(PICTURE)
+    thresholds = {
+        f"{short}_thresh": float(np.nanquantile([record[name] for record in every], 0.3))
+        for short, name in (
+            ("pred_iou", "predicted_iou"),
+            ("stability_score", "stability_score"),
+        )
+    }
+    settings = {**one, **thresholds, "box_nms_thresh": 0.9, "crop_nms_thresh": 0.9}
+    filtered = SamAutomaticMaskGenerator(sam, 6, **one, **thresholds, **all_kept).generate(PICTURE)
+    sams = SamAutomaticMaskGenerator(sam, 6, **settings).generate(PICTURE)
+    assert 3 < len(sams) <= len(filtered) < 0.7 * len(every)
+    ours = HierarchicalMaskGenerator(sam, 6, **settings, high_confidence=math.inf).generate(PICTURE)
+
+    def order(record: dict[str, Any]) -> tuple[float, ...]:
+        return (record["predicted_iou"], *record["point_coords"][0], *record["bbox"])
+
+    for mine, theirs in zip(sorted(ours, key=order), sorted(sams, key=order), strict=True):
+        np.testing.assert_equal(mine, theirs)
+
+
 def test_no_mask_kept_gives_no_record_and_the_whole_grid(sam: Sam) -> None:
     generator = HierarchicalMaskGenerator(sam, 8, pred_iou_thresh=99.0, crop_n_layers=1)
     assert generator.generate(PICTURE) == []
@@ -169,6 +198,40 @@ def test_calibration_takes_the_lowest_logit_that_loses_little(sam: Sam) -> None:
     rounds = settings.with_confidence(free.high_confidence).hierarchical(sam)
     assert best_ious(rounds.generate(PICTURE), truth).mean() == free.hierarchical_miou
     assert free.skipped == 1 - rounds.counts.prompts / 64
+
+
+def no_logit_above_zero(sam: Sam) -> None:
+    for mlp in sam.mask_decoder.output_hypernetworks_mlps:
+        for value in mlp.parameters():
+            torch.nn.init.zeros_(value)
+
+
+def test_where_nothing_is_sure_the_whole_grid_is_measured(sam: Sam) -> None:
+    no_logit_above_zero(sam)
+    settings = EverythingSettings(points_per_side=4, **EASY)
+    assert sum(map(len, sure_logits(settings, sam, PICTURE))) == 0
+    found = calibrate_high_confidence(sam, photos(), settings=settings)
+    assert (found.high_confidence, found.skipped, found.grid_miou) == (math.inf, 0.0, 0.0)
+    sam.mask_threshold = -1.0  # all is mask
+    found = calibrate_high_confidence(sam, photos(), settings=settings)
+    assert (found.high_confidence, found.skipped) == (math.inf, 0.0)
+    # whole pictures over a half and over 15 rows of 40, 46 columns of 56
+    share = (1 / 2 + 15 * 46 / (40 * 56)) / 2
+    assert found.grid_miou == found.hierarchical_miou == pytest.approx(share)
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.nan])
+def test_what_cannot_be_kept_as_json_is_named(value: float) -> None:
+    settings = EverythingSettings().with_confidence(value)
+    with pytest.raises(BadSetting, match=r"high_confidence must be a logit, or inf .* \(got"):
+        settings.record()
+
+
+@pytest.mark.parametrize("value", [8.5, -2.0, math.inf])
+def test_settings_are_what_they_were_after_json(value: float) -> None:
+    settings = EverythingSettings(points_per_side=5).with_confidence(value)
+    text = json.dumps(settings.record(), allow_nan=False)
+    assert EverythingSettings.of(json.loads(text)) == settings
 
 
 def test_messages(sam: Sam) -> None:

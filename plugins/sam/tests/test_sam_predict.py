@@ -113,6 +113,24 @@ def test_a_picture_of_which_nothing_is_kept(built: Built) -> None:
     assert np.asarray(Image.open(FOLDER / "a.png")).shape == (366, 512, 3)
 
 
+def test_empty_masks_are_none_and_the_json_is_valid(
+    built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_kept(monkeypatch)
+    assert isinstance(built.module, SamNetwork)
+    for mlp in built.module.sam.mask_decoder.output_hypernetworks_mlps:
+        for value in mlp.parameters():
+            torch.nn.init.constant_(value, 0.0)
+    built.module.sam.mask_threshold = 3.0  # no logit reaches it, so no mask is stable or unstable
+    assert predict(built, [Path("a.png")])[0]["masks"] == 0
+
+    def refused(name: str) -> None:
+        raise AssertionError(name)
+
+    text = (FOLDER / "a.json").read_text()
+    assert json.loads(text, parse_constant=refused)["annotations"] == []
+
+
 def test_of_a_large_picture_fewer_points_are_decoded_at_a_time(
     built: Built, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,8 @@ def test_paper_has_the_settings_of_the_paper() -> None:
         ({"clicks": [0]}, "each once and >= 1"),
         ({"student": "cn8"}, "unknown model 'cn8'"),
         ({"size": 60}, "size must be a multiple of grid"),
+        ({"high_confidence": -math.inf}, "high_confidence: .*give a logit, or inf to skip nothing"),
+        ({"high_confidence": math.nan}, "give a logit, or inf to skip nothing"),
     ],
 )
 def test_settings_that_cannot_be_are_named(settings: dict[str, Any], message: str) -> None:
