@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -287,3 +288,22 @@ def test_a_detector_learns_from_pasted_scenes(tmp_path, sampling):
     after = models["student"].state_dict()
     assert all(torch.isfinite(value.float()).all() for value in after.values())
     assert any(not torch.equal(before[name], value) for name, value in after.items())
+
+
+@library
+def test_the_library_cuts_clouds_to_what_the_detector_sees():
+    plain = recipe(augmentation="mmdet3d", x=(0.0, 17.6), y=(-8.8, 8.8))
+    assert plain.stage("both-0").augment.range == (0, -8.8, -3, 17.6, 8.8, 1)
+    stock = {
+        "teacher_model": "pointpillars-kitti",
+        "student": "pointpillars-kitti/4",
+        "student16": "pointpillars-kitti/16",
+    }
+    augment = recipe(augmentation="mmdet3d", **stock).stage("both-0").augment
+    assert augment.range == (0, -39.68, -3, 69.12, 39.68, 1)
+    # a point that the plain detectors of the scale do not see stays
+    rows = batch(count=1, view=1)
+    rows["points"][0] = torch.tensor([50.0, 30.0, -1.0, 0.5])
+    still = replace(augment, flip=0.0, rotation=0.0, scale=0.0)
+    assert (still(rows)["points"] == rows["points"][0]).all(dim=1).any()
+    assert len(by_library(objects=0, range=None)(rows)["points"]) == len(rows["points"])

@@ -2,12 +2,22 @@
 
 import pytest
 
+from stillhouse.artifact import Model
 from stillhouse.cli import main
 from stillhouse.errors import BadSetting, MissingExtra, StillhouseError
 from stillhouse.settings import make_recipe, make_settings
+from stillhouse_pointcloud.detectors.found import Bounds
 from stillhouse_pointcloud.mmdet.library import missing
 from stillhouse_pointcloud.mmdet.operators import cuda_only
-from stillhouse_pointcloud.mmdet.outputs import Output, outputs, voxel_layer, without_onnx
+from stillhouse_pointcloud.mmdet.outputs import (
+    Output,
+    area,
+    limits,
+    outputs,
+    voxel_layer,
+    without_onnx,
+)
+from stillhouse_pointcloud.recipes.pointdistiller_detectors import Plain
 
 NAME = "pointcloud/pointdistiller"
 STOCK = {
@@ -120,3 +130,20 @@ def test_a_layer_whose_importance_is_no_count_is_not_normalised():
     with pytest.raises(BadSetting, match="set normalise=false"):
         recipe(layer="neck")
     assert recipe(layer="voxels").stage("both-0") == recipe().stage("both-0")
+
+
+def test_what_a_detector_sees_is_within_its_voxels_or_else_within_its_points():
+    near = [0, -40, -3, 70.4, 40, 1]
+    layer = {"voxel_size": [0.2, 0.2, 8], "point_cloud_range": [-50, -40, -5, 50, 40, 3]}
+    voxels = {**PILLARS, "data_preprocessor": {"voxel": True, "voxel_layer": layer}}
+
+    def spec(config, bounds):
+        return Model(build=dict, kwargs={"config": config, "points": {"range": bounds}})
+
+    assert limits(spec(voxels, near)) == (-50, -40, -5, 50, 40, 3)
+    assert area(spec(voxels, near)) == Bounds(x=(-50, 50), y=(-40, 40))
+    assert limits(spec(POINTS, near)) == tuple(near)
+    assert limits(spec(POINTS, None)) is None
+    assert area(spec(POINTS, None)) is None
+    ours = Plain(settings=make_settings(NAME, "tiny", {"x": (0.0, 17.6), "y": (-8.8, 8.8)}))
+    assert ours.limits == (0, -8.8, -3, 17.6, 8.8, 1)

@@ -16,6 +16,9 @@ from stillhouse_pointcloud.boxes import CLASSES
 from stillhouse_pointcloud.detectors.anchors import decode
 from stillhouse_pointcloud.overlaps import bev_iou
 
+# from x, y, z to x, y, z, metres
+Limits = tuple[float, float, float, float, float, float]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Found:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stillhouse.artifact import Model
-from stillhouse_pointcloud.detectors.found import Bounds
+from stillhouse_pointcloud.detectors.found import Bounds, Limits
 from stillhouse_pointcloud.distilled import PILLARS, POINTS
 from stillhouse_pointcloud.mmdet.clouds import bounds_of
 from stillhouse_pointcloud.mmdet.network import restored
@@ -62,10 +62,21 @@ def voxel_layer(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return (preprocessor.get("voxel_layer") or {}) if preprocessor.get("voxel") else {}
 
 
+def limits(spec: Model) -> Limits | None:
+    """From x, y, z to x, y, z, metres: of its voxels, else of the points it takes; None where its
+    configuration does not say.
+    """
+    bounds = voxel_layer(config_of(spec)).get("point_cloud_range")
+    bounds = bounds or spec.kwargs["points"]["range"]
+    if bounds is None:
+        return None
+    x0, y0, z0, x1, y1, z1 = (float(bound) for bound in bounds)
+    return x0, y0, z0, x1, y1, z1
+
+
 def area(spec: Model) -> Bounds | None:
     """Where such a detector looks; None where its configuration does not say."""
-    bounds = voxel_layer(config_of(spec)).get("point_cloud_range")
-    return bounds_of(bounds or spec.kwargs["points"]["range"])
+    return bounds_of(limits(spec))
 
 
 def sees(spec: Model) -> str:

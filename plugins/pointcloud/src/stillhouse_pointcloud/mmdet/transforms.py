@@ -16,6 +16,7 @@ from stillhouse.errors import BadSetting, MissingExtra
 from stillhouse.objectives.objective import Tensors
 from stillhouse.training import mix
 from stillhouse_pointcloud.boxes import CLASSES
+from stillhouse_pointcloud.detectors.found import Limits
 from stillhouse_pointcloud.mmdet.library import EXTRA, imported, missing, quiet
 from stillhouse_pointcloud.pasted import SPARE, repacked, spare_points, spare_row
 
@@ -25,7 +26,7 @@ NONE = -1  # the label of a box that is there and of none of the classes: an ign
 @dataclass(frozen=True, kw_only=True)
 class LibraryAugment:
     """ObjectSample up to `objects` of each class (0: none), RandomFlip3D, GlobalRotScaleTrans,
-    PointsRangeFilter and PointShuffle of mmdetection3d; `range`: from x, y, z to x, y, z, metres.
+    PointsRangeFilter and PointShuffle of mmdetection3d; without a `range` no PointsRangeFilter.
 
     What is pasted are the frame's spares (see `pasted`). Boxes outside the range stay, as a
     detector leaves them out itself; ignored boxes are kept clear of and move with the scene. View
@@ -33,7 +34,7 @@ class LibraryAugment:
     """
 
     objects: int
-    range: tuple[float, float, float, float, float, float]
+    range: Limits | None
     flip: float = 0.5
     rotation: float = math.pi / 4
     scale: float = 0.05
@@ -66,13 +67,16 @@ class LibraryAugment:
             new = scene["gt_bboxes_3d"].tensor[count:]
             which = (new[:, None] == spares).all(dim=2).int().argmax(dim=1)
             difficulty = torch.cat([difficulty, row[f"{SPARE}difficulty"][which]])
+        cuts = []
+        if self.range is not None:
+            cuts = [transforms.PointsRangeFilter(point_cloud_range=list(self.range))]
         for transform in (
             transforms.RandomFlip3D(sync_2d=False, flip_ratio_bev_horizontal=self.flip),
             transforms.GlobalRotScaleTrans(
                 rot_range=[-self.rotation, self.rotation],
                 scale_ratio_range=[1 - self.scale, 1 + self.scale],
             ),
-            transforms.PointsRangeFilter(point_cloud_range=list(self.range)),
+            *cuts,
             transforms.PointShuffle(),
         ):
             scene = transform(scene)

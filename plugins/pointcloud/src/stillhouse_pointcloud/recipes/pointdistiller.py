@@ -8,7 +8,7 @@ import torch
 from stillhouse.artifact import Model
 from stillhouse.metrics import Latencies, Latency, Lines, Memory, Profile
 from stillhouse.objectives.features import AttentionTransfer, Hint
-from stillhouse.objectives.objective import Cosine, Objective, Optimizer, Phase, Weighted
+from stillhouse.objectives.objective import Cosine, Optimizer, Phase, Weighted
 from stillhouse.objectives.projectors import ConvProjector
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.stages import Convert, Evaluate, Make, Train
@@ -126,7 +126,7 @@ def _teacher(settings: PointDistillerSettings, zoo: Detectors) -> Train | Conver
         roles=("teacher",),
     )
     fresh = {"teacher": zoo.model(settings.teacher_model)}
-    return _train(settings, "teacher", zoo.objective(lesson), fresh, settings.teacher_steps)
+    return _train(settings, zoo, "teacher", lesson, fresh, settings.teacher_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,14 +208,14 @@ def _student(
     )
     detector = settings.student16 if name == "alone16" else settings.student
     fresh = {"student": zoo.model(detector), **given.helpers}
-    objective = zoo.objective(lesson)
-    return _train(settings, f"{name}-{seed}", objective, fresh, settings.steps, asked, seed)
+    return _train(settings, zoo, f"{name}-{seed}", lesson, fresh, settings.steps, asked, seed)
 
 
 def _train(
     settings: PointDistillerSettings,
+    zoo: Detectors,
     name: str,
-    objective: Objective,
+    lesson: Lesson,
     fresh: Mapping[str, Model],
     steps: int,
     roles: Mapping[str, str] | None = None,
@@ -223,13 +223,13 @@ def _train(
 ) -> Train:
     return Train(
         name=name,
-        objective=objective,
+        objective=zoo.objective(lesson),
         inputs={"data": "data.train", **(roles or {})},
         fresh=fresh,
         steps=steps,
         batch=settings.batch,
         seed=seed,
-        augment=settings.augment(),
+        augment=settings.augment(zoo.limits),
         views=settings.views,
         precision=settings.precision,
     )

@@ -15,7 +15,8 @@ from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Objective, Phase, Weighted
 from stillhouse.stages.convert import Converter
 from stillhouse_pointcloud import converts, detectors, mmdet
-from stillhouse_pointcloud.detectors.found import Area
+from stillhouse_pointcloud.detectors import PillarGrid
+from stillhouse_pointcloud.detectors.found import Area, Limits
 from stillhouse_pointcloud.detectors.network import NAME
 from stillhouse_pointcloud.distilled import LAYERS, PILLARS
 from stillhouse_pointcloud.mmdet import outputs
@@ -51,6 +52,11 @@ class Detectors(Protocol):
         ...
 
     @property
+    def limits(self) -> Limits | None:
+        """The same with heights: all that they see of a cloud."""
+        ...
+
+    @property
     def distilled(self) -> tuple[str, ...]:
         """The outputs whose local graphs are distilled, each by encoders of its own."""
         ...
@@ -82,8 +88,13 @@ class Plain:
     settings: PointDistillerSettings
 
     @property
-    def area(self) -> Area:
+    def area(self) -> PillarGrid:
         return self.settings.grid()
+
+    @property
+    def limits(self) -> Limits:
+        (x0, x1), (y0, y1), (z0, z1) = self.area.x, self.area.y, self.area.z
+        return x0, y0, z0, x1, y1, z1
 
     @property
     def distilled(self) -> tuple[str, ...]:
@@ -158,6 +169,10 @@ class Stock:
     @property
     def area(self) -> Area | None:
         return outputs.area(self.specs[self.settings.teacher_model])
+
+    @property
+    def limits(self) -> Limits | None:
+        return outputs.limits(self.specs[self.settings.teacher_model])
 
     @property
     def distilled(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from stillhouse.stages.make import Maker
 from stillhouse.training import Augment, Precision
 from stillhouse_pointcloud.augment import SceneAugment
 from stillhouse_pointcloud.detectors import PillarGrid
+from stillhouse_pointcloud.detectors.found import Limits
 from stillhouse_pointcloud.distilled import PILLARS, POINTS, GraphTerm
 from stillhouse_pointcloud.metrics import OVERLAPS
 from stillhouse_pointcloud.mmdet.transforms import LibraryAugment
@@ -188,15 +189,15 @@ class PointDistillerSettings(Settings):
             max_pillars=self.max_pillars,
         )
 
-    def augment(self) -> Augment:
+    def augment(self, limits: Limits | None) -> Augment:
+        """Of detectors that look within `limits`; None: everywhere."""
         changes: dict[str, Any] = {
             "flip": self.flip,
             "rotation": math.radians(self.rotation),
             "scale": self.zoom,
         }
         if self.augmentation == "mmdet3d":
-            low, high = zip(self.x, self.y, self.grid().z, strict=True)
-            return LibraryAugment(objects=self.gt_sampling, range=(*low, *high), **changes)
+            return LibraryAugment(objects=self.gt_sampling, range=limits, **changes)
         moves = SceneAugment(**changes)
         return ObjectSampling(objects=self.gt_sampling, then=moves) if self.gt_sampling else moves
 
