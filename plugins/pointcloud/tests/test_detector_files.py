@@ -78,6 +78,11 @@ def test_a_checkpoint_is_loaded_whole_and_of_the_same_grid(tmp_path):
     save_model(tmp_path / "other", Built(spec=OTHER, module=OTHER.new()))
     with pytest.raises(BadData, match="the given teacher has the grid PillarGrid.*set x, y, cell"):
         load({"checkpoint": load_model(tmp_path / "other")}, tmp_path / "no", rng=RNG)
+    wide = model("pillars-8", grid=SMALL_GRID, layers=(1, 1, 1))
+    with pytest.raises(
+        BadData, match="is a pillars-8, the recipe's a pillars-4; set teacher_model=pillars-8"
+    ):
+        load({"checkpoint": Built(spec=wide, module=wide.new())}, tmp_path / "no", rng=RNG)
     line = Built(spec=SPEC, module=torch.nn.Linear(2, 2))
     with pytest.raises(BadData, match="no detector of pillars"):
         load({"checkpoint": line}, tmp_path / "no", rng=RNG)

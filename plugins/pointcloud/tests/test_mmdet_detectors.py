@@ -16,6 +16,8 @@ from stillhouse.recipe import Context
 from stillhouse.training import Setup
 from stillhouse_pointcloud.boxes import CLASSES
 from stillhouse_pointcloud.data import from_arrays
+from stillhouse_pointcloud.detectors.found import Picking, detector
+from stillhouse_pointcloud.metrics import KittiAp
 from stillhouse_pointcloud.mmdet import DetectorTraining, LoadDetector, model
 from stillhouse_pointcloud.mmdet.clouds import truth
 from stillhouse_pointcloud.mmdet.library import missing
@@ -213,17 +215,15 @@ def test_boxes_come_back_as_they_were_given():
 
 
 def test_the_metrics_read_its_boxes():
-    found = pytest.importorskip("stillhouse_pointcloud.detectors.found")
-    metrics = pytest.importorskip("stillhouse_pointcloud.metrics")
     batch, module = scenes(2), built(f"{COARSE}/16").eval()
-    assert found.detector({"student": module}, "student") is module
+    assert detector({"student": module}, "student") is module
     with torch.no_grad():
         outputs = module(batch)
-        boxes = module.boxes(outputs, found.Picking(score=0.0, most=7))
+        boxes = module.boxes(outputs, Picking(score=0.0, most=7))
     assert [len(one.boxes) for one in boxes] == [7, 7]
     drawn = render(2, seed=1, lidar=SMALL_LIDAR, street=SMALL_STREET)
     data = TensorData(from_arrays({f"test_{name}": value for name, value in drawn.items()}, "test"))
-    scores = metrics.KittiAp()({"student": module}, data)
+    scores = KittiAp()({"student": module}, data)
     assert all(0 <= value <= 1 for value in scores.values())
 
 
@@ -275,6 +275,12 @@ def test_a_checkpoint_fits_or_is_named(tmp_path):
     other = Built(spec=model("second-kitti/16"), module=built("second-kitti/16"))
     with pytest.raises(BadData, match="the given detector has voxels"):
         convert({"checkpoint": other}, tmp_path / "no", rng=torch.Generator())
+    wide = Built(spec=model("pointpillars-kitti/4"), module=built("pointpillars-kitti/4"))
+    with pytest.raises(BadData, match="'voxels' has 32 channels, that of pointpillars-kitti/16 16"):
+        convert({"checkpoint": wide}, tmp_path / "no", rng=torch.Generator())
+    bare = Built(spec=model("pointpillars-kitti/16", layers={}), module=module)
+    with pytest.raises(BadData, match="the given detector gives no 'voxels'; give one that does"):
+        convert({"checkpoint": bare}, tmp_path / "no", rng=torch.Generator())
 
 
 @pytest.mark.parametrize(("name", "operator"), [("pointrcnn-kitti/16", "furthest_point_sample")])

@@ -32,8 +32,9 @@ INPUTS, MAPS = (POINTS, COUNTS, CELLS), ("cls", "box", "dir")
 class LoadDetector:
     """A `convert`: the weights of the port "checkpoint" in `model`, every tensor accounted for.
 
-    The port is a folder with model.json, which keeps its own spec and must have the same grid; or a
-    .safetensors file or torch checkpoint, read without running code in it.
+    The port is a folder with model.json, which keeps its own spec and must have the same grid and
+    width, which students' losses are made for; or a .safetensors file or torch checkpoint, read
+    without running code in it.
     """
 
     model: Model
@@ -63,6 +64,11 @@ class LoadDetector:
             raise BadData(
                 f"the given teacher has the grid {found}, the recipe {wanted}; set x, y, cell, "
                 "max_points and max_pillars alike"
+            )
+        if (width := source.module.width) != (asked := self.model.kwargs["width"]):
+            raise BadData(
+                f"the given teacher is a pillars-{width}, the recipe's a pillars-{asked}; set "
+                f"teacher_model=pillars-{width}"
             )
 
 

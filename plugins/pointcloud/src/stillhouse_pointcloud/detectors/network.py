@@ -119,7 +119,7 @@ class PillarDetector(nn.Module):
         momentum: float = MOMENTUM,
     ) -> None:
         super().__init__()
-        self.grid, self.stride = PillarGrid.of(grid), strides[0]
+        self.grid, self.stride, self.width = PillarGrid.of(grid), strides[0], width
         _check(self.grid, width, layers, strides)
         # not persistent: they follow from the spec
         self.register_buffer("anchors", anchors(self.grid, self.stride), persistent=False)

@@ -11,6 +11,7 @@ from stillhouse.artifact import Built, Model, save_model
 from stillhouse.errors import BadData
 from stillhouse.weights import checkpoint_file, load_strictly, read_state, unwrapped
 from stillhouse_pointcloud.mmdet.network import Detector
+from stillhouse_pointcloud.mmdet.outputs import config_of, outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,8 @@ class LoadDetector:
 
     The port is a checkpoint as mmdetection3d's runner writes them (.pth; read without running code
     in it, every tensor accounted for), or a folder with model.json, which keeps its own spec and
-    must find the same classes in the same voxels. Raises BadData.
+    must find the same classes in the same voxels, and give what `model` gives in as many channels,
+    which students' losses are made for. Raises BadData.
     """
 
     model: Model
@@ -36,6 +38,7 @@ class LoadDetector:
         assert isinstance(module, Detector)
         if isinstance(source, Built):
             _check(source, module)
+            _check_outputs(source, self.model)
             save_model(out, source)
             return
         file = checkpoint_file(source)
@@ -59,3 +62,21 @@ def _check(source: Built, wanted: Detector) -> None:
                 f"checkpoint: the given detector has {what} {mine}, {wanted.name} {other}; give "
                 "one with the same"
             )
+
+
+def _check_outputs(source: Built, wanted: Model) -> None:
+    mine, other = (_channels(spec) for spec in (source.spec, wanted))
+    for output, channels in other.items():
+        if output not in mine:
+            raise BadData(f"checkpoint: the given detector gives no '{output}'; give one that does")
+        if mine[output] != channels:
+            raise BadData(
+                f"checkpoint: the given detector's '{output}' has {mine[output]} channels, that of "
+                f"{wanted.kwargs['name']} {channels}; set teacher_model to what it was built from"
+            )
+
+
+def _channels(spec: Model) -> dict[str, int | None]:
+    """Of what the detector gives; None where the configuration does not say."""
+    known = outputs(config_of(spec))
+    return {name: known[name].channels if name in known else None for name in spec.kwargs["layers"]}
