@@ -1,6 +1,5 @@
 """Our KITTI AP against mmdetection3d's, on rendered scenes with disturbed truths as findings."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from stillhouse.runs import project_root
 from stillhouse_pointcloud.boxes import CLASSES, image_heights
 from stillhouse_pointcloud.data import ReadKitti, from_arrays
 from stillhouse_pointcloud.formats import IMAGE_SIZE
+from stillhouse_pointcloud.metrics import KittiAp, Scene
 from stillhouse_pointcloud.mmdet import kitti_ap
 from stillhouse_pointcloud.mmdet.library import missing
 from stillhouse_pointcloud.samples import SMALL_LIDAR, SMALL_STREET, render
@@ -20,7 +20,6 @@ pytestmark = pytest.mark.skipif(
     bool(missing()), reason=f"{missing()} is not installed: uv sync --extra pointcloud-mmdet3d"
 )
 KITTI = project_root(Path(__file__).parent) / "data" / "kitti-mini"
-METRICS = "stillhouse_pointcloud.metrics"
 
 
 def frames(count: int) -> dict[str, torch.Tensor]:
@@ -73,10 +72,6 @@ def real_frames() -> dict[str, torch.Tensor]:
     ],
 )
 def test_ours_is_mmdetection3ds(source):
-    if importlib.util.find_spec(METRICS) is None:
-        pytest.skip(f"{METRICS} is not there yet")
-    from stillhouse_pointcloud.metrics import KittiAp, Scene
-
     batch = frames(5) if source == "rendered" else real_frames()
     if source == "rendered":
         batch["difficulty"][::5] = -1  # some that count neither for nor against
