@@ -119,6 +119,16 @@ def test_a_box_lower_than_the_least_height_is_neither_right_nor_wrong():
     assert average_precision(low, 0, EASY, sampling="exact") == 0
 
 
+def test_a_low_box_of_another_class_takes_a_car_away():
+    # as the development kit: the height is asked before the class
+    given = [scene([0], [0, 0], [0.7, 0.9], heights=[100, 30], said=[0, 1])]
+    assert average_precision(given, 0, EASY, sampling="exact") == 0
+    assert average_precision(given, 0, MODERATE, sampling="exact") == pytest.approx(1)
+    # it is no mistake where there is no car
+    given = [scene([0], [0, 10], [0.7, 0.9], heights=[100, 30], said=[0, 1])]
+    assert average_precision(given, 0, EASY, sampling="exact") == pytest.approx(1)
+
+
 def test_classes_do_not_mix_and_a_class_without_truth_has_no_score():
     given = [scene([0, 10], [0, 10], [0.9, 0.8], said=[0, 1])]
     assert average_precision(given, 0, EASY, sampling="exact") == pytest.approx(0.5)

@@ -14,7 +14,7 @@ from stillhouse_pointcloud.formats import IMAGE_SIZE
 from stillhouse_pointcloud.metrics import KittiAp, Scene
 from stillhouse_pointcloud.mmdet import kitti_ap
 from stillhouse_pointcloud.mmdet.library import missing
-from stillhouse_pointcloud.samples import SMALL_LIDAR, SMALL_STREET, render
+from stillhouse_pointcloud.samples import SMALL_LIDAR, SMALL_STREET, Lidar, Street, render
 
 pytestmark = pytest.mark.skipif(
     bool(missing()), reason=f"{missing()} is not installed: uv sync --extra pointcloud-mmdet3d"
@@ -22,14 +22,18 @@ pytestmark = pytest.mark.skipif(
 KITTI = project_root(Path(__file__).parent) / "data" / "kitti-mini"
 
 
-def frames(count: int) -> dict[str, torch.Tensor]:
-    drawn = render(count, seed=11, lidar=SMALL_LIDAR, street=SMALL_STREET)
+def frames(count: int, lidar: Lidar = SMALL_LIDAR, street: Street = SMALL_STREET):
+    drawn = render(count, seed=11, lidar=lidar, street=street)
     columns = from_arrays({f"test_{name}": value for name, value in drawn.items()}, "test")
     return TensorData(columns).rows(torch.arange(count))
 
 
-def disturbed(batch: dict[str, torch.Tensor], *, seed: int) -> list[tuple[torch.Tensor, ...]]:
-    """Truths moved, turned, resized or dropped, some twice, some of another class, and clutter."""
+def disturbed(
+    batch: dict[str, torch.Tensor], *, seed: int, doubles: bool = False
+) -> list[tuple[torch.Tensor, ...]]:
+    """Truths moved, turned, resized or dropped, some twice, some of another class, and clutter;
+    with `doubles` each again, lower and of another class.
+    """
     rng = torch.Generator().manual_seed(seed)
     found = []
     for start, stop in batch["boxes_offsets"].unfold(0, 2, 1).tolist():
@@ -44,7 +48,12 @@ def disturbed(batch: dict[str, torch.Tensor], *, seed: int) -> list[tuple[torch.
         labels = torch.where(mistaken, (labels + 1) % len(CLASSES), labels)
         kept = torch.rand(len(boxes), generator=rng) < 0.85
         scores = torch.rand(len(boxes), generator=rng)
-        found.append((boxes[kept], scores[kept], labels[kept]))
+        one = (boxes[kept], scores[kept], labels[kept])
+        if doubles:
+            flat = one[0] * torch.tensor([1, 1, 1, 1, 1, 0.55, 1])
+            again = (flat, one[1].flip(0), (one[2] + 1) % len(CLASSES))
+            one = tuple(torch.cat(pair) for pair in zip(one, again, strict=True))
+        found.append(one)
     return found
 
 
@@ -59,6 +68,7 @@ def real_frames() -> dict[str, torch.Tensor]:
     "source",
     [
         "rendered",
+        "far",
         pytest.param(
             "real",
             marks=[
@@ -72,10 +82,15 @@ def real_frames() -> dict[str, torch.Tensor]:
     ],
 )
 def test_ours_is_mmdetection3ds(source):
-    batch = frames(5) if source == "rendered" else real_frames()
-    if source == "rendered":
-        batch["difficulty"][::5] = -1  # some that count neither for nor against
-    found = disturbed(batch, seed=3)
+    match source:
+        case "rendered":
+            batch = frames(5)
+            batch["difficulty"][::5] = -1  # some that count neither for nor against
+        case "far":  # in whose place is also a low one of another class
+            batch = frames(5, Lidar(), Street(near=10.0))
+        case _:
+            batch = real_frames()
+    found = disturbed(batch, seed=3, doubles=source == "far")
     theirs = kitti_ap(batch, found)
 
     def part(name: str, row: int) -> np.ndarray:
@@ -101,7 +116,7 @@ def test_ours_is_mmdetection3ds(source):
         )
     ours = KittiAp().of(scenes)
     both = {name: (ours[name], theirs[name]) for name in theirs if name in ours}
-    if source == "rendered":
+    if source != "real":
         assert len(both) == 2 * 3 * len(CLASSES)
     # single precision over there
     gaps = {name: pair for name, pair in both.items() if abs(pair[0] - pair[1]) > 1e-6}

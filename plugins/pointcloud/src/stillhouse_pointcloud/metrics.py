@@ -52,7 +52,7 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class _Pairs:
-    """A scene's boxes of one class: who may be whose."""
+    """A scene's boxes of one class, and those found too small to count: who may be whose."""
 
     states: Sequence[int]  # of the truths: COUNTED or IGNORED
     candidates: Sequence[Sequence[tuple[int, float]]]  # of each truth: found boxes, their overlap
@@ -74,8 +74,8 @@ def average_precision(
     that counts.
 
     A true box counts if its difficulty is at most `level`; harder ones and neighbouring classes
-    take a found box away without counting, and a found box lower than the level's least height in
-    the picture is no mistake. DontCare regions have no place in space: as in the development kit,
+    take a found box away without counting. A found box lower than the level's least height in the
+    picture is no mistake, and of whatever class may take a true box away. DontCare regions have no place in space: as in the development kit,
     they excuse nothing here. Truths pick, in their order, of the boxes that share more than
     `overlap` (default: `OVERLAPS`): to choose the thresholds the surest, to count the nearest.
 
@@ -115,14 +115,15 @@ def _pairs(scene: Scene, label: int, level: int, kind: str, least: float) -> _Pa
     hard = scene.difficulty[mine]
     counts = (hard >= 0) & (hard <= level)
     states = [COUNTED if ok else IGNORED for ok in counts] + [IGNORED] * int(near.sum())
-    said = scene.said == label
-    shared = KINDS[kind](truth, scene.found[said])
+    low = scene.heights < MIN_HEIGHT[level]
+    seen = (scene.said == label) | low  # a low box is ignored before its class is asked
+    shared = KINDS[kind](truth, scene.found[seen])
     candidates = [[(int(i), float(row[i])) for i in np.flatnonzero(row > least)] for row in shared]
     return _Pairs(
         states=states,
         candidates=candidates,
-        scores=scene.scores[said].tolist(),
-        counted=(scene.heights[said] >= MIN_HEIGHT[level]).tolist(),
+        scores=scene.scores[seen].tolist(),
+        counted=(~low[seen]).tolist(),
     )
 
 
