@@ -1,6 +1,7 @@
 """What is drawn is what the models say and what the loss chose."""
 
 import json
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from PIL import Image
 from torch import Generator, nn
 
 from stillhouse.data.data import TensorData
-from stillhouse.errors import BadData
+from stillhouse.data.shards import load_data, save_data
+from stillhouse.errors import BadData, BadSetting
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.detectors import SMALL_GRID, Found, model, with_pillars
 from stillhouse_pointcloud.figures import (
@@ -24,6 +26,7 @@ from stillhouse_pointcloud.figures import (
     outlines,
 )
 from stillhouse_pointcloud.objectives import LocalGraphDistillation
+from stillhouse_pointcloud.pictured import PICTURE, WithPictures
 from stillhouse_pointcloud.samples import PROJECTION, scenes
 
 
@@ -104,18 +107,45 @@ def test_edges_in_the_picture_end_before_the_camera():
 
 def test_the_overlay_takes_the_picture_where_there_is_one(tmp_path):
     Image.new("RGB", (1242, 375), (9, 8, 7)).save(tmp_path / "a.png")
-    table = columns()
-    frames = [json.dumps({"name": "a", "image": "a.png"}), *table["frames"][1:]]
-    data = TensorData({**table, "frames": frames})
-    figure = Overlay(lines=LINES, source=str(tmp_path))(MODELS, data)
+    make = WithPictures(make=Framed(), port="test")
+    made = make({"source": tmp_path}, rng=Generator().manual_seed(0))
+    assert PICTURE not in made["train"]
+    save_data(tmp_path / "test", made["test"])
+    data = load_data(tmp_path / "test")
+    figure = Overlay(lines=LINES)(MODELS, data)
     with_picture, without = figure.axes[:2]
     assert with_picture.images[0].get_array()[0, 0].tolist() == [9, 8, 7]
     assert not with_picture.collections
     assert not without.images
     assert len(without.collections) == 1
-    (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(BadData, match="a.png: not a picture"):
-        Overlay(lines=LINES, source=str(tmp_path))(MODELS, data)
+    # a row a model: the truth, and what it finds in its class's colour
+    assert [axis.get_ylabel() for axis in figure.axes[::2]] == list(LINES)
+    assert all(lines_of(axis, TRUTH) for axis in figure.axes[::2])
+    for spoilt in (b"no picture", broken_png()):
+        (tmp_path / "a.png").write_bytes(spoilt)
+        with pytest.raises(BadData, match="a.png: not a picture"):
+            make({"source": tmp_path}, rng=Generator())
+    # data that hold none
+    assert not Overlay(lines=LINES)(MODELS, DATA).axes[0].images
+    with pytest.raises(BadSetting, match=r"pictures: count must be >= 1 \(got 0\)"):
+        WithPictures(make=Framed(), port="test", count=0)
+
+
+def broken_png() -> bytes:
+    """Of which Pillow says SyntaxError: a chunk that is none."""
+    whole = BytesIO()
+    Image.new("RGB", (4, 4)).save(whole, "PNG")
+    return whole.getvalue()[:33] + b"\0\0\0\1\xff\xff\xff\xff" + bytes(20)
+
+
+class Framed:
+    """Drawn scenes whose first test frame names a picture."""
+
+    def __call__(self, inputs, *, rng):
+        made = ReadKitti()({"source": scenes()}, rng=rng)
+        names = [{"name": str(i), "image": f"{'ab'[i > 0]}.png"} for i in range(24)]
+        frames = [json.dumps(name) for name in names]
+        return {**made, "test": {**made["test"], "frames": frames}}
 
 
 @pytest.mark.parametrize("kind", ["per_sample", "concat"])

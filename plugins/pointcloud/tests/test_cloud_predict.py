@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from stillhouse.artifact import Built, Model
-from stillhouse.errors import BadData, MissingData
+from stillhouse.errors import BadData, MissingData, StorageError
 from stillhouse_pointcloud.detectors import SMALL_GRID, model
 from stillhouse_pointcloud.detectors.anchors import PLACES
 from stillhouse_pointcloud.formats import camera_box, camera_numbers, read_calib, read_labels
@@ -95,6 +95,26 @@ def test_a_cloud_alone_has_a_nominal_camera_and_no_drawing_is_overwritten(built)
     assert [row["camera"] for row in rows] == ["nominal"] * 2
     assert [Path(row["drawn"]).name for row in rows] == ["a.png", "a-2.png"]
     assert all(Path(row["drawn"]).is_file() for row in rows)
+
+
+def test_a_picture_that_is_none_is_named(built):
+    file, photo = kitti(), Path("training/image_2/000001.png")
+    Image.new("RGB", (4, 4)).save(photo)
+    torn = photo.read_bytes()[:33] + b"\0\0\0\1\xff\xff\xff\xff" + bytes(20)
+    for content in (b"no picture", torn):  # of which Pillow says OSError, SyntaxError
+        photo.write_bytes(content)
+        with pytest.raises(
+            BadData, match=r"000001.png: not a picture \(.*\); replace it or remove"
+        ):
+            predict(built, [file])
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(built):
+    CLOUD.tofile("a.bin")
+    Path("predictions").write_text("mine")
+    with pytest.raises(StorageError, match="predictions: a file, where a folder is to be; move it"):
+        predict(built, [Path("a.bin")])
+    assert Path("predictions").read_text() == "mine"
 
 
 def test_clouds_of_others_are_turned_and_lowered():

@@ -13,10 +13,11 @@ from torch import Generator
 
 from stillhouse.cli import main
 from stillhouse.data.data import Ragged
-from stillhouse.errors import BadData
+from stillhouse.errors import BadData, StorageError
 from stillhouse.runs import project_root
 from stillhouse_pointcloud.boxes import from_bottom, inside
 from stillhouse_pointcloud.data import ReadKitti
+from stillhouse_pointcloud.formats import FULL, REDUCED
 from stillhouse_pointcloud.pickles import read_pickle
 from stillhouse_pointcloud.stock import write_infos
 
@@ -118,6 +119,25 @@ def test_the_database_holds_the_objects_points(folder):
     assert reduced.reshape(-1, 4) == pytest.approx(CLOUD[:3])
     # no frame of the validation split is in it
     assert {one["image_idx"] for objects in listed.values() for one in objects} == {0, 2, 3}
+
+
+def test_reduced_clouds_follow_the_scans_and_others_stay(folder):
+    write_infos(folder, folder)
+    reduced, scan = (folder / "training" / f"{kind}/000000.bin" for kind in (REDUCED, FULL))
+    own = reduced.with_name("000099.bin")  # of no list: the user's own
+    own.write_bytes(b"mine")
+    CLOUD[:1].tofile(scan)
+    write_infos(folder, folder)
+    assert np.fromfile(reduced, np.float32).reshape(-1, 4) == pytest.approx(CLOUD[:1])
+    assert own.read_bytes() == b"mine"
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(folder, tmp_path):
+    place = tmp_path / "out"
+    place.write_text("mine")
+    with pytest.raises(StorageError, match=r"/out: a file, where a folder is to be; move it"):
+        write_infos(folder, place)
+    assert place.read_text() == "mine"
 
 
 def test_the_same_samples_either_way(folder):

@@ -18,8 +18,10 @@ from stillhouse.stages import Convert, Evaluate, Make, Train
 from stillhouse.training import Setup, bits_of
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.distilled import GraphRole, GraphTerm
+from stillhouse_pointcloud.figures import BirdsEye, Overlay
 from stillhouse_pointcloud.mixed import ReadMixed
 from stillhouse_pointcloud.objectives import LocalGraphDistillation
+from stillhouse_pointcloud.pictured import WithPictures
 from stillhouse_pointcloud.recipes.pointdistiller_settings import GRAPHS, STUDENTS
 from stillhouse_pointcloud.samples import scenes
 
@@ -33,8 +35,8 @@ def recipe(scale="tiny", **settings):
 def test_stages_of_a_seed_and_rows_of_the_report():
     made = recipe(students=["alone", "both"], seeds=2)
     assert [s.name for s in made.stages] == [
-        "data", "teacher", "alone-0", "alone-1", "both-0", "both-1",
-        "teacher-scores", "alone-0-scores", "alone-1-scores", "both-0-scores", "both-1-scores",
+        "data", "teacher", "teacher-scores", "alone-0", "alone-1", "both-0", "both-1",
+        "alone-0-scores", "alone-1-scores", "both-0-scores", "both-1-scores",
         "pictures", "encoders", "export",
     ]  # fmt: skip
     assert dict(made.rows) == {
@@ -122,9 +124,28 @@ def test_real_and_rendered_frames_are_scored_apart():
     assert made.stage("real-0").figures
     assert not made.stage("real-0").plots
     assert made.stage("pictures").plots
+    # the teacher is one, whatever the seed
+    scored = [set(made.stage(f"real-{seed}").metrics[0].lines) for seed in range(3)]
+    assert scored[0] - scored[1] == {"teacher"}
+    assert scored[1] == scored[2] == set(made.rows) - {"teacher"}
+    assert "teacher" not in made.stage("real-1").inputs
     tried = recipe("small", scored_on="validation")
     assert tried.stage("both-0-scores").inputs["data"] == "data.validation"
     assert not tried.stage("pictures").plots
+
+
+def test_boxes_are_drawn_in_the_pictures_of_real_frames():
+    mixed, own, drawn = recipe("small"), recipe("paper"), recipe()
+    assert [type(f) for f in mixed.stage("real-0").figures] == [BirdsEye, Overlay]
+    assert [type(f) for f in own.stage("pictures").figures] == [BirdsEye, Overlay]
+    assert [type(f) for f in drawn.stage("pictures").plots] == [BirdsEye]
+    assert not any(isinstance(f, Overlay) for f in mixed.stage("pictures").plots)
+    overlay = mixed.stage("real-0").figures[1]
+    assert list(overlay.lines) == ["teacher", "student 4x alone", "both"]
+    # the pictures are there where these figures look
+    assert mixed.stage("data").make.port == "real"
+    assert own.stage("data").make.port == "test"
+    assert not isinstance(drawn.stage("data").make, WithPictures)
 
 
 def test_an_own_teacher_is_used_as_it_is():
@@ -254,8 +275,10 @@ def test_settings_that_cannot_be_are_named(settings, message):
 def test_the_data_stage_of_small_mixes_scenes_with_real_frames():
     stage = recipe("small").stage("data")
     assert isinstance(stage, Make)
-    assert isinstance(stage.make, ReadMixed)
-    assert (stage.make.scenes, stage.make.copies, stage.make.lidar.beams) == (600, 5, 48)
+    assert isinstance(stage.make, WithPictures)
+    mixed = stage.make.make
+    assert isinstance(mixed, ReadMixed)
+    assert (mixed.scenes, mixed.copies, mixed.lidar.beams) == (600, 5, 48)
     # no object beyond what the detectors see
-    assert stage.make.street.far == pytest.approx(33.2)
+    assert mixed.street.far == pytest.approx(33.2)
     assert recipe("small").stage("both-0").augment.rotation == pytest.approx(math.pi / 4)

@@ -9,7 +9,15 @@ import torch
 from stillhouse_pointcloud.boxes import inside
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.raycast import Part, cast, grid, ray_box, ray_cylinder, ray_plane
-from stillhouse_pointcloud.samples import SMALL_LIDAR, SMALL_STREET, render, scenes
+from stillhouse_pointcloud.samples import (
+    FOCAL,
+    MIDDLE,
+    SMALL_LIDAR,
+    SMALL_STREET,
+    difficulties,
+    render,
+    scenes,
+)
 
 AHEAD = np.array([[1.0, 0.0, 0.0]])
 DOWN = np.array([[math.cos(math.pi / 6), 0.0, -0.5]])
@@ -78,3 +86,28 @@ def test_the_reader_takes_the_scenes():
     test = ports["test"]
     assert len(test["points"]) == 24
     assert test["points"].values.shape[1] == 4
+
+
+def board(ahead, left=0.0, width=0.02):
+    """A thin one of 1.5 m across the camera's axis."""
+    return [ahead, left, 0.0, 0.02, width, 1.5, 0.0]
+
+
+def test_difficulties_by_height_and_hidden_part_by_hand():
+    # FOCAL x 1.5 m / metres ahead: 54 pixels of height, 36, 21; easy is over 40, the others over 25
+    boxes = np.array([board(20), board(30), board(50)])
+    assert difficulties(boxes, np.zeros(3)).tolist() == [0, 1, -1]
+    near = np.array([board(20)] * 6)
+    hidden = np.array([0.15, 0.16, 0.5, 0.51, 0.8, 0.81])
+    assert difficulties(near, hidden).tolist() == [0, 1, 1, 2, 2, -1]
+    assert difficulties(np.zeros((0, 7)), np.zeros(0)).tolist() == []
+
+
+@pytest.mark.parametrize(("cut", "level"), [(0.1, 0), (0.2, 1), (0.4, 2), (0.6, -1)])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_difficulties_by_the_part_beyond_the_picture_by_hand(cut, level, side):
+    pixels = FOCAL * 4 / 20  # of a board of 4 m, 20 m ahead
+    edge = 0 if side > 0 else 1242
+    column = edge + side * pixels * (0.5 - cut)  # of its middle
+    box = board(20, (MIDDLE[0] - column) * 20 / FOCAL, width=4)
+    assert difficulties(np.array([box]), np.zeros(1)).tolist() == [level]

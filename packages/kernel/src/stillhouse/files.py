@@ -18,6 +18,8 @@ REFUSALS = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "not permitted to write here",
     errno.EPERM: "not permitted to write here",
+    errno.EEXIST: "a file, where a folder is to be; move it",
+    errno.ENOTDIR: "a file, where a folder is to be; move it",
 }
 
 

@@ -1,9 +1,8 @@
 """Pictures of clouds and boxes: from above, in the camera's picture, and what a loss chose."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,15 +11,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Generator, Tensor, nn
 
-from stillhouse.data.data import Data, Table
+from stillhouse.data.data import Data
 from stillhouse.errors import BadData
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse_pointcloud.boxes import CLASSES, EDGES, NEAR, corners, project
 from stillhouse_pointcloud.detectors import Found, Picking
 from stillhouse_pointcloud.detectors.found import Area, Held, Voxelised, detector
-from stillhouse_pointcloud.formats import IMAGE_SIZE
+from stillhouse_pointcloud.formats import IMAGE_SIZE, read_picture
 from stillhouse_pointcloud.objectives import Chosen, LocalGraphDistillation
+from stillhouse_pointcloud.pictured import PICTURE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,20 +71,19 @@ class Overlay:
     """The first `columns` clouds' boxes in the camera's picture, a row a model: the truth green,
     what is found in its class's colour.
 
-    Pictures are read below `source`, where the data's "frames" name them; without one, the points
-    stand for it, near ones dark.
+    Pictures are those of the data (see `pictured`); where it has none, the points stand for it,
+    near ones dark.
     """
 
     lines: Mapping[str, str]
     name: str = "overlay"
     columns: int = 2
-    source: str = ""
     picking: Picking = SHOWN
 
     def __call__(self, models: Models, data: Data) -> "Figure":
         batch = _first(data, self.columns, None)
         rows = _said(models, self.lines, batch, self.picking)
-        pictures = _pictures(data, _clouds(batch), self.source)
+        pictures = [_picture(batch, place) for place in range(_clouds(batch))]
         figure, axes = _page(rows, self.columns, (5.4, 1.75))
         for row, (line, found) in enumerate(rows.items()):
             for place in range(self.columns):
@@ -265,20 +264,12 @@ def found_in_picture(axis: "Axes", found: Found, projection: Array) -> None:
         in_picture(axis, boxes, projection, colour)
 
 
-def _pictures(data: Data, count: int, source: str) -> list[Image.Image | None]:
-    if not source or not isinstance(data, Table):
-        return [None] * count
-    frames = data.table().column("frames").slice(0, count).to_pylist()
-    return [_picture(Path(source) / json.loads(frame).get("image", "")) for frame in frames]
-
-
-def _picture(file: Path) -> Image.Image | None:
-    if not file.is_file():
+def _picture(batch: Tensors, row: int) -> Image.Image | None:
+    if PICTURE not in batch:
         return None
-    try:
-        return Image.open(file).convert("RGB")
-    except OSError as error:
-        raise BadData(f"{file}: not a picture ({error}); replace it") from error
+    start, stop = batch[f"{PICTURE}_offsets"][row : row + 2].tolist()
+    file = batch[PICTURE][start:stop].cpu().numpy().tobytes()
+    return read_picture(BytesIO(file), f"picture of cloud {row}") if file else None
 
 
 def _said(

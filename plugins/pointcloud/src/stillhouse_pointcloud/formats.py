@@ -7,6 +7,7 @@ Points come out as float32 [n, 4]: x, y, z in metres and a reflectance in 0..1. 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -324,3 +325,12 @@ def image_size(frame: Frame) -> tuple[int, int]:
             return picture.size
     except (OSError, SyntaxError) as error:
         raise BadData(f"{frame.image}: not a picture ({error}); replace it") from error
+
+
+def read_picture(file: Path | BytesIO, where: str) -> Image.Image:
+    """The picture in RGB; BadData where it is none."""
+    try:
+        with Image.open(file) as picture:
+            return picture.convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise BadData(f"{where}: not a picture ({error}); replace it or remove it") from error

@@ -75,9 +75,10 @@ def average_precision(
 
     A true box counts if its difficulty is at most `level`; harder ones and neighbouring classes
     take a found box away without counting. A found box lower than the level's least height in the
-    picture is no mistake, and of whatever class may take a true box away. DontCare regions have no place in space: as in the development kit,
-    they excuse nothing here. Truths pick, in their order, of the boxes that share more than
-    `overlap` (default: `OVERLAPS`): to choose the thresholds the surest, to count the nearest.
+    picture is no mistake, and of whatever class may take a true box away. DontCare regions have no
+    place in space: as in the development kit, they excuse nothing here. Truths pick, in their
+    order, of the boxes that share more than `overlap` (default: `OVERLAPS`): to choose the
+    thresholds the surest, to count the nearest.
 
     sampling="kitti" chooses at most 41 of the scores of right boxes as thresholds, near recalls 0,
     1/40, ..., 1, and means the precisions of the last 40 (with `points` 11, of each fourth), made

@@ -13,7 +13,7 @@ from torch import nn
 
 from stillhouse.artifact import Built
 from stillhouse.errors import BadData
-from stillhouse.files import each_file, free_name, storage, write_text
+from stillhouse.files import each_file, free_name, write_text, writing_file
 from stillhouse_pointcloud.boxes import CLASSES, NEAR, corners, in_view, project
 from stillhouse_pointcloud.detectors import Found
 from stillhouse_pointcloud.detectors.found import Placed
@@ -31,6 +31,7 @@ from stillhouse_pointcloud.formats import (
     camera_numbers,
     lower,
     read_calib,
+    read_picture,
     read_sweep,
 )
 from stillhouse_pointcloud.samples import FOCAL, MIDDLE
@@ -83,9 +84,8 @@ def _row(module: Placed, file: Path, name: str) -> Mapping[str, Any]:
     sweep = read(file)
     found = boxes_in(module, sweep.points)
     drawn, listed = FOLDER / f"{name}.png", FOLDER / f"{name}.txt"
-    with storage(drawn):
-        FOLDER.mkdir(exist_ok=True)
-        _draw(module, sweep, found, drawn)
+    with writing_file(drawn) as aside:
+        _draw(module, sweep, found, aside)
     write_text(listed, "".join(f"{line}\n" for line in lines(found, sweep)))
     counts = torch.bincount(found.labels, minlength=len(CLASSES)).tolist()
     return {
@@ -109,7 +109,7 @@ def read(file: Path) -> _Sweep:
     calib_file, photo = root / "calib" / f"{stem}.txt", root / "image_2" / f"{stem}.png"
     known = calib_file.is_file()
     calib = read_calib(calib_file) if known else NOMINAL
-    picture = _photo(photo) if known and photo.is_file() else None
+    picture = read_picture(photo, str(photo)) if known and photo.is_file() else None
     size = IMAGE_SIZE if picture is None else picture.size
     seen = points[in_view(points.astype(np.float64), calib.to_image, size)]
     if len(seen) == 0:
@@ -120,14 +120,6 @@ def read(file: Path) -> _Sweep:
         calib_file=calib_file if known else None,
         picture=picture,
     )
-
-
-def _photo(file: Path) -> Image.Image:
-    try:
-        with Image.open(file) as opened:
-            return opened.convert("RGB")
-    except OSError as error:
-        raise BadData(f"{file}: not a picture ({error}); replace it or remove it") from error
 
 
 def boxes_in(module: Placed, points: Array) -> Found:

@@ -3,7 +3,6 @@ frames' objects cut out (its ground-truth database).
 """
 
 import pickle
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stillhouse.errors import BadData
-from stillhouse.files import fsync, storage, writing
+from stillhouse.files import storage, writing, writing_file
 from stillhouse_pointcloud.boxes import from_bottom, in_view, inside
 from stillhouse_pointcloud.formats import (
     FULL,
@@ -21,6 +20,7 @@ from stillhouse_pointcloud.formats import (
     Described,
     Label,
     Points,
+    cloud_folder,
     described,
     find_frames,
     read_bin,
@@ -35,15 +35,17 @@ DATABASE, DATABASE_INFOS = "kitti_gt_database", "kitti_dbinfos_train.pkl"
 
 def write_infos(source: Path, out: Path) -> dict[str, int]:
     """Writes mmdetection3d's files of the KITTI folder `source` into `out`, over any that are
-    there; how many frames and objects each has.
+    there; how many frames and objects each has. Raises StorageError where `out` is no folder.
 
     Files: kitti_infos_train.pkl and kitti_infos_val.pkl by ImageSets, which KittiDataset reads;
     kitti_dbinfos_train.pkl and kitti_gt_database/, the training frames' objects, which ObjectSample
-    reads; and, where `source` has whole scans only, training/velodyne_reduced/, the points within
-    the picture, of which stock configurations train.
+    reads; and, where `source` has whole scans, training/velodyne_reduced/, of each of these frames
+    the points within the picture, of which stock configurations train.
     """
     frames = {split: [described(f) for f in found] for split, found in find_frames(source).items()}
-    if not (source / "training" / REDUCED).is_dir():
+    with storage(out):
+        out.mkdir(parents=True, exist_ok=True)
+    if cloud_folder(source).name == FULL:
         _reduce([frame for found in frames.values() for frame in found], out)
     rows = {s: [_info(source, frame) for frame in found] for s, found in frames.items()}
     objects = _database(frames["train"], out)
@@ -67,11 +69,9 @@ def _seen(frame: Described) -> Points:
 
 
 def _reduce(frames: Sequence[Described], out: Path) -> None:
-    folder = out / "training" / REDUCED
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with writing(folder) as aside:
-        for frame in frames:
-            _seen(frame).tofile(aside / frame.points.name)
+    for frame in frames:
+        with writing_file(out / "training" / REDUCED / frame.points.name) as aside:
+            _seen(frame).tofile(aside)
 
 
 def _info(source: Path, frame: Described) -> dict[str, Any]:  # Any: JSON values
@@ -197,13 +197,5 @@ def _database(frames: Sequence[Described], out: Path) -> int:
 
 
 def _dump(file: Path, value: object) -> None:
-    """Written aside, flushed, renamed into place."""
-    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
-    with storage(file):
-        try:
-            aside.write_bytes(pickle.dumps(value, protocol=4))
-            fsync(aside)
-            aside.replace(file)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
+    with writing_file(file) as aside:
+        aside.write_bytes(pickle.dumps(value, protocol=4))

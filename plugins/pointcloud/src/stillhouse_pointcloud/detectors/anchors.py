@@ -118,7 +118,10 @@ def assigned(
     Anchors of a class see boxes of that class alone. By the IoU of `nearest_iou`, an anchor is a
     box's at `MATCHED` or above, and for each box the highest above 0 is (arXiv 1812.05784, sec.
     4.1); `BACKGROUND` below `UNMATCHED`; `SKIPPED` between, and where it would be background but
-    overlaps one of `skipped` as much (differs: the published detector learns Vans as background).
+    overlaps one of `skipped` as much.
+
+    Differs: mmdetection3d gives a box its highest anchor only where that is at `UNMATCHED` or above
+    (`min_pos_iou`), so that some boxes have none; the published detector learns Vans as background.
     """
     said = torch.full((len(at),), BACKGROUND, device=at.device)
     which = torch.zeros(len(at), dtype=torch.long, device=at.device)

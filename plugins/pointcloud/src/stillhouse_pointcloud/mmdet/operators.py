@@ -24,7 +24,8 @@ CUDA_ASKED = re.compile(
 )
 ADVICE = (
     "run it on a GPU with mmcv compiled for CUDA (FORCE_CUDA=1 and nvcc when it is installed), or "
-    "take pointpillars-kitti or centerpoint-nuscenes, which train and predict on the CPU"
+    "take pointpillars-kitti or centerpoint-nuscenes, which train and predict on the CPU "
+    "(`--device cpu`)"
 )
 
 # the first operator without a CPU implementation that a part of a configuration runs, by its type

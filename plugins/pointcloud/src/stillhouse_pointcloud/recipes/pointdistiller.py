@@ -14,15 +14,16 @@ from stillhouse.recipe import Recipe, Stage
 from stillhouse.stages import Convert, Evaluate, Make, Train
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.distilled import PILLARS, GraphRole, GraphState
-from stillhouse_pointcloud.figures import BirdsEye, ChosenPoints
+from stillhouse_pointcloud.figures import BirdsEye, ChosenPoints, Overlay
 from stillhouse_pointcloud.metrics import KittiAp
 from stillhouse_pointcloud.mixed import ReadMixed
+from stillhouse_pointcloud.pictured import WithPictures
 from stillhouse_pointcloud.recipes.pointdistiller_detectors import (
     Detectors,
     Lesson,
     detectors_of,
 )
-from stillhouse_pointcloud.recipes.pointdistiller_notes import MIXED, NOTES, PAPER
+from stillhouse_pointcloud.recipes.pointdistiller_notes import FEW, MIXED, NOTES, PAPER
 from stillhouse_pointcloud.recipes.pointdistiller_settings import (
     BASELINE,
     GRAPHS,
@@ -40,7 +41,7 @@ ROWS: Mapping[Student, str] = {
     "reweight": "reweight only",
     "both": "both",
 }
-PORTS = ("train", "validation", "test")
+PORTS, REAL = ("train", "validation", "test"), "real"
 BUILTIN = "builtin:"
 MARGIN = 2.0  # metres between the last rendered object and the end of the grid
 
@@ -54,9 +55,9 @@ def pointdistiller(settings: PointDistillerSettings) -> Recipe:
     FitNets, AT, and either part alone. Command: `stillhouse run pointcloud/pointdistiller --scale
     tiny|small|paper`. Scores are those of the last step; nothing is picked on the test frames.
 
-    tiny: drawn scenes, detectors of 8 and 4 channels. small: rendered scenes and the 13 training
-    frames of kitti-mini, 35 m, 32 and 16 channels, 3 seeds. paper: KITTI of your own (`--set
-    data=file:<folder>`), 64, 32 and 16 channels.
+    tiny: drawn scenes, detectors of 8 and 4 channels. small: rendered scenes and 12 of
+    kitti-mini's 13 training frames (one validates), 35 m, 32 and 16 channels, 3 seeds. paper: KITTI
+    of your own (`--set data=file:<folder>`), 64, 32 and 16 channels.
 
     Detectors are ours ("pillars-<width>") or mmdetection3d's by name or configuration ("/4" behind
     it: 4 times smaller), as in `--set teacher_model=pointpillars-kitti --set
@@ -65,6 +66,7 @@ def pointdistiller(settings: PointDistillerSettings) -> Recipe:
     zoo = detectors_of(settings)
     teacher = _teacher(settings, zoo)
     ref = f"teacher.{teacher.outputs[0]}"
+    sure = _score(settings, zoo, "teacher", ref)
     students = [
         _student(settings, zoo, s, ref, i) for s in settings.students for i in _seeds(settings)
     ]
@@ -74,8 +76,9 @@ def pointdistiller(settings: PointDistillerSettings) -> Recipe:
         stages=(
             _data(settings, zoo),
             teacher,
+            sure,  # before anything learns from it
             *students,
-            *_scores(settings, zoo, ref, students),
+            *(_score(settings, zoo, s.name, f"{s.name}.student") for s in students),
             *_studies(settings, zoo, ref),
             _export(settings, zoo),
         ),
@@ -85,9 +88,16 @@ def pointdistiller(settings: PointDistillerSettings) -> Recipe:
             for s in settings.students
         },
         baseline=ROWS[BASELINE],
-        notes=(*NOTES, *zoo.notes, *(MIXED if settings.scenes else ())),
+        notes=(*NOTES, *zoo.notes, *_about(settings)),
         studies=_study_titles(settings),
     )
+
+
+def _about(settings: PointDistillerSettings) -> tuple[str, ...]:
+    """Notes on the frames that score."""
+    if settings.scenes:
+        return MIXED
+    return FEW if settings.data.startswith(BUILTIN) else ()
 
 
 def _seeds(settings: PointDistillerSettings) -> range:
@@ -100,11 +110,18 @@ def _shipped(settings: PointDistillerSettings) -> Student:
 
 
 def _data(settings: PointDistillerSettings, zoo: Detectors) -> Make:
+    """The frames; KITTI's test frames with some of their pictures."""
     read = ReadKitti(validation=settings.validation)
-    source = {"source": settings.data}
-    if not settings.scenes:
-        return Make(name="data", make=settings.spared(read), inputs=source, ports=PORTS)
-    mixed = ReadMixed(
+    make = _mixed(settings, zoo, read) if settings.scenes else read
+    ports = (*PORTS, REAL) if settings.scenes else PORTS
+    make = settings.spared(make)
+    if not settings.data.startswith(BUILTIN):
+        make = WithPictures(make=make, port=REAL if settings.scenes else "test")
+    return Make(name="data", make=make, inputs={"source": settings.data}, ports=ports)
+
+
+def _mixed(settings: PointDistillerSettings, zoo: Detectors, read: ReadKitti) -> ReadMixed:
+    return ReadMixed(
         read=read,
         scenes=settings.scenes,
         held_out=settings.held_out,
@@ -112,7 +129,6 @@ def _data(settings: PointDistillerSettings, zoo: Detectors) -> Make:
         lidar=Lidar(beams=settings.beams),
         street=Street(far=min(Street().far, zoo.area.x[1] - MARGIN)) if zoo.area else Street(),
     )
-    return Make(name="data", make=settings.spared(mixed), inputs=source, ports=(*PORTS, "real"))
 
 
 def _teacher(settings: PointDistillerSettings, zoo: Detectors) -> Train | Convert:
@@ -249,22 +265,15 @@ def _scored(settings: PointDistillerSettings) -> str:
     return f"data.{settings.scored_on}"
 
 
-def _scores(
-    settings: PointDistillerSettings, zoo: Detectors, teacher: str, students: list[Train]
-) -> list[Evaluate]:
-    detectors = {"teacher": teacher} | {s.name: f"{s.name}.student" for s in students}
-    return [
-        Evaluate(
-            name=f"{name}-scores",
-            metrics=(_ap(settings, zoo, "student"), Profile()),
-            inputs={"data": _scored(settings), "student": ref},
-            # one seed a row is timed: the others have the same layers
-            measures=(Latency(batches=(1,)), Memory(batch=1))
-            if name == "teacher" or name.endswith("-0")
-            else (),
-        )
-        for name, ref in detectors.items()
-    ]
+def _score(settings: PointDistillerSettings, zoo: Detectors, name: str, ref: str) -> Evaluate:
+    # one seed a row is timed: the others have the same layers
+    timed = name == "teacher" or name.endswith("-0")
+    return Evaluate(
+        name=f"{name}-scores",
+        metrics=(_ap(settings, zoo, "student"), Profile()),
+        inputs={"data": _scored(settings), "student": ref},
+        measures=(Latency(batches=(1,)), Memory(batch=1)) if timed else (),
+    )
 
 
 def _ap(
@@ -319,7 +328,10 @@ def _drawn_here(settings: PointDistillerSettings) -> bool:
 
 def _pictures(settings: PointDistillerSettings, teacher: str) -> Evaluate:
     lines = _lines(settings, teacher, 0)
-    pictures: tuple[BirdsEye] = (BirdsEye(lines=_shown(settings)),)
+    shown = _shown(settings)
+    seen = (BirdsEye(lines=shown),)
+    # rendered frames have no picture
+    pictures = seen if _drawn_here(settings) else (*seen, Overlay(lines=shown))
     free = _drawn_here(settings) and settings.scored_on == "test"
     return Evaluate(
         name="pictures",
@@ -358,14 +370,22 @@ def _encoders(settings: PointDistillerSettings, zoo: Detectors, teacher: str) ->
 
 
 def _real(settings: PointDistillerSettings, zoo: Detectors, teacher: str, seed: int) -> Evaluate:
-    """The real test frames, whose pictures a published report leaves out (CC BY-NC-SA)."""
+    """The real test frames, whose pictures a published report leaves out (CC BY-NC-SA). The one
+    teacher is scored with the first seed.
+    """
     lines = _lines(settings, teacher, seed)
+    if seed:
+        lines.pop("teacher")
     found = {line: _ap(settings, zoo, role, "exact") for line, (role, _) in lines.items()}
-    pictures = (BirdsEye(lines=_shown(settings), name="real-birds-eye"),)
+    shown = _shown(settings)
+    pictures = (
+        BirdsEye(lines=shown, name="real-birds-eye"),
+        Overlay(lines=shown, name="real-overlay"),
+    )
     return Evaluate(
         name=f"real-{seed}",
         metrics=(Lines(lines=found),),
-        inputs={"data": "data.real", **_sources(lines)},
+        inputs={"data": f"data.{REAL}", **_sources(lines)},
         figures=pictures if seed == 0 else (),
     )
 
