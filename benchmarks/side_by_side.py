@@ -4,7 +4,8 @@
 
 `stillhouse run` takes one stage after the other, as a small machine needs it. A GPU is left idle by
 the small networks of scale `small`; here up to `workers` processes of `stillhouse stage` share it,
-and each has the CPU's cores divided by how many could run when it began. Stages that are finished
+and each has the CPU's cores divided by their number: as many all along, since another number of
+threads adds in another order, and some trainings end elsewhere for it. Stages that are finished
 are skipped, so a run that was cut off goes on. Writes the recipe's report, and into --out its
 report.json, report.md and pictures, and the seconds of each stage. With --minutes nothing new is
 started after that time, and the report holds what there is. Exits 1 when a stage failed, after all
@@ -80,9 +81,8 @@ def run(
     seconds: dict[str, float] = {}
     failed: list[str] = []
     running: dict[str, Running] = {}
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
     while waiting or running:
-        able = len(running) + sum(upstream[name] <= seconds.keys() for name in waiting)
-        threads = max(1, len(os.sched_getaffinity(0)) // max(1, min(workers, able)))
         for name in list(waiting):
             if not upstream[name].isdisjoint(failed):
                 waiting.remove(name)
