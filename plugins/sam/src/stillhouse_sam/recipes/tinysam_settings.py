@@ -142,6 +142,7 @@ class TinySamSettings(Settings):
             "steps": 400,
             "teacher_steps": 2500,
             "box_steps": 5000,
+            "box_lr": 2e-3,
             "more_clicks": 8,
             "lr": 2e-3,
             "decoder_lr": 5e-4,
