@@ -17,7 +17,7 @@ from dvc.rwlock import rwlock
 
 from stillhouse.errors import StillhouseError
 from stillhouse_flows.child import StageResult, restore
-from stillhouse_flows.process import Children, StageFailed, run_stage
+from stillhouse_flows.process import Children, StageFailed, run_stage, share_cores
 from stillhouse_flows.project import StageSpec, plan
 from stillhouse_flows.sources import stage_environment
 
@@ -247,3 +247,17 @@ def test_the_chosen_device_is_all_a_stage_sees(tmp_path: Path) -> None:
         d: stage_environment(tmp_path, (), d).get("CUDA_VISIBLE_DEVICES") for d in ("cpu", "cuda:1")
     }
     assert chosen == {"cpu": "", "cuda:1": "1"}
+
+
+def test_stages_beside_each_other_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    share_cores(2)
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    del os.environ["OMP_NUM_THREADS"]  # as it was before comes back with the test's end
+    share_cores(1)
+    assert "OMP_NUM_THREADS" not in os.environ
+    for workers, threads in ((5, "2"), (24, "1")):
+        os.environ.pop("OMP_NUM_THREADS", None)
+        share_cores(workers)
+        assert os.environ["OMP_NUM_THREADS"] == threads

@@ -49,7 +49,9 @@ def run(
     workers: Annotated[
         int,
         typer.Option(
-            min=1, help="Independent stages at a time; more than 1 disturbs what they measure."
+            min=1,
+            help="Independent stages at a time, which share the CPU's cores; more than 1 disturbs "
+            "what they measure.",
         ),
     ] = 1,
     push: Push = False,

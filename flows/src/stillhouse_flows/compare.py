@@ -27,7 +27,7 @@ from stillhouse.places import home, project_root
 from stillhouse_flows.board import Board, say
 from stillhouse_flows.local import settle
 from stillhouse_flows.parameters import AskedRun, Device, Ref
-from stillhouse_flows.process import ERROR, Children
+from stillhouse_flows.process import ERROR, Children, share_cores
 from stillhouse_flows.request import Request
 from stillhouse_flows.solo import Asked
 
@@ -48,6 +48,7 @@ def spread(runner: Runner, workers: int, address: str = "") -> Spread:
     """So many runs at a time: in threads, or on the cluster at `address`, else on one of this
     machine's own, on 127.0.0.1. Raises MissingExtra.
     """
+    share_cores(workers)
     made: Any  # Any: the task runners' own types are narrower
     if runner == "threads":
         made = ThreadPoolTaskRunner(max_workers=workers)

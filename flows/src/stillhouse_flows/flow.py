@@ -30,7 +30,7 @@ from stillhouse_flows.data import RemoteLost, push_results
 from stillhouse_flows.local import settle
 from stillhouse_flows.overdue import drop_overdue
 from stillhouse_flows.parameters import Device, Pools, RecipeName, Ref, ScaleName, SettingValues
-from stillhouse_flows.process import Children, StageFailed, run_stage
+from stillhouse_flows.process import Children, StageFailed, run_stage, share_cores
 from stillhouse_flows.project import StageSpec, plan
 from stillhouse_flows.remote import check_pools, send
 from stillhouse_flows.request import Request
@@ -155,7 +155,8 @@ def settled(space: RunWorkspace, request: Request, device: str) -> Run:
 
 
 def with_workers(workers: int) -> Flow[Any, Finished]:  # Any: its parameters
-    """`distill` with so many independent stages at a time."""
+    """`distill` with so many independent stages at a time; see `share_cores`."""
+    share_cores(workers)
     return distill.with_options(task_runner=threads(workers))
 
 

@@ -32,6 +32,14 @@ class StageFailed(StillhouseError):
         self.again = False
 
 
+def share_cores(workers: int) -> None:
+    """Processes that this one starts have their part of the CPU's cores each, unless
+    OMP_NUM_THREADS says how many threads: with more threads than cores they wait for each other.
+    """
+    if workers > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+
 class Children:
     """The process groups of one run. `kill` ends them all, and no other starts after it."""
 
