@@ -24,6 +24,7 @@ from stillhouse_pointcloud.mmdet.library import missing
 from stillhouse_pointcloud.mmdet.transforms import LibraryAugment
 from stillhouse_pointcloud.overlaps import bev_areas
 from stillhouse_pointcloud.pasted import MIN_POINTS, ObjectSampling, WithSpares
+from stillhouse_pointcloud.pictured import WithPictures
 from stillhouse_pointcloud.samples import SMALL_LIDAR, SMALL_STREET, scenes
 
 STILL = SceneAugment(flip=0.0, rotation=0.0, scale=0.0)
@@ -270,8 +271,12 @@ def test_the_recipe_pastes_where_it_is_told_to():
     assert isinstance(student, Train)
     assert data.make == WithSpares(make=ReadKitti(), spares=6)
     assert student.augment == ObjectSampling(objects=3, then=off.stage("both-0").augment)
-    assert isinstance(recipe("small").stage("data").make, ReadMixed)
-    assert recipe("paper").stage("data").make.spares == 30
+    mixed, pasted = (recipe(scale).stage("data").make for scale in ("small", "paper"))
+    assert isinstance(mixed, WithPictures)
+    assert isinstance(mixed.make, ReadMixed)
+    assert isinstance(pasted, WithPictures)
+    assert isinstance(pasted.make, WithSpares)
+    assert pasted.make.spares == 30
 
 
 @both

@@ -173,9 +173,9 @@ def test_everything_by_the_grid_and_in_two_rounds() -> None:
     middle = [SIDE * (i + 0.5) / 4 for i in range(4)]
     # a frame of 64 x 46 of a photo of 56 x 40
     assert sorted(set(np.round(np.asarray(points.get_xdata()), 3))) == pytest.approx(middle)
-    lone = axes[2, 0].lines[0]
-    assert np.asarray(lone.get_xdata()).tolist() == pytest.approx([SIDE / 2])
-    assert np.asarray(lone.get_ydata()).tolist() == pytest.approx([229 / 2])
+    lone = axes[2, 0].lines[0]  # of the grid's four nearest to the middle, the lower right one
+    assert np.asarray(lone.get_xdata()).tolist() == pytest.approx([SIDE * 5 / 8])
+    assert np.asarray(lone.get_ydata()).tolist() == pytest.approx([229 * 5 / 8])
     # the first photo and the third: the second may not be shown
     assert figure.get_supxlabel() == "1: photographer 0, CC BY 2.0"
     with pytest.raises(BadData, match="everything: no photo has a licence"):
