@@ -1,11 +1,12 @@
 """Weights that others trained: reading a checkpoint file safely, and fitting it to a module."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from stillhouse.artifact import Built, Model, save_model
 from stillhouse.errors import BadData
 
 State = dict[str, Tensor]
@@ -69,6 +70,38 @@ def load_strictly(module: nn.Module, ways: Iterable[Mapping[str, Tensor]], *, wh
             f"{where}: does not fit the model: {problem}; choose the model it was made from"
         )
     module.load_state_dict(fitting)
+
+
+def as_named(state: State) -> tuple[State, ...]:
+    """The namings that every loader tries: the file's own, and without wrappers."""
+    return state, unwrapped(state)
+
+
+def adopt(
+    source: Built | Path,
+    out: Path,
+    *,
+    spec: Model,
+    check: Callable[[Built], None],
+    inside: str = "",
+    ways: Callable[[State], Iterable[State]] = as_named,
+    about: str = "",
+) -> None:
+    """Save at `out`, as a model folder, what a user gave for `spec`.
+
+    A `Built` (a folder with model.json) keeps its own spec, if `check` does not raise; a file, or
+    the only one of a folder, is loaded strictly into `spec`'s submodule `inside`, under one of
+    `ways` of naming its tensors. `about` follows the file in errors. Raises BadData.
+    """
+    if isinstance(source, Built):
+        check(source)
+        save_model(out, source)
+        return
+    file = checkpoint_file(source)
+    state, module = read_state(file), spec.new()
+    where = f"{file} ({about})" if about else str(file)
+    load_strictly(module.get_submodule(inside), ways(state), where=where)
+    save_model(out, Built(spec=spec, module=module))
 
 
 def _unwrapped(name: str) -> str:

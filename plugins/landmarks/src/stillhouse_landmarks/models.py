@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from stillhouse.artifact import Built, Model, save_model
+from stillhouse.artifact import Built, Model
 from stillhouse.errors import BadData, BadSetting, UnknownName
-from stillhouse.weights import checkpoint_file, load_strictly, read_state, unwrapped
+from stillhouse.weights import adopt
 
 TIMM = "timm:"
 SMALL = re.compile(r"(cnn|res)([1-9]\d*)")
@@ -189,15 +189,7 @@ class LoadCheckpoint:
         *,
         rng: Generator,  # noqa: ARG002
     ) -> None:
-        source = inputs["checkpoint"]
-        if isinstance(source, Built):
-            self._check(source)
-            save_model(out, source)
-            return
-        file = checkpoint_file(source)
-        module, state = self.model.new(), read_state(file)
-        load_strictly(module, (state, unwrapped(state)), where=str(file))
-        save_model(out, Built(spec=self.model, module=module))
+        adopt(inputs["checkpoint"], out, spec=self.model, check=self._check)
 
     def _check(self, source: Built) -> None:
         wanted, found = images_of(self.model), images_of(source.spec)

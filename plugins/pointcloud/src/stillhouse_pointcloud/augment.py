@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from stillhouse.data.data import row_of
 from stillhouse.errors import BadSetting
 from stillhouse.objectives.inputs import fraction
 from stillhouse.objectives.objective import Tensors
@@ -45,8 +46,7 @@ class SceneAugment:
         for row, (number, view) in enumerate(pairs):
             change = self._drawn(number, view)
             for name in names:
-                start, stop = batch[f"{name}_offsets"][row : row + 2].tolist()
-                parts[name].append(moved(batch[name][start:stop], *change))
+                parts[name].append(moved(row_of(batch, name, row), *change))
         return {**batch, **{name: torch.cat(rows) for name, rows in parts.items()}}
 
     def _drawn(self, number: int, view: int) -> tuple[bool, float, float]:

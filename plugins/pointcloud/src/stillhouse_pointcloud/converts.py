@@ -5,7 +5,7 @@ head's map.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from stillhouse.export import check_onnx, check_opset, write_onnx
 from stillhouse.objectives.objective import Tensors
 from stillhouse.profile import first_batch, parameters
 from stillhouse.quantize.onnx_network import ONNX
-from stillhouse.weights import checkpoint_file, load_strictly, read_state, unwrapped
+from stillhouse.weights import adopt
 from stillhouse_pointcloud.detectors import PillarDetector, PillarGrid, with_pillars
 from stillhouse_pointcloud.detectors.pillars import CELLS, COUNTS, DECORATED, POINTS
 
@@ -46,15 +46,7 @@ class LoadDetector:
         *,
         rng: Generator,  # noqa: ARG002
     ) -> None:
-        source = inputs["checkpoint"]
-        if isinstance(source, Built):
-            self._check(source)
-            save_model(out, source)
-            return
-        file = checkpoint_file(source)
-        module, state = self.model.new(), read_state(file)
-        load_strictly(module, (state, unwrapped(state)), where=str(file))
-        save_model(out, Built(spec=self.model, module=module))
+        adopt(inputs["checkpoint"], out, spec=self.model, check=self._check)
 
     def _check(self, source: Built) -> None:
         if not isinstance(source.module, PillarDetector):
@@ -139,35 +131,59 @@ class ExportDetector:
         if not isinstance(module, PillarDetector):
             raise BadData(f"export: a {type(module).__name__} has no pillars; give a detector")
         save_model(out, built)
-        clouds = self._clouds(inputs["data"], module.grid)
+        clouds = seen_clouds(inputs["data"], self.samples, lambda row: dense(row, module.grid))
         network = DensePillars(module).eval()
-        write_onnx(network, clouds[0], MAPS, out / ONNX, opset=self.opset)
-        for cloud in clouds:
-            check_onnx(out / ONNX, network, cloud, MAPS, tolerance=self.tolerance)
-        record = {
-            "inputs": {
-                name: [str(value.dtype).removeprefix("torch."), ["pillars", *value.shape[1:]]]
-                for name, value in clouds[0].items()
-            },
-            "outputs": list(MAPS),
-            "outside": ["voxelisation", "boxes from maps, suppression"],
-            "opset": self.opset,
-            "checked_samples": len(clouds),
-            "agrees_within": self.tolerance,
-        }
+        record = write_maps(
+            network, clouds, MAPS, out, rows="pillars", opset=self.opset, tolerance=self.tolerance
+        )
         (out / "export.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
         spec = json.dumps(dict(built.spec.kwargs), sort_keys=True)
         text = card(built, title=self.title, paper=self.paper, known=spec, files=PILLARS_ONNX)
         (out / "README.md").write_text(text)
 
-    def _clouds(self, data: Data, grid: PillarGrid) -> list[dict[str, Tensor]]:
-        batch = first_batch(data, min(self.samples, len(data)), torch.device("cpu"))
-        rows = [rows_of(batch, torch.tensor([row])) for row in range(len(batch["id"]))]
-        found = [dense(row, grid) for row in rows]
-        some = [cloud for cloud in found if len(cloud[COUNTS]) > 1]
-        if not some:
-            raise BadData("export: no cloud of the data has pillars in the grid's range")
-        return some
+
+def seen_clouds(
+    data: Data, samples: int, made: Callable[[Tensors], dict[str, Tensor]]
+) -> list[dict[str, Tensor]]:
+    """`made` of each of the first `samples` clouds, but those that have fewer than two rows: few
+    points are in the detector's range. Raises BadData where none is left.
+    """
+    batch = first_batch(data, min(samples, len(data)), torch.device("cpu"))
+    rows = [rows_of(batch, torch.tensor([row])) for row in range(len(batch["id"]))]
+    some = [cloud for cloud in map(made, rows) if len(next(iter(cloud.values()))) > 1]
+    if not some:
+        raise BadData("export: no cloud of the data has points in the detector's range")
+    return some
+
+
+def write_maps(
+    network: nn.Module,
+    clouds: Sequence[Tensors],
+    maps: tuple[str, ...],
+    out: Path,
+    *,
+    rows: str,
+    opset: int,
+    tolerance: float,
+) -> dict[str, Any]:  # Any: JSON values
+    """Writes model.onnx of a network from one cloud's `rows` (their number is dynamic) to `maps`,
+    and gives its record for export.json. Raises ContractError where ONNX Runtime and torch differ
+    by more than `tolerance` on one of `clouds`.
+    """
+    write_onnx(network, clouds[0], maps, out / ONNX, opset=opset)
+    for cloud in clouds:
+        check_onnx(out / ONNX, network, cloud, maps, tolerance=tolerance)
+    return {
+        "inputs": {
+            name: [str(value.dtype).removeprefix("torch."), [rows, *value.shape[1:]]]
+            for name, value in clouds[0].items()
+        },
+        "outputs": list(maps),
+        "outside": ["voxelisation", "boxes from maps, suppression"],
+        "opset": opset,
+        "checked_samples": len(clouds),
+        "agrees_within": tolerance,
+    }
 
 
 PILLARS_ONNX = """\

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Generator, Tensor, nn
 
-from stillhouse.data.data import Data
+from stillhouse.data.data import Data, row_of
 from stillhouse.errors import BadData
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
@@ -267,8 +267,7 @@ def found_in_picture(axis: "Axes", found: Found, projection: Array) -> None:
 def _picture(batch: Tensors, row: int) -> Image.Image | None:
     if PICTURE not in batch:
         return None
-    start, stop = batch[f"{PICTURE}_offsets"][row : row + 2].tolist()
-    file = batch[PICTURE][start:stop].cpu().numpy().tobytes()
+    file = row_of(batch, PICTURE, row).cpu().numpy().tobytes()
     return read_picture(BytesIO(file), f"picture of cloud {row}") if file else None
 
 
@@ -296,8 +295,7 @@ def _clouds(batch: Tensors) -> int:
 
 
 def _part(batch: Tensors, name: str, row: int) -> Array:
-    start, stop = batch[f"{name}_offsets"][row : row + 2].tolist()
-    return batch[name][start:stop].double().cpu().numpy()
+    return row_of(batch, name, row).double().cpu().numpy()
 
 
 def _page(

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Integer
 from numpy import ndarray
-from torch import Tensor
 
-from stillhouse.data.data import Data
+from stillhouse.data.data import Data, row_of
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
@@ -213,7 +212,9 @@ def found_scenes(
 
 
 def _scene(batch: Tensors, row: int, found: Found, within: Area | None) -> Scene:
-    columns = {name: _part(batch, name, row).numpy() for name in TRUTH}
+    for name in TRUTH:
+        named(batch, name, what="column", where="AP")
+    columns = {name: row_of(batch, name, row).numpy() for name in TRUTH}
     if within is not None:
         x, y = columns["boxes"][:, 0], columns["boxes"][:, 1]
         inside = (x >= within.x[0]) & (x < within.x[1]) & (y >= within.y[0]) & (y < within.y[1])
@@ -231,12 +232,6 @@ def _scene(batch: Tensors, row: int, found: Found, within: Area | None) -> Scene
         said=found.labels.numpy(),
         heights=image_heights(boxes, projection, IMAGE_SIZE[1]),
     )
-
-
-def _part(batch: Tensors, name: str, row: int) -> Tensor:
-    values = named(batch, name, what="column", where="AP")
-    start, stop = batch[f"{name}_offsets"][row : row + 2].tolist()
-    return values[start:stop]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,6 +121,12 @@ def rows_of(batch: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
     return picked
 
 
+def row_of(batch: Mapping[str, Tensor], name: str, row: int) -> Tensor:
+    """The values of one row of a batch's ragged column."""
+    start, stop = batch[f"{name}_offsets"][row : row + 2].tolist()
+    return batch[name][start:stop]
+
+
 class Rows:
     """Rows of other data, by index; ids are those of the other data."""
 

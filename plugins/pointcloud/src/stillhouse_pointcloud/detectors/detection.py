@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Generator, Tensor
 
+from stillhouse.data.data import row_of
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import full, named, not_negative, pick
 from stillhouse.objectives.objective import Composed, Models, Phase, Tensors, Weighted
@@ -89,23 +90,18 @@ def with_targets(batch: Tensors, grid: PillarGrid, stride: int) -> Tensors:
     at = anchors(grid, stride).to(boxes.device)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for row in range(len(batch["boxes_offsets"]) - 1):
-        truth, labels = _part(batch, "boxes", row), _part(batch, "labels", row)
+        truth, labels = row_of(batch, "boxes", row), row_of(batch, "labels", row)
         if not bool((truth.isfinite().all(1) & (truth[:, 3:6] > 0).all(1)).all()):
             raise BadData(f"detection: a box of cloud {row} is not finite or has a size <= 0")
         within = _within(truth, grid)
         truth, labels = truth[within], labels[within]
-        said, which = assigned(at, truth, labels, _part(batch, "ignored", row))
+        said, which = assigned(at, truth, labels, row_of(batch, "ignored", row))
         # an anchor without a box has itself
         aims = truth[which] if len(truth) else at
         aims = torch.where(_has_class(said)[:, None], aims, at)
         found.append((said, encode(aims, at), half_of(aims[:, 6])))
     said, aims, halves = (torch.stack(parts) for parts in zip(*found, strict=True))
     return {**batch, LABELS: said, BOXES: aims, HALVES: halves}
-
-
-def _part(batch: Tensors, name: str, row: int) -> Tensor:
-    start, stop = batch[f"{name}_offsets"][row : row + 2].tolist()
-    return batch[name][start:stop]
 
 
 def _within(boxes: Tensor, grid: PillarGrid) -> Tensor:

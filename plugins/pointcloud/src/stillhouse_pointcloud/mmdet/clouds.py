@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stillhouse.data.data import row_of
 from stillhouse.errors import BadData
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Tensors
@@ -180,8 +181,7 @@ def truth(
             }
         )
         if "boxes" in batch:
-            start, stop = batch["boxes_offsets"][row : row + 2].tolist()
-            boxes, ours = batch["boxes"][start:stop], batch["labels"][start:stop]
+            boxes, ours = row_of(batch, "boxes", row), row_of(batch, "labels", row)
             labels = ours.new_tensor(labels_of)[ours]
             kept = labels != NONE
             if bounds is not None:

@@ -9,13 +9,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stillhouse.data.data import row_of
 from stillhouse.errors import MissingExtra, StillhouseError
 from stillhouse.objectives.objective import Tensors
 from stillhouse_pointcloud.boxes import CLASSES, image_heights
@@ -58,8 +58,7 @@ def _frame(
     """The annotations of a frame, true ("gt") and found ("dt")."""
 
     def part(name: str) -> Array:
-        start, stop = list(pairwise(batch[f"{name}_offsets"].tolist()))[row]
-        return batch[name][start:stop].double().numpy()
+        return row_of(batch, name, row).double().numpy()
 
     boxes = np.concatenate([part("boxes"), part("ignored")])
     beside = {CLASSES.index(of): name for name, of in NEIGHBOURS.items() if of in CLASSES}

@@ -13,19 +13,16 @@ import torch
 from torch import Generator, Tensor, nn
 
 from stillhouse.artifact import Built, save_model
-from stillhouse.data.data import Data, rows_of
+from stillhouse.data.data import Data
 from stillhouse.errors import BadData
-from stillhouse.export import check_onnx, check_opset, write_onnx
+from stillhouse.export import check_opset
 from stillhouse.objectives.objective import Tensors
-from stillhouse.profile import first_batch
-from stillhouse.quantize.onnx_network import ONNX
-from stillhouse_pointcloud.converts import card
+from stillhouse_pointcloud.converts import card, seen_clouds, write_maps
 from stillhouse_pointcloud.mmdet.clouds import CELLS, COUNTS, POINTS
 from stillhouse_pointcloud.mmdet.network import Detector
 from stillhouse_pointcloud.mmdet.outputs import config_of, without_onnx
 
 INPUTS = (POINTS, COUNTS, CELLS)
-OUTSIDE = ("voxelisation", "boxes from maps, suppression")
 
 
 class DenseVoxels(nn.Module):
@@ -95,34 +92,17 @@ class ExportDetector:
         (out / "README.md").write_text(text)
 
     def _onnx(self, module: Detector, data: Data, out: Path) -> dict[str, Any]:  # Any: JSON values
-        clouds = self._clouds(module, data)
+        def voxels(row: Tensors) -> dict[str, Tensor]:
+            seen = module.voxelised(row)
+            return {name: seen[name] for name in INPUTS}
+
+        clouds = seen_clouds(data, self.samples, voxels)
         network = DenseVoxels(module).eval()
         with torch.no_grad():
             maps = tuple(network(clouds[0]))
-        write_onnx(network, clouds[0], maps, out / ONNX, opset=self.opset)
-        for cloud in clouds:
-            check_onnx(out / ONNX, network, cloud, maps, tolerance=self.tolerance)
-        return {
-            "inputs": {
-                name: [str(value.dtype).removeprefix("torch."), ["voxels", *value.shape[1:]]]
-                for name, value in clouds[0].items()
-            },
-            "outputs": list(maps),
-            "outside": list(OUTSIDE),
-            "opset": self.opset,
-            "checked_samples": len(clouds),
-            "agrees_within": self.tolerance,
-        }
-
-    def _clouds(self, module: Detector, data: Data) -> list[dict[str, Tensor]]:
-        batch = first_batch(data, min(self.samples, len(data)), torch.device("cpu"))
-        rows = [rows_of(batch, torch.tensor([row])) for row in range(len(batch["id"]))]
-        seen = [module.voxelised(row) for row in rows]
-        found = [{name: one[name] for name in INPUTS} for one in seen]
-        some = [cloud for cloud in found if len(cloud[COUNTS]) > 1]
-        if not some:
-            raise BadData("export: no cloud of the data has voxels in the detector's range")
-        return some
+        return write_maps(
+            network, clouds, maps, out, rows="voxels", opset=self.opset, tolerance=self.tolerance
+        )
 
 
 VOXELS_ONNX = """\

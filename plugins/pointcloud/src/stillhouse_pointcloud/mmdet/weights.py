@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Generator
 
-from stillhouse.artifact import Built, Model, save_model
+from stillhouse.artifact import Built, Model
 from stillhouse.errors import BadData
-from stillhouse.weights import checkpoint_file, load_strictly, read_state, unwrapped
+from stillhouse.weights import adopt
 from stillhouse_pointcloud.mmdet.network import Detector
 from stillhouse_pointcloud.mmdet.outputs import config_of, outputs
 
@@ -33,21 +33,18 @@ class LoadDetector:
         *,
         rng: Generator,  # noqa: ARG002
     ) -> None:
-        source = inputs["checkpoint"]
-        module = self.model.new()
-        assert isinstance(module, Detector)
-        if isinstance(source, Built):
-            _check(source, module)
-            _check_outputs(source, self.model)
-            save_model(out, source)
-            return
-        file = checkpoint_file(source)
-        state = read_state(file)
-        load_strictly(module.net, (state, unwrapped(state)), where=f"{file} ({module.name})")
-        save_model(out, Built(spec=self.model, module=module))
+        name = self.model.kwargs["name"]
+        given = inputs["checkpoint"]
+        adopt(given, out, spec=self.model, check=self._check, inside="net", about=name)
+
+    def _check(self, source: Built) -> None:
+        wanted = self.model.new()
+        assert isinstance(wanted, Detector)
+        _check_detector(source, wanted)
+        _check_outputs(source, self.model)
 
 
-def _check(source: Built, wanted: Detector) -> None:
+def _check_detector(source: Built, wanted: Detector) -> None:
     found = source.module
     if not isinstance(found, Detector):
         raise BadData(

@@ -9,7 +9,7 @@ from torch import Generator, nn
 
 from stillhouse.artifact import Built, save_model, spec_of
 from stillhouse.errors import BadData, UnknownName
-from stillhouse.weights import checkpoint_file, load_strictly, read_state, unwrapped
+from stillhouse.weights import adopt
 from stillhouse_sam.models.encoders import Encoder
 from stillhouse_sam.models.named import META_SHAPE, Shape, joined, named
 from stillhouse_sam.models.network import DecoderRole, PromptEncoderRole, SamNetwork
@@ -101,17 +101,9 @@ class LoadSam:
         *,
         rng: Generator,  # noqa: ARG002
     ) -> None:
-        source = inputs["checkpoint"]
-        if isinstance(source, Built):
-            self._check(source)
-            save_model(out, source)
-            return
-        file, spec = checkpoint_file(source), named(self.name, shape=self.shape)
-        state, module = read_state(file), spec.new()
-        load_strictly(
-            module.get_submodule("sam"), (state, unwrapped(state)), where=f"{file} ({self.name})"
-        )
-        save_model(out, Built(spec=spec, module=module))
+        spec = named(self.name, shape=self.shape)
+        given = inputs["checkpoint"]
+        adopt(given, out, spec=spec, check=self._check, inside="sam", about=self.name)
 
     def _check(self, source: Built) -> None:
         if not isinstance(source.module, SamNetwork):

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Generator
 
-from stillhouse.artifact import Built, Model, save_model
+from stillhouse.artifact import Built, Model
 from stillhouse.errors import BadData
-from stillhouse.weights import State, checkpoint_file, load_strictly, read_state, unwrapped
+from stillhouse.weights import State, adopt, as_named
 from stillhouse_vision.models.catalogue import output_shapes
 
 # names of the CIFAR ResNets in other code, and ours
@@ -45,17 +45,7 @@ class LoadCheckpoint:
         *,
         rng: Generator,  # noqa: ARG002
     ) -> None:  # Any: Built or Path
-        source = inputs["checkpoint"]
-        if isinstance(source, Built):
-            self._check(source)
-            save_model(out, source)
-            return
-        file = checkpoint_file(source)
-        module, state = self.model.new(), read_state(file)
-        bare = unwrapped(state)
-        ways = (state, bare, _renamed(bare), {f"net.{name}": value for name, value in bare.items()})
-        load_strictly(module, ways, where=str(file))
-        save_model(out, Built(spec=self.model, module=module))
+        adopt(inputs["checkpoint"], out, spec=self.model, check=self._check, ways=_namings)
 
     def _check(self, source: Built) -> None:
         expected, found = output_shapes(self.model), output_shapes(source.spec)
@@ -66,6 +56,11 @@ class LoadCheckpoint:
                     f"teacher_model's is {expected.get(name)}; "
                     "set teacher_model and classes to those of the given model"
                 )
+
+
+def _namings(state: State) -> tuple[State, ...]:
+    own, bare = as_named(state)
+    return own, bare, _renamed(bare), {f"net.{name}": value for name, value in bare.items()}
 
 
 def _renamed(state: State) -> State:
