@@ -194,8 +194,9 @@ def test_val_beside_test_is_validation(tmp_path: Path) -> None:
 def test_one_part_is_parted(tmp_path: Path) -> None:
     made = read(write_photos(tmp_path, {"val": 20}), held_out=0.25, validation=0.2)
     counts = {port: len(names(made[port])) for port in made}
-    assert counts == {"train": 12, "validation": 3, "test": 5}
+    assert counts == {"train": 12, "validation": 3, "test": 5, "calibration": 12}
     assert len({name for port in made for name in names(made[port])}) == 20
+    assert names(made["calibration"]) == names(made["train"])
 
 
 def test_unlabelled_photos_are_for_training_alone(tmp_path: Path) -> None:
@@ -204,7 +205,7 @@ def test_unlabelled_photos_are_for_training_alone(tmp_path: Path) -> None:
         write_photo(tmp_path, "train", number, [np.zeros((40, 64), dtype=bool)])
     made = read(tmp_path)
     assert {port: len(names(made[port])) for port in made} == {
-        "train": 12, "validation": 1, "test": 1
+        "train": 12, "validation": 1, "test": 1, "calibration": 2
     }  # fmt: skip
     assert made["train"]["mask_valid"].any(1).sum() == 2
     assert not made["train"]["masks"][~made["train"]["mask_valid"]].any()
@@ -224,6 +225,15 @@ def test_scenes_are_added_to_train_alone(tmp_path: Path) -> None:
     assert torch.equal(again["train"]["images"], mixed["train"]["images"][:-2])
     other = read(source, scenes=5, seed=1)
     assert not torch.equal(other["train"]["images"][-5:], mixed["train"]["images"][-5:])
+    # no rendered one sets the steps of quantized numbers
+    assert names(mixed["calibration"]) == names(plain["train"])
+    for seed in range(6):
+        some = read(source, scenes=5, calibration=2, seed=seed)
+        photos = names(some["train"])[:-5]
+        assert len(names(some["calibration"])) == 2
+        assert set(names(some["calibration"])) < set(photos)
+    with pytest.raises(BadSetting, match="calibration must be > 0"):
+        read(source, calibration=0)
     known = json.loads(mixed["train"]["annotations"][-1])
     assert known["licence"] is None
     assert len(known["objects"]) >= mixed["train"]["mask_valid"][-1].sum()
@@ -249,7 +259,7 @@ def test_the_built_in_scenes_are_read_as_they_were_drawn() -> None:
     arrays = samples.scenes()
     made = read(arrays, size=64, low=64, masks=8)
     assert {port: len(names(made[port])) for port in made} == {
-        "train": 144, "validation": 16, "test": 48
+        "train": 144, "validation": 16, "test": 48, "calibration": 64
     }  # fmt: skip
     assert (made["test"]["images"].numpy() == arrays["test_images"]).all()
     assert (made["test"]["sizes"].numpy() == arrays["test_sizes"]).all()

@@ -19,18 +19,20 @@ from torch import Generator, Tensor
 
 from stillhouse.data.data import Columns, Ragged
 from stillhouse.errors import BadData, BadSetting
+from stillhouse.objectives.inputs import positive
 from stillhouse_sam.formats import Object, Photo, decoded, of_mask
 from stillhouse_sam.prompts import BITS
 from stillhouse_sam.readers import find_photos
 from stillhouse_sam.samples import scene
 
 SHARD_BYTES = 256 << 20  # a port is written in parts of about this size
+PORTS = ("train", "validation", "test", "calibration")
 HALF = 0.5 - 1e-6  # of a cell, inside it: what is half by rounding alone is half
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadMasks:
-    """A `make`: the port "source" to ports train, validation and test, of a picture a row: images
+    """A `make`: the port "source" to the ports `PORTS`, of a picture a row: images
     uint8 [N, 3, S, S]; sizes int64 [N, 2], (height, width) of its real part in the frame; the M =
     `masks` largest objects as masks uint8 [N, M, L, L / 8] (`prompts.pack_masks`), mask_valid bool
     [N, M] and boxes float32 [N, M, 4] (left, top, right, bottom edge in pixels of the frame);
@@ -43,7 +45,9 @@ class ReadMasks:
     folder are kept (train; test, or val without a test; val beside a test is validation);
     elsewhere `held_out` of the photos are for testing and `validation` of the rest of train for
     validation, drawn by the rng from those that are labelled. `scenes` rendered ones are added to
-    train alone.
+    train alone. calibration is what steps of quantized numbers are set on: up to
+    `calibration` photos of train, never a rendered one, whose numbers have other ranges; labelled
+    ones, where there are any.
     """
 
     size: int
@@ -52,8 +56,10 @@ class ReadMasks:
     validation: float = 0.1
     held_out: float = 0.2
     scenes: int = 0
+    calibration: int = 64
 
     def __post_init__(self) -> None:
+        positive("calibration", self.calibration)
         if self.size < 1 or self.masks < 1:
             raise BadSetting(f"size and masks must be >= 1 (got {self.size}, {self.masks})")
         if self.low % BITS or not 0 < self.low <= self.size:
@@ -80,8 +86,14 @@ class ReadMasks:
         photos = parts(inputs["source"], self.validation, self.held_out, rng)
         seed = int(torch.randint(2**31, (), generator=rng))
         rendered = (_rendered(self.size, seed, index) for index in range(self.scenes))
-        streams: dict[str, Iterable[Photo]] = {**photos, "train": _both(photos["train"], rendered)}
-        return {port: self._columns(port, streams[port]) for port in photos}
+        some = [photo for photo in photos["train"] if photo.labelled] or photos["train"]
+        drawn = torch.randperm(len(some), generator=rng)[: self.calibration].tolist()
+        streams: dict[str, Iterable[Photo]] = {
+            **photos,
+            "train": _both(photos["train"], rendered),
+            "calibration": [some[row] for row in sorted(drawn)],
+        }
+        return {port: self._columns(port, streams[port]) for port in PORTS}
 
     def _columns(self, port: str, photos: Iterable[Photo]) -> Iterator[Columns]:
         row_bytes = 3 * self.size**2 + self.masks * self.low**2 // BITS
@@ -94,7 +106,10 @@ class ReadMasks:
             columns["annotations"] = [row["annotations"] for row in rows]
             some = some or any(row["mask_valid"].any() for row in rows)
             yield columns
-        if not some and port != "train":  # an encoder is distilled without masks, but not judged
+        if not some and port in (
+            "validation",
+            "test",
+        ):  # an encoder is distilled without masks, but not judged
             raise BadData(f"{port}: no object of {self.masks} masks a picture; label some")
 
     def row(self, photo: Photo) -> dict[str, Any]:

@@ -22,11 +22,11 @@ NOTES = (
     "prompts, then hard mask weighting, add one each; but weighting also makes the output term "
     "smaller: of a mask that teacher and student draw as well the weight is 1/2, without it 1.",
     "W8A8 and fewer are fake-quantized: rounded numbers in floats. Scales: alternating grid search "
-    "for the least output error weighted by squared task gradients. The gradient is that of the KL "
-    "divergence of the quantized from the float network: the published search takes KL(y, y), "
-    "whose gradient is zero but for rounding. After a softmax a number is rounded in one of two "
-    "ranges, never the sum of both as in the released code. All products are rounded, that of a "
-    "prompt's coordinates with the random matrix of their encoding among them.",
+    "for the least output error weighted by squared task gradients, on training photos. The "
+    "gradient is that of the KL divergence of the quantized from the float network: the published "
+    "search takes KL(y, y), whose gradient is zero but for rounding. After a softmax a number is "
+    "rounded in one of two ranges, never the sum of both as in the released code. All products are "
+    "rounded, that of a prompt's coordinates with the random matrix of their encoding among them.",
     "The int8 row is an ONNX file whose image encoder ONNX Runtime runs with integers, by the "
     "scales found; prompt encoder and decoder stay floats, as fast there and more exact. After a "
     "softmax or a GELU it has one range, since ONNX has no two.",

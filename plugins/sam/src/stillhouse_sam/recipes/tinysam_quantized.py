@@ -27,7 +27,7 @@ def _quantize(
             inputs=INPUTS,
             outputs={"logits": "bernoulli", "iou": "normal"},
         ),
-        inputs={"student": shipped_sam(settings, seed), "data": "data.train"},
+        inputs={"student": shipped_sam(settings, seed), "data": "data.calibration"},
         seed=seed,
     )
 
@@ -63,7 +63,7 @@ def integer_sams(settings: TinySamSettings) -> list[Convert]:
         return []
     stages: list[Convert] = []
     for seed in seeds(settings):
-        photos = {"data": "data.train"}
+        photos = {"data": "data.calibration"}
         onnx = ToOnnx(inputs=INPUTS, outputs=OUTPUT)
         floats = {**photos, "student": shipped_sam(settings, seed)}
         stages.append(Convert(name=f"onnx-{seed}", convert=onnx, inputs=floats))

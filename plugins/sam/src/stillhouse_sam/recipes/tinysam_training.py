@@ -12,7 +12,7 @@ from stillhouse.objectives.objective import Cosine, Optimizer, Phase
 from stillhouse.recipe import Stage
 from stillhouse.stages import Convert, Make, Train
 from stillhouse_sam.augment import Flip
-from stillhouse_sam.data import ReadEverything, ReadMasks
+from stillhouse_sam.data import PORTS, ReadEverything, ReadMasks
 from stillhouse_sam.filled import FillBoxes
 from stillhouse_sam.full_stage import FullStage
 from stillhouse_sam.models import (
@@ -58,7 +58,7 @@ def data_stages(settings: TinySamSettings) -> tuple[Make, ...]:
             name="data",
             make=read,
             inputs={"source": settings.data},
-            ports=("train", "validation", "test"),
+            ports=PORTS,
         ),
         Make(name="photos", make=photos, inputs={"source": settings.photos}, ports=("photos",)),
     )
