@@ -147,7 +147,7 @@ class TinySamSettings(Settings):
             "lr": 2e-3,
             "decoder_lr": 5e-4,
             "points_per_side": 32,
-            "pred_iou_thresh": 0.3,
+            "pred_iou_thresh": 0.2,
             "stability_score_thresh": 0.6,
             "stability_score_offset": 0.1,
             "seeds": 3,
