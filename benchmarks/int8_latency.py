@@ -43,7 +43,6 @@ ENCODERS = (
     *("cnn32", "timm:resnet18", "timm:mobilenetv2_100", "timm:efficientnet_lite0"),
     *("timm:mobilenetv3_large_100", "tiny_vit_5m_224", "sam-96x4"),
 )
-VECTORS = ("sse4", "avx", "fma", "amx")  # how the names of a processor's vector flags begin
 
 Record = dict[str, Any]  # Any: JSON
 
@@ -149,13 +148,6 @@ def gaps(folders: Mapping[str, Path], size: int) -> Record:
     return {k: ((v - exact).abs().mean() / exact.abs().mean()).item() for k, v in found.items()}
 
 
-def vector_flags() -> list[str]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
-    return sorted(flag for flag in flags.split() if flag.startswith(VECTORS))
-
-
 def measured(encoder: str, given: argparse.Namespace) -> Record:
     shape = Shape(size=given.size, grid=given.grid, channels=given.channels, mlp=4 * given.channels)
     with tempfile.TemporaryDirectory(prefix="stillhouse-") as place:
@@ -237,7 +229,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             },
             "code": code_version("stillhouse_sam"),
             "environment": environment("cpu"),
-            "vector_flags": vector_flags(),
             "encoders": found,
             "verdict": verdict(found),
         }

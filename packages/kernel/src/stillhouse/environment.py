@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ PACKAGES = (
     "onnx",
     "onnxruntime",
 )
+# how the names of a processor's vector flags begin, on x86 and on ARM
+VECTORS = ("sse4", "avx", "fma", "amx", "asimd", "sve", "i8mm")
 
 
 @functools.cache
 def environment(device: str) -> dict[str, Any]:  # Any: JSON
-    """Python, torch, processor, cores, threads, GPU, memory and the versions of the packages that
-    matter.
+    """Python, torch, processor with its vector flags, cores, threads, GPU, memory and the versions
+    of the packages that matter.
     """
     import psutil
     import torch
@@ -37,7 +40,8 @@ def environment(device: str) -> dict[str, Any]:  # Any: JSON
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "cpu": _cpu(),
+        "cpu": next(_told("model name"), platform.processor() or platform.machine()),
+        "vector_flags": " ".join(_vector_flags()),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
@@ -48,11 +52,20 @@ def environment(device: str) -> dict[str, Any]:  # Any: JSON
     }
 
 
-def _cpu() -> str:
+def _vector_flags() -> list[str]:
+    """What Linux tells of the processor's vector and matrix instructions; elsewhere none."""
+    flags = next(_told("flags"), "") or next(_told("Features"), "")  # x86, ARM
+    return sorted(flag for flag in flags.split() if flag.startswith(VECTORS))
+
+
+def _told(name: str) -> Iterator[str]:
+    """The values of this name in Linux's list of processors."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            yield value.strip()
 
 
 def _version(name: str) -> str | None:
