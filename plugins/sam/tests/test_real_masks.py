@@ -39,7 +39,7 @@ def objects(columns: Any) -> list[dict[str, Any]]:
 
 def test_all_photos_are_read(made: dict[str, Any]) -> None:
     assert {port: len(columns["images"]) for port, columns in made.items()} == {
-        "train": 72, "validation": 8, "test": 79
+        "train": 72, "validation": 8, "test": 79, "calibration": 64
     }  # fmt: skip
     training = objects(made["train"]) + objects(made["validation"])
     assert len(training) == 739
