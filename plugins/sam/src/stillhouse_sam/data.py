@@ -26,7 +26,8 @@ from stillhouse_sam.readers import find_photos
 from stillhouse_sam.samples import scene
 
 SHARD_BYTES = 256 << 20  # a port is written in parts of about this size
-PORTS = ("train", "validation", "test", "calibration")
+JUDGED = ("validation", "test")
+PORTS = ("train", *JUDGED, "calibration")
 HALF = 0.5 - 1e-6  # of a cell, inside it: what is half by rounding alone is half
 
 
@@ -106,10 +107,7 @@ class ReadMasks:
             columns["annotations"] = [row["annotations"] for row in rows]
             some = some or any(row["mask_valid"].any() for row in rows)
             yield columns
-        if not some and port in (
-            "validation",
-            "test",
-        ):  # an encoder is distilled without masks, but not judged
+        if not some and port in JUDGED:  # an encoder is distilled without masks, but not judged
             raise BadData(f"{port}: no object of {self.masks} masks a picture; label some")
 
     def row(self, photo: Photo) -> dict[str, Any]:
