@@ -2,6 +2,7 @@
 
 import enum
 import functools
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -16,10 +17,12 @@ from stillhouse.digest import (
     canonical,
     code_version,
     digest,
+    known_digest,
     path_digest,
+    stamp,
     text_digest,
 )
-from stillhouse.errors import BadRecipe, UnhashableRecipe, UnknownName
+from stillhouse.errors import BadData, BadRecipe, UnhashableRecipe, UnknownName
 from stillhouse.objectives.objective import Composed, Weighted
 from stillhouse.recipe import Recipe
 from stillhouse.stages import Evaluate, Make, Train
@@ -129,10 +132,56 @@ def test_folders_and_arrays(tmp_path: Path) -> None:
     )
 
 
+def test_a_linked_folder_is_digested_with_what_it_holds(tmp_path: Path) -> None:
+    store, data = tmp_path / "store", tmp_path / "data"
+    for folder in (store / "cat", data / "dog"):
+        folder.mkdir(parents=True)
+    (data / "dog" / "1.png").write_text("dog")
+    alone = path_digest(data)
+    (data / "cat").symlink_to(store / "cat")
+    assert path_digest(data) != alone
+    before = known_digest(data)
+    (store / "cat" / "1.png").write_text("cat")
+    assert known_digest(data) not in (alone, before)
+    # DVC links files or copies them, and a folder may be a link: the bytes decide
+    (data / "cat").unlink()
+    linked = known_digest(store)
+    (data / "cat").mkdir()
+    (data / "cat" / "1.png").symlink_to(store / "cat" / "1.png")
+    copied = tmp_path / "copied"
+    shutil.copytree(data, copied)
+    assert path_digest(copied) == path_digest(data)
+    assert known_digest(store) == linked
+
+
+def test_an_empty_folder_counts_and_others_keep_their_digest(tmp_path: Path) -> None:
+    for name in ("b/2", "a/1", "a.txt"):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(name)
+    lines = [f"{name} {text_digest(name)}" for name in ("a/1", "a.txt", "b/2")]
+    assert path_digest(tmp_path) == text_digest("\n".join(lines))
+    (tmp_path / "c").mkdir()
+    assert path_digest(tmp_path) == text_digest("\n".join([*lines, "c/"]))
+
+
+def test_links_that_lead_nowhere_or_back_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "gone.png").symlink_to("missing.png")
+    message = r"a/gone.png: a link to missing.png, which is not there; remove the link"
+    for read in (path_digest, stamp):
+        with pytest.raises(BadData, match=message):
+            read(tmp_path)
+    (tmp_path / "a" / "gone.png").unlink()
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    with pytest.raises(BadData, match=r"a/up: a link back to a folder that holds it; remove"):
+        path_digest(tmp_path)
+
+
 def test_the_code_version_leaves_out_what_computes_nothing() -> None:
     from stillhouse.digest import _sources
 
-    names = [name for name, _ in _sources(["stillhouse"])]
+    names = list(_sources("stillhouse"))
     assert "stillhouse/engine.py" in names
     assert "stillhouse/stages/train.py" in names
     assert not [

@@ -12,12 +12,13 @@ import json
 import math
 import sys
 import types
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import UnhashableRecipe
+from stillhouse.files import tree
 
 CHUNK = 1 << 20
 
@@ -122,13 +123,36 @@ def file_digest(path: Path) -> str:
 
 
 def path_digest(path: Path) -> str:
-    """sha256 of a file, or of a folder's sorted relative names and file digests."""
+    """sha256 of a file, or of a folder's sorted relative names and file digests; a folder that
+    holds nothing counts by its name. Links are followed (see `files.tree`).
+    """
     if path.is_file():
         return file_digest(path)
-    files = sorted(p for p in path.rglob("*") if p.is_file())
-    return text_digest(
-        "\n".join(f"{p.relative_to(path).as_posix()} {file_digest(p)}" for p in files)
+    return text_digest("\n".join(_line(path, found) for found in tree(path)))
+
+
+def _line(folder: Path, found: Path) -> str:
+    name = found.relative_to(folder).as_posix()
+    return f"{name}/" if found.is_dir() else f"{name} {file_digest(found)}"
+
+
+def stamp(path: Path) -> int:
+    """Changes whenever a file or folder below does, without reading any file."""
+    found = [path] if path.is_file() else tree(path)
+    stats = ((f, f.stat()) for f in found)
+    return hash(
+        tuple((str(f), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for f, s in stats)
     )
+
+
+def known_digest(path: Path) -> str:
+    """As `path_digest`; read again only where the stamp differs from that of the last time."""
+    return _stamped_digest(path, stamp(path))
+
+
+@functools.lru_cache(maxsize=256)
+def _stamped_digest(path: Path, stamp: int) -> str:  # noqa: ARG001  the stamp is the cache's key
+    return path_digest(path)
 
 
 def arrays_digest(arrays: Mapping[str, Any]) -> str:  # Any: numpy arrays or tensors
@@ -150,25 +174,29 @@ NOT_CODE = ("cli", "report", "testing")
 @functools.cache
 def code_version(package: str) -> str:
     """sha256 over the sorted .py sources of `stillhouse` (without cli, report, testing) and of
-    `package`.
+    `package`, as they were when this process first asked.
     """
-    return text_digest(
-        "\n".join(
-            f"{name} {hashed}" for name, hashed in _sources(dict.fromkeys(["stillhouse", package]))
-        )
-    )
+    return text_digest("\n".join(f"{name} {hashed}" for name, hashed in _sources(package).items()))
 
 
-def _sources(packages: Iterable[str]) -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for package in packages:
-        root = source_root(package)
+def changed_code(package: str) -> list[str]:
+    """The sources of `code_version` that are others by now than when this process first asked."""
+    before, now = _sources(package), _sources.__wrapped__(package)
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
+@functools.cache
+def _sources(package: str) -> Mapping[str, str]:
+    """Relative name of each source file of the kernel and of `package` -> its digest."""
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(["stillhouse", package]):
+        root = source_root(name)
         files = [root] if root.is_file() else sorted(root.rglob("*.py"))
         for file in files:
             inside = file.relative_to(root.parent)
-            if not (package == "stillhouse" and inside.parts[1] in NOT_CODE):
-                rows.append((inside.as_posix(), file_digest(file)))
-    return rows
+            if not (name == "stillhouse" and inside.parts[1] in NOT_CODE):
+                found[inside.as_posix()] = file_digest(file)
+    return found
 
 
 def source_root(package: str) -> Path:

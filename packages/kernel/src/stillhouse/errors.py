@@ -9,6 +9,7 @@ StillhouseError
 |- MissingData        an input that is not on this machine
 |- BadData            an input that is there and cannot be used: truncated, NaN, label out of range
 |- CorruptArtifact    bytes that differ from the digest written beside them
+|- StaleInput         data or code that changed while a stage ran
 |- MissingExtra       a package that is not installed
 |- StorageError       no space, read-only, not permitted
 |- OutOfMemory        a training step that does not fit the device's memory
@@ -61,6 +62,10 @@ class BadData(StillhouseError):
 
 class CorruptArtifact(StillhouseError):
     """Bytes that differ from the digest written beside them."""
+
+
+class StaleInput(StillhouseError):
+    """Data or code that changed while a stage ran: what the stage left belongs to no key."""
 
 
 class MissingExtra(StillhouseError):

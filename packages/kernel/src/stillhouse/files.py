@@ -10,7 +10,7 @@ from collections.abc import Container, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stillhouse.errors import MissingData, StorageError
+from stillhouse.errors import BadData, MissingData, StorageError
 
 REFUSALS = {
     errno.ENOSPC: "no space left on the device; free some or choose another place",
@@ -103,6 +103,42 @@ def fsync_tree(folder: Path) -> None:
     """Flush every file below a folder, and the folders."""
     for path in [*folder.rglob("*"), folder]:
         fsync(path)
+
+
+def tree(folder: Path) -> list[Path]:
+    """Every file below a folder, and every folder that holds nothing, sorted; links are followed.
+
+    Raises BadData for a link to nothing and for one that leads back into a folder above it.
+    """
+    return sorted(_below(folder, above=()))
+
+
+def _below(folder: Path, *, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    stat = folder.stat()
+    here = (stat.st_dev, stat.st_ino)
+    if here in above:
+        raise BadData(f"{folder}: a link back to a folder that holds it; remove the link")
+    for entry in _entries(folder):
+        path = folder / entry.name
+        if entry.is_dir():
+            if not any(_entries(path)):
+                yield path
+            yield from _below(path, above=(*above, here))
+        elif entry.is_file():
+            yield path
+        elif entry.is_symlink():
+            raise BadData(
+                f"{path}: a link to {path.readlink()}, which is not there; remove the link, or "
+                "bring back what it leads to"
+            )
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except PermissionError as error:
+        raise BadData(f"{folder}: not permitted to read this folder") from error
 
 
 def each_file(inputs: Iterable[Path], suffixes: Container[str], *, kind: str) -> Iterator[Path]:

@@ -2,14 +2,13 @@
 repositories.
 """
 
-import functools
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stillhouse.artifact import Artifact, resolve
-from stillhouse.digest import arrays_digest, path_digest
+from stillhouse.digest import arrays_digest, known_digest
 from stillhouse.errors import BadRecipe, MissingData, MissingExtra
 
 OPEN_PATH = "stillhouse.inputs:as_path"
@@ -46,18 +45,7 @@ def _path_artifact(path: Path) -> Artifact:
     opener = "stillhouse.artifact:load_model" if kind == "model" else OPEN_PATH
     if (path / "data.json").is_file():
         opener = "stillhouse.data.shards:load_data"
-    return Artifact(kind=kind, path=path, digest=_known_digest(path, _stamp(path)), opener=opener)
-
-
-@functools.lru_cache(maxsize=64)
-def _known_digest(path: Path, stamp: int) -> str:  # noqa: ARG001  the stamp is the cache's key
-    return path_digest(path)
-
-
-def _stamp(path: Path) -> int:
-    """Changes whenever a file below does: several stages of one process read the same data."""
-    files = [path] if path.is_file() else sorted(path.rglob("*"))
-    return hash(tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files))
+    return Artifact(kind=kind, path=path, digest=known_digest(path), opener=opener)
 
 
 def _inside(data: Path, name: str, ref: str) -> Path:

@@ -25,12 +25,12 @@ from filelock import FileLock, Timeout
 
 from stillhouse import parallel
 from stillhouse.artifact import Artifact, Kind
-from stillhouse.digest import code_version, digest, path_digest
+from stillhouse.digest import changed_code, code_version, digest, known_digest
 from stillhouse.domain import GROUP
 from stillhouse.environment import environment
-from stillhouse.errors import CorruptArtifact, MissingData
+from stillhouse.errors import CorruptArtifact, MissingData, StaleInput
 from stillhouse.files import storage, write_text, writing
-from stillhouse.inputs import outside, scratch
+from stillhouse.inputs import OPEN_BUILTIN, outside, scratch
 from stillhouse.places import home, project_root
 from stillhouse.recipe import OUTSIDE, Context, Event, Observer, Recipe, Stage, silent
 from stillhouse.settings import Settings
@@ -121,7 +121,8 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
 
     The key covers the stage, the digests of its inputs and the code. Raises MissingData when an
     input's stage has not run, CorruptArtifact when an input's bytes differ from their digest,
-    StorageError when the file system refuses.
+    StaleInput when data or code changed while the stage ran (nothing it left is kept), StorageError
+    when the file system refuses.
     """
     rank, nproc = parallel.world()
     if nproc > 1:
@@ -131,12 +132,22 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
         code = code_of(runs.recipe)
         digests = {port: artifact.digest for port, artifact in inputs.items()}
         key = stage_key(stage, digests, code)
+        if key != parallel.agree(key):
+            raise StaleInput(
+                f"stage '{stage.name}': data or code changed while its processes began"
+            )
         done = finished(stage, runs)
         if parallel.agree(done is not None and done.key == key and _whole(done)):
             runs.observe(Event(stage=stage.name, text="up to date"))
             return done.outputs if done else {}
         place = _Place(
-            runs=runs, stage=stage, inputs=inputs, key=key, code=code, rank=rank, nproc=nproc
+            runs=runs,
+            stage=stage,
+            inputs=inputs,
+            key=key,
+            code=code,
+            rank=rank,
+            nproc=nproc,
         )
         outputs = place.run()
         # the other ranks must not look for what rank 0 has not written yet
@@ -152,9 +163,13 @@ def run_recipe(recipe: Recipe, runs: Runs) -> None:
 
 def code_of(recipe: str) -> str:
     """The code version of "domain/recipe": the kernel's sources and the plugin's."""
+    return code_version(_package(recipe))
+
+
+def _package(recipe: str) -> str:
     points = importlib.metadata.entry_points(group=GROUP, name=recipe.partition("/")[0])
     packages = (point.value.partition(":")[0].partition(".")[0] for point in points)
-    return code_version(next(packages, "stillhouse"))
+    return next(packages, "stillhouse")
 
 
 def stage_key(stage: Stage, digests: Mapping[str, str], code: str) -> str:
@@ -173,12 +188,16 @@ def input_of(recipe: Recipe, ref: str, runs: Runs) -> Artifact:
             f"'{ref}': stage '{name}' has not run. Run: stillhouse run {runs.recipe}@{runs.variant}"
         )
     artifact = record.outputs[port]
-    if not artifact.path.exists() or path_digest(artifact.path) != artifact.digest:
+    if _differs(artifact):
         raise CorruptArtifact(
             f"{artifact.path}: its bytes differ from the digest in stage.json; "
             f"delete {runs.folder / name} and run stillhouse run {runs.recipe}@{runs.variant} again"
         )
     return artifact
+
+
+def _differs(artifact: Artifact) -> bool:
+    return not artifact.path.exists() or known_digest(artifact.path) != artifact.digest
 
 
 def _whole(record: StageRecord) -> bool:
@@ -231,6 +250,7 @@ class _Place:
             with writing(folder) as out:
                 ctx, started, clock = self._context(out), time.time(), time.monotonic()
                 outputs = self.stage.run(self.inputs, ctx)
+                self._check_inputs()
                 write_text(
                     out / "stage.json",
                     json.dumps(self._record(outputs, out), indent=1, sort_keys=True) + "\n",
@@ -242,6 +262,20 @@ class _Place:
         record = finished(self.stage, self.runs)
         assert record is not None
         return record.outputs
+
+    def _check_inputs(self) -> None:
+        """What the stage read must still be what its key says."""
+        changed = [
+            self.stage.inputs[port]
+            for port, artifact in self.inputs.items()
+            if artifact.opener != OPEN_BUILTIN and _differs(artifact)  # built-in data are code
+        ]
+        changed += changed_code(_package(self.runs.recipe))
+        if changed:
+            raise StaleInput(
+                f"stage '{self.stage.name}': {', '.join(changed)} changed while it ran; what it "
+                "left is not kept. Run it again, and leave data and code alone while it runs"
+            )
 
     def _scratch_run(self) -> Mapping[str, Artifact]:
         out = scratch()

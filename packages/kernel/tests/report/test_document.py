@@ -126,6 +126,20 @@ def test_costs_of_a_lost_or_foreign_run_record_are_not_shown(tmp_path: Path) -> 
     assert (seconds["teacher"], seconds["kd-0"], seconds["plain-0"]) == (None, None, 212.4)
 
 
+def test_scores_that_a_digest_covers_win_over_the_file_beside(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "vision/distill" / "small"
+    recipe = write_run(ONE, folder)
+    before = build(recipe, "vision/distill", tmp_path, folder).row("teacher")
+    beside = folder / "teacher-scores.scores.json"
+    changed = json.loads(beside.read_text()) | {"accuracy": 0.999, "latency_b1_ms": 77.0}
+    beside.write_text(json.dumps(changed))
+    after = build(recipe, "vision/distill", tmp_path, folder).row("teacher")
+    assert before is not None
+    assert after is not None
+    assert after.scores["accuracy"] == before.scores["accuracy"]
+    assert after.scores["latency_b1_ms"].mean == 77.0
+
+
 def test_curves_belong_to_the_row_that_evaluates_them(tmp_path: Path) -> None:
     curves = {curve.stage: curve for curve in document_of(ONE, tmp_path).curves}
     assert {name: curve.row for name, curve in curves.items()} == {

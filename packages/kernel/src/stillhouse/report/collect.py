@@ -109,7 +109,7 @@ def _stage(folder: Path, name: str) -> Finished:
     return Finished(
         file=file,
         run=run if run is not None and run.key == file.key else None,
-        scores=scores | beside,
+        scores=scores | {name: beside[name] for name in beside.keys() - scores.keys()},
         reproducible=tuple(scores),
         curves=_curves(folder / f"{name}.curves.tsv"),
         pictures=tuple(pictures),
