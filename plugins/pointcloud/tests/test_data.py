@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.feather as feather
 import pytest
 import torch
+from PIL import Image
 from torch import Generator
 
 from stillhouse.data import save_data
@@ -17,16 +18,9 @@ from stillhouse.errors import BadData, BadSetting
 from stillhouse.runs import project_root
 from stillhouse_pointcloud.boxes import corners, from_bottom, in_view, inside, project, to_bottom
 from stillhouse_pointcloud.data import ReadKitti
-from stillhouse_pointcloud.formats import (
-    difficulty,
-    find_frames,
-    lower,
-    read_argoverse,
-    read_bin,
-    read_calib,
-    read_labels,
-    read_sweep,
-)
+from stillhouse_pointcloud.formats import difficulty, read_calib, read_labels
+from stillhouse_pointcloud.frames import find_frames
+from stillhouse_pointcloud.sweeps import lower, read_argoverse, read_bin, read_sweep
 
 DATA = project_root(Path(__file__).parent) / "data"
 KITTI, EXTRA = DATA / "kitti-mini", DATA / "lidar-extra"
@@ -45,16 +39,17 @@ CLOUD = np.array([[10, 0, 0, 0.5], [12, 1, -1, 0.2], [-5, 0, 0, 0.1]], dtype=np.
 
 def write(folder: Path, frames: dict[str, str], val: str = "") -> Path:
     root = folder / "training"
-    for name in ("velodyne", "calib", "label_2"):
+    for name in ("velodyne", "calib", "label_2", "image_2"):
         (root / name).mkdir(parents=True, exist_ok=True)
     (folder / "ImageSets").mkdir(exist_ok=True)
     for name, labels in frames.items():
         CLOUD.tofile(root / "velodyne" / f"{name}.bin")
         (root / "calib" / f"{name}.txt").write_text(CALIB)
         (root / "label_2" / f"{name}.txt").write_text(labels)
+        Image.new("RGB", (100, 80)).save(root / "image_2" / f"{name}.png")
     names = list(frames)
     (folder / "ImageSets" / "train.txt").write_text("\n".join(n for n in names if n != val))
-    (folder / "ImageSets" / "val.txt").write_text(val or names[0])
+    (folder / "ImageSets" / "val.txt").write_text(val)
     return folder
 
 
@@ -94,7 +89,7 @@ def test_corners_inside_and_projection_by_hand() -> None:
 
 def test_ports_and_columns(tmp_path: Path) -> None:
     labels = f"{CAR}\n{DONT}\n{CAR.replace('Car', 'Van')}\n{CAR.replace('Car', 'Cyclist')}\n"
-    made = read(write(tmp_path, {f"{i:03}": labels for i in range(5)} | {"900": ""}, val="900"))
+    made = read(write(tmp_path, {f"{i:03}": labels for i in range(5)} | {"900": CAR}, val="900"))
     assert {port: len(columns["frames"]) for port, columns in made.items()} == {
         "train": 4, "validation": 1, "test": 1
     }  # fmt: skip
@@ -103,7 +98,7 @@ def test_ports_and_columns(tmp_path: Path) -> None:
     assert train["labels"].values.tolist() == [0, 2] * 4
     assert train["ignored_labels"].values.tolist() == [0] * 4
     assert train["boxes"].values.dtype == torch.float32
-    assert made["test"]["boxes"].values.shape == (0, 7)
+    assert made["test"]["boxes"].values.shape == (1, 7)
     names = [json.loads(text)["name"] for port in made.values() for text in port["frames"]]
     assert sorted(names) == ["000", "001", "002", "003", "004", "900"]
     assert train["projection"].shape == (4, 3, 4)
@@ -157,8 +152,8 @@ def broken(folder: Path, what: str) -> None:
     [
         ("nan", "training/velodyne/000.bin: point 1 of 3 is not finite [12.0, 1.0, nan, 0.20000000298023224]; remove such points"),
         ("empty", "training/velodyne/000.bin: the cloud is empty; remove the frame or get it again"),
-        ("stride", "training/velodyne/000.bin: 60 bytes are no multiple of 16, 4 float32 a point; is its point stride another?"),
-        ("unseen", "training/velodyne/000.bin: the part within the picture: the cloud is empty; remove the frame or get it again"),
+        ("stride", "training/velodyne/000.bin: it holds five numbers a point (3 points), not float32 x, y, z, reflectance (0..1); keep four of them: points = numpy.fromfile(file, 'float32').reshape(-1, 5)[:, :4], the fourth brought to 0..1"),
+        ("unseen", "training/velodyne/000.bin: none of its 1 points is within the image (100 x 80 pixels) by calib's P2, R0_rect and Tr_velo_to_cam; correct these, or take the frame off its list"),
         ("calib", "training/calib/000.txt: missing; frame 000 needs its calib, or leave ImageSets' list"),
         ("label_2", "training/label_2/000.txt: missing; frame 000 needs its label, or leave ImageSets' list"),
         ("points", "training/velodyne/000.bin: missing; frame 000 needs its points, or leave ImageSets' list"),
@@ -194,11 +189,11 @@ def test_other_refusals(tmp_path: Path) -> None:
     with pytest.raises(
         BadData, match=r"train: 1 frame\(s\); keeping some for validation needs two"
     ):
-        read(write(tmp_path, {"000": CAR}))
+        read(write(tmp_path, {"000": CAR, "001": CAR}, val="001"))
     with pytest.raises(BadSetting, match=r"validation must be > 0 and < 1 \(got 1.0\)"):
         ReadKitti(validation=1.0)
     with pytest.raises(
-        BadData, match="a.ply: not a known cloud; expected .bin, .pcd.bin or .feather"
+        BadData, match=r"a.ply: not a known cloud; expected .bin \(float32 x, y, z, refl"
     ):
         read_sweep(tmp_path / "a.ply")
     with pytest.raises(BadData, match=r"a.bin: cannot be read \(No such file or directory\)"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Generator
 
 from stillhouse.cli import main
@@ -17,7 +18,7 @@ from stillhouse.errors import BadData, StorageError
 from stillhouse.runs import project_root
 from stillhouse_pointcloud.boxes import from_bottom, inside
 from stillhouse_pointcloud.data import ReadKitti
-from stillhouse_pointcloud.formats import FULL, REDUCED
+from stillhouse_pointcloud.frames import FULL, REDUCED
 from stillhouse_pointcloud.pickles import read_pickle
 from stillhouse_pointcloud.stock import write_infos
 
@@ -41,12 +42,13 @@ CLOUD = np.array(
 @pytest.fixture
 def folder(tmp_path):
     root = tmp_path / "kitti"
-    for name in ("velodyne", "calib", "label_2", "planes"):
+    for name in ("velodyne", "calib", "label_2", "planes", "image_2"):
         (root / "training" / name).mkdir(parents=True)
     (root / "ImageSets").mkdir()
     for i in range(5):
         CLOUD.tofile(root / f"training/velodyne/{i:06}.bin")
         (root / f"training/calib/{i:06}.txt").write_text(CALIB)
+        Image.new("RGB", (100, 80)).save(root / f"training/image_2/{i:06}.png")
         kinds = [CAR, DONT, CAR.replace("Car", "Van")]
         (root / f"training/label_2/{i:06}.txt").write_text("\n".join(kinds[: 3 * (i != 1)]))
     (root / "training/planes/000000.txt").write_text("# Plane\nWidth 4\nHeight 1\n0 2 0 -3.3\n")

@@ -10,11 +10,12 @@ import pytest
 from stillhouse.runs import project_root
 from stillhouse_pointcloud.boxes import CLASSES, inside
 from stillhouse_pointcloud.data import labelled
-from stillhouse_pointcloud.formats import described, find_frames, read_bin
+from stillhouse_pointcloud.frames import described, find_frames
 from stillhouse_pointcloud.mmdet.library import imported, missing, quiet
 from stillhouse_pointcloud.mmdet.transforms import drawn
 from stillhouse_pointcloud.pickles import read_pickle
 from stillhouse_pointcloud.stock import DATABASE_INFOS, write_infos
+from stillhouse_pointcloud.sweeps import read_bin
 
 KITTI = project_root(Path(__file__).parent) / "data" / "kitti-mini"
 pytestmark = [

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,18 +14,17 @@ from torch import Generator, Tensor
 
 from stillhouse.data.data import Columns, Ragged
 from stillhouse.errors import BadData, BadSetting
-from stillhouse_pointcloud.boxes import CLASSES, in_view
+from stillhouse_pointcloud.boxes import CLASSES
 from stillhouse_pointcloud.formats import (
+    MAX_OCCLUSION,
+    MAX_TRUNCATION,
+    MIN_HEIGHT,
     NEIGHBOURS,
-    Described,
-    Frame,
     Label,
-    checked,
-    described,
-    find_frames,
-    read_bin,
 )
+from stillhouse_pointcloud.frames import Described, Frame, described, find_frames, seen
 from stillhouse_pointcloud.infos import folder_of, read_infos
+from stillhouse_pointcloud.sweeps import checked, read_bin
 
 PORTS = {"train": "train", "val": "test"}  # KITTI's val is what papers report on
 # ragged columns: the shape of a row, and its type
@@ -48,15 +47,15 @@ class ReadKitti:
     int64 [total] (0 easy, 1 moderate, 2 hard, -1 none of them), and of the Van and Person_sitting,
     which count neither for nor against Car and Pedestrian, ignored float32 [total, 7] and
     ignored_labels int64 [total]. Further: projection float32 [N, 3, 4], LiDAR to pixels times
-    depth; frames, text: JSON with name, calib (P2, R0_rect, Tr_velo_to_cam), image (below the
-    source) and size of it.
+    depth; image_size int64 [N, 2], width and height in pixels; frames, text: JSON with name, calib
+    (P2, R0_rect, Tr_velo_to_cam) and image (below the source).
 
     Source: a KITTI folder (training/ with velodyne or velodyne_reduced, calib, label_2, image_2;
     ImageSets/train.txt and val.txt); one with mmdetection3d's info files (see `infos`), or one of
     these files, in place of calib, label_2 and ImageSets; or arrays as `samples.scenes` gives.
     `val` is the port test;
     `validation` of the training frames, drawn by the rng, is validation. `view` keeps the points in
-    the camera's picture only, as KITTI's labels do.
+    the camera's image only, as KITTI's labels do.
     """
 
     validation: float = 0.1
@@ -79,6 +78,7 @@ class ReadKitti:
             folder = folder_of(source)
             frames = read_infos(folder) or find_frames(folder)
             made = {PORTS[s]: self._columns(folder, frames[s]) for s in frames}
+            _check_objects(folder, made)
         else:
             raise BadData(f"source: a {type(source).__name__}; expected arrays or a KITTI folder")
         held, rest = _parted(len(made["train"]["frames"]), self.validation, rng)
@@ -94,11 +94,9 @@ class ReadKitti:
         return packed([self._row(source, frame) for frame in known])
 
     def _row(self, source: Path, frame: Described) -> dict[str, Any]:  # Any: arrays, and the text
-        calib, size = frame.calib, frame.size
-        points = read_bin(frame.points)
+        calib, points = frame.calib, read_bin(frame.points)
         if self.view:
-            points = points[in_view(points.astype(np.float64), calib.to_image, size)]
-            checked(points, f"{frame.points}: the part within the picture")
+            points = seen(points, frame)
         about = {
             "name": frame.name,
             "calib": {
@@ -107,15 +105,28 @@ class ReadKitti:
                 "Tr_velo_to_cam": calib.tr_velo_to_cam.tolist(),
             },
             "image": frame.image.relative_to(source).as_posix(),
-            "size": list(size),
         }
         columns = labelled(frame.labels)
         return {
             "points": points,
             **columns,
             "projection": calib.to_image,
+            "image_size": frame.size,
             "frames": json.dumps(about),
         }
+
+
+def _check_objects(folder: Path, made: Mapping[str, Columns]) -> None:
+    """Raises BadData where nothing can be learned, or nothing that was learned be scored."""
+    where, kinds = folder / "training" / "label_2", f"{', '.join(CLASSES[:-1])} or {CLASSES[-1]}"
+    if len(cast(Ragged, made["train"]["boxes"]).values) == 0:
+        raise BadData(f"{where}: no frame of train.txt has a {kinds}; there is nothing to learn")
+    if not bool((cast(Ragged, made["test"]["difficulty"]).values >= 0).any()):
+        raise BadData(
+            f"{where}: no frame of val.txt has a {kinds} that counts (higher than "
+            f"{MIN_HEIGHT[-1]:g} pixels, occlusion 0 to {MAX_OCCLUSION[-1]}, truncation at most "
+            f"{MAX_TRUNCATION[-1]}); there is nothing to score on"
+        )
 
 
 def labelled(labels: Sequence[Label]) -> dict[str, NDArray[Any]]:  # Any: floats and integers
@@ -134,7 +145,9 @@ def labelled(labels: Sequence[Label]) -> dict[str, NDArray[Any]]:  # Any: floats
 
 
 def packed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor | Ragged | list[str]]:
-    """Frames as columns: arrays by the names of `RAGGED`, projection [3, 4], frames (text)."""
+    """Frames as columns: arrays by the names of `RAGGED`, projection [3, 4], image_size (width,
+    height), frames (text).
+    """
     columns: dict[str, Tensor | Ragged | list[str]] = {}
     for name, (shape, dtype) in RAGGED.items():
         parts = [
@@ -145,6 +158,7 @@ def packed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor | Ragged | lis
     columns["projection"] = torch.stack(
         [torch.as_tensor(np.asarray(row["projection"])).float() for row in rows]
     )
+    columns["image_size"] = torch.tensor([row["image_size"] for row in rows], dtype=torch.int64)
     columns["frames"] = [row["frames"] for row in rows]
     return columns
 
@@ -174,6 +188,7 @@ def from_arrays(arrays: Mapping[str, Any], split: str) -> Columns:  # Any: numpy
     for row, (start, stop) in enumerate(pairwise(bounds)):
         checked(array("points")[start:stop], f"{split}_points: frame {row}")
     columns["projection"] = torch.as_tensor(array("projection")).float()
+    columns["image_size"] = torch.as_tensor(array("image_size")).to(torch.int64)
     names = [{"name": f"{split}-{row:06d}"} for row in range(len(bounds) - 1)]
     columns["frames"] = [json.dumps(name) for name in names]
     return columns

@@ -16,9 +16,9 @@ from stillhouse.errors import BadData
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse_pointcloud.boxes import CLASSES, EDGES, NEAR, corners, project
+from stillhouse_pointcloud.camera import read_picture
 from stillhouse_pointcloud.detectors import Found, Picking
 from stillhouse_pointcloud.detectors.found import Area, Held, Voxelised, detector
-from stillhouse_pointcloud.formats import IMAGE_SIZE, read_picture
 from stillhouse_pointcloud.objectives import Chosen, LocalGraphDistillation
 from stillhouse_pointcloud.pictured import PICTURE
 
@@ -91,7 +91,9 @@ class Overlay:
                 _bare(axis)
                 if place < len(found):
                     projection = batch["projection"][place].double().numpy()
-                    backdrop(axis, _part(batch, "points", place), projection, pictures[place])
+                    wide, high = batch["image_size"][place].tolist()
+                    points, picture = _part(batch, "points", place), pictures[place]
+                    backdrop(axis, points, projection, picture, (wide, high))
                     truth = _part(batch, "boxes", place)
                     in_picture(axis, truth, projection, TRUTH)
                     found_in_picture(axis, found[place], projection)
@@ -225,9 +227,17 @@ def _to_scale(axis: "Axes") -> None:
     axis.set_aspect("equal", adjustable="datalim")
 
 
-def backdrop(axis: "Axes", points: Array, projection: Array, picture: Image.Image | None) -> None:
-    """The camera's picture, or where there is none the points in its frame, near ones dark."""
-    width, height = IMAGE_SIZE if picture is None else picture.size
+def backdrop(
+    axis: "Axes",
+    points: Array,
+    projection: Array,
+    picture: Image.Image | None,
+    size: tuple[int, int],
+) -> None:
+    """The camera's picture, or where there is none the points in its frame of `size` (width,
+    height), near ones dark.
+    """
+    width, height = size
     if picture is not None:
         axis.imshow(np.asarray(picture.convert("RGB")), extent=(0.0, width, height, 0.0))
     else:

@@ -1,35 +1,32 @@
-"""Frames as their owners publish them: KITTI's folders, nuScenes' and Argoverse 2's sweeps.
+"""KITTI's calibrations and labels.
 
-Points come out as float32 [n, 4]: x, y, z in metres and a reflectance in 0..1. Boxes come out as in
-`boxes`. Everything is checked as it is read; a message names the file, and for a label its line.
+Boxes come out as in `boxes`. Everything is checked as it is read; a message names the file, and for
+a label its line.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from stillhouse.errors import BadData
 from stillhouse_pointcloud.boxes import CLASSES
 
 Array = NDArray[np.float64]
-Points = NDArray[np.float32]
 
 FIELDS = (15, 16)  # of a line of label_2: the sixteenth is a detector's score
-FULL, REDUCED = "velodyne", "velodyne_reduced"  # whole scans; the part within the picture
-SPLITS = ("train", "val")  # ImageSets/train.txt is for training, val.txt for testing
 # what KITTI does not count for or against a class: neighbours that look alike
 NEIGHBOURS = {"Van": "Car", "Person_sitting": "Pedestrian"}
 TYPES = (*CLASSES, *NEIGHBOURS, "Truck", "Tram", "Misc", "DontCare")
 MIN_HEIGHT = (40.0, 25.0, 25.0)  # pixels: easy, moderate, hard
 MAX_OCCLUSION = (0, 1, 2)
 MAX_TRUNCATION = (0.15, 0.3, 0.5)
-IMAGE_SIZE = (1242, 375)  # of most of KITTI's pictures, where a frame has none
+OCCLUSIONS = (-1, 0, 1, 2, 3)  # -1: unknown, as in a detector's results
+ROTATION = 1e-2  # how far R R^T of a rotation may be from 1
+IMAGE_SIZE = (1242, 375)  # of most of KITTI's images, in pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,42 +70,6 @@ class Label:
         return difficulty(self.box_2d[3] - self.box_2d[1], self.occlusion, self.truncation)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Frame:
-    """The files of one frame."""
-
-    name: str
-    points: Path
-    calib: Path
-    label: Path
-    image: Path  # need not exist
-
-
-@dataclass(frozen=True, kw_only=True)
-class Described:
-    """All of a frame but its points, which are read when they are wanted."""
-
-    name: str
-    points: Path
-    image: Path  # need not exist
-    size: tuple[int, int]  # of the picture: width, height
-    calib: Calibration
-    labels: list[Label]
-
-
-def described(frame: Frame) -> Described:
-    """What the files of a frame say."""
-    calib = read_calib(frame.calib)
-    return Described(
-        name=frame.name,
-        points=frame.points,
-        image=frame.image,
-        size=image_size(frame),
-        calib=calib,
-        labels=read_labels(frame.label, calib),
-    )
-
-
 def difficulty(height: float, occlusion: int, truncation: float) -> int:
     """0 easy, 1 moderate, 2 hard, -1 none: of a 2D height in pixels, KITTI's occlusion (0 to 3) and
     truncation (0 to 1).
@@ -120,45 +81,6 @@ def difficulty(height: float, occlusion: int, truncation: float) -> int:
     return -1
 
 
-def find_frames(source: Path) -> dict[str, list[Frame]]:
-    """The frames of "train" and "val" in a KITTI folder, by its ImageSets; raises BadData where a
-    list, or a file of a frame in it, is missing.
-    """
-    root, clouds = source / "training", cloud_folder(source)
-    found: dict[str, list[Frame]] = {}
-    for split in SPLITS:
-        names = text(source / "ImageSets" / f"{split}.txt").split()
-        if not names:
-            raise BadData(f"{source / 'ImageSets' / f'{split}.txt'}: no frame in it; expected some")
-        found[split] = [_frame(root, clouds, name) for name in names]
-    return found
-
-
-def cloud_folder(source: Path) -> Path:
-    """Where the clouds of a KITTI folder are; BadData where it has none."""
-    for name in (FULL, REDUCED):
-        if (source / "training" / name).is_dir():
-            return source / "training" / name
-    raise BadData(f"{source}: no training/{FULL} or training/{REDUCED}; expected KITTI")
-
-
-def _frame(root: Path, clouds: Path, name: str) -> Frame:
-    frame = Frame(
-        name=name,
-        points=clouds / f"{name}.bin",
-        calib=root / "calib" / f"{name}.txt",
-        label=root / "label_2" / f"{name}.txt",
-        image=root / "image_2" / f"{name}.png",
-    )
-    for what in ("points", "calib", "label"):
-        file: Path = getattr(frame, what)
-        if not file.is_file():
-            raise BadData(
-                f"{file}: missing; frame {name} needs its {what}, or leave ImageSets' list"
-            )
-    return frame
-
-
 def text(file: Path) -> str:
     """What a file says; BadData names it where it cannot be read."""
     try:
@@ -166,79 +88,6 @@ def text(file: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise BadData(f"{file}: cannot be read as text ({reason}); replace it") from error
-
-
-def checked(points: Points, where: str) -> Points:
-    """The same points; BadData for none, or for one that is not finite."""
-    if len(points) == 0:
-        raise BadData(f"{where}: the cloud is empty; remove the frame or get it again")
-    finite = np.isfinite(points).all(axis=1)
-    if not finite.all():
-        row = int((~finite).argmax())
-        raise BadData(
-            f"{where}: point {row} of {len(points)} is not finite {points[row].tolist()}; "
-            "remove such points"
-        )
-    return points
-
-
-def read_bin(file: Path, *, floats: int = 4) -> Points:
-    """Points [n, 4] of a file of float32 x, y, z, reflectance (KITTI), or with `floats` = 5 of
-    nuScenes' .pcd.bin, whose intensity is 0..255 and whose last number is the beam.
-    """
-    try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise BadData(f"{file}: cannot be read ({error.strerror}); replace it") from error
-    stride = 4 * floats
-    if len(raw) % stride:
-        raise BadData(
-            f"{file}: {len(raw)} bytes are no multiple of {stride}, {floats} float32 a point; "
-            "is its point stride another?"
-        )
-    points = np.frombuffer(raw, dtype="<f4").reshape(-1, floats)[:, :4].astype(np.float32)
-    if floats == 5:
-        points[:, 3] /= 255
-    return checked(points, str(file))
-
-
-def read_argoverse(file: Path) -> Points:
-    """Points [n, 4] of an Argoverse 2 sweep (.feather with x, y, z, intensity 0..255).
-
-    They are in the vehicle's coordinates: x front, y left, z up, from the middle of the rear axle,
-    0.3 m or so above the road. A detector of KITTI's coordinates wants z lowered (see `lower`).
-    """
-    import pyarrow as pa
-    import pyarrow.feather as feather
-
-    names = ("x", "y", "z", "intensity")
-    try:
-        table = feather.read_table(file)
-    except (OSError, pa.ArrowInvalid) as error:
-        reason = str(error).splitlines()[0]
-        raise BadData(f"{file}: cannot be read as feather ({reason}); replace it") from error
-    if missing := [name for name in names if name not in table.column_names]:
-        raise BadData(f"{file}: no column {missing[0]}; expected x, y, z, intensity")
-    columns = [table.column(name).to_numpy().astype(np.float32) for name in names]
-    points = np.stack(columns, axis=1)
-    points[:, 3] /= 255
-    return checked(points, str(file))
-
-
-def read_sweep(file: Path) -> Points:
-    """Points [n, 4] of one file by its name: .feather (Argoverse 2), .pcd.bin (nuScenes), .bin."""
-    if file.suffix == ".feather":
-        return read_argoverse(file)
-    if file.suffix != ".bin":
-        raise BadData(f"{file}: not a known cloud; expected .bin, .pcd.bin or .feather")
-    return read_bin(file, floats=5 if file.name.endswith(".pcd.bin") else 4)
-
-
-def lower(points: Points, by: float) -> Points:
-    """The points moved down by `by` metres: to a sensor that is higher by as much."""
-    moved = points.copy()
-    moved[:, 2] -= by
-    return moved
 
 
 def read_calib(file: Path) -> Calibration:
@@ -252,7 +101,31 @@ def read_calib(file: Path) -> Calibration:
             raise BadData(f"{file}: no {name}; expected P2, R0_rect and Tr_velo_to_cam")
         numbers = _numbers(f"{file}: {name}", rows[name].split(), math.prod(shape))
         found[name.lower()] = np.array(numbers).reshape(shape)
-    return Calibration(**found)
+    calib = Calibration(**found)
+    check_rotations(str(file), calib)
+    return calib
+
+
+def check_rotations(where: str, calib: Calibration) -> None:
+    """Raises BadData for an R0_rect or Tr_velo_to_cam that is no rotation, or a P2 without a focal
+    length.
+    """
+    for name in ("R0_rect", "Tr_velo_to_cam"):
+        turn = getattr(calib, name.lower())[:, :3]
+        if np.abs(turn @ turn.T - np.eye(3)).max() > ROTATION:
+            raise BadData(
+                f"{where}: the first three columns of {name} are no rotation "
+                f"({_shown(turn[0])} is its first row); correct it"
+            )
+    if not (calib.p2[0, 0] > 0 and calib.p2[1, 1] > 0):
+        raise BadData(
+            f"{where}: P2 has the focal lengths {_shown(calib.p2[[0, 1], [0, 1]])}, which must be "
+            "> 0 pixels; correct it"
+        )
+
+
+def _shown(numbers: Array) -> str:
+    return " ".join(f"{number:g}" for number in numbers)
 
 
 def read_labels(file: Path, calib: Calibration) -> list[Label]:
@@ -273,8 +146,8 @@ def label(where: str, kind: str, n: Sequence[float], calib: Calibration) -> Labe
     """A label of its type and its 14 numbers, in the order of KITTI's lines."""
     none = kind == "DontCare"
     box = np.full(7, np.nan) if none else camera_box(np.array(n[7:14]), calib)
-    if not none and not (box[3:6] > 0).all():
-        raise BadData(f"{where}: sizes {list(n[7:10])} are not all > 0; correct it")
+    if not none:
+        _check_label(where, n, box)
     return Label(
         type=kind,
         truncation=n[0],
@@ -284,6 +157,22 @@ def label(where: str, kind: str, n: Sequence[float], calib: Calibration) -> Labe
         camera=np.array(n[7:14]),
         box=box,
     )
+
+
+def _check_label(where: str, n: Sequence[float], box: Array) -> None:
+    if not (box[3:6] > 0).all():
+        raise BadData(f"{where}: sizes {list(n[7:10])} are not all > 0; correct it")
+    if n[1] not in OCCLUSIONS or not -1 <= n[0] <= 1:
+        raise BadData(
+            f"{where}: truncation {n[0]:g} and occlusion {n[1]:g}; expected 0 to 1, and 0, 1, 2 or "
+            "3 (-1: unknown)"
+        )
+    if not n[6] > n[4]:
+        raise BadData(
+            f"{where}: its 2D box ({_shown(np.array(n[3:7]))}: left, top, right, bottom) has no "
+            "height, by which KITTI says what counts; write its outline in the image, in pixels, "
+            "or leave the line out where the camera does not see it"
+        )
 
 
 def camera_box(numbers: Array, calib: Calibration) -> Array:
@@ -314,23 +203,3 @@ def _numbers(where: str, words: Sequence[str], count: int) -> list[float]:
         shown = " ".join(words)
         raise BadData(f"{where}: '{shown[:60]}' is not {count} finite numbers; correct it")
     return numbers
-
-
-def image_size(frame: Frame) -> tuple[int, int]:
-    """Width and height of the frame's picture; KITTI's usual size where there is none."""
-    if not frame.image.is_file():
-        return IMAGE_SIZE
-    try:
-        with Image.open(frame.image) as picture:
-            return picture.size
-    except (OSError, SyntaxError) as error:
-        raise BadData(f"{frame.image}: not a picture ({error}); replace it") from error
-
-
-def read_picture(file: Path | BytesIO, where: str) -> Image.Image:
-    """The picture in RGB; BadData where it is none."""
-    try:
-        with Image.open(file) as picture:
-            return picture.convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise BadData(f"{where}: not a picture ({error}); replace it or remove it") from error

@@ -12,17 +12,9 @@ from typing import Any
 import numpy as np
 
 from stillhouse.errors import BadData
-from stillhouse_pointcloud.formats import (
-    IMAGE_SIZE,
-    SPLITS,
-    TYPES,
-    Array,
-    Calibration,
-    Described,
-    Label,
-    cloud_folder,
-    label,
-)
+from stillhouse_pointcloud.camera import image_file, image_size
+from stillhouse_pointcloud.formats import TYPES, Array, Calibration, Label, check_rotations, label
+from stillhouse_pointcloud.frames import SPLITS, Described, check_once, cloud_folder
 from stillhouse_pointcloud.pickles import read_pickle
 
 INFOS = {split: f"kitti_infos_{split}.pkl" for split in SPLITS}
@@ -47,7 +39,9 @@ def read_infos(folder: Path) -> dict[str, list[Described]]:
         if not file.is_file():
             raise BadData(f"{file}: missing beside the other; run: {COMMAND} {folder}")
     clouds = cloud_folder(folder)
-    return {split: _frames(file, clouds) for split, file in files.items()}
+    found = {split: _frames(file, clouds) for split, file in files.items()}
+    check_once({s: [frame.name for frame in frames] for s, frames in found.items()}, files)
+    return found
 
 
 def _frames(file: Path, clouds: Path) -> list[Described]:
@@ -77,10 +71,11 @@ def _frame(where: str, row: Any, names: Mapping[int, str], clouds: Path) -> Desc
         r0_rect=_matrix(where, row, (3, 3), "images", "R0_rect"),
         tr_velo_to_cam=_matrix(where, row, (3, 4), "lidar_points", "Tr_velo_to_cam"),
     )
+    check_rotations(where, calib)
     camera = _at(where, row, "images", "CAM2")
-    usual = {"width": IMAGE_SIZE[0], "height": IMAGE_SIZE[1]}
-    wide, high = (_numbers(where, {**usual, **camera}, 1, side)[0] for side in ("width", "height"))
-    image = Path(str(camera.get("img_path", f"{path.stem}.png"))).name
+    folder = clouds.parent / "image_2"
+    given = camera.get("img_path")
+    image = folder / Path(str(given)).name if given else image_file(folder, path.stem)
     labels = [
         _label(f"{where}: instance {i}", one, names, calib)
         for i, one in enumerate(_list(where, row, "instances"))
@@ -88,11 +83,21 @@ def _frame(where: str, row: Any, names: Mapping[int, str], clouds: Path) -> Desc
     return Described(
         name=path.stem,
         points=points,
-        image=clouds.parent / "image_2" / image,
-        size=(int(wide), int(high)),
+        image=image,
+        size=_size(where, camera) or image_size(image, calib),
         calib=calib,
         labels=labels,
     )
+
+
+def _size(where: str, camera: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Width and height of the image, where the file has them."""
+    if not {"width", "height"} <= {*camera}:
+        return None
+    wide, high = (int(_numbers(where, camera, 1, side)[0]) for side in ("width", "height"))
+    if min(wide, high) < 1:
+        raise BadData(f"{where}: an image of {wide} x {high} pixels; correct it")
+    return wide, high
 
 
 def _label(where: str, one: Any, names: Mapping[int, str], calib: Calibration) -> Label:

@@ -18,7 +18,7 @@ from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse_pointcloud.boxes import CLASSES, image_heights
 from stillhouse_pointcloud.detectors.found import PICKING, Area, Found, Picking, detector
-from stillhouse_pointcloud.formats import IMAGE_SIZE, MIN_HEIGHT
+from stillhouse_pointcloud.formats import MIN_HEIGHT
 from stillhouse_pointcloud.overlaps import bev_iou, iou_3d
 
 LEVELS = ("easy", "moderate", "hard")
@@ -221,6 +221,7 @@ def _scene(batch: Tensors, row: int, found: Found, within: Area | None) -> Scene
         columns["difficulty"] = np.where(inside, columns["difficulty"], -1)
     boxes = found.boxes.double().numpy()
     projection = named(batch, "projection", what="column", where="AP")[row].double().numpy()
+    high = int(named(batch, "image_size", what="column", where="AP")[row, 1])
     return Scene(
         boxes=columns["boxes"].astype(np.float64),
         labels=columns["labels"],
@@ -230,7 +231,7 @@ def _scene(batch: Tensors, row: int, found: Found, within: Area | None) -> Scene
         found=boxes,
         scores=found.scores.double().numpy(),
         said=found.labels.numpy(),
-        heights=image_heights(boxes, projection, IMAGE_SIZE[1]),
+        heights=image_heights(boxes, projection, high),
     )
 
 
@@ -241,8 +242,8 @@ class KittiAp:
     classes, papers' mAP. See `average_precision`.
 
     A class without a true box that counts has no score and no part in the mean. Names end in _ap11
-    with `points` = 11, in _exact_ap with `sampling` = "exact". A found box's height in the picture
-    is cut at the height of most of KITTI's pictures, 375 pixels. Truths whose middle is outside
+    with `points` = 11, in _exact_ap with `sampling` = "exact". A found box's height in the image
+    is cut at that of its frame. Truths whose middle is outside
     `within` are ignored; by default all count, whatever the detector's range.
     """
 

@@ -13,7 +13,7 @@ from stillhouse.data.data import Columns, Ragged
 from stillhouse.errors import BadSetting
 from stillhouse.files import storage
 from stillhouse.stages.make import Maker
-from stillhouse_pointcloud.formats import read_picture
+from stillhouse_pointcloud.camera import read_picture
 from stillhouse_pointcloud.infos import folder_of
 
 PICTURE = "picture"

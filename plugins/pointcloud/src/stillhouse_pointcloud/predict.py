@@ -15,6 +15,7 @@ from stillhouse.artifact import Built
 from stillhouse.errors import BadData
 from stillhouse.files import each_file, free_name, write_text, writing_file
 from stillhouse_pointcloud.boxes import CLASSES, NEAR, corners, in_view, project
+from stillhouse_pointcloud.camera import image_file, image_size, read_picture
 from stillhouse_pointcloud.detectors import Found
 from stillhouse_pointcloud.detectors.found import Placed
 from stillhouse_pointcloud.figures import (
@@ -25,16 +26,9 @@ from stillhouse_pointcloud.figures import (
     legend,
     view_from_above,
 )
-from stillhouse_pointcloud.formats import (
-    IMAGE_SIZE,
-    Calibration,
-    camera_numbers,
-    lower,
-    read_calib,
-    read_picture,
-    read_sweep,
-)
+from stillhouse_pointcloud.formats import IMAGE_SIZE, Calibration, camera_numbers, read_calib
 from stillhouse_pointcloud.samples import FOCAL, MIDDLE
+from stillhouse_pointcloud.sweeps import lower, read_sweep
 
 FOLDER = Path("predictions")
 SWEEPS = (".bin", ".feather")
@@ -56,6 +50,7 @@ class _Sweep:
     calib: Calibration
     calib_file: Path | None
     picture: Image.Image | None
+    size: tuple[int, int]  # of the image, in pixels
 
 
 def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]:
@@ -106,11 +101,11 @@ def read(file: Path) -> _Sweep:
     elif file.name.endswith(".pcd.bin"):  # x right, y front
         points = np.stack([points[:, 1], -points[:, 0], points[:, 2], points[:, 3]], axis=1)
     root, stem = file.resolve().parent.parent, file.name.partition(".")[0]
-    calib_file, photo = root / "calib" / f"{stem}.txt", root / "image_2" / f"{stem}.png"
+    calib_file, photo = root / "calib" / f"{stem}.txt", image_file(root / "image_2", stem)
     known = calib_file.is_file()
     calib = read_calib(calib_file) if known else NOMINAL
+    size = image_size(photo, calib) if known else IMAGE_SIZE
     picture = read_picture(photo, str(photo)) if known and photo.is_file() else None
-    size = IMAGE_SIZE if picture is None else picture.size
     seen = points[in_view(points.astype(np.float64), calib.to_image, size)]
     if len(seen) == 0:
         raise BadData(f"{file}: no point is in the camera's view; is x to the front?")
@@ -119,6 +114,7 @@ def read(file: Path) -> _Sweep:
         calib=calib,
         calib_file=calib_file if known else None,
         picture=picture,
+        size=size,
     )
 
 
@@ -138,13 +134,12 @@ def lines(found: Found, sweep: _Sweep) -> list[str]:
     """KITTI's results: type, truncation and occlusion (-1: unknown), alpha, the box in the picture,
     height, width, length, place in the camera's coordinates, rotation_y, score.
     """
-    size = IMAGE_SIZE if sweep.picture is None else sweep.picture.size
     rows: list[str] = []
     each = zip(found.boxes.double().numpy(), found.labels, found.scores, strict=True)
     for box, label, score in each:
         numbers = camera_numbers(box, sweep.calib)
         alpha = _wrapped(numbers[6] - math.atan2(numbers[3], numbers[5]))
-        values = [alpha, *outline(box, sweep.calib.to_image, size), *numbers]
+        values = [alpha, *outline(box, sweep.calib.to_image, sweep.size), *numbers]
         text = " ".join(f"{value:.2f}" for value in values)
         rows.append(f"{CLASSES[int(label)]} -1 -1 {text} {score.item():.4f}")
     return rows
@@ -167,7 +162,7 @@ def _draw(module: Placed, sweep: _Sweep, found: Found, file: Path) -> None:
     figure = Figure(figsize=(6.4, 8.4), layout="constrained")
     top, below = figure.subplots(2, 1, height_ratios=(1, 3))
     projection = sweep.calib.to_image
-    backdrop(top, sweep.points, projection, sweep.picture)
+    backdrop(top, sweep.points, projection, sweep.picture, sweep.size)
     found_in_picture(top, found, projection)
     view_from_above(below, sweep.points, np.zeros((0, 7)), found, module.area)
     top.set_axis_off()

@@ -90,7 +90,7 @@ def render(
 ) -> dict[str, NDArray[Any]]:  # Any: floats and integers
     """`count` scenes as arrays: points float32 [total, 4] (x, y, z, reflectance 0..1), boxes
     float32 [total, 7], labels, difficulty int64 [total], ignored and ignored_labels (none), each
-    with "<name>_offsets" [count + 1], and projection [count, 3, 4].
+    with "<name>_offsets" [count + 1], projection [count, 3, 4] and image_size [count, 2].
 
     Scene i depends on `seed` and i alone. Points are those in the camera's picture. An object
     without a point has no box. Its difficulty follows KITTI's limits by its height in the picture,
@@ -106,6 +106,7 @@ def render(
         made[name] = np.concatenate(parts)
         made[f"{name}_offsets"] = np.cumsum([0, *map(len, parts)])
     made["projection"] = np.repeat(PROJECTION[None].astype(np.float32), count, axis=0)
+    made["image_size"] = np.repeat(np.array(IMAGE_SIZE)[None], count, axis=0)
     return made
 
 

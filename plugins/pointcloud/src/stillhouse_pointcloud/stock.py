@@ -11,22 +11,19 @@ import numpy as np
 
 from stillhouse.errors import BadData
 from stillhouse.files import storage, writing, writing_file
-from stillhouse_pointcloud.boxes import from_bottom, in_view, inside
-from stillhouse_pointcloud.formats import (
+from stillhouse_pointcloud.boxes import from_bottom, inside
+from stillhouse_pointcloud.formats import Array, Calibration, Label, text
+from stillhouse_pointcloud.frames import (
     FULL,
     REDUCED,
-    Array,
-    Calibration,
     Described,
-    Label,
-    Points,
     cloud_folder,
     described,
     find_frames,
-    read_bin,
-    text,
+    seen,
 )
 from stillhouse_pointcloud.infos import INFOS
+from stillhouse_pointcloud.sweeps import Points, read_bin
 
 # the order of mmdetection3d's KittiDataset, which its labels count by; DontCare is -1
 CATEGORIES = ("Pedestrian", "Cyclist", "Car", "Van", "Truck", "Person_sitting", "Tram", "Misc")
@@ -61,11 +58,9 @@ def write_infos(source: Path, out: Path) -> dict[str, int]:
 
 
 def _seen(frame: Described) -> Points:
-    """The points within the frame's picture."""
+    """The points within the frame's image, of which there must be some."""
     points = read_bin(frame.points)
-    if frame.points.parent.name != FULL:
-        return points
-    return points[in_view(points.astype(np.float64), frame.calib.to_image, frame.size)]
+    return points if frame.points.parent.name != FULL else seen(points, frame)
 
 
 def _reduce(frames: Sequence[Described], out: Path) -> None:

@@ -19,7 +19,7 @@ from stillhouse.data.data import row_of
 from stillhouse.errors import MissingExtra, StillhouseError
 from stillhouse.objectives.objective import Tensors
 from stillhouse_pointcloud.boxes import CLASSES, image_heights
-from stillhouse_pointcloud.formats import IMAGE_SIZE, NEIGHBOURS
+from stillhouse_pointcloud.formats import NEIGHBOURS
 from stillhouse_pointcloud.mmdet.library import EXTRA, imported, missing
 
 LEVELS = ("easy", "moderate", "hard")
@@ -69,9 +69,9 @@ def _frame(
     # heights and occlusions that have these difficulties: over 40 pixels, and 0, 1, 2 or none
     occluded = [level if level >= 0 else len(LEVELS) for level in levels]
     high = np.full(len(boxes), 100.0)
-    size = (IMAGE_SIZE[0], IMAGE_SIZE[1])
+    image = float(batch["image_size"][row, 1])
     there, scores, labels = (tensor.double().numpy() for tensor in found)
-    low = image_heights(there, batch["projection"][row].double().numpy(), size[1])
+    low = image_heights(there, batch["projection"][row].double().numpy(), image)
     return {
         "gt": {**_camera(boxes, high), "name": names, "occluded": occluded},
         "dt": {
