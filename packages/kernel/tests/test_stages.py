@@ -1,7 +1,7 @@
 """Search, conversion, export, profile and classification scores."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from torch import Generator, nn
 from stillhouse.artifact import Artifact, Built, Model, load_model, save_model
 from stillhouse.cache import Cache
 from stillhouse.data import TensorData, save_data
-from stillhouse.data.data import Data, Rows
+from stillhouse.data.data import Columns, Data, Rows
+from stillhouse.data.notes import note
 from stillhouse.data.shards import load_data
 from stillhouse.errors import BadRecipe, BadSetting, ContractError, OutOfMemory
 from stillhouse.export import Card, Export
@@ -31,7 +32,7 @@ from stillhouse.objectives.objective import (
 from stillhouse.profile import macs
 from stillhouse.quantize.ptq import Quantize
 from stillhouse.recipe import Event
-from stillhouse.stages import Convert, Evaluate, Search, Train
+from stillhouse.stages import Convert, Evaluate, Make, Search, Train
 from stillhouse.stages.search import Encoding
 
 from .toys import SITE, Net, toy_context, toy_data, toy_models, toy_objective
@@ -374,3 +375,19 @@ def test_a_selection_has_more_views_than_the_data_have_passes(
     stage.run(inputs, ctx)
     assert ctx.measured["teacher_cache"]["teacher"]["views"] == 4
     assert ctx.measured["refreshes"] == [{"step": 0, "selected": 8}]
+
+
+def read_and_tell(inputs: Mapping[str, Any], *, rng: Generator) -> Mapping[str, Iterator[Columns]]:
+    def rows() -> Iterator[Columns]:
+        note("2 file(s) not read")
+        yield {"x": torch.zeros(3, 1)}
+
+    return {"train": rows()}
+
+
+def test_notes_of_a_reader_are_events_and_stay_in_the_record(tmp_path: Path) -> None:
+    events: list[Event] = []
+    ctx = replace(toy_context(tmp_path), observe=events.append)
+    Make(name="data", make=read_and_tell, inputs={}, ports=("train",)).run({}, ctx)
+    assert [event.text for event in events] == ["note: 2 file(s) not read"]
+    assert ctx.measured["notes"] == ["2 file(s) not read"]

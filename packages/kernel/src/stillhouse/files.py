@@ -142,15 +142,17 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def each_file(inputs: Iterable[Path], suffixes: Container[str], *, kind: str) -> Iterator[Path]:
-    """The files themselves, and of a folder all below it of these suffixes (in lower case), in
-    order. Raises MissingData for a path that is not there or a folder without one; `kind` is what
-    the message calls a file, as "picture".
+    """The files themselves, and of a folder all visible ones below it of these suffixes (in lower
+    case), in order. Raises MissingData for a path that is not there or a folder without one; `kind`
+    is what the message calls a file, as "picture".
     """
+    from stillhouse.data.sources import visible_files  # torch comes with it
+
     for path in inputs:
         if path.is_file():
             yield path
         elif path.is_dir():
-            found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in suffixes]
+            found = [p for p in visible_files(path) if p.suffix.lower() in suffixes]
             if not found:
                 raise MissingData(f"{path}: no {kind}s in this folder; give one with {kind}s")
             yield from found

@@ -22,6 +22,7 @@ CHECKPOINT_SECONDS = "STILLHOUSE_CHECKPOINT_SECONDS"
 ENGINE = "STILLHOUSE_FEDERATED_ENGINE"
 # the folder of an evaluation's drawings that show numbers only
 PLOTS = "plots"
+NOTE = "note: "  # what an event's text begins with that a person should see, and can read later
 STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 

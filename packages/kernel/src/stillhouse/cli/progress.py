@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from stillhouse.cli.tables import duration
-from stillhouse.recipe import Event
+from stillhouse.recipe import NOTE, Event
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -162,6 +162,8 @@ class Bars:
             self.bars.reset(task, total=event.total, completed=event.done, detail=event.text)
         elif event.text == UP_TO_DATE:
             self._complete(task, SKIPPED)
+        elif event.text.startswith(NOTE):
+            self.bars.console.print(f"stage {event.stage}: {event.text}", markup=False)
         elif not event.total:
             self.bars.update(task, detail=event.text)
         elif event.text != CHECKPOINT:

@@ -8,9 +8,10 @@ from torch import Generator
 
 from stillhouse.artifact import Artifact
 from stillhouse.data.data import Columns
+from stillhouse.data.notes import noted
 from stillhouse.data.shards import save_data
 from stillhouse.errors import BadRecipe
-from stillhouse.recipe import Context
+from stillhouse.recipe import NOTE, Context, Event
 from stillhouse.training import mix
 
 
@@ -44,6 +45,19 @@ class Make:
         return self.ports
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
+        notes: list[str] = []
+
+        def heard(text: str) -> None:
+            notes.append(text)
+            ctx.observe(Event(stage=ctx.stage, text=f"{NOTE}{text}"))
+
+        with noted(heard):
+            outputs = self._made(inputs, ctx)
+        if notes:
+            ctx.measured["notes"] = notes
+        return outputs
+
+    def _made(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
         rng = Generator().manual_seed(mix(self.seed))
         made = self.make({port: artifact.open() for port, artifact in inputs.items()}, rng=rng)
         if set(made) != set(self.ports):

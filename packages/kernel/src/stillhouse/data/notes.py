@@ -1,0 +1,38 @@
+"""What a reader decides without being told: one line for whoever watches, and for the run's record.
+
+A reader calls `note`. Within a Make stage the line becomes an event of the stage and is kept in
+its `<stage>.run.json` under "notes"; elsewhere logging prints it on stderr.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Generator
+
+LOGGER = "stillhouse.data"
+
+
+def note(text: str) -> None:
+    """Say one line: files left out, a part used for another."""
+    logging.getLogger(LOGGER).warning(text)
+
+
+class _Sink(logging.Handler):
+    """Hands each line on."""
+
+    def __init__(self, heard: Callable[[str], None]) -> None:
+        super().__init__()
+        self.heard = heard
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard(record.getMessage())
+
+
+@contextlib.contextmanager
+def noted(heard: Callable[[str], None]) -> Generator[None]:
+    """Lines of `note` go to `heard` instead of stderr."""
+    logger, sink = logging.getLogger(LOGGER), _Sink(heard)
+    logger.addHandler(sink)
+    try:
+        yield
+    finally:
+        logger.removeHandler(sink)
