@@ -13,12 +13,13 @@ from torch import Generator, nn
 
 from stillhouse.artifact import Artifact, Built, Model, load_model, save_model
 from stillhouse.cache import Cache
+from stillhouse.card import Card
 from stillhouse.data import TensorData, save_data
 from stillhouse.data.data import Columns, Data, Rows
 from stillhouse.data.notes import note
 from stillhouse.data.shards import load_data
 from stillhouse.errors import BadRecipe, BadSetting, ContractError, OutOfMemory
-from stillhouse.export import Card, Export
+from stillhouse.export import Export
 from stillhouse.metrics import Classification, Latency, Memory, Profile
 from stillhouse.metrics.scores import is_cost, lower_is_better
 from stillhouse.objectives.objective import (

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stillhouse.artifact import Artifact, Built, Model, load_model, save_model
     from stillhouse.cache import Cache
+    from stillhouse.card import Card, Usage
     from stillhouse.data.data import Data, Ragged, TensorData
     from stillhouse.domain import Domain, domains
     from stillhouse.engine import fit
     from stillhouse.errors import StillhouseError
-    from stillhouse.export import Card, Export
+    from stillhouse.export import Export
     from stillhouse.federated.stage import Federate
     from stillhouse.objectives.objective import (
         Composed,
@@ -43,11 +44,12 @@ if TYPE_CHECKING:
 _NAMES = {
     "artifact": ("Artifact", "Built", "Model", "load_model", "save_model"),
     "cache": ("Cache",),
+    "card": ("Card", "Usage"),
     "data.data": ("Data", "Ragged", "TensorData"),
     "domain": ("Domain", "domains"),
     "engine": ("fit",),
     "errors": ("StillhouseError",),
-    "export": ("Card", "Export"),
+    "export": ("Export",),
     "federated.stage": ("Federate",),
     "objectives.objective": (
         *("Composed", "Constant", "Cosine", "Models", "Objective", "Optimizer", "Phase"),
@@ -70,8 +72,9 @@ __all__ = [
     "Cosine", "Data", "Domain", "Evaluate", "Event", "Export", "Federate", "Figure", "Make",
     "Metric", "Model", "Models", "Objective", "Optimizer", "Phase", "Ragged", "Recipe", "Runs",
     "Scale", "Schedule", "Search", "Settings", "Setup", "Stage", "Step", "StillhouseError",
-    "TensorData", "Tensors", "Term", "Train", "Weighted", "domains", "fit", "home", "load_model",
-    "make_recipe", "make_settings", "project_root", "run_recipe", "run_stage", "save_model",
+    "TensorData", "Tensors", "Term", "Train", "Usage", "Weighted", "domains", "fit", "home",
+    "load_model", "make_recipe", "make_settings", "project_root", "run_recipe", "run_stage",
+    "save_model",
 ]  # fmt: skip
 
 

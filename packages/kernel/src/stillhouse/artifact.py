@@ -84,11 +84,13 @@ def save_model(path: Path, built: Built) -> Artifact:
     from safetensors.torch import save_model as save
 
     from stillhouse.digest import path_digest
+    from stillhouse.files import share
 
     path.mkdir(parents=True)
     text = json.dumps(recorded(built.spec), indent=1, sort_keys=True)
     (path / SPEC).write_text(text + "\n")
     save(built.module, str(path / WEIGHTS))  # keeps tied weights once
+    share(path / WEIGHTS)
     return Artifact(kind="model", path=path, digest=path_digest(path), opener=OPEN_MODEL)
 
 

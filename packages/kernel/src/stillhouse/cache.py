@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from stillhouse.data.data import Data, rows_of
 from stillhouse.digest import digest, file_digest
 from stillhouse.errors import BadSetting, ContractError, UnknownName
-from stillhouse.files import fsync, storage, write_text
+from stillhouse.files import fsync, share, storage, write_text
 from stillhouse.objectives.objective import Tensors
 from stillhouse.recipe import Context, Event
 from stillhouse.training import Augment, Setup, pass_length
@@ -309,5 +309,6 @@ def _read_shard(path: Path, expected: str | None) -> dict[str, Tensor] | None:
 def _write_shard(path: Path, shard: Mapping[str, Tensor]) -> None:
     aside = path.with_name(f".{path.name}")
     save_file({name: value.contiguous() for name, value in shard.items()}, str(aside))
+    share(aside)
     fsync(aside)
     aside.replace(path)

@@ -5,34 +5,30 @@ model card.
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCardData
 from torch import Generator, Tensor, nn
 
-from stillhouse.artifact import Built, save_model
+from stillhouse.artifact import Built, Model, recorded, save_model
+from stillhouse.card import (
+    CARD,
+    INT8,
+    Card,
+    Usage,
+    add_metadata,
+    model_card,
+    port_record,
+)
 from stillhouse.data.data import Data
 from stillhouse.errors import BadRecipe, BadSetting, ContractError
-from stillhouse.profile import first_batch, parameters
-from stillhouse.quantize.onnx_network import ONNX, OnnxNetwork
+from stillhouse.profile import first_batch, macs, parameters
+from stillhouse.quantize.onnx_network import ONNX, RECORD, OnnxNetwork
 
-INT8 = "model-int8.onnx"
 MIN_OPSET = 17
-
-
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """What the model card says; scores are read from the report, never typed here."""
-
-    title: str
-    task: str  # a Hugging Face pipeline tag, as "image-classification"
-    paper: str
-    license: str = "other"
-    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +38,13 @@ class Export:
     Ports: the `role` to export, and "data", whose first `samples` rows check the ONNX file: the
     largest absolute difference to torch over every output must stay within `tolerance`. The batch
     axis is dynamic; inputs keep the dtype and shape they have in the data. Raises ContractError
-    when ONNX and torch disagree. Two more ports may be there: "onnx", the role as `ToOnnx` made it,
-    whose file is then taken (and checked again); and "int8", what `QuantizeStatic` made of that or
-    `ToIntegers` of the role, which is added as model-int8.onnx.
+    when ONNX and torch disagree.
+
+    Three more ports may be there: "onnx", the role as `ToOnnx` made it, whose file is then taken
+    (and checked again); "int8", what `QuantizeStatic` made of that or `ToIntegers` of the role,
+    which is added as model-int8.onnx; and "scores", an evaluation of the role, which the card
+    repeats. `usage`, a module-level function, says how a model of its spec is used: that goes into
+    the card, export.json and the metadata of the ONNX files.
     """
 
     role: str = "student"
@@ -54,6 +54,7 @@ class Export:
     samples: int = 32
     tolerance: float = 1e-3
     card: Card | None = None
+    usage: Callable[[Model], Usage] | None = None
 
     def __post_init__(self) -> None:
         check_opset(self.opset, where="export")
@@ -72,19 +73,38 @@ class Export:
             if port in inputs:
                 (out / name).write_bytes(_bytes(inputs[port], port))
         check_onnx(out / ONNX, built.module, batch, self.outputs, tolerance=self.tolerance)
-        record = {
-            "inputs": {
-                name: [str(v.dtype).removeprefix("torch."), list(v.shape[1:])]
-                for name, v in batch.items()
-            },
-            "outputs": list(self.outputs),
+        usage = self.usage(built.spec) if self.usage else None
+        record = self._record(built, batch, usage, inputs.get("scores", {}))
+        for name in (ONNX, INT8):
+            if (out / name).is_file():
+                add_metadata(out / name, record)
+        (out / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        if self.card is not None:
+            (out / CARD).write_text(model_card(self.card, usage, built, record))
+
+    def _record(
+        self,
+        built: Built,
+        batch: Mapping[str, Tensor],
+        usage: Usage | None,
+        scores: Mapping[str, float],
+    ) -> dict[str, Any]:  # Any: JSON values
+        with torch.no_grad():
+            found = built.module.eval()(dict(batch))
+        return {
+            "model": recorded(built.spec),
+            "task": self.card.task if self.card else "",
+            "inputs": port_record(batch, usage),
+            "outputs": port_record({name: found[name] for name in self.outputs}, usage),
+            "classes": list(usage.classes) if usage else [],
+            "preprocessing": dict(usage.preprocessing) if usage else {},
+            "scores": dict(scores),
+            "parameters": parameters(built.module),
+            "macs": macs(built.module, {name: value[:1] for name, value in batch.items()}),
             "opset": self.opset,
-            "checked_samples": self.samples,
+            "checked_samples": len(next(iter(batch.values()))),
             "agrees_within": self.tolerance,
         }
-        (out / "export.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-        if self.card is not None:
-            (out / "README.md").write_text(_card(self.card, built, record))
 
 
 def _bytes(built: Built, port: str) -> bytes:
@@ -202,43 +222,3 @@ def check_opset(opset: int, *, where: str) -> None:
     """Raises BadSetting for an opset that the exporter no longer writes."""
     if opset < MIN_OPSET:
         raise BadSetting(f"{where}: opset must be >= {MIN_OPSET} (got {opset})")
-
-
-def _card(card: Card, built: Built, record: Mapping[str, Any]) -> str:
-    data = ModelCardData(
-        license=card.license,
-        pipeline_tag=card.task,
-        library_name="stillhouse",
-        tags=[*card.tags, "distillation"],
-    )
-    count = parameters(built.module)
-    spec = json.dumps(dict(built.spec.kwargs), sort_keys=True)
-    return f"""---
-{data.to_yaml()}
----
-
-# {card.title}
-
-A student distilled with Stillhouse. It holds no weights of its teacher.
-
-- Method: {card.paper}
-- Architecture: `{built.spec.build.__module__}:{built.spec.build.__qualname__}` with `{spec}`
-- Parameters: {count:,}
-- ONNX opset {record["opset"]}; checked against torch on {record["checked_samples"]} real inputs,
-  largest difference allowed {record["agrees_within"]:.0e}
-
-## Use
-
-```python
-from pathlib import Path
-
-from stillhouse import load_model
-
-model = load_model(Path("this-folder")).module
-outputs = model({{{", ".join(f'"{name}": {name}' for name in record["inputs"])}}})
-```
-
-## Scores
-
-Scores, seeds, intervals and lineage are in the report of the run that made this model.
-"""

@@ -48,6 +48,7 @@ def writing(final: Path) -> Generator[Path]:
         aside.mkdir(parents=True)
         try:
             yield aside
+            share(aside)
             fsync_tree(aside)
             _replace(aside, final)
         except BaseException:
@@ -66,6 +67,19 @@ def _replace(aside: Path, final: Path) -> None:
     fsync(final.parent)
 
 
+def share(path: Path) -> None:
+    """Give a new file, or all below a new folder, the permissions that the umask leaves: some
+    libraries write files that their owner alone may read, whatever the umask.
+    """
+    probe = path.with_name(f".{uuid.uuid4().hex[:8]}.umask")
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in [path, *path.rglob("*")]:
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file aside, flush it, rename it into place."""
     with writing_file(path) as aside:
@@ -82,6 +96,7 @@ def writing_file(final: Path) -> Generator[Path]:
         aside = final.with_name(f".{uuid.uuid4().hex[:8]}.{final.name}")
         try:
             yield aside
+            share(aside)
             fsync(aside)
             aside.replace(final)
         except BaseException:

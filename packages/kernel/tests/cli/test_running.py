@@ -117,12 +117,13 @@ def test_export_copies_the_student_into_a_new_folder(stillhouse, ran, tmp_path) 
     code, out, _ = stillhouse("export", NAME, "--to", "safetensors")
     folder = Path(f"{NAME.replace('/', '-')}-tiny-safetensors")
     assert code == 0
-    assert out.split() == [str(folder / "model.json"), str(folder / "model.safetensors")]
+    names = ("export.json", "model.json", "model.safetensors")
+    assert out.split() == [str(folder / name) for name in names]
     inside = "export/model/model.safetensors"
     assert (folder / "model.safetensors").read_bytes() == (ran / inside).read_bytes()
     code, _, err = stillhouse("export", NAME, "--to", "onnx", "--out", str(folder))
     assert code == 2
-    assert err == f"error: {folder} is not empty; give a new folder with --out\n"
+    assert err == f"error: {folder} is not a new or empty folder; give one with --out\n"
     assert stillhouse("export", NAME, "--to", "onnx", "--out", str(tmp_path / "onnx"))[0] == 0
     (ran / inside).write_bytes(b"other bytes")
     code, _, err = stillhouse("export", NAME, "--to", "onnx", "--out", str(tmp_path / "again"))

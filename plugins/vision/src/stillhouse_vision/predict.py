@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from stillhouse.artifact import Built
-from stillhouse.errors import BadData, MissingData
-from stillhouse_vision.data import Sample, decode
+from stillhouse.errors import BadData
+from stillhouse.files import each_file
+from stillhouse_vision.data import PICTURES, Sample, decode
 from stillhouse_vision.models import ImageSpec
+from stillhouse_vision.usage import spec_of_images
 
 TOP = 3
 
@@ -17,20 +19,19 @@ TOP = 3
 def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]:
     """A row a picture: its file, and the likeliest classes with their probabilities, best first.
 
-    Pictures of any size are scaled and cut to the model's. Raises MissingData or BadData naming the
-    file.
+    Images of any size are scaled and cut to the model's; a folder stands for all below it.
+    Raises MissingData or BadData naming the file.
     """
-    if "images" not in model.spec.kwargs:
+    kwargs = spec_of_images(model.spec.kwargs)
+    if "images" not in kwargs:
         raise BadData(
             f"{model.spec.build.__qualname__}: a model that does not say which pictures it takes"
         )
-    images = ImageSpec.of(model.spec.kwargs["images"])
-    return [_row(model, images, file) for file in inputs]
+    images = ImageSpec.of(kwargs["images"])
+    return [_row(model, images, file) for file in each_file(inputs, PICTURES, kind="image")]
 
 
 def _row(model: Built, images: ImageSpec, file: Path) -> Mapping[str, Any]:
-    if not file.is_file():
-        raise MissingData(f"{file}: there is no such file; give a picture")
     picture = torch.from_numpy(decode(Sample(str(file), file, 0), images, resize=True))
     with torch.no_grad():
         logits = model.module({"images": picture[None]})["logits"][0]

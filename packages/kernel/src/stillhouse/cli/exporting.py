@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 from stillhouse.artifact import SPEC, WEIGHTS, Artifact
 from stillhouse.digest import path_digest
 from stillhouse.errors import BadSetting, CorruptArtifact, MissingData
-from stillhouse.files import storage
+from stillhouse.files import writing
+from stillhouse.quantize.onnx_network import ONNX
 
 if TYPE_CHECKING:
     from stillhouse.cli.target import Target
 
-FILES = {"onnx": ("model.onnx",), "safetensors": (SPEC, WEIGHTS)}
-# what goes along where a recipe has made it
-EXTRAS = {"onnx": ("model-int8.onnx",), "safetensors": ()}
-CARD = "README.md"
+FILES = {"onnx": (ONNX,), "safetensors": (SPEC, WEIGHTS)}
 
 
 def student_of(target: "Target") -> Artifact:
@@ -45,21 +43,32 @@ def student_of(target: "Target") -> Artifact:
 
 
 def export_student(target: "Target", to: str, out: Path) -> list[Path]:
-    """Copy the student's files of one format, and its model card, into the new folder `out`."""
+    """Copy the student's files of one format, and what belongs to both (model card, export.json and
+    what a plugin adds), into the new folder `out`; whole, or not at all.
+    """
     folder = student_of(target).path
+    there = _names(folder)
     for name in FILES[to]:
-        if not (folder / name).is_file():
+        if name not in there:
             raise MissingData(
-                f"{target.ref} was exported without {name}: there is {', '.join(_names(folder))}"
+                f"{target.ref} was exported without {name}: there is {', '.join(there)}"
             )
-    if out.exists() and any(out.iterdir()):
-        raise BadSetting(f"{out} is not empty; give a new folder with --out")
-    also = [name for name in (*EXTRAS[to], CARD) if (folder / name).is_file()]
-    names = [*FILES[to], *also]
-    with storage(out):
-        out.mkdir(parents=True, exist_ok=True)
-        return [Path(shutil.copy2(folder / name, out / name)) for name in names]
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise BadSetting(f"{out} is not a new or empty folder; give one with --out")
+    names = [name for name in there if _format(name) in (to, "")]
+    with writing(out) as aside:
+        for name in names:
+            # not their permissions: the files of a stage may be DVC's, which are read-only
+            shutil.copyfile(folder / name, aside / name)
+    return [out / name for name in names]
+
+
+def _format(name: str) -> str:
+    """The format whose file this is; empty for one that goes along with any."""
+    if name.endswith(".onnx"):
+        return "onnx"
+    return next((to for to, names in FILES.items() if name in names), "")
 
 
 def _names(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir())
+    return sorted(p.name for p in folder.iterdir() if p.is_file())

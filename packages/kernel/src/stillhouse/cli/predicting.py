@@ -1,5 +1,8 @@
 """`predict`: the domain's own table for a student and some files."""
 
+import csv
+import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,16 +11,18 @@ from stillhouse.artifact import SPEC, Built, load_model
 from stillhouse.domain import Domain, domains, load_function
 from stillhouse.errors import BadSetting, MissingData, PluginError, UnknownName
 
+ONNX = "model.onnx"
+
 
 def predictions(student: str, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]:
     """A row an input, or more, as the domain likes; Any: what a cell shows."""
     for path in inputs:
         if not path.exists():
             raise MissingData(f"{path} is not there; give existing files")
-    folder = Path(student)
-    if (folder / SPEC).is_file():
-        built = load_model(folder)
-        name = _domain_of(built, folder)
+    path = Path(student)
+    built = _exported(path)
+    if built is not None:
+        name = _domain_of(built, path)
     else:
         name, built = student.partition("/")[0], _finished(student)
     found = _installed(name)
@@ -28,12 +33,43 @@ def predictions(student: str, inputs: Sequence[Path]) -> Sequence[Mapping[str, A
     return load_function(found.predict, where=f"domain '{name}'")(built, inputs)
 
 
+def _exported(path: Path) -> Built | None:
+    """The model of an exported folder or ONNX file; None for what is neither."""
+    if (path / SPEC).is_file():
+        return load_model(path)
+    file = path / ONNX if path.is_dir() else path
+    if file.suffix == ".onnx" and file.is_file():
+        from stillhouse.quantize.onnx_network import load_onnx
+
+        return load_onnx(file)
+    return None
+
+
+def as_text(rows: Sequence[Mapping[str, Any]], form: str) -> str:
+    """Rows as the text of a JSON or CSV file; Any: what a cell shows."""
+    if form == "json":
+        return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+    text = io.StringIO()
+    writer = csv.DictWriter(text, heads(rows), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def heads(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns of rows in order; Any: what a cell shows."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
 def _finished(student: str) -> Built:
     from stillhouse.cli.exporting import student_of
     from stillhouse.cli.target import last_target
 
     if Path(student).is_dir():
-        raise MissingData(f"{student}: no {SPEC} in this folder; export one with --to safetensors")
+        raise MissingData(
+            f"{student}: neither {SPEC} nor {ONNX} in this folder; give one that "
+            "`stillhouse export` wrote"
+        )
     target = last_target(student)
     target.need_run()
     return student_of(target).open()

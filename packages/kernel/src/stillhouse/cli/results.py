@@ -104,15 +104,35 @@ def predict(
     student: Annotated[
         str,
         typer.Argument(
-            metavar="STUDENT", help="RECIPE[@VARIANT], or the folder of an exported model."
+            metavar="STUDENT",
+            help="RECIPE[@VARIANT], the folder of an exported model, or its ONNX file.",
         ),
     ],
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...")],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="Files, or folders of them.")
+    ],
+    form: Annotated[
+        Literal["table", "json", "csv"], typer.Option("--format", help="How rows are printed.")
+    ] = "table",
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the rows there: a .json or .csv file."),
+    ] = None,
 ) -> None:
-    """A table of what a student says about files of yours."""
-    from stillhouse.cli.predicting import predictions
+    """Print or write a student's predictions for files, a row each."""
+    from stillhouse.cli.predicting import as_text, heads, predictions
     from stillhouse.cli.tables import print_table
+    from stillhouse.errors import BadSetting
+    from stillhouse.files import write_text
 
+    if out is not None and out.suffix not in (".json", ".csv"):
+        raise BadSetting(f"--out {out}: give a file that ends in .json or .csv")
     rows = predictions(student, inputs)
-    head = list(dict.fromkeys(name for row in rows for name in row))
-    print_table("", head, [[str(row.get(name, "")) for name in head] for row in rows])
+    if out is not None:
+        write_text(out, as_text(rows, out.suffix[1:]))
+        print(f"{len(rows)} rows: {out}")
+    elif form != "table":
+        print(as_text(rows, form), end="")
+    else:
+        head = heads(rows)
+        print_table("", head, [[str(row.get(name, "")) for name in head] for row in rows])

@@ -4,6 +4,7 @@ The bytes of the file are the model's weights, so that metrics, timings and figu
 call a module.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.artifact import Built, Model, save_model
+from stillhouse.errors import CorruptArtifact, MissingData
 from stillhouse.objectives.objective import Tensors
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-ONNX = "model.onnx"
+ONNX, RECORD = "model.onnx", "export.json"
 
 
 class OnnxNetwork(nn.Module):
@@ -113,3 +115,39 @@ def save_onnx(out: Path, content: bytes, kwargs: Mapping[str, Any]) -> None:  # 
     module.file.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
     save_model(out, Built(spec=spec, module=module))
     (out / ONNX).write_bytes(content)
+
+
+def load_onnx(file: Path) -> Built:
+    """The `OnnxNetwork` of an exported ONNX file, with export.json beside it.
+
+    Raises MissingData without that, CorruptArtifact for files that cannot be read.
+    """
+    beside = file.with_name(RECORD)
+    if not beside.is_file():
+        raise MissingData(
+            f"{file}: there is no {RECORD} beside it, which says what it is; give the folder that "
+            "`stillhouse export --to onnx` wrote"
+        )
+    content = file.read_bytes()
+    try:
+        record = json.loads(beside.read_text())
+        kwargs = {
+            "size": len(content),
+            "inputs": list(record["inputs"]),
+            "outputs": list(record["outputs"]),
+            "parameter_count": int(record["parameters"]),
+            "macs": int(record["macs"]),
+            "source": {"build": str(record["model"]["build"]), "kwargs": record["model"]["kwargs"]},
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptArtifact(f"{beside}: cannot be read ({error!r}); export it again") from error
+    try:
+        session(content)
+    except Exception as error:  # ONNX Runtime's errors share no class of its own
+        reason = str(error).splitlines()[0]
+        raise CorruptArtifact(f"{file}: no whole ONNX file ({reason}); export it again") from error
+    spec = Model(build=onnx_network, kwargs=kwargs)
+    module = spec.new()
+    assert isinstance(module, OnnxNetwork)
+    module.file.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    return Built(spec=spec, module=module.eval())

@@ -7,7 +7,8 @@ import torch
 
 from stillhouse.artifact import Model
 from stillhouse.cache import Cache
-from stillhouse.export import Card, Export
+from stillhouse.card import Card
+from stillhouse.export import Export
 from stillhouse.metrics import Latencies, Latency, Lines, Memory, Profile
 from stillhouse.objectives.objective import (
     Composed,
@@ -36,6 +37,7 @@ from stillhouse_landmarks.recipes.two_teacher_settings import (
     TwoTeacherSettings,
 )
 from stillhouse_landmarks.shape import FitShape
+from stillhouse_landmarks.usage import regressor_usage
 
 SMALLEST = 8  # slice of a batch, where memory does not suffice
 OUTPUT = ("landmarks",)
@@ -391,5 +393,8 @@ def _export(settings: TwoTeacherSettings) -> Convert:
     )
     inputs = {"student": f"{shipped}-0.student", "data": "data.train"}
     if settings.int8:
-        inputs |= {"onnx": "onnx-0.model", "int8": "int8-0.model"}
-    return Convert(name="export", convert=Export(outputs=OUTPUT, card=card), inputs=inputs)
+        inputs |= {"onnx": "onnx-0.model", "int8": "int8-0.model", "scores": "shipped.scores"}
+    else:
+        inputs |= {"scores": f"{shipped}-0-scores.scores"}
+    export = Export(outputs=OUTPUT, card=card, usage=regressor_usage)
+    return Convert(name="export", convert=export, inputs=inputs)

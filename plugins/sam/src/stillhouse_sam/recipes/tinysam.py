@@ -1,6 +1,7 @@
 """sam/tinysam: a small SAM from a large one, in eight bits, that segments everything faster."""
 
-from stillhouse.export import Card, Export
+from stillhouse.card import Card
+from stillhouse.export import Export
 from stillhouse.recipe import Recipe
 from stillhouse.stages import Convert
 from stillhouse_sam.confidence import KeepEverything

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from stillhouse.cache import Cache
-from stillhouse.export import Card, Export
+from stillhouse.card import Card
+from stillhouse.export import Export
 from stillhouse.objectives.objective import Composed
 from stillhouse.objectives.zoo import ZooEntry, zoo_method
 from stillhouse.recipe import Recipe
@@ -19,6 +20,7 @@ from stillhouse_vision.recipes.teaching import (
     train_stage,
     trained_scores,
 )
+from stillhouse_vision.usage import classifier_usage
 
 PAPER = (
     "Hinton, Vinyals, Dean 2015, Distilling the knowledge in a neural network (arXiv 1503.02531)"
@@ -59,7 +61,11 @@ def distill(settings: Distill) -> Recipe:
     export = Convert(
         name="export",
         convert=_export(settings),
-        inputs={"student": f"{first}.student", "data": "data.test"},
+        inputs={
+            "student": f"{first}.student",
+            "data": "data.test",
+            "scores": f"{first}-scores.scores",
+        },
     )
     return Recipe(
         name="vision/distill",
@@ -141,4 +147,4 @@ def _export(settings: Distill) -> Export:
         task="image-classification",
         paper=PAPER,
     )
-    return Export(card=card)
+    return Export(card=card, usage=classifier_usage)

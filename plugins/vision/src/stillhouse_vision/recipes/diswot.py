@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 from stillhouse.artifact import Model
 from stillhouse.cache import Cache
-from stillhouse.export import Card, Export
+from stillhouse.card import Card
+from stillhouse.export import Export
 from stillhouse.objectives.objective import Composed, Weighted
 from stillhouse.objectives.projectors import ConvProjector
 from stillhouse.objectives.relations import DisWOTRelation, DisWOTSemantic
@@ -27,6 +28,7 @@ from stillhouse_vision.recipes.teaching import (
     trained_scores,
 )
 from stillhouse_vision.spaces import NasBench201, NasBenchMacro, ResNetDepths, ResNetShapes
+from stillhouse_vision.usage import classifier_usage
 
 PAPER = (
     "Dong, Li, Wei 2023, DisWOT: student architecture search for distillation without training "
@@ -73,8 +75,12 @@ def diswot(settings: DisWOT) -> Recipe:
     studies = study_stages(settings, space_of(settings), score_of(settings), teacher.ref)
     export = Convert(
         name="export",
-        convert=Export(card=_card(settings)),
-        inputs={"student": "kd-0.student", "data": "data.test"},
+        convert=Export(card=_card(settings), usage=classifier_usage),
+        inputs={
+            "student": "kd-0.student",
+            "data": "data.test",
+            "scores": "kd-0-scores.scores",
+        },
     )
     rows = {row: tuple(f"{s.name}-scores" for s in stages) for row, stages in students.items()}
     return Recipe(

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from stillhouse.artifact import Model
 from stillhouse.cache import Cache
-from stillhouse.export import Card, Export
+from stillhouse.card import Card
+from stillhouse.export import Export
 from stillhouse.objectives.logits import KD
 from stillhouse.objectives.objective import Composed, Weighted
 from stillhouse.objectives.projectors import LinearProjector
@@ -30,6 +31,7 @@ from stillhouse_vision.recipes.teaching import (
     train_stage,
     trained_scores,
 )
+from stillhouse_vision.usage import classifier_usage
 from stillhouse_vision.web import MostConfident, ReadWeb
 
 PAPER = (
@@ -293,6 +295,10 @@ def _export(settings: KD3Settings) -> Convert:
     )
     return Convert(
         name="export",
-        convert=Export(card=card),
-        inputs={"student": "kd3-0-merged.model", "data": "data.test"},
+        convert=Export(card=card, usage=classifier_usage),
+        inputs={
+            "student": "kd3-0-merged.model",
+            "data": "data.test",
+            "scores": "kd3-0-scores.scores",
+        },
     )

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from stillhouse.artifact import Model
-from stillhouse.export import Card, Export
+from stillhouse.card import Card
+from stillhouse.export import Export
 from stillhouse.federated.averaging import FedAvg
 from stillhouse.federated.clients import Plan
 from stillhouse.federated.figures import ClientLabels, FusionWeights
@@ -19,6 +20,7 @@ from stillhouse.stages import Convert, Evaluate, Make
 from stillhouse_vision.federated_data import Dirichlet, Grouped, Split, SplitImages
 from stillhouse_vision.recipes.knfu_settings import KnowledgeFusion
 from stillhouse_vision.recipes.teaching import data_stage, named_model
+from stillhouse_vision.usage import classifier_usage
 
 PAPER = "KnFu: effective knowledge fusion, 2024 (arXiv 2403.11892)"
 NOTES = (
@@ -201,6 +203,6 @@ def _export(settings: KnowledgeFusion) -> Convert:
     )
     return Convert(
         name="export",
-        convert=Export(card=card),
+        convert=Export(card=card, usage=classifier_usage),
         inputs={"student": "knfu-0.client-0", "data": "split-0.test"},
     )

@@ -1,0 +1,194 @@
+"""What the files of an exported student say about themselves: model card, export.json, metadata."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from torch import Tensor
+
+from stillhouse.artifact import SPEC, Built
+from stillhouse.quantize.onnx_network import ONNX, RECORD
+
+CARD, INT8 = "README.md", "model-int8.onnx"
+Record = Mapping[str, Any]  # Any: JSON values; what export.json holds
+# of the record, what an ONNX file carries in its own metadata
+METADATA = ("task", "inputs", "outputs", "classes", "preprocessing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What the model card says beside the record's figures."""
+
+    title: str
+    task: str  # a Hugging Face pipeline tag, as "image-classification"
+    paper: str
+    license: str = "other"
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """How an exported student is used.
+
+    `ports` says what each input and output means, with units and range. `classes` are names in the
+    order of the class axis. `preprocessing` are JSON values. The two examples are lines of Python
+    that run in the export's folder: `prepare` makes `inputs`, a dict of numpy arrays, with `use`
+    being export.json as a dict; `read` prints what `outputs`, a dict of numpy arrays, say.
+    """
+
+    ports: Mapping[str, str]
+    classes: tuple[str, ...] = ()
+    preprocessing: Mapping[str, Any] = field(default_factory=dict[str, Any])  # Any: JSON values
+    prepare: str = ""
+    read: str = ""
+
+
+def port_record(values: Mapping[str, Tensor], usage: Usage | None) -> dict[str, dict[str, Any]]:
+    """Type, shape and meaning of each of a batch's tensors; Any: JSON values."""
+    meanings = {} if usage is None else usage.ports
+    return {
+        name: {
+            "dtype": str(value.dtype).removeprefix("torch."),
+            "shape": ["batch", *value.shape[1:]],
+            **({"meaning": meanings[name]} if name in meanings else {}),
+        }
+        for name, value in values.items()
+    }
+
+
+def add_metadata(file: Path, record: Record) -> None:
+    """Write those of `METADATA` that the record has into an ONNX file, as JSON texts by key."""
+    import onnx
+
+    model = onnx.load(str(file))
+    texts = {
+        key: record[key] if isinstance(record[key], str) else json.dumps(record[key])
+        for key in METADATA
+        if record.get(key)
+    }
+    onnx.helper.set_model_props(model, texts)
+    file.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def model_card(card: Card, usage: Usage | None, built: Built, record: Record) -> str:
+    """README.md of an export, in Hugging Face's form."""
+    data = ModelCardData(
+        license=card.license,
+        pipeline_tag=card.task,
+        library_name="stillhouse",
+        tags=[*card.tags, "distillation"],
+    )
+    spec = json.dumps(dict(built.spec.kwargs), sort_keys=True)
+    return f"""---
+{data.to_yaml()}
+---
+
+# {card.title}
+
+A student distilled with Stillhouse. It holds no weights of its teacher.
+
+- Method: {card.paper}
+- Architecture: `{built.spec.build.__module__}:{built.spec.build.__qualname__}` with `{spec}`
+- Parameters: {record["parameters"]:,}; multiply-accumulates of one sample: {record["macs"]:,}
+- ONNX opset {record["opset"]}; checked against torch on {record["checked_samples"]} real inputs,
+  largest difference allowed {record["agrees_within"]:.0e}
+
+## Inputs and outputs
+
+{_ports(record)}
+{_use(usage)}
+## Scores
+
+{_scores(record.get("scores", {}))}
+"""
+
+
+def _ports(record: Record) -> str:
+    rows = [
+        f"| {kind} | `{name}` | {port['dtype']} | {_shape(port['shape'])} | "
+        f"{port.get('meaning', '')} |"
+        for kind in ("input", "output")
+        for name, port in record[f"{kind}s"].items()
+    ]
+    table = ["| | name | type | shape | meaning |", "|---|---|---|---|---|", *rows]
+    if record.get("classes"):
+        table += ["", f"Classes, in order: {', '.join(record['classes'])}."]
+    return "\n".join(table) + "\n"
+
+
+def _shape(axes: list[Any]) -> str:  # Any: names and sizes
+    return f"[{', '.join(map(str, axes))}]"
+
+
+def _use(usage: Usage | None) -> str:
+    """The examples, in the order in which they run: either of the two in the middle."""
+    if usage is None or not usage.prepare:
+        return ""
+    return f"""
+## Use
+
+In the folder of these files, which [{RECORD}]({RECORD}) describes:
+
+```python
+import json
+
+{USE}
+{usage.prepare.strip()}
+```
+
+With ONNX Runtime (`pip install onnxruntime numpy pillow`):
+
+```python
+{ONNX_RUNTIME}
+```
+
+or with torch and Stillhouse, where {SPEC} and model.safetensors are:
+
+```python
+{TORCH}
+```
+
+Then:
+
+```python
+{usage.read.strip()}
+```
+"""
+
+
+USE = f"""with open("{RECORD}") as file:
+    use = json.load(file)
+"""
+ONNX_RUNTIME = f"""import onnxruntime
+
+session = onnxruntime.InferenceSession("{ONNX}")  # or "{INT8}", where it is
+outputs = dict(zip(use["outputs"], session.run(list(use["outputs"]), inputs)))"""
+TORCH = """from pathlib import Path
+
+import torch
+from stillhouse import load_model
+
+model = load_model(Path(".")).module
+with torch.no_grad():
+    found = model({name: torch.from_numpy(value) for name, value in inputs.items()})
+outputs = {name: found[name].numpy() for name in use["outputs"]}"""
+
+
+def _scores(scores: Mapping[str, float]) -> str:
+    """A table of "name" or "row/name" scores, and where the rest is told."""
+    rest = "Seeds, intervals, the baseline and the lineage are in the report of the run."
+    if not scores:
+        return rest
+    split = {name: name.rpartition("/")[::2] for name in scores}
+    heads = list(dict.fromkeys(row for row, _ in split.values()))
+    names = list(dict.fromkeys(name for _, name in split.values()))
+    by_cell = {split[key]: f"{value:.6g}" for key, value in scores.items()}
+    lines = [
+        f"| score | {' | '.join(head or 'this model' for head in heads)} |",
+        f"|---|{'---|' * len(heads)}",
+        *(f"| {n} | {' | '.join(by_cell.get((head, n), '') for head in heads)} |" for n in names),
+    ]
+    return "\n".join(["On the test data, one seed:", "", *lines, "", rest])
