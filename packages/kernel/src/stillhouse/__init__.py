@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         Term,
         Weighted,
     )
-    from stillhouse.recipe import Context, Event, Recipe, Scale, Stage
+    from stillhouse.recipe import Bound, Context, Event, Recipe, Scale, Stage
     from stillhouse.runs import Runs, home, project_root, run_recipe, run_stage
     from stillhouse.settings import Settings, make_recipe, make_settings
     from stillhouse.stages.convert import Convert
@@ -55,7 +55,7 @@ _NAMES = {
         *("Composed", "Constant", "Cosine", "Models", "Objective", "Optimizer", "Phase"),
         *("Schedule", "Step", "Tensors", "Term", "Weighted"),
     ),
-    "recipe": ("Context", "Event", "Recipe", "Scale", "Stage"),
+    "recipe": ("Bound", "Context", "Event", "Recipe", "Scale", "Stage"),
     "runs": ("Runs", "home", "project_root", "run_recipe", "run_stage"),
     "settings": ("Settings", "make_recipe", "make_settings"),
     "stages.convert": ("Convert",),
@@ -68,13 +68,13 @@ _NAMES = {
 _MODULE = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
-    "Artifact", "Augment", "Built", "Cache", "Card", "Composed", "Constant", "Context", "Convert",
-    "Cosine", "Data", "Domain", "Evaluate", "Event", "Export", "Federate", "Figure", "Make",
-    "Metric", "Model", "Models", "Objective", "Optimizer", "Phase", "Ragged", "Recipe", "Runs",
-    "Scale", "Schedule", "Search", "Settings", "Setup", "Stage", "Step", "StillhouseError",
-    "TensorData", "Tensors", "Term", "Train", "Usage", "Weighted", "domains", "fit", "home",
-    "load_model", "make_recipe", "make_settings", "project_root", "run_recipe", "run_stage",
-    "save_model",
+    "Artifact", "Augment", "Bound", "Built", "Cache", "Card", "Composed", "Constant", "Context",
+    "Convert", "Cosine", "Data", "Domain", "Evaluate", "Event", "Export", "Federate", "Figure",
+    "Make", "Metric", "Model", "Models", "Objective", "Optimizer", "Phase", "Ragged", "Recipe",
+    "Runs", "Scale", "Schedule", "Search", "Settings", "Setup", "Stage", "Step",
+    "StillhouseError", "TensorData", "Tensors", "Term", "Train", "Usage", "Weighted", "domains",
+    "fit", "home", "load_model", "make_recipe", "make_settings", "project_root", "run_recipe",
+    "run_stage", "save_model",
 ]  # fmt: skip
 
 

@@ -105,12 +105,31 @@ class Stage(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bound:
+    """A score that the rows' primary score is held against: the mean of `score` over `stages`.
+
+    `score` is the primary score's name, or a study's "line/<primary score>"; without it in those
+    stages there is no bound. `counts` names scores of the same stages that are printed beside it
+    (how many objects the test data have). `enough` is for a ceiling: with a worse one the scores
+    say nothing.
+    """
+
+    name: str  # as it stands in a sentence: "the filled box", "a perfect detector"
+    stages: tuple[str, ...]
+    score: str
+    counts: tuple[str, ...] = ()
+    enough: float = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A method as a list of stages in running order.
 
     `rows` maps a row of the report to its Evaluate stages, one a seed; `baseline` names the row the
-    others are
-    compared with; `notes` are printed in every report (what is official, what is a reconstruction).
+    others are compared with, `method` the row that is the system itself: the headline is about it.
+    `control` is what needs no model (rows below it make no headline), `ceiling` what a perfect
+    model scores on the test data. `notes` are printed in every report (what is official, what is a
+    reconstruction).
     `studies` maps a heading of the report to Evaluate stages, one a seed, that are about the method
     and not about one model; their scores may be named "line/score", a table's line and column.
     Raises BadRecipe or UnknownName when stages, ports or rows do not fit together.
@@ -123,6 +142,9 @@ class Recipe:
     baseline: str
     notes: tuple[str, ...] = ()
     studies: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    method: str = ""
+    control: Bound | None = None
+    ceiling: Bound | None = None
 
     def __post_init__(self) -> None:
         ports: set[str] = set()
@@ -131,15 +153,23 @@ class Recipe:
             _check_stage(stage, seen, ports)
             seen.add(stage.name)
             ports |= {f"{stage.name}.{port}" for port in stage.outputs}
-        for what, listed in (("row", self.rows), ("study", self.studies)):
-            for title, names in listed.items():
-                for name in names:
-                    if name not in seen:
-                        raise UnknownName("stage", name, seen, where=f"{what} '{title}'")
+        self._check_names(seen)
+
+    def _check_names(self, stages: set[str]) -> None:
+        """Raises UnknownName for a row, study or bound that names what is not there."""
+        bounds = {"control": self.control, "ceiling": self.ceiling}
+        listed = [(f"row '{title}'", names) for title, names in self.rows.items()]
+        listed += [(f"study '{title}'", names) for title, names in self.studies.items()]
+        listed += [(what, bound.stages) for what, bound in bounds.items() if bound is not None]
+        for where, names in listed:
+            for name in names:
+                if name not in stages:
+                    raise UnknownName("stage", name, stages, where=where)
+        where = f"recipe '{self.name}'"
         if self.rows and self.baseline not in self.rows:
-            raise UnknownName(
-                "baseline row", self.baseline, self.rows, where=f"recipe '{self.name}'"
-            )
+            raise UnknownName("baseline row", self.baseline, self.rows, where=where)
+        if self.method and self.method not in self.rows:
+            raise UnknownName("method's row", self.method, self.rows, where=where)
 
     def stage(self, name: str) -> Stage:
         """The stage of that name; raises UnknownName with the nearest."""

@@ -30,6 +30,7 @@ LONG = Story(
         Scored(row="aVeryLongRowNameThatHasNoPlaceToBreakAtAll" * 2, prefix="kd", accuracy=(0.9,)),
     ),
     reference="https://example.org/" + "a" * 120,
+    method="aVeryLongRowNameThatHasNoPlaceToBreakAtAll" * 2,
 )
 
 

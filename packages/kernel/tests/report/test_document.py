@@ -51,10 +51,10 @@ def test_headline_of_a_gain(tmp_path: Path) -> None:
     headline = document_of(THREE, tmp_path).headline
     assert headline.sentence == "Student + kd gains 1.58 points of accuracy over student."
     assert headline.detail[0] == (
-        "Paired over 3 seeds: +1.58 points, 95 % interval +1.24 to +1.93. "
-        "It is the best of 2 rows by mean."
+        "Paired over 3 seeds: +1.58 points, 95 % interval +1.24 to +1.93 (p 0.0026)."
     )
     assert headline.detail[1].startswith("The teacher reaches 92.14 %; 32 % of its lead over")
+    assert headline.detail[-1] == "The other row: no difference beyond noise for student + dkd."
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,11 @@ def test_headline_of_a_gain(tmp_path: Path) -> None:
             (0.81, 0.84),
             "No difference beyond noise between student + kd and student.",
         ),
-        ((0.80, 0.81), (0.70, 0.71), "Student + kd loses 10.00 points of accuracy over student."),
+        (
+            (0.80, 0.81),
+            (0.70, 0.71),
+            "Student + kd loses 10.00 points of accuracy against student.",
+        ),
         ((0.80,), (0.81,), "Student + kd is 1.00 points of accuracy ahead of student, on 1 seed."),
         ((0.80,), (0.79,), "Student + kd is 1.00 points of accuracy behind student, on 1 seed."),
         ((0.80,), (0.80,), "Student + kd and student score the same on 1 seed."),

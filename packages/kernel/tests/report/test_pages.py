@@ -143,7 +143,7 @@ def test_what_users_write_is_escaped(tmp_path: Path) -> None:
         Scored(row="student", prefix="plain", accuracy=(0.87, 0.88)),
         Scored(row=NASTY, prefix="kd", accuracy=(0.9, 0.92)),
     )
-    story = Story(rows=rows, reference="<b>R & D</b>", notes=("</style><img src=x>",))
+    story = Story(rows=rows, reference="<b>R & D</b>", notes=("</style><img src=x>",), method=NASTY)
     page = made(story, tmp_path)
     text, parsed = page.read_text(), Page(page.read_text())
     assert not parsed.all("script")

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from stillhouse.artifact import Artifact
 from stillhouse.digest import code_version, digest, text_digest
-from stillhouse.recipe import Context, Recipe
+from stillhouse.recipe import Bound, Context, Recipe
 
 ENVIRONMENT = {
     "python": "3.11.9",
@@ -70,6 +70,9 @@ class Story:
     notes: tuple[str, ...] = ("A reconstruction: the authors published no code.",)
     settings: Mapping[str, Any] = field(default_factory=dict)
     export: bool = True
+    method: str = "student + kd"
+    control: Bound | None = None
+    ceiling: Bound | None = None
 
     def recipe(self) -> Recipe:
         stages = [
@@ -102,6 +105,9 @@ class Story:
             rows=rows,
             baseline=self.rows[0].row,
             notes=self.notes,
+            method=self.method,
+            control=self.control,
+            ceiling=self.ceiling,
         )
 
 

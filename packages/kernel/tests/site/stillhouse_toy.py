@@ -157,7 +157,14 @@ def toy(settings: Toy) -> Recipe:
             )
         )
     rows = {kind: tuple(f"{kind}-{seed}-scores" for seed in seeds) for kind in ("student", "plain")}
-    return Recipe(name="toy/toy", reference="none", stages=stages, rows=rows, baseline="plain")
+    return Recipe(
+        name="toy/toy",
+        reference="none",
+        stages=stages,
+        rows=rows,
+        baseline="plain",
+        method="student",
+    )
 
 
 class Fragile(Net):

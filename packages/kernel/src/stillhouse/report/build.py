@@ -2,17 +2,21 @@
 
 import json
 import shlex
+import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from stillhouse.metrics.scores import is_cost, lower_is_better
-from stillhouse.recipe import OUTSIDE, PLOTS, Recipe
+from stillhouse.recipe import OUTSIDE, PLOTS, Bound, Recipe
 from stillhouse.report.collect import Finished, SettingsFile, collect, read_settings
+from stillhouse.report.costs import costlier
 from stillhouse.report.document import (
     SCHEMA,
     Curve,
     Document,
     Environment,
+    Held,
     Picture,
     Row,
     Score,
@@ -22,9 +26,9 @@ from stillhouse.report.document import (
     Standing,
     Study,
 )
-from stillhouse.report.headline import headline
+from stillhouse.report.headline import Findings, headline
 from stillhouse.report.lineage import lineage
-from stillhouse.report.statistics import Difference, paired, summarize, unpaired
+from stillhouse.report.statistics import Difference, holm, paired, summarize, unpaired
 from stillhouse.report.units import unit
 
 
@@ -33,6 +37,13 @@ def build(recipe: Recipe, name: str, root: Path, folder: Path) -> Document:
     done, settings = collect(recipe, folder), read_settings(folder)
     scores, primary = _scores(recipe, done)
     rows = _rows(recipe, done, scores)
+    found = Findings(
+        rows=rows,
+        primary=primary,
+        method=_method(recipe, rows),
+        control=_held(recipe.control, primary, done),
+        ceiling=_held(recipe.ceiling, primary, done),
+    )
     origin = lineage(recipe, name, root, done)
     return Document(
         schema_version=SCHEMA,
@@ -42,7 +53,7 @@ def build(recipe: Recipe, name: str, root: Path, folder: Path) -> Document:
         settings=dict(sorted(settings.settings.items())),
         reference=recipe.reference,
         notes=recipe.notes,
-        headline=headline(rows, primary),
+        headline=headline(found),
         missing=tuple(s.name for s in recipe.stages if s.name not in done),
         baseline=recipe.baseline,
         primary=primary.name if primary else None,
@@ -56,6 +67,10 @@ def build(recipe: Recipe, name: str, root: Path, folder: Path) -> Document:
         environments=_environments(done),
         commands=_commands(name, settings, origin.commit, recipe),
         studies=tuple(_study(title, stages, done) for title, stages in recipe.studies.items()),
+        method=found.method,
+        control=found.control,
+        ceiling=found.ceiling,
+        costlier=costlier(rows),
     )
 
 
@@ -80,7 +95,45 @@ def _score(name: str) -> Score:
 
 
 def _rows(recipe: Recipe, done: Mapping[str, Finished], scores: Sequence[Score]) -> tuple[Row, ...]:
-    return tuple(_row(recipe, name, done, scores) for name in recipe.rows)
+    rows = tuple(_row(recipe, name, done, scores) for name in recipe.rows)
+    return corrected(rows, _method(recipe, rows))
+
+
+def corrected(rows: Sequence[Row], method: str) -> tuple[Row, ...]:
+    """The rows with the differences of students other than the method corrected for their number,
+    score by score.
+    """
+    tested = [i for i, row in enumerate(rows) if row.standing == "student" and row.name != method]
+    gaps = [dict(row.differences) for row in rows]
+    for score in dict.fromkeys(name for i in tested for name in gaps[i]):
+        having = [i for i in tested if score in gaps[i]]
+        for i, gap in zip(having, holm([gaps[i][score] for i in having]), strict=True):
+            gaps[i][score] = gap
+    return tuple(replace(row, differences=gap) for row, gap in zip(rows, gaps, strict=True))
+
+
+def _method(recipe: Recipe, rows: Sequence[Row]) -> str:
+    """The row the recipe names, else the only student there is."""
+    students = [row.name for row in rows if row.standing == "student"]
+    return recipe.method or (students[0] if len(students) == 1 else "")
+
+
+def _held(bound: Bound | None, primary: Score | None, done: Mapping[str, Finished]) -> Held | None:
+    """A bound's mean over the stages that have it; None where none has, or where it is another
+    score than the primary one.
+    """
+    if bound is None or primary is None or bound.score.rpartition("/")[2] != primary.name:
+        return None
+    found = [done[s].scores for s in bound.stages if s in done and bound.score in done[s].scores]
+    if not found:
+        return None
+    means = {
+        name: statistics.fmean(scores[name] for scores in found if name in scores)
+        for name in (bound.score, *bound.counts)
+        if any(name in scores for scores in found)
+    }
+    value = means.pop(bound.score)
+    return Held(name=bound.name, value=value, enough=bound.enough, counts=means)
 
 
 def _row(recipe: Recipe, name: str, done: Mapping[str, Finished], scores: Sequence[Score]) -> Row:

@@ -19,10 +19,11 @@ class Card:
 
 
 def cards(document: Document) -> tuple[Card, ...]:
-    """Gain, score, size and speed of the best student, and what the whole cost."""
-    student, teacher = _best(document, "student"), _best(document, "teacher")
+    """Gain, score, size and speed of the method's row, and what the whole cost."""
+    student, teacher = _method(document), _best(document, "teacher")
     about = student or _best(document, "baseline") or teacher
-    found = [_gain(document, student), _reached(document, about, teacher)]
+    gain = None if document.headline.withheld else _gain(document, student)
+    found = [gain, _reached(document, about, teacher)]
     if about is not None:
         found += [_against(about, teacher, name) for name in SHOWN]
     return tuple(card for card in [*found, _cost(document)] if card is not None)
@@ -34,6 +35,14 @@ def _best(document: Document, standing: str) -> Row | None:
     rows = [r for r in document.rows if r.standing == standing and name in r.scores]
     sign = -1 if score and score.lower_is_better else 1
     return max(rows, key=lambda row: sign * row.scores[name].mean, default=None)
+
+
+def _method(document: Document) -> Row | None:
+    """The method's row where it is scored; where the recipe names none, the best student's."""
+    if not document.method:
+        return _best(document, "student")
+    row = document.row(document.method)
+    return row if row is not None and (document.primary or "") in row.scores else None
 
 
 def _gain(document: Document, student: Row | None) -> Card | None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,6 +137,17 @@ class Headline:
 
     sentence: str
     detail: tuple[str, ...]
+    withheld: bool = False  # the scores bear no comparison: the sentence says why
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """A bound of the primary score: a trivial control's score, or a perfect model's."""
+
+    name: str
+    value: float
+    enough: float  # of a ceiling
+    counts: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +178,10 @@ class Document:
     environments: tuple[Environment, ...]
     commands: tuple[str, ...]
     studies: tuple[Study, ...] = ()
+    method: str = ""  # the row that is the system itself; "" where the recipe names none
+    control: Held | None = None
+    ceiling: Held | None = None
+    costlier: tuple[str, ...] = ()  # a sentence each: what students take more of than the teacher
 
     @property
     def title(self) -> str:

@@ -1,14 +1,20 @@
-"""The sentence at the top: what distillation bought, computed from the rows."""
+"""The sentence at the top: what the method's row bought over the baseline, or why nothing is said.
 
-from collections.abc import Mapping, Sequence
+A loss is said as plainly as a gain; other rows follow, corrected for their number.
+"""
 
-from stillhouse.report.document import Headline, Row, Score
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stillhouse.report.document import Headline, Held, Row, Score
 from stillhouse.report.statistics import Difference
 from stillhouse.report.units import (
+    counted,
     difference,
     inside,
     interval,
     number,
+    probability,
     quantity,
     seeds,
     significant,
@@ -18,92 +24,179 @@ from stillhouse.report.units import (
 COMPUTE = ("macs", "parameters", "latency_b1_ms")
 
 
-def headline(rows: Sequence[Row], primary: Score | None) -> Headline:
-    """The best student row against the baseline row, and against the teacher."""
-    by = {
-        standing: _with(rows, standing, primary) for standing in ("baseline", "teacher", "student")
-    }
-    if primary is None or not any(by.values()):
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a headline is made of; `method` names the row it is about, "" where none is named."""
+
+    rows: Sequence[Row]
+    primary: Score | None
+    method: str = ""
+    control: Held | None = None
+    ceiling: Held | None = None
+
+
+def headline(found: Findings) -> Headline:
+    """The method's row against the baseline row and the teacher, then the other rows."""
+    if found.primary is None or not any(_scored(found, row) for row in found.rows):
         return Headline(sentence="Nothing has been evaluated yet.", detail=())
-    if not by["student"] or not by["baseline"]:
-        return Headline(sentence=_alone(by, primary), detail=())
-    best = _best(by["student"], primary)
-    baseline = by["baseline"][0]
-    detail = [_evidence(best, len(by["student"]), primary)]
-    if by["teacher"]:
-        detail += _teacher(best, baseline, _best(by["teacher"], primary), primary)
-    return Headline(sentence=_sentence(best, baseline, primary), detail=tuple(detail))
+    if reason := _withheld(found, found.primary):
+        return Headline(sentence=reason, detail=(), withheld=True)
+    method, baseline = _method(found), _first(found, "baseline")
+    others = _others(found, found.primary)
+    if found.method and (method is None or baseline is None or method is baseline):
+        return Headline(sentence=_alone(found, found.primary), detail=())
+    if method is None or baseline is None:
+        sentence = others[0] if others else _alone(found, found.primary)
+        return Headline(sentence=sentence, detail=())
+    detail = [_evidence(method.differences[found.primary.name], found.primary)]
+    detail += _teacher(found, method, baseline, found.primary)
+    sentence = _sentence(method, baseline, found)
+    return Headline(sentence=sentence, detail=(*detail, *others))
 
 
-def _with(rows: Sequence[Row], standing: str, primary: Score | None) -> list[Row]:
-    return [r for r in rows if r.standing == standing and primary and primary.name in r.scores]
+def _scored(found: Findings, row: Row) -> bool:
+    return found.primary is not None and found.primary.name in row.scores
 
 
-def _best(rows: Sequence[Row], primary: Score) -> Row:
-    sign = -1 if primary.lower_is_better else 1
-    return max(rows, key=lambda row: sign * row.scores[primary.name].mean)
+def _first(found: Findings, standing: str) -> Row | None:
+    rows = (r for r in found.rows if r.standing == standing and _scored(found, r))
+    return next(rows, None)
 
 
-def _alone(by: Mapping[str, Sequence[Row]], primary: Score) -> str:
-    row = next(rows[0] for rows in by.values() if rows)
-    mean = quantity(row.scores[primary.name].mean, primary.name)
-    what = f"{mean} {inside(primary.label)}"
-    return f"{_capital(row.name)} reaches {what}; there is no pair to compare yet."
+def _method(found: Findings) -> Row | None:
+    rows = (r for r in found.rows if r.name == found.method and _scored(found, r))
+    return next(rows, None)
 
 
-def _sentence(best: Row, baseline: Row, primary: Score) -> str:
-    gap = best.differences[primary.name]
-    amount = _amount(gap, primary)
-    if gap.how == "paired" and gap.low is not None and not gap.beyond_noise():
-        return f"No difference beyond noise between {best.name} and {baseline.name}."
-    gain = (gap.mean < 0) == primary.lower_is_better and gap.mean != 0
-    if gap.low is None:
-        if gap.mean == 0:
-            return f"{_capital(best.name)} and {baseline.name} score the same on {seeds(gap.n)}."
-        word = "ahead of" if gain else "behind"
-        return f"{_capital(best.name)} is {amount} {word} {baseline.name}, on {seeds(gap.n)}."
-    verb = "gains" if gain else "loses"
-    return f"{_capital(best.name)} {verb} {amount} over {baseline.name}."
-
-
-def _amount(gap: Difference, primary: Score) -> str:
-    size, points = number(abs(gap.mean), primary.name), unit(primary.name).points
-    if points == "points":
-        return f"{size} points of {inside(primary.label)}"
+def _withheld(found: Findings, primary: Score) -> str:
+    """Why the scores bear no comparison; "" where they do."""
+    ceiling, control = found.ceiling, found.control
+    label = inside(primary.label)
+    if ceiling is not None and _worse(ceiling.value, ceiling.enough, primary):
+        top = quantity(ceiling.value, primary.name)
+        return (
+            f"No headline: on these test data {ceiling.name} reaches only {top} {label}"
+            f"{counted(ceiling.counts)}, so the scores say nothing about the models."
+        )
+    about = _method(found) or _first(found, "baseline")
+    if control is None or about is None:
+        return ""
+    ours = about.scores[primary.name].mean
+    if not _worse(ours, control.value, primary):
+        return ""
     return (
-        f"{size} {points} of {inside(primary.label)}"
-        if points
-        else f"{size} {inside(primary.label)}"
+        f"No headline: {about.name} reaches {quantity(ours, primary.name)} {label}, no better than "
+        f"the trivial control, {control.name}, with {quantity(control.value, primary.name)}."
     )
 
 
-def _evidence(best: Row, students: int, primary: Score) -> str:
-    gap = best.differences[primary.name]
-    chosen = f" It is the best of {students} rows by mean." if students > 1 else ""
+def _worse(value: float, other: float, primary: Score) -> bool:
+    """Whether `value` is no better than `other`."""
+    return value >= other if primary.lower_is_better else value <= other
+
+
+def _alone(found: Findings, primary: Score) -> str:
+    first = (_first(found, standing) for standing in ("baseline", "teacher", "student"))
+    method = _method(found)
+    row = method or next(row for row in first if row is not None)
+    what = f"{quantity(row.scores[primary.name].mean, primary.name)} {inside(primary.label)}"
+    if found.method and method is None:
+        return f"{_capital(found.method)} has not been evaluated yet; {row.name} reaches {what}."
+    return f"{_capital(row.name)} reaches {what}; there is no pair to compare yet."
+
+
+def _sentence(method: Row, baseline: Row, found: Findings) -> str:
+    primary = found.primary
+    assert primary is not None
+    gap, name = method.differences[primary.name], _capital(method.name)
+    if found.control and _worse(baseline.scores[primary.name].mean, found.control.value, primary):
+        return (
+            f"{name} reaches {quantity(method.scores[primary.name].mean, primary.name)} "
+            f"{inside(primary.label)}; {baseline.name} is no better than the trivial control, "
+            f"{found.control.name}, so no gain over it is claimed."
+        )
+    if gap.low is not None and not gap.beyond_noise():
+        return f"No difference beyond noise between {method.name} and {baseline.name}."
+    amount = f"{_points(gap, primary)} of {inside(primary.label)}"
+    if gap.low is None:
+        if gap.mean == 0:
+            return f"{name} and {baseline.name} score the same on {seeds(gap.n)}."
+        word = "ahead of" if _gains(gap, primary) else "behind"
+        return f"{name} is {amount} {word} {baseline.name}, on {seeds(gap.n)}."
+    verb, against = ("gains", "over") if _gains(gap, primary) else ("loses", "against")
+    return f"{name} {verb} {amount} {against} {baseline.name}."
+
+
+def _gains(gap: Difference, primary: Score) -> bool:
+    return (gap.mean < 0) == primary.lower_is_better
+
+
+def _points(gap: Difference, primary: Score) -> str:
+    size, points = number(abs(gap.mean), primary.name), unit(primary.name).points
+    return f"{size} {points}" if points else size
+
+
+def _evidence(gap: Difference, primary: Score) -> str:
     if gap.how == "means":
-        return f"A difference of means: the rows do not share their seeds.{chosen}"
-    if gap.low is None or gap.high is None:
-        return f"With {seeds(gap.n)} there is no interval: chance is not ruled out.{chosen}"
+        return "A difference of means: the rows do not share their seeds."
+    if gap.low is None or gap.high is None or gap.p is None:
+        return f"With {seeds(gap.n)} there is no interval: chance is not ruled out."
     mean = difference(gap.mean, primary.name)
     span = interval(gap.low, gap.high, primary.name, sign=True)
-    return f"Paired over {seeds(gap.n)}: {mean}, 95 % interval {span}.{chosen}"
+    how = "Paired over" if gap.how == "paired" else "Not paired, at least"
+    return f"{how} {seeds(gap.n)}: {mean}, 95 % interval {span} (p {probability(gap.p)})."
 
 
-def _teacher(best: Row, baseline: Row, teacher: Row, primary: Score) -> list[str]:
-    ours, theirs = best.scores[primary.name].mean, teacher.scores[primary.name].mean
-    before, sign = baseline.scores[primary.name].mean, -1 if primary.lower_is_better else 1
+def _teacher(found: Findings, method: Row, baseline: Row, primary: Score) -> list[str]:
+    """The best teacher's score, the share of its lead that is closed, and what the student needs
+    of its compute where that is less.
+    """
+    rows = [row for row in found.rows if row.standing == "teacher" and _scored(found, row)]
+    if not rows:
+        return []
+    sign = -1 if primary.lower_is_better else 1
+    teacher = max(rows, key=lambda row: sign * row.scores[primary.name].mean)
+    ours, theirs = method.scores[primary.name].mean, teacher.scores[primary.name].mean
+    before = baseline.scores[primary.name].mean
     lines = [f"The teacher reaches {quantity(theirs, primary.name)}"]
-    if sign * (theirs - before) > 0 and sign * (ours - before) > 0:
+    clear = method.differences[primary.name].beyond_noise()
+    if clear and sign * (theirs - before) > 0 and sign * (ours - before) > 0:
         share = (ours - before) / (theirs - before)
         lines[0] += f"; {100 * share:.0f} % of its lead over {baseline.name} is closed"
     lines[0] += "."
     for name in COMPUTE:
-        if name in best.scores and name in teacher.scores and teacher.scores[name].mean > 0:
-            part = 100 * best.scores[name].mean / teacher.scores[name].mean
+        if name in method.scores and name in teacher.scores and teacher.scores[name].mean > 0:
+            part = 100 * method.scores[name].mean / teacher.scores[name].mean
             label = inside(unit(name).label)
-            lines.append(f"The student needs {significant(part, 2)} % of the teacher's {label}.")
+            if part < 100:
+                share = significant(part, 2)
+                lines.append(f"The student needs {share} % of the teacher's {label}.")
             break
     return lines
+
+
+def _others(found: Findings, primary: Score) -> tuple[str, ...]:
+    """What the other students' rows gain and lose, in one sentence; none without intervals."""
+    rows = [
+        (row.name, row.differences[primary.name])
+        for row in found.rows
+        if row.standing == "student" and row.name != found.method
+        if primary.name in row.differences and row.differences[primary.name].p is not None
+    ]
+    if not rows:
+        return ()
+    clear = [(name, gap) for name, gap in rows if gap.beyond_noise()]
+    said = [
+        f"{name} {'gains' if _gains(gap, primary) else 'loses'} {_points(gap, primary)}"
+        for name, gap in clear
+    ]
+    if rest := [name for name, gap in rows if not gap.beyond_noise()]:
+        said.append(f"no difference beyond noise for {', '.join(rest)}")
+    head = "The other row" if len(rows) == 1 else "The other rows"
+    if not found.method:
+        head = f"Against {next(r.name for r in found.rows if r.standing == 'baseline')}"
+    number_of = ", corrected for their number (Holm)" if len(rows) > 1 else ""
+    return (f"{head}{number_of}: {'; '.join(said)}.",)
 
 
 def _capital(text: str) -> str:

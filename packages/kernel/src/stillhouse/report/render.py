@@ -59,6 +59,7 @@ def markdown(document: Document, plots: Sequence[Plot], pictures: Mapping[str, s
 def _shared(document: Document) -> dict[str, object]:
     return {
         "document": document,
+        "about_results": about_results(document),
         "results": tables.results(document),
         "other_scores": tables.other_scores(document),
         "by_seed": tables.by_seed(document),
@@ -69,6 +70,31 @@ def _shared(document: Document) -> dict[str, object]:
         "studies": [(study.title, study_tables(study)) for study in document.studies],
         "total": units.duration(tables.total_seconds(document.stages)),
     }
+
+
+def about_results(document: Document) -> str:
+    """How the main table is to be read."""
+    tested = [
+        gap
+        for row in document.rows
+        if (gap := row.differences.get(document.primary or "")) and gap.corrected is not None
+    ]
+    others = (
+        f"; p of the {len(tested)} rows beside the method is corrected for their number (Holm)"
+        if len(tested) > 1
+        else ""
+    )
+    bounds = " ".join(
+        f"{what}: {held.name}, {units.quantity(held.value, document.primary or '')}"
+        f"{units.counted(held.counts)}."
+        for what, held in (("Trivial control", document.control), ("Ceiling", document.ceiling))
+        if held is not None
+    )
+    return (
+        f"Means over seeds. Differences are to {document.baseline}, paired seed by seed where the "
+        f"rows share their seeds, and starred where p < 0.05{others}. Intervals are Student's t "
+        f"over training seeds: they do not cover another choice of test data. {bounds}"
+    ).strip()
 
 
 def _environment(*, escaping: bool) -> jinja2.Environment:

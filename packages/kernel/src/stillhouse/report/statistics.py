@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LEVEL = 0.95
 
@@ -28,10 +28,16 @@ class Difference:
     mean: float
     low: float | None
     high: float | None
+    p: float | None = None  # two-sided; None without an interval
+    corrected: float | None = None  # p by Holm's correction for the rows tested beside this one
 
     def beyond_noise(self) -> bool:
-        """Whether the 95 % interval leaves out zero; without an interval, False."""
-        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+        """Whether the 95 % interval leaves out zero, and the corrected p says so too where there is
+        one; without an interval, False.
+        """
+        if self.low is None or self.high is None or self.low <= 0 <= self.high:
+            return False
+        return self.corrected is None or self.corrected < 1 - LEVEL
 
 
 def summarize(values: Sequence[float]) -> Summary:
@@ -47,9 +53,10 @@ def summarize(values: Sequence[float]) -> Summary:
 def paired(values: Sequence[float], baseline: Sequence[float]) -> Difference:
     """`values` minus `baseline`, seed by seed; both hold the same seeds in the same order."""
     gaps = summarize([a - b for a, b in zip(values, baseline, strict=True)])
-    return Difference(
-        how="paired", n=len(gaps.values), mean=gaps.mean, low=gaps.low, high=gaps.high
-    )
+    n = len(gaps.values)
+    if gaps.sd is None:
+        return Difference(how="paired", n=n, mean=gaps.mean, low=None, high=None)
+    return _tested("paired", n, gaps.mean, gaps.sd / math.sqrt(n), n - 1)
 
 
 def unpaired(values: Sequence[float], other: Sequence[float]) -> Difference:
@@ -59,11 +66,31 @@ def unpaired(values: Sequence[float], other: Sequence[float]) -> Difference:
     if a.sd is None or b.sd is None:
         return Difference(how="means", n=n, mean=gap, low=None, high=None)
     va, vb = a.sd**2 / len(values), b.sd**2 / len(other)
-    if va + vb == 0:
-        return Difference(how="welch", n=n, mean=gap, low=gap, high=gap)
-    freedom = (va + vb) ** 2 / (va**2 / (len(values) - 1) + vb**2 / (len(other) - 1))
-    half = _t(freedom) * math.sqrt(va + vb)
-    return Difference(how="welch", n=n, mean=gap, low=gap - half, high=gap + half)
+    parts = va**2 / (len(values) - 1) + vb**2 / (len(other) - 1)
+    freedom = (va + vb) ** 2 / parts if parts else n - 1
+    return _tested("welch", n, gap, math.sqrt(va + vb), freedom)
+
+
+def holm(gaps: Sequence[Difference]) -> tuple[Difference, ...]:
+    """The differences with p corrected for their number (Holm 1979: step-down, valid for any
+    dependence); those without p are not counted.
+    """
+    tested = sorted((gap.p, i) for i, gap in enumerate(gaps) if gap.p is not None)
+    corrected: dict[int, float] = {}
+    least = 0.0
+    for rank, (p, i) in enumerate(tested):
+        least = max(least, min(1.0, p * (len(tested) - rank)))
+        corrected[i] = least
+    return tuple(replace(gap, corrected=corrected.get(i)) for i, gap in enumerate(gaps))
+
+
+def _tested(how: str, n: int, gap: float, error: float, freedom: float) -> Difference:
+    """Student's t interval and two-sided p of a difference with the standard error `error`."""
+    from scipy.stats import t  # slow to import
+
+    half = _t(freedom) * error
+    p = float(2 * t.sf(abs(gap) / error, freedom)) if error else float(gap == 0)
+    return Difference(how=how, n=n, mean=gap, low=gap - half, high=gap + half, p=p)
 
 
 def _t(freedom: float) -> float:

@@ -1,7 +1,7 @@
 """The tables of a report as cells of text: the same for HTML, Markdown and the terminal."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stillhouse.recipe import OUTSIDE
 from stillhouse.report import units
@@ -10,6 +10,7 @@ from stillhouse.report.statistics import Difference, Summary
 
 AGREEMENT = "teacher_agreement"
 NONE = "\N{EN DASH}"
+STAR = "*"  # of a difference beyond noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class Line:
     cells: tuple[Cell, ...]
     row: int | None = None
     code: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,7 @@ def results(document: Document) -> Table:
         Line(
             head=row.name,
             row=i,
+            note="the method" if row.name == document.method else "",
             cells=_primary_cells(row, primary) + tuple(_mean(row, s) for s in others),
         )
         for i, row in enumerate(document.rows)
@@ -101,6 +104,7 @@ def _primary_columns(primary: Score | None) -> tuple[Column, ...]:
         _column(primary),
         Column(label="95 % interval"),
         Column(label="Difference", unit=gap),
+        Column(label="p"),
     )
 
 
@@ -109,14 +113,16 @@ def _primary_cells(row: Row, primary: Score | None) -> tuple[Cell, ...]:
         return ()
     summary = row.scores.get(primary.name)
     if summary is None:
-        return (_nothing("not run"), _nothing(), _nothing())
+        return (_nothing("not run"), _nothing(), _nothing(), _nothing())
     count = units.seeds(len(summary.values))
     span = (
         _nothing(count)
         if summary.low is None or summary.high is None
         else Cell(text=units.interval(summary.low, summary.high, primary.name), note=count)
     )
-    return (spread(summary, primary.name, strong=True), span, _gap(row, primary))
+    gap = row.differences.get(primary.name)
+    p = _nothing() if gap is None or row.standing == "baseline" else _p(gap)
+    return (spread(summary, primary.name, strong=True), span, _gap(row, primary), p)
 
 
 def spread(summary: Summary, name: str, *, strong: bool = False) -> Cell:
@@ -129,17 +135,27 @@ def _gap(row: Row, primary: Score) -> Cell:
     if row.standing == "baseline":
         return _nothing("baseline")
     gap = row.differences.get(primary.name)
-    return _nothing() if gap is None else gap_cell(gap, primary.name)
+    if gap is None:
+        return _nothing()
+    cell = gap_cell(gap, primary.name)
+    return replace(cell, text=f"{cell.text} {STAR}") if cell.strong else cell
 
 
 def gap_cell(gap: Difference, name: str) -> Cell:
-    """A difference with its interval, strong where the interval leaves out zero."""
+    """A difference with its interval; strong where it is beyond noise."""
     text = units.signed(gap.mean, name)
     if gap.low is None or gap.high is None:
         note = units.seeds(gap.n) if gap.how == "paired" else "not paired"
         return Cell(text=text, note=note)
     span = units.interval(gap.low, gap.high, name, sign=True)
     return Cell(text=text, note=span, strong=gap.beyond_noise())
+
+
+def _p(gap: Difference) -> Cell:
+    """The p that counts: after Holm's correction where other rows were tested beside this one."""
+    if gap.corrected is not None:
+        return Cell(text=units.probability(gap.corrected), note="Holm")
+    return _nothing() if gap.p is None else Cell(text=units.probability(gap.p))
 
 
 def _mean(row: Row, score: Score) -> Cell:

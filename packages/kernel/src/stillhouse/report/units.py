@@ -1,6 +1,7 @@
 """How a score is written: label, unit and digits follow from its name."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 MINUS = "\N{MINUS SIGN}"
@@ -115,6 +116,17 @@ def interval(low: float, high: float, name: str, *, sign: bool = False) -> str:
     """ "low to high" without units."""
     write = signed if sign else number
     return f"{write(low, name)} to {write(high, name)}"
+
+
+def probability(p: float) -> str:
+    """A p-value with two digits; the smallest are "< 0.0001"."""
+    return "< 0.0001" if p < 0.0001 else significant(p, 2)
+
+
+def counted(counts: Mapping[str, float]) -> str:
+    """Counts beside a number: " (car boxes 6, cyclist boxes 1)", "" without any."""
+    said = ", ".join(f"{inside(unit(name).label)} {value:g}" for name, value in counts.items())
+    return f" ({said})" if said else ""
 
 
 def inside(label: str) -> str:

@@ -85,6 +85,7 @@ def two_teacher(settings: TwoTeacherSettings) -> Recipe:
         ),
         rows=_rows(settings),
         baseline=ROWS[BASELINE],
+        method=ROWS[_shipped(settings)],
         notes=NOTES,
         studies=_study_titles(settings),
     )

@@ -88,6 +88,7 @@ def pointdistiller(settings: PointDistillerSettings) -> Recipe:
             for s in settings.students
         },
         baseline=ROWS[BASELINE],
+        method=ROWS[_shipped(settings)],
         notes=(*NOTES, *zoo.notes, *_about(settings)),
         studies=_study_titles(settings),
     )

@@ -15,7 +15,12 @@ from stillhouse_sam.recipes.tinysam_names import (
 )
 from stillhouse_sam.recipes.tinysam_notes import NOTES, PAPER
 from stillhouse_sam.recipes.tinysam_quantized import integer_sams, quantized_sams
-from stillhouse_sam.recipes.tinysam_scores import score_stages, study_stages, study_titles
+from stillhouse_sam.recipes.tinysam_scores import (
+    score_stages,
+    study_stages,
+    study_titles,
+    trivial_control,
+)
 from stillhouse_sam.recipes.tinysam_settings import BASELINE, TinySamSettings
 from stillhouse_sam.recipes.tinysam_training import (
     data_stages,
@@ -62,6 +67,8 @@ def tinysam(settings: TinySamSettings) -> Recipe:
         ),
         rows=_rows(settings),
         baseline=ROWS[BASELINE],
+        method=ROWS[shipped(settings)],
+        control=trivial_control(),
         notes=NOTES,
         studies=study_titles(settings),
     )

@@ -1,7 +1,7 @@
 """The scores and studies of sam/tinysam."""
 
 from stillhouse.metrics import Latencies, Latency, Lines, Memory, Profile
-from stillhouse.recipe import Stage
+from stillhouse.recipe import Bound, Stage
 from stillhouse.stages import Convert, Evaluate
 from stillhouse_sam.annotated import PUBLISHABLE
 from stillhouse_sam.coco_metrics import CocoAp
@@ -70,6 +70,11 @@ def study_titles(settings: TinySamSettings) -> dict[str, tuple[str, ...]]:
     if settings.int8:
         titles["As shipped: one run, in turns"] = ("shipped",)
     return titles
+
+
+def trivial_control() -> Bound:
+    """What an answer to a box is worth that no model gave."""
+    return Bound(name="the box, filled", stages=("pictures",), score=f"{FILLED}/box_miou")
 
 
 def study_stages(settings: TinySamSettings, teacher: Teacher) -> list[Stage]:

@@ -73,6 +73,7 @@ def distill(settings: Distill) -> Recipe:
         stages=(data_stage(settings), *teacher.stages, *students, *scores, export),
         rows={**teacher.rows, **_rows(settings)},
         baseline="student",
+        method=f"student + {settings.objective[0]}",
     )
 
 

@@ -97,6 +97,7 @@ def diswot(settings: DisWOT) -> Recipe:
         ),
         rows={**teacher.rows, **rows},
         baseline="student",
+        method="student + kd",
         notes=NOTES,
         studies=studies.titles,
     )

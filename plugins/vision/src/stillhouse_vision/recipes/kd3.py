@@ -106,6 +106,7 @@ def kd3(settings: KD3Settings) -> Recipe:
         rows=rows,
         studies={STUDY: tuple(stage.name for stage in studies)},
         baseline=EVERYTHING,
+        method=OURS,
         notes=NOTES,
     )
 

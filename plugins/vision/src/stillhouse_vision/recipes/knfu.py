@@ -46,7 +46,7 @@ NOTES = (
     "A federation has no global model. The exported student is client-0 of the first seed of KnFu, "
     "made for its own classes.",
 )
-ITSELF = "self-distillation"
+ITSELF, FUSED = "self-distillation", "KnFu"
 
 
 def knfu(settings: KnowledgeFusion) -> Recipe:
@@ -78,6 +78,7 @@ def knfu(settings: KnowledgeFusion) -> Recipe:
             for label, row in rows.items()
         },
         baseline=ITSELF,
+        method=FUSED,
         notes=(_split_note(settings), *NOTES),
     )
 
@@ -104,7 +105,7 @@ def _rows(settings: KnowledgeFusion) -> tuple[_Row, ...]:
         _Row(label=ITSELF, name="itself", rule=Itself()),
         _Row(label="FedMD mean", name="mean", rule=Mean()),
         _Row(label="FedAvg (sends weights)", name="fedavg", averaged=True),
-        _Row(label="KnFu", name="knfu", rule=fusion),
+        _Row(label=FUSED, name="knfu", rule=fusion),
     )
 
 
