@@ -111,7 +111,10 @@ def test_what_is_transparent_shows_white() -> None:
     assert found[0][2] == [127, 127, 127]
     assert pixels(saved(image.convert("LA")))[0][0] == 255
     palette = Image.new("P", (1, 1), 0)
+    palette.putpalette([9, 0, 0])
     assert pixels(saved(palette, transparency=0)) == [[[255, 255, 255]]]
+    palette.putpalette([9, 9, 9])
+    assert pixels(saved(palette)) == [[9]]
     key = Image.new("L", (2, 1), 7)
     key.putpixel((1, 0), 9)
     assert pixels(saved(key, transparency=7)) == [[255, 9]]

@@ -181,11 +181,9 @@ def test_parts_are_never_mixed(tmp_path: Path) -> None:
     assert parts(whole, tmp_path, validates=True) == whole  # type: ignore[arg-type]
 
     said = lines_of(lambda: parts(whole, tmp_path, validates=False))  # type: ignore[arg-type]
-    assert said == [f"{tmp_path}: the validation part (1 samples) is not read; train and test are"]
+    assert said == [f"{tmp_path}: the validation part is not read; train and test are"]
     said = lines_of(lambda: parts({"train": train, "validation": val}, tmp_path, validates=True))
-    assert said == [
-        f"{tmp_path}: no test part: the validation part (1 samples) is tested on instead"
-    ]
+    assert said == [f"{tmp_path}: no test part: the validation part is tested on instead"]
     assert parts({"train": train, "validation": val}, tmp_path, validates=True)["test"] == val
     with pytest.raises(BadData, match="has test and validation, but no train part; add one"):
         parts({"test": test, "validation": val, "train": []}, tmp_path, validates=True)

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from stillhouse.data import save_data
 from stillhouse.errors import BadData
-from stillhouse_vision.data import ReadImages, fitted
+from stillhouse_vision.data import ReadImages
 from stillhouse_vision.models import ImageSpec
 
 COLOUR = ImageSpec(size=4)
@@ -36,10 +36,10 @@ def write_parquet(
     pq.write_table(pa.table(columns), file)
 
 
-def write_folder(folder: Path, classes: Sequence[str], count: int) -> None:
+def write_folder(folder: Path, classes: Sequence[str], count: int, first: int = 0) -> None:
     for number, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
-        for i in range(count):
+        for i in range(first, first + count):
             (folder / name / f"{i}.png").write_bytes(png(16 * number + i, mode="L"))
 
 
@@ -87,7 +87,7 @@ def test_one_parquet_file_is_split(tmp_path: Path) -> None:
 
 def test_folders_of_classes_with_a_test_part(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", ("cat", "dog"), 3)
-    write_folder(tmp_path / "val", ("cat", "dog"), 1)
+    write_folder(tmp_path / "val", ("cat", "dog"), 1, first=9)
     made = read(tmp_path, GREY)
     assert made["train"]["labels"].tolist() == [0, 0, 0, 1, 1, 1]
     assert made["train"]["images"][:, 0, 0, 0].tolist() == [0, 1, 2, 16, 17, 18]
@@ -108,10 +108,13 @@ def test_grey_pictures_are_read_for_colour_models(tmp_path: Path) -> None:
     assert torch.equal(images[:, 0], images[:, 2])
 
 
-def test_resize_keeps_the_centre_square() -> None:
-    picture = Image.fromarray(np.repeat(np.arange(8, dtype=np.uint8)[None], 4, axis=0))
-    assert np.asarray(fitted(picture, 4)).tolist() == [[2, 3, 4, 5]] * 4
-    assert fitted(Image.new("RGB", (37, 91)), 32).size == (32, 32)
+def test_resize_keeps_the_centre_square(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.repeat(np.arange(8, dtype=np.uint8)[None], 4, axis=0)).save(stream, "PNG")
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", [(stream.getvalue(), i) for i in range(2)])
+    images = read(tmp_path, GREY, resize=True)["train"]["images"]
+    assert images[0, 0].tolist() == [[2, 3, 4, 5]] * 4
 
 
 def test_pictures_of_another_size_are_fitted_when_asked(tmp_path: Path) -> None:
@@ -142,10 +145,10 @@ def cut(encoded: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("damaged", "problem"),
     [
-        (cut(png(1, (64, 64), kind="JPEG")), r"not a whole picture \(.*\); replace it"),
-        (cut(png(1)), r"not a whole picture \(.*\); replace it"),
-        (b"", "not a picture of a known format; replace it"),
-        (b"junk", "not a picture of a known format; replace it"),
+        (cut(png(1, (64, 64), kind="JPEG")), r"not a whole image \(.*\); replace it"),
+        (cut(png(1)), r"not a whole image \(.*\); replace it"),
+        (b"", "not an image of a known format; replace it"),
+        (b"junk", "not an image of a known format; replace it"),
     ],
     ids=["jpeg", "png", "empty", "junk"],
 )
@@ -164,7 +167,7 @@ def test_truncated_picture_file(tmp_path: Path) -> None:
     Image.fromarray(noise).save(stream, "JPEG")
     (tmp_path / "dog" / "1.png").unlink()
     (tmp_path / "dog" / "1.jpg").write_bytes(cut(stream.getvalue()))
-    with pytest.raises(BadData, match=r"dog/1.jpg: not a whole picture"):
+    with pytest.raises(BadData, match=r"dog/1.jpg: not a whole image"):
         read(tmp_path)
 
 
@@ -197,7 +200,7 @@ def test_class_without_rows(tmp_path: Path, split: str) -> None:
     for name in ("train", "test"):
         rows = [(png(1), 0)] if name == split else [(png(1), 0), (png(1), 1)]
         write_parquet(tmp_path / f"{name}.parquet", rows)
-    with pytest.raises(BadData, match=rf"\({split}\): class 1 has no picture; add some or set cla"):
+    with pytest.raises(BadData, match=rf"\({split}\): class 1 has no image; add some or set cla"):
         read(tmp_path)
 
 
@@ -205,7 +208,7 @@ def test_class_folder_without_pictures(tmp_path: Path) -> None:
     write_folder(tmp_path, ("cat", "dog"), 2)
     (tmp_path / "eel").mkdir()
     (tmp_path / "eel" / "notes.txt").write_text("none yet")
-    with pytest.raises(BadData, match=r"eel: no picture in this class"):
+    with pytest.raises(BadData, match=r"eel: no image in this class"):
         read(tmp_path, classes=3)
 
 
@@ -217,19 +220,19 @@ def test_class_folder_that_names_do_not_have(tmp_path: Path) -> None:
 
 def test_too_few_pictures_to_hold_one_out(tmp_path: Path) -> None:
     write_folder(tmp_path, ("cat", "dog"), 1)
-    with pytest.raises(BadData, match=r"cat/0.png: the only picture of its class"):
+    with pytest.raises(BadData, match=r"cat/0.png: the only image of its class"):
         read(tmp_path)
 
 
 def test_colour_pictures_for_a_grey_model(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "train.parquet", [(png(1), i % 2) for i in range(4)])
-    with pytest.raises(BadData, match=r"row \d: a picture of mode RGB, but mean and std have 1"):
+    write_parquet(tmp_path / "train.parquet", [(png(i), i % 2) for i in range(4)])
+    with pytest.raises(BadData, match=r"row \d: an image of mode RGB, but mean and std have 1"):
         read(tmp_path, GREY)
 
 
 @pytest.mark.parametrize(
     ("encoded", "label", "missing"),
-    [(None, 0, "picture"), (png(1), None, "whole-number label"), (png(1), 0.5, "whole-number la")],
+    [(None, 0, "image"), (png(1), None, "whole-number label"), (png(1), 0.5, "whole-number la")],
 )
 def test_rows_that_lack_something(tmp_path: Path, encoded: Any, label: Any, missing: str) -> None:
     write_parquet(tmp_path / "train.parquet", [(encoded, label)])
@@ -258,5 +261,5 @@ def test_test_part_alone(tmp_path: Path) -> None:
 
 def test_folder_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(BadData, match=r"neither train\*.parquet nor folders of pictures; expected"):
+    with pytest.raises(BadData, match=r"neither train\*.parquet nor folders of images; expected"):
         read(tmp_path)

@@ -83,7 +83,7 @@ def test_folders_are_searched_to_any_depth(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadData, match="no picture in it; expected parquet with a column image"):
+    with pytest.raises(BadData, match="no image in it; expected parquet with a column image"):
         find_pictures(tmp_path)
     (tmp_path / "broken.png").write_bytes(png(1)[:40])
     with pytest.raises(BadData, match=r"broken.png: not a"):
@@ -92,7 +92,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadData, match="a.parquet: no column image or img; it has picture"):
         read(tmp_path)
     pq.write_table(pa.table({"image": [png(1), None]}), tmp_path / "a.parquet")
-    with pytest.raises(BadData, match="a.parquet: row 1: has no picture"):
+    with pytest.raises(BadData, match="a.parquet: row 1: has no image"):
         read(tmp_path)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(BadData, match="a.parquet: cannot be read as parquet"):

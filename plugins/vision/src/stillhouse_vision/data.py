@@ -1,13 +1,11 @@
-"""Reading pictures with labels: built-in arrays, parquet as Hugging Face stores it, a folder of
-pictures a class.
+"""Reading images with labels: built-in arrays, parquet as Hugging Face stores it, a folder of
+images a class.
 
-Everything is checked before anything is trained: a picture that cannot be decoded, a size that is
-not the model's, a label out of range, a class without pictures. The message names the file, and the
-row where there is one.
+Everything is checked before anything is trained: an image that cannot be decoded, a size that is
+not the model's, a label out of range, a class without images, the same image in two parts. The
+message names the file, and the row where there is one.
 """
 
-import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,24 +16,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Generator, Tensor
 
 from stillhouse.data.data import Columns
+from stillhouse.data.images import IMAGE_SUFFIXES, fit_square, read_image
+from stillhouse.data.notes import note
+from stillhouse.data.sources import check_apart, note_left_out, shared, visible_files
+from stillhouse.data.splits import Split, check_classes, parts
 from stillhouse.errors import BadData
+from stillhouse_vision.folders import class_folders, class_names, parquet_files
 from stillhouse_vision.models.classifier import ImageSpec
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
-TRAIN, TEST = (
-    ("train", "training"),
-    ("test", "val", "valid", "validation"),
-)  # what splits are called
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")
 SHARD_BYTES = 256 << 20  # a port is written in parts of this size
 
 
 class Sample(NamedTuple):
-    """A picture that is not decoded yet; `where` names it in messages."""
+    """An image that is not decoded yet; `where` names it in messages."""
 
     where: str
     encoded: Path | bytes
@@ -51,7 +48,8 @@ class ReadImages:
     train*.parquet and test*.parquet (struct image with bytes; label), with train/<class>/ and
     test/<class>/, or with <class>/ alone. Where there is no test part, `held_out` of each class is
     kept for it. Folders of classes are labelled in the order of `images.names`, else of their
-    names. `resize` fits pictures of another size (shorter side, centre crop).
+    names; a class folder that one part lacks is refused. `resize` fits images of another size
+    (shorter side, centre crop).
     """
 
     images: ImageSpec
@@ -71,7 +69,7 @@ class ReadImages:
         if not isinstance(source, Path):
             raise BadData(
                 f"source: a {type(source).__name__}; "
-                "expected arrays, parquet files or folders of pictures"
+                "expected arrays, parquet files or folders of images"
             )
         splits = find_samples(source, self.images.names)
         if "test" not in splits:
@@ -105,7 +103,7 @@ class ReadImages:
         if empty := set(range(self.classes)) - {sample.label for sample in samples}:
             name = f" ({self.images.names[min(empty)]})" if self.images.names else ""
             raise BadData(
-                f"{where}: class {min(empty)}{name} has no picture; "
+                f"{where}: class {min(empty)}{name} has no image; "
                 f"add some or set classes (now {self.classes})"
             )
 
@@ -122,87 +120,77 @@ class ReadImages:
 
 
 def decode(sample: Sample, images: ImageSpec, *, resize: bool) -> NDArray[np.uint8]:
-    """The picture as [C, H, W]; raises BadData when it cannot be read or does not fit `images`."""
-    stream = io.BytesIO(sample.encoded) if isinstance(sample.encoded, bytes) else sample.encoded
-    try:
-        with Image.open(stream) as opened:
-            opened.load()
-            picture = opened.convert(_mode(opened, images, sample.where))
-    except UnidentifiedImageError as error:
-        raise BadData(f"{sample.where}: not a picture of a known format; replace it") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadData(f"{sample.where}: not a whole picture ({error}); replace it") from error
+    """The image as [C, H, W], upright; raises BadData when it cannot be read or does not fit
+    `images`.
+    """
+    image = read_image(sample.encoded, sample.where, mode="RGB" if images.channels == 3 else "")
+    if (images.channels, image.mode) not in ((3, "RGB"), (1, "L")):
+        raise BadData(
+            f"{sample.where}: an image of mode {image.mode}, "
+            f"but mean and std have {images.channels} channel(s)"
+        )
     size = images.size
-    if picture.size != (size, size):
+    if image.size != (size, size):
         if not resize:
-            found = f"{picture.width} x {picture.height}"
+            found = f"{image.width} x {image.height}"
             raise BadData(
                 f"{sample.where}: {found} pixels, expected {size} x {size}; "
                 "set size, or resize=true to fit it"
             )
-        picture = fitted(picture, size)
-    array = np.array(picture, dtype=np.uint8)
+        image = fit_square(image, size, sample.where)
+    array = np.array(image, dtype=np.uint8)
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def _mode(picture: Image.Image, images: ImageSpec, where: str) -> str:
-    if images.channels == 3:
-        return "RGB"
-    if images.channels == 1 and picture.mode in ("1", "L", "LA"):
-        return "L"
-    raise BadData(
-        f"{where}: a picture of mode {picture.mode}, "
-        f"but mean and std have {images.channels} channel(s)"
-    )
-
-
-def fitted(picture: Image.Image, size: int) -> Image.Image:
-    """Scaled until its shorter side is `size`, then cut to the square in its centre."""
-    scale = size / min(picture.size)
-    width, height = (max(size, round(side * scale)) for side in picture.size)
-    left, top = (width - size) // 2, (height - size) // 2
-    scaled = picture.resize((width, height), Image.Resampling.BICUBIC)
-    return scaled.crop((left, top, left + size, top + size))
-
-
 def find_samples(source: Path, names: Sequence[str]) -> dict[str, list[Sample]]:
-    """Samples of "train" and, where there is one, "test" below a folder; raises BadData for a
-    layout it does not know.
+    """Samples of "train" and, where there is one, "test" below a folder, by `data.splits.parts`.
+
+    Raises BadData for a layout it does not know, for a class that one part lacks and for a file
+    that is in both parts.
     """
-    if parquet := _parquet_files(source):
-        return {
-            split: [s for f in files for s in parquet_samples(f, source)]
-            for split, files in parquet.items()
-        }
-    train, test = _child(source, TRAIN), _child(source, TEST)
-    if train is not None:
-        found = {"train": folder_samples(train, names)}
-        return found if test is None else {**found, "test": folder_samples(test, names)}
-    if any(p.is_dir() for p in source.glob("[!.]*")):
-        return {"train": folder_samples(source, names)}
-    raise BadData(
-        f"{source}: neither train*.parquet nor folders of pictures; "
-        "expected train.parquet and test.parquet, or train/<class>/*.png and test/<class>/*.png"
-    )
-
-
-def _child(folder: Path, names: Sequence[str]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_dir()), None)
-
-
-def _parquet_files(source: Path) -> dict[str, list[Path]]:
-    """Parquet files by split: the part of the file's name before '-', '.' or a digit, else its
-    folder's name.
-    """
-    files = [source] if source.suffix == ".parquet" else sorted(source.rglob("*.parquet"))
-    found: dict[str, list[Path]] = {}
-    for split, known in (("train", TRAIN), ("test", TEST)):
-        named = ({re.split(r"[-.\d]", file.name)[0], file.parent.name} for file in files)
-        if chosen := [f for f, words in zip(files, named, strict=True) if words & set(known)]:
-            found[split] = chosen
-    if found and "train" not in found:
-        raise BadData(f"{source}: there is no train*.parquet beside {found['test'][0].name}")
+    found = _in_parquet(source) or _in_folders(source, names)
+    check_apart({split: [(s.where, s.encoded) for s in rows] for split, rows in found.items()})
     return found
+
+
+def _in_parquet(source: Path) -> dict[str, list[Sample]]:
+    found = parquet_files(source)
+    if not found:
+        return {}
+    note_left_out(source, visible_files(source), [f for files in found.values() for f in files])
+    return {
+        split: [sample for file in files for sample in parquet_samples(file, source)]
+        for split, files in parts(found, source, validates=False).items()
+    }
+
+
+def _in_folders(source: Path, names: Sequence[str]) -> dict[str, list[Sample]]:
+    folders = class_folders(source)
+    listed: dict[Split, list[Path]] = {split: [folder] for split, folder in folders.items()}
+    used_parts = parts(listed, source, validates=False)
+    chosen: dict[Split, Path] = {split: folder for split, (folder,) in used_parts.items()}
+    classes = _classes(source, chosen, names)
+    found = {str(split): folder_samples(folder, classes) for split, folder in chosen.items()}
+    used = {sample.encoded for rows in found.values() for sample in rows}
+    unread = [folder for folder in folders.values() if folder not in chosen.values()]
+    files = visible_files(source)
+    note_left_out(source, files, [f for f in files if f in used or _within(f, unread)])
+    return found
+
+
+def _within(file: Path, folders: Sequence[Path]) -> bool:
+    return any(file.is_relative_to(folder) for folder in folders)
+
+
+def _classes(source: Path, folders: Mapping[Split, Path], names: Sequence[str]) -> Sequence[str]:
+    """The class folders in the order of their labels: that of `names`, else their own."""
+    own: dict[Split, Sequence[str]] = {s: class_names(folder) for s, folder in folders.items()}
+    found = check_classes(own, source)
+    if names and set(found) != set(names):
+        odd = min(set(found) ^ set(names))
+        lacks = "not in names" if odd in found else "missing"
+        raise BadData(f"{folders['train']}: class folder '{odd}' is {lacks}")
+    return names or found
 
 
 def parquet_samples(file: Path, root: Path) -> list[Sample]:
@@ -248,26 +236,18 @@ def _column(table: pa.Table, names: Sequence[str], where: str) -> str:
 
 def _row(where: str, encoded: bytes | None, label: int | None) -> Sample:
     if not isinstance(encoded, bytes) or not isinstance(label, int):
-        missing = "picture" if not isinstance(encoded, bytes) else "whole-number label"
+        missing = "image" if not isinstance(encoded, bytes) else "whole-number label"
         raise BadData(f"{where}: has no {missing}; complete or remove it")
     return Sample(where, encoded, label)
 
 
-def folder_samples(folder: Path, names: Sequence[str]) -> list[Sample]:
-    """Pictures in a folder a class, labelled in the order of `names`, else of the folders."""
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if names and set(classes) != set(names):
-        odd = min(set(classes) ^ set(names))
-        raise BadData(
-            f"{folder}: class folder '{odd}' is {'not in names' if odd in classes else 'missing'}"
-        )
+def folder_samples(folder: Path, classes: Sequence[str]) -> list[Sample]:
+    """Images in a folder a class, at any depth, labelled in the order of `classes`."""
     samples: list[Sample] = []
-    for label, name in enumerate(names or classes):
-        files = [p for p in sorted((folder / name).rglob("*")) if p.suffix.lower() in PICTURES]
+    for label, name in enumerate(classes):
+        files = [f for f in visible_files(folder / name) if f.suffix.lower() in IMAGE_SUFFIXES]
         if not files:
-            raise BadData(
-                f"{folder / name}: no picture in this class; add some or remove the folder"
-            )
+            raise BadData(f"{folder / name}: no image in this class; add some or remove the folder")
         samples += [Sample(str(file), file, label) for file in files]
     return samples
 
@@ -280,13 +260,26 @@ def held_out(samples: Sequence[Sample], fraction: float, rng: Generator) -> dict
         rows: Tensor = (labels == label).nonzero()[:, 0]
         if len(rows) < 2:
             raise BadData(
-                f"{samples[int(rows[0])].where}: the only picture of its class; "
+                f"{samples[int(rows[0])].where}: the only image of its class; "
                 "a held-out test needs two"
             )
         count = min(len(rows) - 1, max(1, round(fraction * len(rows))))
         test[rows[torch.randperm(len(rows), generator=rng)[:count]]] = True
-    kept = test.tolist()
+    drawn = {
+        "train": [s for s, out in zip(samples, test.tolist(), strict=True) if not out],
+        "test": [s for s, out in zip(samples, test.tolist(), strict=True) if out],
+    }
+    return _without_copies(drawn)
+
+
+def _without_copies(drawn: Mapping[str, Sequence[Sample]]) -> dict[str, list[Sample]]:
+    """Test images whose bytes a training image has go to training: they would test nothing."""
+    named = {split: [(s.where, s.encoded) for s in rows] for split, rows in drawn.items()}
+    copies = {where for (where, _), _ in shared(named)}
+    if copies:
+        note(f"{len(copies)} held-out image(s) with copies in the train part were put into it")
+    moved = [sample for sample in drawn["test"] if sample.where in copies]
     return {
-        "train": [sample for sample, out in zip(samples, kept, strict=True) if not out],
-        "test": [sample for sample, out in zip(samples, kept, strict=True) if out],
+        "train": [*drawn["train"], *moved],
+        "test": [sample for sample in drawn["test"] if sample.where not in copies],
     }

@@ -15,12 +15,13 @@ import torch
 from torch import Generator, Tensor
 
 from stillhouse.data.data import Columns, TensorData
+from stillhouse.data.images import IMAGE_SUFFIXES
+from stillhouse.data.sources import note_left_out, visible_files
+from stillhouse.data.splits import split_of
 from stillhouse.errors import BadData, BadSetting
 from stillhouse_vision.data import (
     LABEL_COLUMNS,
-    PICTURES,
     SHARD_BYTES,
-    TRAIN,
     Sample,
     decode,
     encoded_pictures,
@@ -38,7 +39,7 @@ class ReadWeb:
     `images`, and, where the source tells it, vocabulary bool [N].
 
     Source: arrays images and vocabulary; a parquet file, or a folder of them (train*.parquet alone,
-    where there is one), with a column image; or a folder with pictures at any depth.
+    where there is one), with a column image; or a folder with images at any depth.
     vocabulary: where classes.json beside the parquet has a list of records with "label" and, under
     `vocabulary`, the target's class or null, and the parquet a column label.
     """
@@ -57,7 +58,7 @@ class ReadWeb:
             return {"web": self._arrays(source)}
         if not isinstance(source, Path):
             raise BadData(
-                f"web: a {type(source).__name__}; expected arrays, parquet or a folder of pictures"
+                f"web: a {type(source).__name__}; expected arrays, parquet or a folder of images"
             )
         samples = find_pictures(source)
         return {"web": self._columns(samples, self._known(source))}
@@ -103,24 +104,26 @@ class ReadWeb:
 
 
 def find_pictures(source: Path) -> list[Sample]:
-    """Every picture of a parquet file or below a folder; raises BadData where there is none."""
-    if files := _parquet(source):
-        samples = [sample for file in files for sample in _rows(file)]
-    else:
-        found = sorted(p for p in source.rglob("*") if p.suffix.lower() in PICTURES)
-        samples = [Sample(str(file), file, UNKNOWN) for file in found]
-    if not samples:
+    """Every image of a parquet file or below a folder; raises BadData where there is none."""
+    files = visible_files(source)
+    parquet = _parquet(source, files)
+    found = parquet or [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    if not found:
         raise BadData(
-            f"{source}: no picture in it; expected parquet with a column image, or picture files"
+            f"{source}: no image in it; expected parquet with a column image, or image files"
         )
-    return samples
+    note_left_out(source, files, found)
+    if parquet:
+        return [sample for file in parquet for sample in _rows(file)]
+    return [Sample(str(file), file, UNKNOWN) for file in found]
 
 
-def _parquet(source: Path) -> list[Path]:
-    if source.suffix == ".parquet":
-        return [source]
-    every = sorted(source.rglob("*.parquet"))
-    return [f for f in every if f.name.startswith(TRAIN[0])] or every
+def _parquet(source: Path, files: Sequence[Path]) -> list[Path]:
+    """Those of the train part where files are named as parts, else all."""
+    every = [file for file in files if file.suffix.lower() == ".parquet"]
+    if source.is_file():
+        return every
+    return [file for file in every if split_of(file, source) == "train"] or every
 
 
 def _rows(file: Path) -> list[Sample]:
@@ -131,7 +134,7 @@ def _rows(file: Path) -> list[Sample]:
     samples: list[Sample] = []
     for row, (encoded, number) in enumerate(zip(pictures, labels, strict=True)):
         if not isinstance(encoded, bytes):
-            raise BadData(f"{file}: row {row}: has no picture; complete or remove it")
+            raise BadData(f"{file}: row {row}: has no image; complete or remove it")
         known = number if isinstance(number, int) else UNKNOWN
         samples.append(Sample(f"{file}: row {row}", encoded, known))
     return samples

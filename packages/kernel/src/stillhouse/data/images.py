@@ -150,13 +150,19 @@ def _eight_bits(image: "Image.Image", where: str) -> "Image.Image":
         return _of_floats(image, where)
     if mode.startswith("I"):
         return _of_integers(image, where)
+    plain = "L" if mode in ("1", "L", "LA", "La") or _grey_palette(image) else "RGB"
     if mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
-        return _on_white(image, "L" if mode in ("1", "L", "LA", "La") else "RGB")
-    if mode in ("1", "L"):
-        return image.convert("L")
-    if mode in ("P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"):
-        return image.convert("RGB")
+        return _on_white(image, plain)
+    if mode in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"):
+        return image.convert(plain)
     raise BadData(f"{where}: colours of mode {mode} are not read; save it as RGB")
+
+
+def _grey_palette(image: "Image.Image") -> bool:
+    if image.mode not in ("P", "PA"):
+        return False
+    colours = image.getpalette("RGB") or []
+    return colours[0::3] == colours[1::3] == colours[2::3]
 
 
 def _on_white(image: "Image.Image", mode: str) -> "Image.Image":

@@ -14,6 +14,7 @@ from stillhouse.data.notes import note
 from stillhouse.errors import BadData
 
 Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 WORDS: Mapping[str, Split] = {
     "train": "train", "training": "train",
     "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
@@ -84,18 +85,17 @@ def parts(
     `validates` by one, else left out, which a line says. Without a test part the validation part is
     the test part, which a line says. BadData where there is nothing for training.
     """
-    some: dict[Split, Sequence[T]] = {split: rows for split, rows in found.items() if rows}
+    some: dict[Split, Sequence[T]] = {s: found[s] for s in SPLITS if found.get(s)}
     if "train" not in some:
         names = " and ".join(sorted(some)) or "nothing"
         raise BadData(f"{source}: has {names}, but no train part; add one, as a folder train/")
     if "validation" not in some:
         return some
-    count = len(some["validation"])
     if "test" not in some:
-        note(f"{source}: no test part: the validation part ({count} samples) is tested on instead")
+        note(f"{source}: no test part: the validation part is tested on instead")
         some["test"] = some.pop("validation")
     elif not validates:
-        note(f"{source}: the validation part ({count} samples) is not read; train and test are")
+        note(f"{source}: the validation part is not read; train and test are")
         del some["validation"]
     return some
 
