@@ -17,7 +17,7 @@ scale = size / min(image.size)
 width, height = (max(size, round(side * scale)) for side in image.size)
 left, top = (width - size) // 2, (height - size) // 2
 image = image.resize((width, height), Image.Resampling.BICUBIC)
-pixels = np.asarray(image.crop((left, top, left + size, top + size)))
+pixels = np.array(image.crop((left, top, left + size, top + size)))
 pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 inputs = {"images": np.ascontiguousarray(pixels[None])}
 """
