@@ -44,7 +44,7 @@ def test_files_that_cannot_be_used_are_named(built: Built, tmp_path: Path) -> No
     with pytest.raises(MissingData, match=r"c.png: there is no such file"):
         predict(built, [tmp_path / "c.png"])
     (tmp_path / "d.png").write_bytes(b"\x89PNG")
-    with pytest.raises(BadData, match=r"d.png: not a (whole )?picture"):
+    with pytest.raises(BadData, match=r"d.png: not an? (whole )?image"):
         predict(built, [tmp_path / "d.png"])
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from stillhouse.artifact import Built
+from stillhouse.data.images import IMAGE_SUFFIXES
 from stillhouse.errors import BadData
 from stillhouse.files import each_file
-from stillhouse_vision.data import PICTURES, Sample, decode
+from stillhouse_vision.data import Sample, decode
 from stillhouse_vision.models import ImageSpec
 from stillhouse_vision.usage import spec_of_images
 
@@ -28,7 +29,7 @@ def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]
             f"{model.spec.build.__qualname__}: a model that does not say which pictures it takes"
         )
     images = ImageSpec.of(kwargs["images"])
-    return [_row(model, images, file) for file in each_file(inputs, PICTURES, kind="image")]
+    return [_row(model, images, file) for file in each_file(inputs, IMAGE_SUFFIXES, kind="image")]
 
 
 def _row(model: Built, images: ImageSpec, file: Path) -> Mapping[str, Any]:
