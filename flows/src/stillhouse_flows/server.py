@@ -179,7 +179,7 @@ def main(host: str, port: int) -> None:
     import uvicorn
 
     uvicorn.run(
-        "prefect.server.api.server:create_app",
+        "stillhouse_flows.page:create",
         factory=True,
         host=host,
         port=port,
