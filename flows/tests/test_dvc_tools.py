@@ -44,7 +44,7 @@ def test_metrics_params_plots_and_experiments_of_two_runs(
     three = run("--set", "steps=20")
 
     metrics = json.loads(dvc("metrics", "diff", one, three, "--json"))
-    (scores,) = (values for path, values in metrics.items() if path.endswith(".scores.json"))
+    (scores,) = (values for path, values in metrics.items() if path.endswith(".main.json"))
     assert scores["square_error"]["diff"] != 0
 
     changed = json.loads(dvc("params", "diff", one, two, "--json"))

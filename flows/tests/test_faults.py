@@ -46,12 +46,17 @@ def run(project: "Project", env: Mapping[str, str], *words: str) -> str:
     return out
 
 
-def outputs(project: "Project", branch: str) -> dict[str, str]:
-    """Stage -> DVC's hash of its folder, from the dvc.lock that a run committed."""
+def locked(project: "Project", branch: str) -> Mapping[str, list[dict[str, str]]]:
+    """Stage -> what it left, from the dvc.lock that a run committed."""
     names = project.git("ls-tree", "-r", "--name-only", branch).splitlines()
     (lock,) = [n for n in names if n.startswith("pipelines/toy/slope") and n.endswith("dvc.lock")]
     stages = yaml.safe_load(project.git("show", f"{branch}:{lock}"))["stages"]
-    return {name: stage["outs"][0]["md5"] for name, stage in stages.items()}
+    return {name: stage["outs"] for name, stage in stages.items()}
+
+
+def outputs(project: "Project", branch: str) -> dict[str, str]:
+    """Stage -> DVC's hash of its folder."""
+    return {name: outs[0]["md5"] for name, outs in locked(project, branch).items()}
 
 
 def branches(project: "Project") -> list[str]:
@@ -67,9 +72,9 @@ def branches(project: "Project") -> list[str]:
 
 
 def record(project: "Project", branch: str, stage: str) -> Mapping[str, object]:
-    names = project.git("ls-tree", "-r", "--name-only", branch).splitlines()
-    (path,) = [n for n in names if n.endswith(f"/{stage}.run.json")]
-    return json.loads(project.git("show", f"{branch}:{path}"))
+    outs = locked(project, branch)[stage]
+    (md5,) = [out["md5"] for out in outs if out["path"].endswith(f"/{stage}.run.json")]
+    return json.loads((project / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).read_text())
 
 
 @pytest.fixture

@@ -60,7 +60,6 @@ def test_a_run_leaves_a_report_on_a_branch_and_nothing_else(
     ]
     kept = counting.git("ls-tree", "-r", "--name-only", branch).splitlines()
     assert "pipelines/toy/count/tiny/dvc.lock" in kept
-    assert "runs/toy/count/tiny/double-scores.scores.json" in kept
     assert "runs/toy/count/tiny/report/report.json" in kept
     assert not [name for name in kept if name.endswith((".safetensors", ".png", ".html"))]
     assert counting.git("show", f"{branch}:params.yaml").splitlines()[0] == "# edited"
@@ -82,8 +81,8 @@ def test_a_failed_stage_stops_those_after_it_only(
         2,
         "error: stage 'double': these numbers cannot be used\n",
     ), out
-    ended = {line.split()[1]: line.split()[2] for line in out.splitlines() if "/4 " in line}
-    assert ended == {"numbers": "ran", "double": "FAILED", "same-scores": "ran"}
+    ended = {line.split()[1]: line.split()[2] for line in out.splitlines() if "/5 " in line}
+    assert ended == {"inputs": "ran", "numbers": "ran", "double": "FAILED", "same-scores": "ran"}
     assert "Not run: double-scores" in out
     assert left_of(child.pid) == []
     told = start(counting, env, "history")

@@ -41,15 +41,17 @@ def test_a_stage_of_a_recipe_is_a_stage_of_dvc(generated: "Project") -> None:
         "cmd": "stillhouse stage toy/count@tiny numbers",
         "wdir": "../../../..",
         "deps": ["data/a/numbers.txt", *code],
-        "outs": [f"{base}/numbers"],
-        "metrics": [{f"{base}/numbers.run.json": {"cache": False}}],
+        "outs": [f"{base}/numbers", f"{base}/numbers.run.json"],
         "meta": {"prefect": {"resource": "cpu", "timeout": 900}},
     }
     assert stages["double-scores"]["deps"] == [f"{base}/double", *code]
-    assert stages["double-scores"]["metrics"] == [
-        {f"{base}/double-scores.run.json": {"cache": False}},
-        {f"{base}/double-scores.scores.json": {"cache": False}},
+    # all in DVC's cache: a clone pulls what a report needs
+    assert stages["double-scores"]["outs"] == [
+        f"{base}/double-scores",
+        f"{base}/double-scores.run.json",
+        f"{base}/double-scores.scores.json",
     ]
+    assert stages["double-scores"]["metrics"] == [f"{base}/double-scores.main.json"]
 
 
 def test_drift_is_found_and_mended(
@@ -92,7 +94,16 @@ def test_settings_of_a_variant_are_its_params_except_seeds(generated: "Project")
     stages = yaml.safe_load((generated / f"pipelines/toy/count/{variant}/dvc.yaml").read_text())[
         "stages"
     ]
-    assert stages["double"]["params"] == [f"toy.count.{variant}.factor"]
+    noted = f"runs/toy/count/{variant}/inputs/settings.json"
+    assert stages["inputs"] == {
+        "cmd": f"stillhouse flow inputs toy/count@{variant}",
+        "wdir": "../../../..",
+        "deps": ["params.yaml"],
+        "params": [f"toy.count.{variant}.factor"],
+        "outs": [noted],
+        "meta": {"prefect": {"resource": "cpu"}},
+    }
+    assert all(noted in stage["deps"] for name, stage in stages.items() if name != "inputs")
     assert not (generated / PIPELINE).exists()
 
 

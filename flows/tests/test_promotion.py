@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -289,10 +290,28 @@ def test_runs_that_the_user_merged_are_not_taken_for_those_of_a_later_run(learnt
     assert project.git("diff", "--name-only", before, "--", ".", ":!models") == ""
 
 
-def test_a_run_that_goes_is_running(learnt: "Learnt") -> None:
+def test_a_promoted_run_is_so_where_the_branch_was_not_fetched(learnt: "Learnt") -> None:
+    project = learnt.project
+    judge(project.root, learnt.good, LOW)
+    judge(project.root, learnt.worse, HIGH)
+    told = {entry.run: entry.decision for entry in history(project.root)}
+    tip = project.git("rev-parse", "promoted")
+    project.git("branch", "-D", "promoted")
+    assert {entry.run: entry.decision for entry in history(project.root)} == told
+    assert told[learnt.good] == "promoted"
+    # of a run that was killed before its note, what was fetched of the branch tells
+    project.git("branch", "-f", f"runs/{learnt.good}", f"runs/{learnt.good}^")
+    assert {e.run: e.decision for e in history(project.root)}[learnt.good] == "not judged"
+    project.git("update-ref", "refs/remotes/origin/promoted", tip)
+    assert {e.run: e.decision for e in history(project.root)}[learnt.good] == "promoted"
+
+
+def test_a_run_that_goes_is_running_since_it_began(learnt: "Learnt") -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
     with workspace(learnt.project.root, "toy-learn-tiny") as space:
         (entry,) = [each for each in history(learnt.project.root) if each.run == space.run]
         assert entry.state == "running"
+        assert datetime.fromisoformat(entry.when) >= before  # not the commit's date
     (entry,) = [each for each in history(learnt.project.root) if each.run == space.run]
     assert entry.state == "unfinished"
 

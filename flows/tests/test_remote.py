@@ -145,7 +145,8 @@ def test_stages_run_on_a_machine_that_shares_no_file(
             good = "settings={'factor': 3}"
             done = flow(shared.root, here, good, "pools={'cpu': 'one'}")
             assert done.returncode == 0, done.stdout + done.stderr + logs["one"].read_text()[-3000:]
-            ends = [line.split()[1:3] for line in done.stdout.splitlines() if "/4 " in line]
+            ends = [line.split()[1:3] for line in done.stdout.splitlines() if "/5 " in line]
+            assert ends.pop(0) == ["inputs", "ran"]
             names = ["numbers", "double", "double-scores", "same-scores"]
             assert sorted(ends) == sorted([name, "restored"] for name in names), done.stdout
             assert sorted(stages_sent(port)) == sorted(["double", *names])
@@ -165,9 +166,9 @@ def test_stages_run_on_a_machine_that_shares_no_file(
     dvc(alone, "pull", "data.dvc")
     undisturbed = flow(alone, environment(alone.parent, alone), good)
     assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr
-    assert [line.split()[2] for line in undisturbed.stdout.splitlines() if "/4 " in line] == [
+    assert [line.split()[2] for line in undisturbed.stdout.splitlines() if "/5 " in line] == [
         "ran"
-    ] * 4
+    ] * 5
     assert digests(Path(undisturbed.stdout.splitlines()[-1])) == digests(
         Path(done.stdout.splitlines()[-1])
     )

@@ -97,6 +97,7 @@ def test_nights(learnt: "Learnt", own_home: Path) -> None:
     assert project.git("rev-parse", "promoted^") == promoted
 
     lines = learnt.call("history", "toy/learn").stdout.splitlines()
+    lines = [line for line in lines if not line.startswith(" ")]  # a page's path
     told = [line.split("; ", 4)[-1] for line in lines]
     assert told[0] == "promoted"
     assert told[1].startswith("refused: accuracy 0.4, at least 0.7 asked; accuracy 0.4, worse than")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stillhouse.errors import StillhouseError
 from stillhouse_flows.hush import hush_dvc
+from stillhouse_flows.outside import stale
 from stillhouse_flows.process_group import die_with_parent
 from stillhouse_flows.sources import check_code
 
@@ -101,11 +102,12 @@ def run_stage(root: Path, address: str) -> StageResult:
         done = _reproduce(repo, address)
         stage = _one(repo, address)
         outs = tuple(_out(repo, out) for out in stage.outs)
-    if _key(root, address) != before:
-        # DVC hashes what a stage reads again after it ran: its lock names inputs that were not used
-        raise ChildError(
-            CHANGED, f"{address}: its inputs changed while it ran; nothing it left counts"
-        )
+        reads = [dep.fs_path for dep in stage.deps]
+    # DVC hashes what a stage reads again after it ran: its lock names inputs that were not used
+    moved = stale(root, map(Path, reads))
+    if moved or _key(root, address) != before:
+        what = ", ".join(moved) or "its inputs"
+        raise ChildError(CHANGED, f"{address}: {what} changed while it ran; nothing it left counts")
     status: Status = ("restored" if watch() else "ran") if done else "unchanged"
     return StageResult(stage=address, status=status, key=before, outs=outs)
 

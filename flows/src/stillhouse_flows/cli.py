@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stillhouse_flows import compare_cli, deploy_cli
+from stillhouse_flows import clean_cli, compare_cli, deploy_cli
 from stillhouse_flows.foreground import begin, one_line
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ for command in (
     deploy_cli.deploy,
     deploy_cli.worker,
     compare_cli.compare,
+    clean_cli.clean,
+    clean_cli.gc,
 ):
     app.command()(command)
 
@@ -133,6 +135,15 @@ def dvc(
         raise typer.Exit(2)
     if not differ:
         print("pipelines/ is up to date.")
+
+
+@app.command(hidden=True)
+def inputs(recipe: Annotated[str, typer.Argument(metavar="RECIPE@VARIANT")]) -> None:
+    """Note settings and digests for DVC to compare: its stage `inputs`."""
+    from stillhouse.places import project_root
+    from stillhouse_flows.outside import write_notes
+
+    write_notes(project_root(), recipe)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
@@ -77,6 +78,8 @@ def bring(root: Path, project: Path, cache: Path, paths: Iterable[str]) -> Pin |
     naming the command that gets them, RemoteLost for a remote that does not answer.
     """
     pinned = pin(root)
+    if pinned == pin(project):
+        check_links(project / "data", paths)
     for path in paths:
         if pinned is None:
             raise MissingData(
@@ -92,6 +95,17 @@ def bring(root: Path, project: Path, cache: Path, paths: Iterable[str]) -> Pin |
                 f"{project / 'data'} nor in a DVC remote. {HOW} {path.partition('/')[0]}"
             )
     return pinned
+
+
+def check_links(data: Path, paths: Iterable[str] = ("",)) -> None:
+    """Raises BadData for a link to a folder below: DVC leaves those out of a data version."""
+    for path in paths:
+        inside = (Path(base) / name for base, names, _ in os.walk(data / path) for name in names)
+        for folder in filter(Path.is_symlink, inside):
+            raise BadData(
+                f"{folder} is a link to a folder, which DVC does not follow, so no data version "
+                "has its files; put them there (cp -rL) and run: stillhouse data add"
+            )
 
 
 def _from_cache(root: Path, cache: Path, pinned: Pin, path: str) -> bool:

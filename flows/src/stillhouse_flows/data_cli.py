@@ -52,7 +52,7 @@ def add(
     """Pin data/ as it is now: a new data version in data.dvc, its files in DVC's cache."""
     from dvc.repo import Repo
 
-    from stillhouse_flows.data import datasets, pin
+    from stillhouse_flows.data import check_links, datasets, pin
     from stillhouse_flows.hush import hush_dvc
     from stillhouse_flows.local import settle
 
@@ -61,6 +61,7 @@ def add(
     root = _root()
     if not any(path.is_file() for path in (root / "data").rglob("*")):
         raise MissingData(f"{root / 'data'} is empty or not there; put your files there first")
+    check_links(root / "data")
     before = pin(root)
     absent = [row.name for row in datasets(root) if not row.here]
     if absent and not replace:

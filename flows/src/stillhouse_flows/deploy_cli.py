@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Annotated
@@ -121,18 +120,22 @@ def worker(
     limit: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
 ) -> None:
     """Run what a server hands to a work pool, on this machine's project, until Ctrl-C."""
-    from stillhouse.places import project_root
+    from stillhouse.places import home, project_root
     from stillhouse_flows.deployments import register_stages
     from stillhouse_flows.local import settle
+    from stillhouse_flows.worker import log_file, run_worker
 
     settle()
     root = project_root()
     with _reached():
         offered = register_stages(pool)
-    print(f"Worker of pool {pool} on {root}; offers {offered}", flush=True)
+    file = log_file(home(), pool)
+    print(f"Worker of pool {pool} on {root}; offers {offered}; its log is {file}", flush=True)
     os.environ["STILLHOUSE_ROOT"] = str(root)
-    words = ["worker", "start", "--pool", pool, "--type", "process", "--limit", str(limit)]
-    os.execv(sys.executable, [sys.executable, "-m", "prefect", *words])
+    words = ["--pool", pool, "--type", "process", "--limit", str(limit)]
+    with _until_told():
+        if code := run_worker(words, file):
+            raise StillhouseError(f"the worker ended by itself ({code}); its log is {file}")
 
 
 @contextmanager

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from stillhouse_flows.child import restore
 from stillhouse_flows.hush import hush_dvc
-from stillhouse_flows.project import StageSpec, plan
+from stillhouse_flows.process import Children, run_stage
+from stillhouse_flows.project import INPUTS, StageSpec, plan
 from stillhouse_flows.request import Request
-from stillhouse_flows.run import opened, start
+from stillhouse_flows.run import Run, opened, start
 from stillhouse_flows.worktree import workspace
 
 
@@ -31,6 +32,22 @@ def dry_run(project: Path, request: Request, *, ref: str = "") -> list[Planned]:
         planned: dict[str, Planned] = {}
         for spec in plan(space.root, run.prepared.pipeline):
             ahead = [name for name in spec.upstream if not planned[name].cached]
-            cached = not ahead and restore(space.root, spec.address)
+            cached = not ahead and _restored(run, spec)
             planned[spec.name] = Planned(stage=spec, cached=cached, because=", ".join(ahead))
         return list(planned.values())
+
+
+def _restored(run: Run, spec: StageSpec) -> bool:
+    if spec.name != INPUTS:
+        return restore(run.space.root, spec.address)
+    # what the others are found by
+    run_stage(
+        Children(),
+        spec,
+        root=run.space.root,
+        env=run.env,
+        folders=run.folders,
+        log=run.folder / f"{spec.name}.log",
+        say=list[str]().append,
+    )
+    return True

@@ -10,9 +10,11 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 from prefect import Flow, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.concurrency.sync import concurrency
 from prefect.futures import PrefectFuture
@@ -27,11 +29,12 @@ from stillhouse_flows import artifacts, slots
 from stillhouse_flows.board import Board, say
 from stillhouse_flows.child import StageResult
 from stillhouse_flows.data import RemoteLost, push_results
+from stillhouse_flows.failures import drop_earlier
 from stillhouse_flows.local import settle
 from stillhouse_flows.overdue import drop_overdue
 from stillhouse_flows.parameters import Device, Pools, RecipeName, Ref, ScaleName, SettingValues
 from stillhouse_flows.process import Children, StageFailed, run_stage, share_cores
-from stillhouse_flows.project import StageSpec, plan
+from stillhouse_flows.project import INPUTS, StageSpec, plan
 from stillhouse_flows.remote import check_pools, send
 from stillhouse_flows.request import Request
 from stillhouse_flows.run import Finished, Run, opened, results_message, start
@@ -107,6 +110,7 @@ def distill(
     number = str(flow_run.id).replace("-", "")[-12:]
     with workspace(project_root(), request.label(), ref=ref, number=number) as space:
         run = settled(space, request, device)
+        name_run(run)
         tell(run.headline())
         check_pools(run, pools or {})
         stages = plan(space.root, run.prepared.pipeline)
@@ -123,7 +127,7 @@ def distill(
             bring_data(carried)
             results = run_stages(line, stages)
             # before the report, which says whether the tree it describes is committed
-            space.commit(results_message(run, results), also=run.numbers())
+            space.commit(results_message(run, results))
             words = write_report(carried)
         except BaseException as error:
             # a signal reaches this thread only: without this, what the others started would go on
@@ -154,6 +158,12 @@ def settled(space: RunWorkspace, request: Request, device: str) -> Run:
         raise
 
 
+def name_run(run: Run) -> None:
+    """Have Prefect's UI call this run by its variant, which is known now."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(flow_run.id), name=run.prepared.ref.replace("/", "-"))
+
+
 def with_workers(workers: int) -> Flow[Any, Finished]:  # Any: its parameters
     """`distill` with so many independent stages at a time; see `share_cores`."""
     share_cores(workers)
@@ -170,11 +180,12 @@ def tell(text: str) -> None:
 
 
 def note_failure(run: Run, error: StillhouseError) -> None:
-    """Commit what was finished, and why no more was."""
+    """Commit what was finished, and why no more was: once, of runs that fail for one reason."""
     # a full disk would hide the reason behind its own
     with suppress(StillhouseError):
         if run.space.started():
-            run.space.commit(f"Failure of {run.prepared.ref}\n\n{error}\n", also=run.numbers())
+            run.space.commit(f"Failure of {run.prepared.ref}\n\n{error}\n")
+            drop_earlier(run.space, run.prepared.ref, str(error))
 
 
 def lost_remote(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:  # Any: Prefect's
@@ -258,7 +269,7 @@ def dvc_stage(spec: StageSpec, line: Line) -> StageResult:
         board.write(f"           {spec.name} {text}")
         logger.warning(text)
 
-    pool = line.pools.get(spec.resource)
+    pool = line.pools.get(spec.resource) if spec.name != INPUTS else None
     names = slots.devices(line.device) if spec.resource == "gpu" and not pool else ()
     owner = f"{run.space.run}/{spec.name}"
     try:

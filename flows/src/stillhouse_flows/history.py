@@ -1,6 +1,6 @@
 """What became of every run: read off the branches runs/* and `promoted`."""
 
-import json
+import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +9,22 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from stillhouse.errors import UnknownName
+from stillhouse.report.document import parse
 from stillhouse_flows.branches import Repository, repository
 from stillhouse_flows.candidates import RunBranch, decision_on, pinned_at, run_branches
+from stillhouse_flows.gate import rows_of_report
 from stillhouse_flows.git import git
 from stillhouse_flows.promotion import PROMOTED
-from stillhouse_flows.worktree import run_lock
+from stillhouse_flows.worktree import run_lock, workspaces
 
 State = Literal["finished", "running", "failed", "unfinished"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One run. `score` is the first that its gate names, else the report's headline; of a run that
-    failed, the reason.
+    """One run. `score` is the first that its gate names, else the report's main one, of the student
+    that the recipe exports; of a run that failed, the reason. `page` is its report.html where its
+    workspace is still here.
     """
 
     when: str
@@ -31,12 +34,15 @@ class Entry:
     state: State
     score: str
     decision: str
+    page: str = ""
 
     def line(self) -> str:
         """The entry for a terminal."""
         facts = [self.recipe, f"data {self.data or 'none'}", self.state, self.score, self.decision]
         when = self.when[:16].replace("T", " ")
-        return f"{when}  {self.run}  {'; '.join(filter(None, facts))}"
+        told = f"{when}  {self.run}  {'; '.join(filter(None, facts))}"
+        # on a line of its own, whole however wide the terminal is
+        return f"{told}\n    {self.page}" if self.page else told
 
 
 def history(project: Path, recipe: str = "", *, limit: int = 0) -> list[Entry]:
@@ -51,10 +57,11 @@ def history(project: Path, recipe: str = "", *, limit: int = 0) -> list[Entry]:
 
 
 def promoted_runs(repo: Repository) -> list[str]:
-    """Runs whose student was promoted once, the newest first."""
-    if not (tip := repo.tip(PROMOTED)):
+    """Runs whose student was promoted once, here or where this was fetched from; newest first."""
+    words = ("--format=%(objectname)", f"refs/heads/{PROMOTED}", f"refs/remotes/*/{PROMOTED}")
+    if not (tips := git(repo.top, "for-each-ref", *words).splitlines()):
         return []
-    words = ("--first-parent", "--format=%(trailers:key=Run,valueonly,separator=)", tip)
+    words = ("--first-parent", "--format=%(trailers:key=Run,valueonly,separator=)", *tips)
     return [run for run in git(repo.top, "log", *words).splitlines() if run]
 
 
@@ -72,14 +79,30 @@ def _entry(repo: Repository, branch: RunBranch, promoted: Sequence[str]) -> Entr
     record = decision_on(repo, branch) if report else None
     pinned = pinned_at(repo, where)
     return Entry(
-        when=branch.when,
+        when=branch.when if branch.title else _begun(repo, branch),
         run=branch.run,
         recipe=branch.title,
         data=pinned.md5[:8] if pinned else "",
         state=_state(repo, branch),
         score=_outcome(repo, branch, record, report),
         decision=_words(branch.run, record, promoted) if report else "",
+        page=_page(repo, branch) if report else "",
     )
+
+
+def _page(repo: Repository, branch: RunBranch) -> str:
+    root = workspaces(repo.project) / branch.run / repo.prefix
+    page = root / branch.folder() / "report" / "report.html"
+    return str(page) if page.is_file() else ""
+
+
+def _begun(repo: Repository, branch: RunBranch) -> str:
+    """A branch without a commit of its own has the date of the user's: its workspace's counts."""
+    record = run_lock(repo.project, branch.run).with_suffix(".json")
+    if not record.is_file():
+        return branch.when
+    began = datetime.datetime.fromtimestamp(record.stat().st_mtime).astimezone()
+    return began.isoformat(timespec="seconds")
 
 
 def _state(repo: Repository, branch: RunBranch) -> State:
@@ -99,7 +122,7 @@ def _outcome(
     if record:
         return _score(record)
     if report:
-        return _headline(report)
+        return _main_score(report, branch)
     if branch.failed:
         reason = git(repo.top, "log", "-1", "--format=%b", f"refs/heads/runs/{branch.run}")
         return " ".join(reason.split())
@@ -125,13 +148,20 @@ def _score(record: Mapping[str, Any]) -> str:  # Any: JSON
     return f"{record['row']}: {name} {record['scores'][name]:.6g}" if name else str(record["row"])
 
 
-def _headline(report: str) -> str:
-    return str(json.loads(report)["headline"]["sentence"])
+def _main_score(report: str, branch: RunBranch) -> str:
+    document = parse(report, where=f"runs/{branch.run}")
+    exported = rows_of_report(document)
+    row = document.row(exported[0]) if exported else document.rows[-1] if document.rows else None
+    score = row.scores.get(document.primary or "") if row else None
+    if row is None or score is None:
+        return document.headline.sentence
+    return f"{row.name}: {document.primary} {score.mean:.6g}"
 
 
 def _words(run: str, record: Mapping[str, Any] | None, promoted: Sequence[str]) -> str:  # Any: JSON
-    # a run that was killed between its promotion and the note of it is promoted all the same
-    if run in promoted:
+    # a run that was killed between its promotion and the note of it is promoted all the same; and
+    # of one whose branch was fetched alone, the note says it
+    if run in promoted or (record and record["promoted"]):
         forced = " by force" if record and record["forced"] else ""
         return f"promoted{forced}"
     return f"refused: {'; '.join(record['reasons'])}" if record else "not judged"

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+INPUTS = "inputs"  # the stage that notes settings and digests (outside.py): cheap, never shared
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageSpec:

@@ -33,7 +33,7 @@ from stillhouse_flows.gate import (
 from stillhouse_flows.git import git
 from stillhouse_flows.inputs import inputs_of
 from stillhouse_flows.student import RECORD, as_json, models_files
-from stillhouse_flows.worktree import shared_cache
+from stillhouse_flows.worktree import keep_mark, shared_cache, workspaces
 
 PROMOTED = "promoted"
 NO_GATE = Gate()
@@ -189,6 +189,8 @@ def _promote(
     # the tag keeps the run's commits, and with --all-tags what DVC has of it, when its branch goes
     tags = {f"{PROMOTED}/{found.run}": found.commit}
     move(repo, PROMOTED, new=commit, old=before, tags=tags)
+    if workspaces(repo.project).is_dir():  # its report stays, whatever is cleaned
+        keep_mark(repo.project, found.run).touch()
 
 
 def _onto(repo: Repository, base: str, before: str) -> tuple[str, list[str]]:

@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger
@@ -23,6 +22,7 @@ from stillhouse_flows import slots
 from stillhouse_flows.board import QUIET_SECONDS
 from stillhouse_flows.data import remote
 from stillhouse_flows.git import git, head, ignored
+from stillhouse_flows.outside import leads_out
 from stillhouse_flows.parameters import Commit, Device, Pools, RunBranch, StageName
 from stillhouse_flows.process import Children, Say, StageFailed, ask, run_stage
 from stillhouse_flows.project import StageSpec, plan
@@ -54,7 +54,7 @@ def check_pools(run: Run, pools: Pools) -> None:
             f"Run there: git remote add {GIT_REMOTE} URL"
         )
     for name in run.prepared.files:
-        if Path(name).is_absolute() or ignored(space.root, space.root / name):
+        if leads_out(name) or ignored(space.root, space.root / name):
             raise BadSetting(
                 f"pools: 'file:{name}' is on this machine only; put it under data/ and run: "
                 "stillhouse data add"

@@ -10,13 +10,14 @@ from pathlib import Path
 from stillhouse.errors import BadSetting, MissingData
 from stillhouse_flows.child import StageResult
 from stillhouse_flows.data import bring, pin
+from stillhouse_flows.git import git
+from stillhouse_flows.outside import leads_out
 from stillhouse_flows.process import ask
 from stillhouse_flows.request import Prepared, Request, prepared_from
 from stillhouse_flows.sources import source_folders
 from stillhouse_flows.worktree import RunWorkspace
 
-# what a run commits although git ignores runs/: numbers and curves, no model and no data
-NUMBERS = ("*.run.json", "*.scores.json", "*.curves.tsv", "settings.json")
+# what a run commits although git ignores runs/; the rest is in DVC's cache by dvc.lock
 REPORTS = ("report.json", "report.md")
 # folders, beside the project, that "file:" inputs of a run may lie in
 INPUTS = "STILLHOUSE_INPUTS"
@@ -80,10 +81,6 @@ class Run:
             page=self.page,
         )
 
-    def numbers(self) -> list[Path]:
-        """Scores, measurements and curves of every stage."""
-        return [path for pattern in NUMBERS for path in sorted(self.folder.glob(pattern))]
-
     def reports(self) -> list[Path]:
         """The report without its page, which holds pictures of the data."""
         return [path for name in REPORTS if (path := self.page.with_name(name)).is_file()]
@@ -98,6 +95,11 @@ def opened(space: RunWorkspace, request: Request, device: str) -> Run:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise BadSetting(f"'data:{name}': leads out of data/; use file:<path> for other files")
     for name in prepared.files:
+        if ".." in Path(name).parts:
+            full = os.path.normpath(space.project / name)
+            raise BadSetting(
+                f"'file:{name}' leads elsewhere from a run's own workspace; give file:{full}"
+            )
         _check_file(space.project, name)
     folders = source_folders(space.project)
     return Run(space=space, request=request, prepared=prepared, env=env, folders=folders)
@@ -133,7 +135,14 @@ def start(run: Run) -> None:
 def _bring_file(space: RunWorkspace, name: str) -> None:
     """A file that git ignores is not in the snapshot; where the recipe names it, it is an input."""
     source, aim = space.project / name, space.root / name
-    if Path(name).is_absolute() or name.startswith("~") or aim.exists():
+    if leads_out(name) or aim.exists():
+        return
+    if aim.is_symlink():  # relative, to a place outside the project
+        aim.unlink()
+        aim.symlink_to(source.resolve())
+        return
+    if space.start.commit and git(space.root, "ls-files", "--", name):  # below LEFT_OUT
+        git(space.root, "checkout", "--ignore-skip-worktree-bits", "HEAD", "--", name)
         return
     if not source.exists():
         raise MissingData(f"'file:{name}': {source} is not there; give an existing file or folder")

@@ -33,6 +33,9 @@ ENDS = ("Completed", "Failed", "TimedOut", "Cancelled", "Crashed")
 ENDS_OF_WATCH = ("Unchanged", "Promoted", "Refused")
 LONG_LIVED = {
     "PREFECT__SERVER_FINAL": "1",
+    # what ended so many seconds ago goes from its database; `flow clean` does it at once
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(60 * 86400),
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
     # slots held in memory leak when a server is killed
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (

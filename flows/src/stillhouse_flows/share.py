@@ -48,6 +48,10 @@ def give(root: Path, address: str) -> bool:
 
     with Repo(str(root), _wait_for_lock=True) as repo, lock_repo(repo), repo.scm_context():
         stage = _stage(repo, address)
+        if stage.always_changed:  # DVC's run cache takes no such stage: dvc.lock names its files
+            for objects in stage.get_used_objs().values():
+                repo.cloud.push(objects)
+            return True
         stage.save_deps()
         cached = repo.stage_cache._load(stage)  # pyright: ignore[reportPrivateUsage]
         if cached is None:

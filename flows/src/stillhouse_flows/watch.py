@@ -3,24 +3,28 @@ against the recipe's gate, and promote or refuse it.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from stillhouse.errors import StillhouseError
 from stillhouse.places import project_root
 from stillhouse_flows.artifacts import key
 from stillhouse_flows.branches import Repository, repository
-from stillhouse_flows.data import pin
+from stillhouse_flows.data import RemoteLost, pin
+from stillhouse_flows.failures import clear_fault, fault_of, note_fault
 from stillhouse_flows.flow import distill, remote_task, run_name, tell
 from stillhouse_flows.gate import Gate, choose_row, missing_gate, read_gate
 from stillhouse_flows.history import decisions
 from stillhouse_flows.hush import hush_dvc
 from stillhouse_flows.inputs import Inputs, changes, inputs_from, reading_from, with_data
 from stillhouse_flows.local import settle
+from stillhouse_flows.overdue import drop_overdue
 from stillhouse_flows.parameters import Device, Pools, RecipeName, Ref, ScaleName, SettingValues
 from stillhouse_flows.process import ask
 from stillhouse_flows.promotion import Judgement, judge, promotion
@@ -42,7 +46,7 @@ class Seen:
     gate: Gate
 
 
-@flow(name="watch", flow_run_name=run_name, persist_result=False)
+@flow(name="watch", flow_run_name=run_name, persist_result=False, on_running=[drop_overdue])
 def watch(
     recipe: RecipeName = "vision/distill",
     scale: ScaleName = "",
@@ -80,19 +84,39 @@ def watch(
     if reason.unchanged and not force:
         return _end(UNCHANGED, reason.words)
     tell(f"{reason.words}; forced" if reason.unchanged else reason.words)
-    finished = distill(
-        recipe=recipe,
-        scale=scale,
-        settings=settings,
-        device=device,
-        ref=ref,
-        push=push,
-        pools=pools,
-        gpu_limit=gpu_limit,
-    )
+    if not force:
+        _wait_out(project, seen)
+    words: dict[str, Any] = {
+        "device": device,
+        "ref": ref,
+        "push": push,
+        "pools": pools,
+        "gpu_limit": gpu_limit,
+    }
+    try:
+        # Any: with keywords of a mapping no checker knows which overload this is
+        finished: Any = distill(recipe=recipe, scale=scale, settings=settings, **words)
+    except RemoteLost:  # no fault of what was read
+        raise
+    except StillhouseError as error:
+        note_fault(project, seen.ref, asdict(seen.inputs), str(error))
+        raise
+    clear_fault(project, seen.ref)
     judgement: Judgement = hold(project, finished.run, seen.gate, push)
     show(judgement, seen.gate)
     return _end(PROMOTED if judgement.promoted else REFUSED, judgement.sentence())
+
+
+def _wait_out(project: Path, seen: Seen) -> None:
+    """Raises StillhouseError while the same inputs are known to fail."""
+    fault = fault_of(project, seen.ref)
+    if fault is None or not fault.waits():
+        return
+    if not changes(inputs_from(fault.inputs), seen.inputs, code=True):
+        raise StillhouseError(
+            f"{seen.ref} has failed {fault.times} times since {fault.since}: {fault.reason}; not "
+            f"tried again before {fault.again}, unless what it reads changes, or with --force"
+        )
 
 
 @remote_task(name="gate", task_run_name="gate")

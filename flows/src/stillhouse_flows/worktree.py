@@ -4,6 +4,7 @@ nobody's files are touched.
 $STILLHOUSE_HOME/workspaces/<repository>/<run>/        the working tree; outside git, a copy
 $STILLHOUSE_HOME/workspaces/<repository>/<run>.lock    held while the run goes
 $STILLHOUSE_HOME/workspaces/<repository>/<run>.json    what a later process needs to open it again
+$STILLHOUSE_HOME/workspaces/<repository>/<run>.keep    there for a promoted run: cleaning spares it
 """
 
 import hashlib
@@ -37,6 +38,8 @@ from stillhouse_flows.git import (
 from stillhouse_flows.sources import source_folders, stage_environment
 
 KEPT = 20
+# no stage reads pages, and their pictures may be most of a repository
+LEFT_OUT = "docs"
 LOCK_SECONDS = 60.0
 # what a copied folder leaves behind: environments, results, data (brought on its own), DVC's state
 NEVER_COPIED = {"__pycache__", ".venv", "venv", "node_modules"}
@@ -77,15 +80,16 @@ def workspace(
     """A new workspace of `project` at `ref`, or with its files as they lie there now; one of the
     same `label` and `number` is opened again as it was left.
 
-    Locked while the block runs and kept after it; without `keep`, neither folder nor branch stays.
+    Locked while the block runs and kept after it; without `keep` it has no branch, and goes.
     """
     project = project.resolve()
-    place = home() / "workspaces" / _repository(project)
+    place = workspaces(project)
     run = f"{label}-{number or uuid.uuid4().hex[:8]}"
     with storage(place):
         place.mkdir(parents=True, exist_ok=True)
         with _locked(place / f"{run}.lock", run):
-            opened = _reopened(project, place / run, run) or _open(project, place / run, run, ref)
+            opened = _reopened(project, place / run, run)
+            opened = opened or _open(project, place / run, run, ref, keep=keep)
             prune(place, keep=KEPT)
             try:
                 yield opened
@@ -95,9 +99,19 @@ def workspace(
     (place / f"{run}.lock").unlink(missing_ok=True)
 
 
+def workspaces(project: Path) -> Path:
+    """The folder that a project's workspaces lie in."""
+    return home() / "workspaces" / _repository(project.resolve())
+
+
 def run_lock(project: Path, run: str) -> Path:
     """The file that is locked while a run of this machine goes."""
-    return home() / "workspaces" / _repository(project.resolve()) / f"{run}.lock"
+    return workspaces(project) / f"{run}.lock"
+
+
+def keep_mark(project: Path, run: str) -> Path:
+    """The file whose presence has a workspace kept, whatever its age."""
+    return workspaces(project) / f"{run}.keep"
 
 
 @contextmanager
@@ -121,12 +135,14 @@ def _reopened(project: Path, folder: Path, run: str) -> RunWorkspace | None:
     record = folder.with_name(f"{run}.json")
     kept = json.loads(record.read_text()) if record.is_file() else None
     if kept is None or not (folder.is_dir() or kept["branch"]):
-        _clear(project, folder, f"runs/{run}")
+        # a process that was killed while it made this workspace may have left parts
+        discard(project, run)
         return None
     if not folder.is_dir():  # pruned: its commits are there
         tree = _tree(project) or project
         git(tree, "worktree", "prune")
-        git(tree, "worktree", "add", "--quiet", str(folder), kept["branch"])
+        git(tree, "worktree", "add", "--quiet", "--no-checkout", str(folder), kept["branch"])
+        _check_out(folder, folder / kept["root"])
         _settle_dvc(project, folder / kept["root"], folder, Path(kept["cache"]), in_git=True)
     return RunWorkspace(
         project=project,
@@ -139,22 +155,12 @@ def _reopened(project: Path, folder: Path, run: str) -> RunWorkspace | None:
     )
 
 
-def _clear(project: Path, folder: Path, branch: str) -> None:
-    """What a process that was killed while it made this workspace has left."""
-    if folder.is_dir():
-        _remove(folder)
-    tree = _tree(project)
-    if tree is not None and has_branch(tree, branch):
-        git(tree, "worktree", "prune")
-        git(tree, "branch", "--quiet", "-D", branch)
-
-
 def _repository(project: Path) -> str:
     """Readable, and different for two projects of the same name."""
     return f"{project.name}-{hashlib.sha256(str(project).encode()).hexdigest()[:6]}"
 
 
-def _open(project: Path, folder: Path, run: str, ref: str) -> RunWorkspace:
+def _open(project: Path, folder: Path, run: str, ref: str, *, keep: bool) -> RunWorkspace:
     tree = _tree(project)
     if tree is None:
         if ref:
@@ -166,9 +172,12 @@ def _open(project: Path, folder: Path, run: str, ref: str) -> RunWorkspace:
     else:
         git(tree, "worktree", "prune")
         start = resolve(tree, ref) if ref else snapshot(tree)
-        branch = f"runs/{run}"
-        git(tree, "worktree", "add", "--quiet", "-b", branch, str(folder), start.commit)
+        branch = f"runs/{run}" if keep else ""
+        kind = ("-b", branch) if branch else ("--detach",)
+        words = ("worktree", "add", "--quiet", "--no-checkout", *kind, str(folder), start.commit)
+        git(tree, *words)
         root = folder / project.relative_to(tree)
+        _check_out(folder, root)
     cache = shared_cache(project)
     _settle_dvc(project, root, folder, cache, in_git=tree is not None)
     record = {
@@ -182,6 +191,17 @@ def _open(project: Path, folder: Path, run: str, ref: str) -> RunWorkspace:
     return RunWorkspace(
         project=project, folder=folder, root=root, run=run, branch=branch, start=start, cache=cache
     )
+
+
+def _check_out(folder: Path, root: Path) -> None:
+    """The files of a new working tree but for LEFT_OUT, which its commits have all the same."""
+    git(folder, "read-tree", "HEAD")
+    places = {
+        place.relative_to(folder).as_posix() for place in (folder / LEFT_OUT, root / LEFT_OUT)
+    }
+    if names := git(folder, "ls-files", "-z", "--", *sorted(places)):
+        git(folder, "update-index", "-z", "--skip-worktree", "--stdin", text=names)
+    git(folder, "checkout-index", "--all", "--quiet", "--index")
 
 
 def _tree(project: Path) -> Path | None:
@@ -298,15 +318,17 @@ def _ensure_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def prune(place: Path, *, keep: int) -> list[Path]:
-    """Remove all but the newest `keep` workspaces, except of runs that go; their branches stay."""
-    folders = [p for p in place.iterdir() if p.is_dir()]
+    """Remove all but the newest `keep` workspaces, except of runs that go and promoted ones; their
+    branches stay.
+    """
+    folders = [p for p in place.iterdir() if p.is_dir() and not _marked(p)]
     folders.sort(key=lambda p: p.stat().st_mtime_ns, reverse=True)
     gone: list[Path] = []
     for folder in folders[keep:]:
         lock = place / f"{folder.name}.lock"
         try:
             with FileLock(lock, timeout=0):
-                _remove(folder)
+                remove_folder(folder)
                 gone.append(folder)
         except Timeout:
             continue
@@ -314,15 +336,29 @@ def prune(place: Path, *, keep: int) -> list[Path]:
     return gone
 
 
+def _marked(folder: Path) -> bool:
+    return folder.with_name(f"{folder.name}.keep").exists()
+
+
 def forget(space: RunWorkspace) -> None:
     """Leave neither folder nor branch of a workspace."""
-    space.folder.with_name(f"{space.run}.json").unlink(missing_ok=True)
-    _remove(space.folder)
-    if space.branch:
-        git(space.project, "branch", "--quiet", "-D", space.branch)
+    discard(space.project, space.run)
 
 
-def _remove(folder: Path) -> None:
+def discard(project: Path, run: str) -> None:
+    """Leave neither folder nor branch of a run."""
+    folder = workspaces(project) / run
+    folder.with_name(f"{run}.json").unlink(missing_ok=True)
+    if folder.is_dir():
+        remove_folder(folder)
+    tree = _tree(project)
+    if tree is not None and has_branch(tree, f"runs/{run}"):
+        git(tree, "worktree", "prune")
+        git(tree, "branch", "--quiet", "-D", f"runs/{run}")
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a working tree with git's entry of it, or a copied folder."""
     try:
         git(folder, "worktree", "remove", "--force", "--force", str(folder))
     except GitError:

@@ -7,6 +7,7 @@ runs/<domain>/<recipe>/<variant>/settings.json
                                  <stage>/<port>/...      the artifacts
                                  <stage>.run.json        seconds, environment, measurements
                                  <stage>.scores.json     scores of an evaluation
+                                 <stage>.main.json       the first of them: DVC's metric
                                  <stage>.curves.tsv      loss terms by step of a training
 """
 
@@ -356,6 +357,8 @@ class _Place:
             write_text(
                 base.with_name(f"{base.name}.scores.json"), json.dumps(scores, indent=1) + "\n"
             )
+            main = dict(list(scores.items())[:1])
+            write_text(base.with_name(f"{base.name}.main.json"), json.dumps(main, indent=1) + "\n")
         if ctx.curves:
             write_text(base.with_name(f"{base.name}.curves.tsv"), _tsv(ctx.curves))
 

@@ -59,10 +59,13 @@ class Target:
 
     def need_run(self) -> None:
         """Raises MissingData when nothing of this target has run here."""
-        if not (self.runs().folder / SETTINGS).is_file():
+        runs = self.runs()
+        if not any(runs.folder.glob("*/stage.json")):
             raise MissingData(
                 f"{self.ref} has not run in {self.root}. Run: stillhouse run {self.ref}"
             )
+        if not runs.settings.is_file():  # `dvc pull` brought the stages
+            runs.note_settings(self.settings)
 
 
 def _from_environment(name: str, default: int) -> int:

@@ -111,7 +111,8 @@ class Shipped:
 class Lineage:
     """The versions of data and code in the checkout the report was made in; None where it has none.
 
-    `stale` says, a sentence each, which stages do not belong to this code or to each other.
+    `stale` says, a sentence each, which stages do not belong to this code or to each other; `read`
+    names what the stages read from outside the recipe.
     """
 
     data: str | None
@@ -121,6 +122,7 @@ class Lineage:
     code: str
     stillhouse: str
     stale: tuple[str, ...]
+    read: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

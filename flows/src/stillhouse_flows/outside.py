@@ -1,0 +1,81 @@
+"""What a variant reads that DVC cannot compare by itself, as small files that it can.
+
+The DVC stage `inputs` writes runs/<domain>/<recipe>/<variant>/inputs/: settings.json, for DVC takes
+1, 1.0 and true of params.yaml for the same; and a file for each input by "file:" or "hub:" with its
+digest, for such a folder may lie anywhere, behind links too.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from stillhouse.digest import text_digest
+from stillhouse.errors import BadRecipe
+from stillhouse.files import write_text
+from stillhouse.inputs import outside
+from stillhouse.recipe import Recipe, Stage
+from stillhouse.settings import Settings, find_settings, make_recipe
+from stillhouse_flows.project import INPUTS
+
+SETTINGS = f"{INPUTS}/settings.json"
+SCHEMES = ("file:", "hub:")
+
+
+def refs(stages: Iterable[Stage]) -> tuple[str, ...]:
+    """The "file:" and "hub:" inputs of stages, each once."""
+    read = (ref for stage in stages for ref in stage.inputs.values())
+    return tuple(dict.fromkeys(ref for ref in read if ref.startswith(SCHEMES)))
+
+
+def leads_out(name: str) -> bool:
+    """Whether the path of a "file:" input is written as one outside the project."""
+    return Path(name).is_absolute() or name.startswith("~") or ".." in Path(name).parts
+
+
+def note_of(ref: str) -> str:
+    """The file, below the variant's folder, that has the digest of `ref`."""
+    return f"{INPUTS}/{text_digest(ref)[:12]}.json"
+
+
+def settings_text(settings: Settings) -> str:
+    """What differs from the preset, one spelling each; empty where nothing does. More seeds are
+    more stages, and change none that is there.
+    """
+    values = {k: v for k, v in settings.overrides().items() if k != "seeds"}
+    return json.dumps(values, indent=1, sort_keys=True) + "\n" if values else ""
+
+
+def notes(settings: Settings, stages: Sequence[Stage]) -> list[str]:
+    """The files that those stages depend on; none where DVC sees everything."""
+    kept = [SETTINGS] if settings_text(settings) else []
+    return [*kept, *map(note_of, refs(stages))]
+
+
+def check_free(recipe: Recipe) -> None:
+    """Raises BadRecipe where a stage has the name of ours."""
+    if any(stage.name == INPUTS for stage in recipe.stages):
+        raise BadRecipe(f"recipe '{recipe.name}': '{INPUTS}' is DVC's stage of a flow; rename it")
+
+
+def write_notes(root: Path, ref: str) -> None:
+    """Write the files of RECIPE@VARIANT as everything is now.
+
+    Raises BadSetting where params.yaml has other settings below the variant's name, MissingData.
+    """
+    name, settings = find_settings(ref, root, root / "runs")
+    folder = root / "runs" / name / settings.variant()
+    if text := settings_text(settings):
+        write_text(folder / SETTINGS, text)
+    for each in refs(make_recipe(name, settings).stages):
+        note = {"ref": each, "digest": outside(each, root).digest}
+        write_text(folder / note_of(each), json.dumps(note, indent=1) + "\n")
+
+
+def stale(root: Path, files: Iterable[Path]) -> list[str]:
+    """Inputs whose digest is not the one noted in `files`."""
+    found = [json.loads(f.read_text()) for f in files if f.parent.name == INPUTS and f.is_file()]
+    return [each["ref"] for each in found if _moved(each, root)]
+
+
+def _moved(note: dict[str, str], root: Path) -> bool:
+    return {"ref", "digest"} <= note.keys() and outside(note["ref"], root).digest != note["digest"]

@@ -1,0 +1,142 @@
+"""What old runs have left goes; promoted runs and those that go stay."""
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from filelock import FileLock
+
+from stillhouse.errors import StillhouseError
+from stillhouse_flows.cleaning import clean, collect, survey
+from stillhouse_flows.failures import (
+    FIRST,
+    LONGEST,
+    clear_fault,
+    drop_earlier,
+    fault_of,
+    note_fault,
+)
+from stillhouse_flows.worktree import RunWorkspace, keep_mark, prune, run_lock, workspace
+
+if TYPE_CHECKING:
+    from conftest import Project
+
+
+def ran(project: "Project", message: str = "Report of toy/count@tiny") -> RunWorkspace:
+    """The workspace of a run that has ended."""
+    with workspace(project.root, "toy") as space:
+        space.commit(message)
+    return space
+
+
+def age(space: RunWorkspace, seconds: float) -> None:
+    then = time.time() - seconds
+    for path in (*space.folder.rglob("*"), space.folder):
+        os.utime(path, (then, then), follow_symlinks=False)
+
+
+def branches(project: "Project") -> set[str]:
+    return set(project.git("branch", "--list", "runs/*", "--format=%(refname:short)").split())
+
+
+def test_pages_are_left_out_of_a_workspace_but_not_of_its_commits(toy: "Project") -> None:
+    toy.write({"docs/results/big.txt": "x" * 1000, "src/docs/kept.txt": "kept\n"})
+    toy.commit()
+    (toy / "docs/new.txt").write_text("not committed yet\n")
+    with workspace(toy.root, "toy") as space:
+        assert not (space.root / "docs").exists()
+        assert (space.root / "src/docs/kept.txt").is_file()
+        assert "docs" not in toy.git("status", "--porcelain", at=space.root)
+        (space.root / "result").write_text("1\n")
+        space.commit("result")
+    names = toy.git("ls-tree", "-r", "--name-only", space.branch).splitlines()
+    assert {"docs/results/big.txt", "docs/new.txt", "result"} <= set(names)
+
+
+def test_old_workspaces_go_and_promoted_and_running_ones_stay(toy: "Project") -> None:
+    old, new, promoted, running, tagged = (ran(toy) for _ in range(5))
+    for space in (old, promoted, running, tagged):
+        age(space, 600)
+    keep_mark(toy.root, promoted.run).touch()
+    toy.git("tag", f"promoted/{tagged.run}", tagged.branch)
+    with FileLock(run_lock(toy.root, running.run)):
+        assert [left.run for left in clean(toy.root, seconds=300, branches=False, dry=True)] == [
+            old.run
+        ]
+        assert old.folder.is_dir()
+        (gone,) = clean(toy.root, seconds=300, branches=False, dry=False)
+        assert (gone.run, gone.branch) == (old.run, True)
+        assert gone.size > 0
+    assert not old.folder.exists()
+    assert all(space.folder.is_dir() for space in (new, promoted, running, tagged))
+    assert old.branch in branches(toy)
+    assert str(old.folder) not in toy.git("worktree", "list")
+    prune(old.folder.parent, keep=0)
+    assert promoted.folder.is_dir()
+
+
+def test_branches_go_when_asked(toy: "Project") -> None:
+    old = ran(toy)
+    new = ran(toy)
+    age(old, 600)
+    list(clean(toy.root, seconds=300, branches=True, dry=False))
+    assert branches(toy) == {new.branch}
+    assert [left.run for left in survey(toy.root)] == [new.run]
+    assert not run_lock(toy.root, old.run).with_suffix(".json").exists()
+
+
+def test_gc_keeps_what_a_workspace_has_not_committed(toy: "Project") -> None:
+    from dvc.repo import Repo
+
+    cache = toy / ".dvc/cache/files/md5"
+    kept = {p for p in cache.rglob("*") if p.is_file()}
+    (toy / "spare.bin").write_text("spare\n")
+    with Repo(str(toy.root)) as repo:
+        repo.add(str(toy / "spare.bin"))
+    (toy / "spare.bin.dvc").unlink()
+    with workspace(toy.root, "toy") as space:
+        (space.root / "mine.bin").write_text("not committed\n")
+        with Repo(str(space.root)) as repo:
+            repo.add(str(space.root / "mine.bin"))
+        with pytest.raises(StillhouseError, match=rf"run {space.run} goes on; wait until"):
+            collect(toy.root)
+    assert collect(toy.root) == len("spare\n")
+    left = {p for p in cache.rglob("*") if p.is_file()}
+    assert kept < left
+    assert [p.read_text() for p in left - kept] == ["not committed\n"]
+
+
+def test_of_runs_that_fail_for_one_reason_the_newest_stays(toy: "Project") -> None:
+    def failed(reason: str) -> RunWorkspace:
+        return ran(toy, f"Failure of toy/count@tiny\n\n{reason}\n")
+
+    other = failed("stage 'numbers': another file is bad")
+    first, second = (failed("stage 'numbers': a.png is truncated") for _ in range(2))
+    last = failed("stage 'numbers': a.png is truncated")
+    gone = drop_earlier(last, "toy/count@tiny", "stage 'numbers': a.png is truncated")
+    assert set(gone) == {first.run, second.run}
+    assert branches(toy) == {other.branch, last.branch}
+    assert not first.folder.exists()
+    assert drop_earlier(last, "toy/count@small", "stage 'numbers': another file is bad") == []
+
+
+def test_a_fault_that_repeats_waits_twice_as_long_each_time(toy: "Project") -> None:
+    from datetime import datetime
+
+    def wait(inputs: dict[str, str]) -> float:
+        before = time.time()
+        fault = note_fault(toy.root, "toy/count@tiny", inputs, "bad")
+        assert fault == fault_of(toy.root, "toy/count@tiny")
+        assert fault.waits()
+        return datetime.fromisoformat(fault.again).timestamp() - before
+
+    hours = FIRST.total_seconds()
+    for factor in (1, 2, 4, 8):
+        assert wait({"data": "one"}) == pytest.approx(factor * hours, abs=5)
+    assert wait({"data": "other"}) == pytest.approx(hours, abs=5)
+    for _ in range(12):
+        longest = wait({"data": "other"})
+    assert longest == pytest.approx(LONGEST.total_seconds(), abs=5)
+    clear_fault(toy.root, "toy/count@tiny")
+    assert fault_of(toy.root, "toy/count@tiny") is None
