@@ -163,7 +163,8 @@ class Bars:
         elif event.text == UP_TO_DATE:
             self._complete(task, SKIPPED)
         elif event.text.startswith(NOTE):
-            self.bars.console.print(f"stage {event.stage}: {event.text}", markup=False)
+            text = f"stage {event.stage}: {event.text}"
+            self.bars.console.print(text, markup=False, soft_wrap=True)  # paths stay whole
         elif not event.total:
             self.bars.update(task, detail=event.text)
         elif event.text != CHECKPOINT:

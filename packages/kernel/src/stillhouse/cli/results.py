@@ -1,5 +1,6 @@
 """`report`, `compare`, `export` and `predict`: what finished runs are good for."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,11 +16,14 @@ Finished = Annotated[
     ),
 ]
 
+Open = Annotated[bool, typer.Option("--open", help="Show the report in the browser.")]
+WIDTH = 80
+
 
 def report(
     recipe: Finished,
     partial: Annotated[bool, typer.Option(help="Also when some stages have not run.")] = False,
-    open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    open_: Open = False,
     publish: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write there what may be committed.")
     ] = None,
@@ -38,22 +42,33 @@ def report(
 
         print(f"Published: {publish_report(page.parent, publish, pictures=pictures)}")
     if open_:
-        typer.launch(page.as_uri())
+        open_page(page)
 
 
 def print_report(target: "Target", *, partial: bool = False) -> Path:
     """Write the report, print its table and where it is; returns the path of report.html."""
     from stillhouse.cli.tables import print_table
-    from stillhouse.report import load, results
+    from stillhouse.report import brief, legend, load
     from stillhouse.report import report as write_report
 
     page = write_report(target.recipe, target.runs(), partial=partial)
     document = load(page)
-    table = results(document)
-    print_table(table.title, table.head, table.rows)
-    print(document.headline.sentence)
+    table = brief(document)
+    numbers = range(1, len(table.head))
+    print_table(table.title, table.head, table.rows, width=WIDTH, numbers=numbers)
+    for text in (legend(document), document.headline.sentence, *document.costlier):
+        if text:
+            print(text)
     print(f"Report: {page}")
     return page
+
+
+def open_page(page: Path) -> None:
+    """Show a page in the browser, or say that there is none."""
+    import webbrowser
+
+    if not webbrowser.open(page.as_uri()):
+        print(f"No browser found here. Open {page.as_uri()}", file=sys.stderr)
 
 
 def compare(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stillhouse.cli.listing import RecipeName
+from stillhouse.cli.results import Open, open_page, print_report
 from stillhouse.errors import BadSetting
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def run(
     ] = 1,
     engine: Engine = "",
     report: Annotated[bool, typer.Option(help="Write the report when all is done.")] = True,
+    open_: Open = False,
 ) -> None:
     """Run a recipe, skipping what is up to date, and write its report."""
     from stillhouse.cli.target import make_target
@@ -62,9 +64,9 @@ def run(
         print(f"\nInterrupted; what is finished is kept. Go on with: {again}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     if report:
-        from stillhouse.cli.results import print_report
-
-        print_report(target)
+        page = print_report(target)
+        if open_:
+            open_page(page)
 
 
 def _run_stages(target: "Target", device: str, nproc: int, engine: str) -> None:

@@ -1,27 +1,64 @@
 """Tables and durations as people read them."""
 
-from collections.abc import Sequence
+import os
+import sys
+import textwrap
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HEAD = 12  # characters in which the head of a column of numbers is set
+ENDLESS = 10_000
 
 
-def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output; as wide as its content where that is not a terminal."""
-    import sys
+def print_table(
+    title: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    width: int = 200,
+    numbers: Collection[int] = (),
+) -> None:
+    """A table on standard output: as wide as a terminal, or `width` where that is none.
 
+    `numbers` are columns that are right-aligned and never broken. A table that would break a path
+    over lines is as wide as its content.
+    """
+    table = _table(title, head, rows, numbers)
+    columns = None if sys.stdout.isatty() else width
+    text = _drawn(table, columns)
+    words = {word for row in (head, *rows) for cell in row for word in cell.split()}
+    if any(word not in text for word in words if os.sep in word):
+        text = _drawn(table, ENDLESS)
+    print(text)
+
+
+def _table(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[int]
+) -> "Table":
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for name in head:
-        table.add_column(name, overflow="fold")
+    for i, name in enumerate(head):
+        if i in numbers:
+            table.add_column(textwrap.fill(name, HEAD), justify="right", no_wrap=True)
+        else:
+            table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    # a log or a pipe has no width to fit in
-    width = None if sys.stdout.isatty() else 200
+    return table
+
+
+def _drawn(table: "Table", width: int | None) -> str:
+    from rich.console import Console
+
     console = Console(highlight=False, width=width, markup=False)
     with console.capture() as drawn:
         console.print(table)
-    print("\n".join(line.rstrip() for line in drawn.get().splitlines()))
+    return "\n".join(line.rstrip() for line in drawn.get().splitlines())
 
 
 def duration(seconds: float) -> str:

@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from stillhouse.report.document import Document, load
     from stillhouse.report.pages import publish, report
     from stillhouse.report.tables import Table, results
+    from stillhouse.report.terminal import brief, legend
 
 _MODULE = {
+    "brief": "terminal",
+    "legend": "terminal",
     "Comparison": "comparison",
     "compare": "comparison",
     "Document": "document",
@@ -23,7 +26,10 @@ _MODULE = {
     "results": "tables",
 }
 
-__all__ = ["Comparison", "Document", "Table", "compare", "load", "publish", "report", "results"]
+__all__ = [
+    "Comparison", "Document", "Table", "brief", "compare", "legend", "load", "publish", "report",
+    "results",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:  # Any: the public names have no common type
