@@ -9,7 +9,6 @@ from torch import Generator, nn
 
 from stillhouse.data.data import TensorData
 from stillhouse.errors import BadData, BadSetting
-from stillhouse.settings import make_recipe, make_settings
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.detectors import SMALL_GRID, Found, PillarGrid, model
 from stillhouse_pointcloud.metrics import KittiAp, Scene, average_precision, found_scenes
@@ -181,16 +180,6 @@ def test_the_truth_is_perfect_and_a_fresh_detector_is_not():
     scores = metric({"it": Perfect()}, data)
     assert scores["mean_3d_hard_exact_ap"] == pytest.approx(1)
     assert metric({"it": fresh}, data)["mean_3d_hard_exact_ap"] < 0.1
-
-
-def test_tinys_report_says_how_much_a_perfect_detector_would_have():
-    tiny = make_recipe(
-        "pointcloud/pointdistiller", make_settings("pointcloud/pointdistiller", "tiny")
-    )
-    metric = replace(tiny.stage("teacher-scores").metrics[0], role="it")
-    scores = metric({"it": Perfect()}, TensorData(columns()["test"]))
-    most = f"{scores['mean_3d_moderate_ap']:.1%}".replace("%", " %")
-    assert any(f"{most} as its moderate 3D mAP on tiny's grid" in note for note in tiny.notes)
 
 
 def test_truths_outside_the_range_can_be_left_out():

@@ -207,11 +207,14 @@ def found_scenes(
     for rows in data.batches(batch, rng=None):
         moved = {name: value.to(device) for name, value in rows.items()}
         found = module.boxes(module(moved), picking)
-        scenes += [_scene(rows, row, one, within) for row, one in enumerate(found)]
+        scenes += [scene_of(rows, row, one, within) for row, one in enumerate(found)]
     return scenes
 
 
-def _scene(batch: Tensors, row: int, found: Found, within: Area | None) -> Scene:
+def scene_of(batch: Tensors, row: int, found: Found, within: Area | None) -> Scene:
+    """The scene of a row of a batch with what was found in it; truths whose middle is outside
+    `within` are ignored.
+    """
     for name in TRUTH:
         named(batch, name, what="column", where="AP")
     columns = {name: row_of(batch, name, row).numpy() for name in TRUTH}

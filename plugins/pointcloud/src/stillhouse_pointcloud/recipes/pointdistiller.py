@@ -6,16 +6,13 @@ from dataclasses import dataclass, field
 import torch
 
 from stillhouse.artifact import Model
-from stillhouse.metrics import Latencies, Latency, Lines, Memory, Profile
 from stillhouse.objectives.features import AttentionTransfer, Hint
 from stillhouse.objectives.objective import Cosine, Optimizer, Phase, Weighted
 from stillhouse.objectives.projectors import ConvProjector
-from stillhouse.recipe import Recipe, Stage
-from stillhouse.stages import Convert, Evaluate, Make, Train
+from stillhouse.recipe import Recipe
+from stillhouse.stages import Convert, Make, Train
 from stillhouse_pointcloud.data import ReadKitti
-from stillhouse_pointcloud.distilled import PILLARS, GraphRole, GraphState
-from stillhouse_pointcloud.figures import BirdsEye, ChosenPoints, Overlay
-from stillhouse_pointcloud.metrics import KittiAp
+from stillhouse_pointcloud.distilled import GraphRole
 from stillhouse_pointcloud.mixed import ReadMixed
 from stillhouse_pointcloud.pictured import WithPictures
 from stillhouse_pointcloud.recipes.pointdistiller_detectors import (
@@ -24,25 +21,26 @@ from stillhouse_pointcloud.recipes.pointdistiller_detectors import (
     detectors_of,
 )
 from stillhouse_pointcloud.recipes.pointdistiller_notes import FEW, MIXED, NOTES, PAPER
+from stillhouse_pointcloud.recipes.pointdistiller_scores import (
+    BUILTIN,
+    REAL,
+    ROWS,
+    ceiling,
+    exported,
+    graph_roles,
+    score,
+    seeds,
+    studies,
+    study_titles,
+)
 from stillhouse_pointcloud.recipes.pointdistiller_settings import (
     BASELINE,
-    GRAPHS,
     PointDistillerSettings,
     Student,
 )
 from stillhouse_pointcloud.samples import Lidar, Street
 
-ROWS: Mapping[Student, str] = {
-    "alone": "student 4x alone",
-    "alone16": "student 16x alone",
-    "fitnets": "FitNets",
-    "at": "AT",
-    "local": "local only",
-    "reweight": "reweight only",
-    "both": "both",
-}
-PORTS, REAL = ("train", "validation", "test"), "real"
-BUILTIN = "builtin:"
+PORTS = ("train", "validation", "test")
 MARGIN = 2.0  # metres between the last rendered object and the end of the grid
 
 
@@ -66,9 +64,9 @@ def pointdistiller(settings: PointDistillerSettings) -> Recipe:
     zoo = detectors_of(settings)
     teacher = _teacher(settings, zoo)
     ref = f"teacher.{teacher.outputs[0]}"
-    sure = _score(settings, zoo, "teacher", ref)
+    sure = score(settings, zoo, "teacher", ref)
     students = [
-        _student(settings, zoo, s, ref, i) for s in settings.students for i in _seeds(settings)
+        _student(settings, zoo, s, ref, i) for s in settings.students for i in seeds(settings)
     ]
     return Recipe(
         name="pointcloud/pointdistiller",
@@ -77,20 +75,21 @@ def pointdistiller(settings: PointDistillerSettings) -> Recipe:
             _data(settings, zoo),
             teacher,
             sure,  # before anything learns from it
+            ceiling(settings, zoo),
             *students,
-            *(_score(settings, zoo, s.name, f"{s.name}.student") for s in students),
-            *_studies(settings, zoo, ref),
+            *(score(settings, zoo, s.name, f"{s.name}.student") for s in students),
+            *studies(settings, zoo, ref),
             _export(settings, zoo),
         ),
         rows={"teacher": ("teacher-scores",)}
         | {
-            ROWS[s]: tuple(f"{s}-{seed}-scores" for seed in _seeds(settings))
+            ROWS[s]: tuple(f"{s}-{seed}-scores" for seed in seeds(settings))
             for s in settings.students
         },
         baseline=ROWS[BASELINE],
         method=ROWS[_shipped(settings)],
         notes=(*NOTES, *zoo.notes, *_about(settings)),
-        studies=_study_titles(settings),
+        studies=study_titles(settings),
     )
 
 
@@ -99,15 +98,6 @@ def _about(settings: PointDistillerSettings) -> tuple[str, ...]:
     if settings.scenes:
         return MIXED
     return FEW if settings.data.startswith(BUILTIN) else ()
-
-
-def _seeds(settings: PointDistillerSettings) -> range:
-    return range(settings.seeds)
-
-
-def _shipped(settings: PointDistillerSettings) -> Student:
-    """The student that is exported: that of the whole method, where it is among them."""
-    return max(settings.students, key=tuple(ROWS).index)
 
 
 def _data(settings: PointDistillerSettings, zoo: Detectors) -> Make:
@@ -171,7 +161,7 @@ def _help(settings: PointDistillerSettings, zoo: Detectors, name: Student) -> _H
 
 def _graphs(settings: PointDistillerSettings, zoo: Detectors, name: Student) -> _Help:
     """A loss, and its encoders, of each of the distilled outputs."""
-    roles = _graph_roles(zoo)
+    roles = graph_roles(zoo)
     helpers: dict[str, Model] = {}
     for role, output in roles.items():
         channels = _channels(settings, zoo, output)
@@ -182,11 +172,6 @@ def _graphs(settings: PointDistillerSettings, zoo: Detectors, name: Student) -> 
         helpers=helpers,
         feeds=dict.fromkeys(roles, ("teacher", "student")),
     )
-
-
-def _graph_roles(zoo: Detectors) -> dict[str, str]:
-    """Role -> the output whose graphs it holds."""
-    return {f"graphs{i + 1 if i else ''}": output for i, output in enumerate(zoo.distilled)}
 
 
 def _channels(settings: PointDistillerSettings, zoo: Detectors, output: str) -> tuple[int, int]:
@@ -262,138 +247,9 @@ def _phase(settings: PointDistillerSettings, trains: tuple[str, ...], lr: float)
     )
 
 
-def _scored(settings: PointDistillerSettings) -> str:
-    return f"data.{settings.scored_on}"
-
-
-def _score(settings: PointDistillerSettings, zoo: Detectors, name: str, ref: str) -> Evaluate:
-    # one seed a row is timed: the others have the same layers
-    timed = name == "teacher" or name.endswith("-0")
-    return Evaluate(
-        name=f"{name}-scores",
-        metrics=(_ap(settings, zoo, "student"), Profile()),
-        inputs={"data": _scored(settings), "student": ref},
-        measures=(Latency(batches=(1,)), Memory(batch=1)) if timed else (),
-    )
-
-
-def _ap(
-    settings: PointDistillerSettings, zoo: Detectors, role: str, sampling: str = "kitti"
-) -> KittiAp:
-    return KittiAp(role=role, overlaps=settings.overlaps, sampling=sampling, within=zoo.area)
-
-
-def _lines(settings: PointDistillerSettings, teacher: str, seed: int) -> dict[str, tuple[str, str]]:
-    """Of each row its role and where that comes from."""
-    lines = {"teacher": ("teacher", teacher)}
-    return lines | {ROWS[s]: (f"student-{s}", f"{s}-{seed}.student") for s in settings.students}
-
-
-def _sources(lines: Mapping[str, tuple[str, str]]) -> dict[str, str]:
-    return dict(lines.values())
-
-
-def _study_titles(settings: PointDistillerSettings) -> dict[str, tuple[str, ...]]:
-    titles: dict[str, tuple[str, ...]] = {}
-    titles["Latency in turns, and pictures, first seed"] = ("pictures",)
-    if _distilled(settings):
-        titles["The loss's encoders after training, first seed"] = ("encoders",)
-    if settings.scenes:
-        real = tuple(f"real-{seed}" for seed in _seeds(settings))
-        titles["Real test frames (too few for differences)"] = real
-    return titles
-
-
-def _distilled(settings: PointDistillerSettings) -> tuple[Student, ...]:
-    return tuple(s for s in settings.students if s in GRAPHS)
-
-
-def _studies(settings: PointDistillerSettings, zoo: Detectors, teacher: str) -> list[Stage]:
-    stages: list[Stage] = [_pictures(settings, teacher)]
-    if _distilled(settings):
-        stages.append(_encoders(settings, zoo, teacher))
-    if settings.scenes:
-        stages += [_real(settings, zoo, teacher, seed) for seed in _seeds(settings)]
-    return stages
-
-
-def _shown(settings: PointDistillerSettings) -> dict[str, str]:
-    ends = dict.fromkeys((BASELINE, _shipped(settings)))
-    return {"teacher": "teacher"} | {ROWS[s]: f"student-{s}" for s in ends}
-
-
-def _drawn_here(settings: PointDistillerSettings) -> bool:
-    """Whether the frames that score are rendered, so that anyone may publish their pictures."""
-    return settings.scenes > 0 or settings.data.startswith(BUILTIN)
-
-
-def _pictures(settings: PointDistillerSettings, teacher: str) -> Evaluate:
-    lines = _lines(settings, teacher, 0)
-    shown = _shown(settings)
-    seen = (BirdsEye(lines=shown),)
-    # rendered frames have no picture
-    pictures = seen if _drawn_here(settings) else (*seen, Overlay(lines=shown))
-    free = _drawn_here(settings) and settings.scored_on == "test"
-    return Evaluate(
-        name="pictures",
-        metrics=(Lines(lines={line: Profile(role=role) for line, (role, _) in lines.items()}),),
-        inputs={"data": _scored(settings), **_sources(lines)},
-        measures=(
-            Latencies(lines={line: role for line, (role, _) in lines.items()}, batches=(1,)),
-        ),
-        figures=() if free else pictures,
-        plots=pictures if free else (),
-    )
-
-
-def _encoders(settings: PointDistillerSettings, zoo: Detectors, teacher: str) -> Evaluate:
-    """Whether the encoders have collapsed; and what the loss chooses."""
-    distilled, graphs = _distilled(settings), _graph_roles(zoo)
-    roles = {"teacher": teacher}
-    states: dict[str, GraphState] = {}
-    for s in distilled:
-        roles |= {f"student-{s}": f"{s}-0.student"}
-        roles |= {f"{role}-{s}": f"{s}-0.{role}" for role in graphs}
-        for role, output in graphs.items():
-            line = ROWS[s] if len(graphs) == 1 else f"{ROWS[s]}, {output}"
-            states[line] = GraphState(student=f"student-{s}", graphs=f"{role}-{s}")
-    last = distilled[-1]
-    chosen = ChosenPoints(student=f"student-{last}", graphs=f"graphs-{last}")
-    pictures = (chosen,) if zoo.distilled == (PILLARS,) else ()
-    free = _drawn_here(settings) and settings.scored_on == "test"
-    return Evaluate(
-        name="encoders",
-        metrics=(Lines(lines=states),),
-        inputs={"data": _scored(settings), **roles},
-        figures=() if free else pictures,
-        plots=pictures if free else (),
-    )
-
-
-def _real(settings: PointDistillerSettings, zoo: Detectors, teacher: str, seed: int) -> Evaluate:
-    """The real test frames, whose pictures a published report leaves out (CC BY-NC-SA). The one
-    teacher is scored with the first seed.
-    """
-    lines = _lines(settings, teacher, seed)
-    if seed:
-        lines.pop("teacher")
-    found = {line: _ap(settings, zoo, role, "exact") for line, (role, _) in lines.items()}
-    shown = _shown(settings)
-    pictures = (
-        BirdsEye(lines=shown, name="real-birds-eye"),
-        Overlay(lines=shown, name="real-overlay"),
-    )
-    return Evaluate(
-        name=f"real-{seed}",
-        metrics=(Lines(lines=found),),
-        inputs={"data": f"data.{REAL}", **_sources(lines)},
-        figures=pictures if seed == 0 else (),
-    )
-
-
 def _export(settings: PointDistillerSettings, zoo: Detectors) -> Convert:
-    shipped = _shipped(settings)
-    name = settings.student16 if shipped == "alone16" else settings.student
-    export = zoo.export(f"{name}, 3D boxes in clouds, {ROWS[shipped]}")
-    inputs = {"student": f"{shipped}-0.student", "data": "data.train"}
+    student = exported(settings)
+    name = settings.student16 if student == "alone16" else settings.student
+    export = zoo.export(f"{name}, 3D boxes in clouds, {ROWS[student]}")
+    inputs = {"student": f"{student}-0.student", "data": "data.train"}
     return Convert(name="export", convert=export, inputs=inputs)

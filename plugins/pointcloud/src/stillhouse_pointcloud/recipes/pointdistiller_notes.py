@@ -44,8 +44,8 @@ STOCK = (
 )
 FEW = (
     "The drawn test scenes hold fewer than 41 boxes of each class at moderate, and KITTI's AP "
-    "needs 41: n boxes, all found, give (n - 1) / 40. A detector that finds everything has 55.8 % "
-    "as its moderate 3D mAP on tiny's grid, not 100 %.",
+    "needs 41: n boxes, all found, give (n - 1) / 40. What a detector that finds everything would "
+    "have here is computed by the same code and stands in a table of its own.",
 )
 MIXED = (
     "Training frames are rendered street scenes and the real ones, each of which is there several "
