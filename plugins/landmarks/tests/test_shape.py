@@ -117,3 +117,13 @@ def test_variance_out_of_range(variance: float) -> None:
 def test_shapes_of_another_layout() -> None:
     with pytest.raises(BadData, match="shapes of 8 coordinates for a shape model of 12"):
         ShapeModel.fit(shapes()).soften(torch.zeros(2, 8))
+
+
+def test_shapes_of_another_type_than_the_models_are_named() -> None:
+    model = ShapeModel.fit(shapes())
+    with pytest.raises(BadData) as caught:
+        model.soften(shapes().double())
+    assert str(caught.value) == (
+        "shape model: shapes is float64 and model float32; give both as one, as in "
+        "model.to(shapes.dtype)"
+    )

@@ -42,8 +42,8 @@ def write(folder: Path, frames: dict[str, str], val: str = "") -> Path:
     for name in ("velodyne", "calib", "label_2", "image_2"):
         (root / name).mkdir(parents=True, exist_ok=True)
     (folder / "ImageSets").mkdir(exist_ok=True)
-    for name, labels in frames.items():
-        CLOUD.tofile(root / "velodyne" / f"{name}.bin")
+    for i, (name, labels) in enumerate(frames.items()):
+        (CLOUD * np.array([1, 1, 1, 1 - i / 99], np.float32)).tofile(root / f"velodyne/{name}.bin")
         (root / "calib" / f"{name}.txt").write_text(CALIB)
         (root / "label_2" / f"{name}.txt").write_text(labels)
         Image.new("RGB", (100, 80)).save(root / "image_2" / f"{name}.png")

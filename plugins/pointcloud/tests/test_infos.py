@@ -46,7 +46,8 @@ def folder(tmp_path):
         (root / "training" / name).mkdir(parents=True)
     (root / "ImageSets").mkdir()
     for i in range(5):
-        CLOUD.tofile(root / f"training/velodyne/{i:06}.bin")
+        cloud = CLOUD * np.array([1, 1, 1, 1 - i / 99], np.float32)
+        cloud.tofile(root / f"training/velodyne/{i:06}.bin")
         (root / f"training/calib/{i:06}.txt").write_text(CALIB)
         Image.new("RGB", (100, 80)).save(root / f"training/image_2/{i:06}.png")
         kinds = [CAR, DONT, CAR.replace("Car", "Van")]

@@ -9,12 +9,14 @@ import torch
 from PIL import Image
 from torch import Generator, nn
 
-from stillhouse.data.data import TensorData
+from stillhouse.data import TensorData, read_image
+from stillhouse.data.notes import noted
 from stillhouse.errors import BadData
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.detectors import Found
 from stillhouse_pointcloud.frames import REDUCED
 from stillhouse_pointcloud.metrics import KittiAp
+from stillhouse_pointcloud.pictured import WithPictures
 from stillhouse_pointcloud.stock import write_infos
 from stillhouse_pointcloud.sweeps import read_bin
 
@@ -128,6 +130,12 @@ def spoil(folder: Path, what: str) -> None:
     match what:
         case "two images":
             Image.new("RGB", (9, 9)).save(root / "image_2/000000.jpg")
+        case "turned":
+            exif = Image.Exif()
+            exif[0x0112] = 6  # a camera's orientation: a quarter turn
+            Image.new("RGB", (1242, 375)).save(root / "image_2/000000.png", exif=exif)
+        case "same cloud":
+            shutil.copy(file, root / "velodyne/000003.bin")
         case "no 2D box":
             words = first.split()
             words[4:8] = ["0"] * 4
@@ -172,7 +180,8 @@ def spoil(folder: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("two images", "training/image_2: 000000.png and 000000.jpg are both images of frame 000000; keep one"),
+        ("two images", "training/image_2: 000000.jpg and 000000.png are both images of frame 000000; keep one"),
+        ("same cloud", "training/velodyne/000003.bin: has the bytes of {}/training/velodyne/000000.bin, in another split; keep one"),
         ("no 2D box", "training/label_2/000000.txt: line 1: its 2D box (0 0 0 0: left, top, right, bottom) has no height, by which KITTI says what counts; write its outline in the image, in pixels, or leave the line out where the camera does not see it"),
         ("occlusion", "training/label_2/000000.txt: line 1: truncation 0 and occlusion 7; expected 0 to 1, and 0, 1, 2 or 3 (-1: unknown)"),
         ("bytes", "training/velodyne/000000.bin: the reflectance of point 0 of 200 is 127.5, outside 0..1; divide the fourth column by 255, the largest intensity of a byte"),
@@ -194,7 +203,39 @@ def test_what_would_be_misread_is_named(tmp_path, what, message):
     spoil(source, what)
     with pytest.raises(BadData) as caught:
         read(source)
-    assert str(caught.value) == f"{tmp_path}/{message}"
+    assert str(caught.value) == f"{tmp_path}/{message.replace('{}', str(tmp_path))}"
+
+
+def test_an_image_that_a_camera_turned_is_refused(tmp_path):
+    source = kitti(tmp_path)
+    spoil(source, "turned")
+    with pytest.raises(BadData, match=r"image_2/000000.png: .*orientation"):
+        read(source)
+
+
+def test_deep_images_are_shown_by_their_range_or_refused(tmp_path):
+    source = kitti(tmp_path)
+    file = source / "training/image_2/000002.png"
+    make = WithPictures(make=ReadKitti(), port="test")
+    for value, shown in ((65535, 255), (32768, 127)):
+        Image.fromarray(np.full((375, 1242), value, np.uint16)).save(file)
+        made = make({"source": source}, rng=Generator().manual_seed(0))
+        batch = TensorData(made["test"]).rows(torch.tensor([0]))
+        picture = read_image(batch["picture"].numpy().tobytes(), "it")
+        assert abs(picture.getpixel((0, 0))[0] - shown) <= 1
+    Image.fromarray(np.full((375, 1242), 900, np.uint16)).save(file)
+    with pytest.raises(BadData, match=r"image_2/000002.png: "):
+        make({"source": source}, rng=Generator().manual_seed(0))
+
+
+def test_clouds_of_no_list_and_hidden_files_are_left_out_and_said(tmp_path):
+    source, lines = kitti(tmp_path), []
+    folder = source / "training/velodyne"
+    cloud(seed=9).tofile(folder / "000009.bin")
+    (folder / "._000000.bin").write_bytes(b"clutter")
+    with noted(lines.append):
+        read(source)
+    assert lines == [f"{folder}: 1 file(s) not read: 1 .bin (first: 000009.bin)"]
 
 
 def test_no_reduced_cloud_is_empty(tmp_path):

@@ -69,8 +69,7 @@ def slow(
         elif not module.reweight:
             parts.append(distances.sum())
         elif module.importance == "max":
-            times = 1 if module.pooled else len(teacher)
-            parts.append(module.factor * times * distances.sum() / numbers)
+            parts.append(module.factor * distances.sum() / numbers)
         else:
             parts.append(module.factor * (len(phi) * phi * distances).sum() / numbers)
     total = torch.stack(parts).sum()
@@ -172,6 +171,38 @@ def test_by_hand(settings: dict[str, Any], expected: float) -> None:
     assert value.item() == pytest.approx(expected, rel=1e-5)
     assert module.chosen[0].items.tolist() == [1, 2]
     assert module.chosen[0].weights.mean().item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("pool", ["none", "max"])
+def test_the_official_form_counts_the_clouds_of_maps_alone(pool: str) -> None:
+    # chosen 7 (graph 7, 3) and 3 (graph 3, 1); the differences are the centres, 7 and 3
+    mean = (49 + 9) / 2
+    x = torch.tensor([0.0, 1.0, 3.0, 7.0])
+    points, maps = x.expand(2, 1, 4), x.view(2, 2).expand(2, 1, 2, 2)
+    module = by_hand(compat="official", importance="max", pool=pool)
+    assert module(points, points).item() == pytest.approx(2 * mean)
+    assert module([x[:, None]] * 2, [x[:, None]] * 2).item() == pytest.approx(2 * mean)
+    assert module(maps, maps).item() == pytest.approx(2 * 2 * mean)
+
+
+def test_a_frozen_encoder_of_the_teacher_gets_no_gradient() -> None:
+    teacher, student, importance = clouds(11)
+    module = loss(frozen=True)
+    module(teacher, student, importance).backward()
+    assert all(p.grad is None for p in module.teacher.parameters())
+    assert all(float(p.grad.abs().sum()) > 0 for p in module.student.parameters())
+    assert float(student[0].grad.abs().sum()) > 0
+    assert module(teacher, student, importance) == loss()(teacher, student, importance)
+
+
+def test_features_of_another_type_than_the_encoders_are_named() -> None:
+    teacher, student, importance = clouds(11)
+    with pytest.raises(BadData) as caught:
+        loss().float()(teacher, student, importance)
+    assert str(caught.value) == (
+        "graph distillation: features is float64 and encoder float32; give both as one, as in "
+        "encoder.to(features.dtype)"
+    )
 
 
 def test_variance_of_the_teachers_graphs_by_hand() -> None:

@@ -179,3 +179,15 @@ def test_messages():
         fusion_weights(d, beta=1.0, min_weight=1.0)
     with pytest.raises(BadSetting, match=r"beta must be >= 0 \(got -2.0\)"):
         KnFu(beta=-2.0)
+
+
+def test_types_that_differ_are_both_named():
+    knowledge, weights = rows(0, 2, 5, 3), torch.eye(2)
+    with pytest.raises(BadData) as caught:
+        fuse(knowledge, weights)
+    assert str(caught.value) == (
+        "fusion: knowledge is float64 and weights float32; give both as one, as in "
+        "weights.to(knowledge.dtype)"
+    )
+    # half precision is made float32 on the way
+    assert fuse(knowledge.half(), weights).dtype == torch.float32

@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 from stillhouse.artifact import Built, Model, save_model
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData, BadSetting
+from stillhouse.objectives.inputs import same_type
 from stillhouse.objectives.objective import Tensors
 from stillhouse.training import Augment
 
@@ -58,12 +59,14 @@ class ShapeModel:
     def soften(self, shapes: Float[Tensor, "S C"]) -> Float[Tensor, "S C"]:
         """Soft landmarks: b = V (s - mean), each b_i clipped to +-3 sqrt(variance_i), mean + b V.
 
-        The detail that K modes cannot tell is gone, and what is rare is drawn in.
+        The detail that K modes cannot tell is gone, and what is rare is drawn in. Raises BadData
+        for another number of coordinates and for shapes of another type than the model's.
         """
         if shapes.shape[1] != len(self.mean):
             raise BadData(
                 f"shapes of {shapes.shape[1]} coordinates for a shape model of {len(self.mean)}"
             )
+        same_type("shape model", shapes=shapes, model=self.mean)
         limit = WIDTH * self.variances.sqrt()
         b = (shapes - self.mean) @ self.modes.T
         return self.mean + torch.minimum(torch.maximum(b, -limit), limit) @ self.modes
@@ -89,7 +92,7 @@ class ShapeRole(nn.Module):
         return ShapeModel(mean=self.mean, modes=self.modes, variances=self.variances)
 
     def forward(self, batch: Tensors) -> dict[str, Tensor]:
-        return {"landmarks": self.shape().soften(batch["landmarks"].float())}
+        return {"landmarks": self.shape().soften(batch["landmarks"].to(self.mean.dtype))}
 
 
 def shape_role(shape: ShapeModel) -> Built:

@@ -1,14 +1,12 @@
-"""A frame's camera image: its file, its size in pixels, its colours."""
+"""A frame's camera image: its file, and its size in pixels."""
 
-from io import BytesIO
 from pathlib import Path
 
-from PIL import Image
-
+from stillhouse.data import IMAGE_SUFFIXES
+from stillhouse.data import image_size as stored_size
 from stillhouse.errors import BadData
 from stillhouse_pointcloud.formats import IMAGE_SIZE, Calibration
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 # how far the optical axis of a camera may be from the middle of its image, of width and height
 OFF_CENTRE = (0.1, 0.2)
 
@@ -17,7 +15,7 @@ def image_file(folder: Path, stem: str) -> Path:
     """The one image of this stem in `folder`, whatever its suffix's case; <stem>.png, which is not
     there, where it has none. BadData for two.
     """
-    named = (folder / f"{stem}{suffix}" for lower in SUFFIXES for suffix in (lower, lower.upper()))
+    named = (folder / f"{stem}{s}" for lower in IMAGE_SUFFIXES for s in (lower, lower.upper()))
     # by number: a file system may take both cases for one file
     found = list({file.stat().st_ino: file for file in named if file.is_file()}.values())
     if len(found) > 1:
@@ -33,7 +31,8 @@ def image_size(file: Path, calib: Calibration) -> tuple[int, int]:
     axis is about where KITTI's is. BadData where the size can only be guessed.
     """
     if file.is_file():
-        return _stored_size(file)
+        # P2 and 2D boxes are in its pixels: no orientation tag may turn it
+        return stored_size(file, str(file), annotated=True)
     axis = (calib.p2[0, 2], calib.p2[1, 2])
     for pixel, side, part in zip(axis, IMAGE_SIZE, OFF_CENTRE, strict=True):
         if abs(pixel - side / 2) > part * side:
@@ -43,20 +42,3 @@ def image_size(file: Path, calib: Calibration) -> tuple[int, int]:
                 f"{axis[1]:g}); give the image, whose size says which points are in view"
             )
     return IMAGE_SIZE
-
-
-def _stored_size(file: Path) -> tuple[int, int]:
-    try:
-        with Image.open(file) as image:
-            return image.size
-    except (OSError, SyntaxError) as error:
-        raise BadData(f"{file}: not an image ({error}); replace it") from error
-
-
-def read_picture(file: Path | BytesIO, where: str) -> Image.Image:
-    """The image in RGB; BadData where it is none."""
-    try:
-        with Image.open(file) as picture:
-            return picture.convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise BadData(f"{where}: not a picture ({error}); replace it or remove it") from error

@@ -12,7 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from stillhouse.data.data import Columns, Ragged
+from stillhouse.data import (
+    Columns,
+    Ragged,
+    check_apart,
+    note_left_out,
+    visible_files,
+)
 from stillhouse.errors import BadData, BadSetting
 from stillhouse_pointcloud.boxes import CLASSES
 from stillhouse_pointcloud.formats import (
@@ -77,6 +83,7 @@ class ReadKitti:
         elif isinstance(source, Path):
             folder = folder_of(source)
             frames = read_infos(folder) or find_frames(folder)
+            _check_clouds(frames)
             made = {PORTS[s]: self._columns(folder, frames[s]) for s in frames}
             _check_objects(folder, made)
         else:
@@ -114,6 +121,14 @@ class ReadKitti:
             "image_size": frame.size,
             "frames": json.dumps(about),
         }
+
+
+def _check_clouds(frames: Mapping[str, Sequence[Frame | Described]]) -> None:
+    """Raises BadData for a cloud that is in both splits; says which are in none."""
+    files = {split: [frame.points for frame in found] for split, found in frames.items()}
+    check_apart({split: [(str(file), file) for file in found] for split, found in files.items()})
+    used = [file for found in files.values() for file in found]
+    note_left_out(used[0].parent, visible_files(used[0].parent), used)
 
 
 def _check_objects(folder: Path, made: Mapping[str, Columns]) -> None:

@@ -3,13 +3,16 @@
 P: pillars of a batch's clouds. Ct, Cs: channels of teacher and student.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
+from stillhouse.artifact import Built, Model, save_model
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import named, pick
@@ -96,19 +99,98 @@ class GraphState:
     batch: int = 4
 
     def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
-        roles = (self.teacher, self.student)
-        device = next(models[self.graphs].parameters()).device
-        found: list[Tensor] = []
-        for rows in data.batches(self.batch, rng=None):
-            moved = {name: value.to(device) for name, value in rows.items()}
-            fed = {
-                f"{name}.{output}": value
-                for name, role in zip(("teacher", "student"), roles, strict=True)
-                for output, value in models[role](moved).items()
-            }
-            said = models[self.graphs](fed)
-            found.append(torch.stack([said["loss"], said["teacher_variance"]]).double().cpu())
-        if not found:
-            raise BadData("the evaluation data hold no cloud")
-        loss, variance = torch.stack(found).mean(dim=0).tolist()
-        return {"graph_kd_loss": loss, "teacher_variance": variance}
+        sides = (models[self.teacher], models[self.student])
+        return _means(models[self.graphs], *sides, data, self.batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarnedShare:
+    """How much of the graph loss's fall the student earned, where its encoders could have it alone.
+
+    start_graph_loss is that of encoders as they are drawn and the student's `first` weights;
+    alone_graph_loss that of the encoders `alone`, trained as long while both detectors stayed as
+    they were, the student at its first weights; end_graph_loss that of `student` and the `graphs`
+    trained with it. Means over the batches of `data`, by whose statistics the BatchNorms of the
+    encoders normalise, as in training.
+
+    student_earned_rate = (alone - end) / (start - end): 1 where the encoders alone lower nothing, 0
+    where they lower the loss as far without the student, below 0 where they go further. Left out
+    where the loss has not fallen.
+    """
+
+    teacher: str = "teacher"
+    first: str = "first"
+    student: str = "student"
+    alone: str = "alone"
+    graphs: str = "graphs"
+    batch: int = 4
+
+    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+        teacher, first = models[self.teacher], models[self.first]
+        alone = copy.deepcopy(models[self.alone]).train()
+        both = copy.deepcopy(models[self.graphs]).train()
+        fresh = copy.deepcopy(alone)
+        for module in fresh.modules():
+            if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+                module.reset_parameters()
+        start, stayed, end = (
+            _means(graphs, teacher, student, data, self.batch)["graph_kd_loss"]
+            for graphs, student in ((fresh, first), (alone, first), (both, models[self.student]))
+        )
+        losses = {
+            "start_graph_loss": start,
+            "alone_graph_loss": stayed,
+            "end_graph_loss": end,
+        }
+        share = earned(start, stayed, end)
+        return losses if share is None else {"student_earned_rate": share, **losses}
+
+
+def earned(start: float, alone: float, end: float) -> float | None:
+    """The part of a loss's fall from `start` to `end` that is below `alone`; None where it has not
+    fallen.
+    """
+    return (alone - end) / (start - end) if start > end else None
+
+
+def _means(
+    graphs: nn.Module, teacher: nn.Module, student: nn.Module, data: Data, batch: int
+) -> dict[str, float]:
+    """The graph loss and the variance of the teacher's graphs, means over the batches."""
+    device = next(graphs.parameters()).device
+    found: list[Tensor] = []
+    for rows in data.batches(batch, rng=None):
+        moved = {name: value.to(device) for name, value in rows.items()}
+        fed = {
+            f"{name}.{output}": value
+            for name, module in (("teacher", teacher), ("student", student))
+            for output, value in module(moved).items()
+        }
+        given = graphs(fed)
+        found.append(torch.stack([given["loss"], given["teacher_variance"]]).double().cpu())
+    if not found:
+        raise BadData("the evaluation data hold no cloud")
+    loss, variance = torch.stack(found).mean(dim=0).tolist()
+    return {"graph_kd_loss": loss, "teacher_variance": variance}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreshDetector:
+    """A `convert` of no port: `model` with the first weights that a training of this `seed` draws
+    for it.
+    """
+
+    model: Model
+    seed: int
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Any],  # noqa: ARG002  Any: none
+        out: Path,
+        *,
+        rng: Generator,  # noqa: ARG002  a training draws by its seed alone
+    ) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            module = self.model.new()
+        save_model(out, Built(spec=self.model, module=module))

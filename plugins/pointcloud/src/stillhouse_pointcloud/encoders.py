@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stillhouse.errors import BadData
-from stillhouse.objectives.inputs import product
+from stillhouse.objectives.inputs import product, same_type
 from stillhouse_pointcloud.graphs import Graphs, chunks
 
 
@@ -51,6 +51,7 @@ class EdgeEncoder(nn.Module):
 
     def _convolve(self, items: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
         weight = self.conv.weight[:, :, 0, 0]
+        same_type("graph distillation", features=items, encoder=weight)
         if not self.local:
             return product(items, weight.mT), items.new_zeros(len(centres), len(weight))
         near, centre = weight.chunk(2, dim=1)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,12 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Generator, Tensor, nn
 
-from stillhouse.data.data import Data, row_of
+from stillhouse.data import Data, read_image
+from stillhouse.data.data import row_of
 from stillhouse.errors import BadData
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse_pointcloud.boxes import CLASSES, EDGES, NEAR, corners, project
-from stillhouse_pointcloud.camera import read_picture
 from stillhouse_pointcloud.detectors import Found, Picking
 from stillhouse_pointcloud.detectors.found import Area, Held, Voxelised, detector
 from stillhouse_pointcloud.objectives import Chosen, LocalGraphDistillation
@@ -278,7 +277,7 @@ def _picture(batch: Tensors, row: int) -> Image.Image | None:
     if PICTURE not in batch:
         return None
     file = row_of(batch, PICTURE, row).cpu().numpy().tobytes()
-    return read_picture(BytesIO(file), f"picture of cloud {row}") if file else None
+    return read_image(file, f"image of cloud {row}", annotated=True) if file else None
 
 
 def _said(

@@ -44,6 +44,14 @@ class Chosen:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Clouds:
+    """How many clouds a call was given, and whether as maps [B, C, H, W]."""
+
+    count: int
+    maps: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Halves:
     """Both encoders' a and b, an edge being relu(a_j + b_i)."""
 
@@ -69,10 +77,11 @@ class LocalGraphDistillation(nn.Module):
 
     compat="official", means over all i, D and K of the batch, where d = G^T - G^S:
         count, given  factor * mean(N softmax(s / tau) d^2); factor 2
-        max           factor * B * mean(d^2), B clouds (factor 2; 1 in the nuScenes code)
-        max, pooled   factor * mean(d^2)
+        max, maps     factor * B * mean(d^2), B clouds (factor 2; 1 in the nuScenes code)
+        max, points   factor * mean(d^2)
         no reweight   5e-4 * |d| over the whole batch, not squared
-    Its reweighting is thus a no-op for every importance="max". To follow it further: tau =
+    Maps are [B, C, H, W], points any other form, whether pooled or not. Its reweighting is thus a
+    no-op for every importance="max". To follow it further: tau =
     `OFFICIAL_TAU`, since the released pillar code ignores the tau of its settings (on counts, all
     weight then falls on the fullest pillars), and batch="concat", since it mixes the pillars of a
     batch's clouds in top-N and neighbours. Not followed: its teacher runs in training mode, its
@@ -84,9 +93,11 @@ class LocalGraphDistillation(nn.Module):
 
     Memory is bounded by `chunk` graphs at a time (chunk * n distances, chunk * K * D numbers an
     encoder), also in the backward pass, which computes them anew; the value does not depend on it.
-    The teacher is detached: gradients reach the student and both encoders. A cloud of no items adds
-    0. `chosen` and `teacher_variance` (of |G_i^T| over all i: 0 when the encoders have collapsed)
-    tell of the last call. Raises BadSetting and BadData.
+    The teacher is detached: gradients reach the student and both encoders. frozen=True leaves the
+    teacher's encoder as it was drawn, so that the targets are no moving ones (ours: the paper and
+    the released code train both, which lets the encoders lower the loss without the student). A
+    cloud of no items adds 0. `chosen` and `teacher_variance` (of |G_i^T| over all i: 0 when the
+    encoders have collapsed) tell of the last call. Raises BadSetting and BadData.
     """
 
     def __init__(
@@ -106,6 +117,7 @@ class LocalGraphDistillation(nn.Module):
         local: bool = True,
         reweight: bool = True,
         normalise: bool = False,
+        frozen: bool = False,
         factor: float = 2.0,
         chunk: int = 256,
     ) -> None:
@@ -129,6 +141,8 @@ class LocalGraphDistillation(nn.Module):
         subtract = edge == "subtract"
         self.teacher = EdgeEncoder(teacher_dim, out_dim, subtract=subtract, local=local)
         self.student = EdgeEncoder(student_dim, out_dim, subtract=subtract, local=local)
+        if frozen:
+            self.teacher.requires_grad_(False)
         self.chosen: tuple[Chosen, ...] = ()
         self.teacher_variance = torch.zeros(())
 
@@ -160,7 +174,8 @@ class LocalGraphDistillation(nn.Module):
             Chosen(items=one.centres - one.start, weights=weight)
             for one, weight in zip(graphs, weights, strict=True)
         )
-        return self._loss(graphs, weights, halves, count)
+        maps = isinstance(teacher, Tensor) and teacher.ndim == 4
+        return self._loss(graphs, weights, halves, Clouds(count=count, maps=maps))
 
     def _scores(self, teacher: Sequence[Tensor], importance: Features | None) -> list[Tensor]:
         if self.importance == "max":
@@ -190,15 +205,15 @@ class LocalGraphDistillation(nn.Module):
         return torch.cat(parts)
 
     def _loss(
-        self, graphs: Sequence[Graphs], weights: Sequence[Tensor], halves: _Halves, count: int
+        self, graphs: Sequence[Graphs], weights: Sequence[Tensor], halves: _Halves, given: Clouds
     ) -> Float[Tensor, ""]:
         (ta, tb), (sa, sb) = halves.teacher, halves.student
-        every = torch.cat(self._scaled(graphs, weights, count))
+        every = torch.cat(self._scaled(graphs, weights, given))
         parts: list[Tensor] = []
         norms: list[Tensor] = []
         for where, near in chunks(graphs, self.chunk):
-            given = ta, tb[where], sa, sb[where], near, every[where], self.pooled
-            found = bounded(_distances, *given)
+            sides = ta, tb[where], sa, sb[where]
+            found = bounded(_distances, *sides, near, every[where], self.pooled)
             parts.append(found[0])
             norms.append(found[1:].detach())
         self.teacher_variance = torch.cat(norms).var(correction=0)
@@ -208,16 +223,16 @@ class LocalGraphDistillation(nn.Module):
         return total
 
     def _scaled(
-        self, graphs: Sequence[Graphs], weights: Sequence[Tensor], count: int
+        self, graphs: Sequence[Graphs], weights: Sequence[Tensor], given: Clouds
     ) -> list[Tensor]:
         """What |G_i^T - G_i^S|^2 is multiplied by, a tensor a cloud."""
         if self.compat == "paper":
-            clouds = 1 if self.concat else count
+            clouds = 1 if self.concat else given.count
             return [weight / (len(weight) * clouds) for weight in weights]
         if not self.reweight:
             return list(weights)
         numbers = self.out_dim * sum(len(g) if self.pooled else g.edges for g in graphs)
-        times = count if self.importance == "max" and not self.pooled else 1
+        times = given.count if self.importance == "max" and given.maps else 1
         return [weight * (self.factor * times / numbers) for weight in weights]
 
 

@@ -9,11 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Generator, Tensor
 
-from stillhouse.data.data import Columns, Ragged
+from stillhouse.data import Columns, Ragged, read_image
 from stillhouse.errors import BadSetting
 from stillhouse.files import storage
 from stillhouse.stages.make import Maker
-from stillhouse_pointcloud.camera import read_picture
 from stillhouse_pointcloud.infos import folder_of
 
 PICTURE = "picture"
@@ -60,6 +59,6 @@ def _bytes(folder: Path, frame: Mapping[str, Any]) -> Tensor:  # Any: JSON value
     file = folder / frame["image"]
     if not file.is_file():
         return torch.zeros(0, dtype=torch.uint8)
-    read_picture(file, str(file))  # what is no picture is named here, where its file is known
+    read_image(file, str(file), annotated=True)  # named here, where its file is known
     with storage(file):
         return torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)

@@ -12,10 +12,11 @@ from PIL import Image
 from torch import nn
 
 from stillhouse.artifact import Built
+from stillhouse.data import read_image
 from stillhouse.errors import BadData
 from stillhouse.files import each_file, free_name, write_text, writing_file
 from stillhouse_pointcloud.boxes import CLASSES, NEAR, corners, in_view, project
-from stillhouse_pointcloud.camera import image_file, image_size, read_picture
+from stillhouse_pointcloud.camera import image_file, image_size
 from stillhouse_pointcloud.detectors import Found
 from stillhouse_pointcloud.detectors.found import Placed
 from stillhouse_pointcloud.figures import (
@@ -105,7 +106,8 @@ def read(file: Path) -> _Sweep:
     known = calib_file.is_file()
     calib = read_calib(calib_file) if known else NOMINAL
     size = image_size(photo, calib) if known else IMAGE_SIZE
-    picture = read_picture(photo, str(photo)) if known and photo.is_file() else None
+    shown = known and photo.is_file()
+    picture = read_image(photo, str(photo), annotated=True) if shown else None
     seen = points[in_view(points.astype(np.float64), calib.to_image, size)]
     if len(seen) == 0:
         raise BadData(f"{file}: no point is in the camera's view; is x to the front?")

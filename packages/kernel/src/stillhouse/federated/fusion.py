@@ -15,7 +15,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from stillhouse.errors import BadData, UnknownName
-from stillhouse.objectives.inputs import fraction, full, not_negative
+from stillhouse.objectives.inputs import fraction, full, not_negative, same_type
 
 Distance = Literal["kl", "js", "l1"]
 # keeps the logarithm of a class that a client never predicts finite
@@ -95,9 +95,12 @@ def fuse(
 ) -> Float[Tensor, "N M C"]:
     """Each client's teacher: fused[n] = sum over m of weights[n, m] knowledge[m] (reconstruction).
 
-    A convex combination: rows of probabilities stay rows of probabilities.
+    A convex combination: rows of probabilities stay rows of probabilities. Raises BadData where the
+    two are of different types.
     """
-    return torch.einsum("nm,mic->nic", full(weights), full(knowledge))
+    knowledge, weights = full(knowledge), full(weights)
+    same_type("fusion", knowledge=knowledge, weights=weights)
+    return torch.einsum("nm,mic->nic", weights, knowledge)
 
 
 def check_distance(kind: str) -> None:

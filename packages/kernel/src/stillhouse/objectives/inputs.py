@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from stillhouse.errors import BadSetting, UnknownName
+from stillhouse.errors import BadData, BadSetting, UnknownName
 
 Value = TypeVar("Value")
 
@@ -48,6 +48,25 @@ def full(x: Tensor) -> Tensor:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in at least float32, also under autocast, which would run it in half precision."""
+    """a @ b in at least float32, also under autocast, which would run it in half precision. Raises
+    BadData where they are of two types.
+    """
+    a, b = full(a), full(b)
+    same_type("product", left=a, right=b)
     with torch.autocast(a.device.type, enabled=False):
-        return full(a) @ full(b)
+        return a @ b
+
+
+def same_type(where: str, **given: Tensor) -> None:
+    """Raises BadData, naming both, unless the tensors have one type."""
+    (first, tensor), *rest = given.items()
+    for name, other in rest:
+        if other.dtype != tensor.dtype:
+            raise BadData(
+                f"{where}: {first} is {_type(tensor)} and {name} {_type(other)}; "
+                f"give both as one, as in {name}.to({first}.dtype)"
+            )
+
+
+def _type(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")

@@ -7,12 +7,12 @@ import torch
 
 from stillhouse.artifact import Model
 from stillhouse.objectives.features import AttentionTransfer, Hint
-from stillhouse.objectives.objective import Cosine, Optimizer, Phase, Weighted
+from stillhouse.objectives.objective import Composed, Cosine, Optimizer, Phase, Weighted
 from stillhouse.objectives.projectors import ConvProjector
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import Recipe, Stage
 from stillhouse.stages import Convert, Make, Train
 from stillhouse_pointcloud.data import ReadKitti
-from stillhouse_pointcloud.distilled import GraphRole
+from stillhouse_pointcloud.distilled import FreshDetector, GraphRole
 from stillhouse_pointcloud.mixed import ReadMixed
 from stillhouse_pointcloud.pictured import WithPictures
 from stillhouse_pointcloud.recipes.pointdistiller_detectors import (
@@ -22,12 +22,15 @@ from stillhouse_pointcloud.recipes.pointdistiller_detectors import (
 )
 from stillhouse_pointcloud.recipes.pointdistiller_notes import FEW, MIXED, NOTES, PAPER
 from stillhouse_pointcloud.recipes.pointdistiller_scores import (
+    ALONE,
     BUILTIN,
+    FIRST,
     REAL,
     ROWS,
     ceiling,
     exported,
     graph_roles,
+    last_distilled,
     score,
     seeds,
     studies,
@@ -78,6 +81,7 @@ def pointdistiller(settings: PointDistillerSettings) -> Recipe:
             ceiling(settings, zoo),
             *students,
             *(score(settings, zoo, s.name, f"{s.name}.student") for s in students),
+            *_controls(settings, zoo, ref),
             *studies(settings, zoo, ref),
             _export(settings, zoo),
         ),
@@ -211,6 +215,35 @@ def _student(
     detector = settings.student16 if name == "alone16" else settings.student
     fresh = {"student": zoo.model(detector), **given.helpers}
     return _train(settings, zoo, f"{name}-{seed}", lesson, fresh, settings.steps, asked, seed)
+
+
+def _controls(settings: PointDistillerSettings, zoo: Detectors, teacher: str) -> tuple[Stage, ...]:
+    """How far the encoders of the exported student's loss lower it alone: trained as long and on
+    the same batches while both detectors stay as they are, the student at its first weights.
+    """
+    name = last_distilled(settings)
+    if name is None:
+        return ()
+    given = _help(settings, zoo, name)
+    fresh = FreshDetector(model=zoo.model(settings.student), seed=0)
+    objective = Composed(
+        phases={"encoders": _phase(settings, tuple(given.helpers), settings.lr)},
+        roles=("teacher", "student", *given.helpers),
+        losses=given.losses,
+        feeds=given.feeds,
+    )
+    alone = Train(
+        name=ALONE,
+        objective=objective,
+        inputs={"data": "data.train", "teacher": teacher, "student": f"{FIRST}.model"},
+        fresh=given.helpers,
+        steps=settings.steps,
+        batch=settings.batch,
+        augment=settings.augment(zoo.limits),
+        views=settings.views,
+        precision=settings.precision,
+    )
+    return (Convert(name=FIRST, convert=fresh, inputs={}), alone)
 
 
 def _train(

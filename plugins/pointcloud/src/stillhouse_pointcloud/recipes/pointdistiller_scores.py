@@ -6,7 +6,7 @@ from stillhouse.metrics import Latencies, Latency, Lines, Memory, Profile
 from stillhouse.recipe import Stage
 from stillhouse.stages import Evaluate
 from stillhouse_pointcloud.ceiling import BoxCounts, KittiCeiling
-from stillhouse_pointcloud.distilled import PILLARS, GraphState
+from stillhouse_pointcloud.distilled import PILLARS, EarnedShare, GraphState
 from stillhouse_pointcloud.figures import BirdsEye, ChosenPoints, Overlay
 from stillhouse_pointcloud.metrics import KittiAp
 from stillhouse_pointcloud.recipes.pointdistiller_detectors import Detectors
@@ -27,6 +27,8 @@ ROWS: Mapping[Student, str] = {
     "both": "both",
 }
 CEILING = "ceiling"
+# the student before it was trained, and the encoders of its loss trained without it
+FIRST, ALONE = "first-student", "encoders-alone"
 REAL = "real"  # the port of the real test frames beside rendered ones
 BUILTIN = "builtin:"
 
@@ -102,6 +104,13 @@ def _distilled(settings: PointDistillerSettings) -> tuple[Student, ...]:
     return tuple(s for s in settings.students if s in GRAPHS)
 
 
+def last_distilled(settings: PointDistillerSettings) -> Student | None:
+    """The student whose encoders are asked what they do alone: the exported one, where it is taught
+    by graphs.
+    """
+    return max(_distilled(settings), key=tuple(ROWS).index, default=None)
+
+
 def studies(settings: PointDistillerSettings, zoo: Detectors, teacher: str) -> list[Stage]:
     stages: list[Stage] = [_pictures(settings, teacher)]
     if _distilled(settings):
@@ -141,27 +150,43 @@ def _pictures(settings: PointDistillerSettings, teacher: str) -> Evaluate:
 
 
 def _encoders(settings: PointDistillerSettings, zoo: Detectors, teacher: str) -> Evaluate:
-    """Whether the encoders have collapsed; and what the loss chooses."""
-    distilled, graphs = _distilled(settings), graph_roles(zoo)
+    """Whether the encoders have collapsed, what they do without the student; and what the loss
+    chooses.
+    """
     roles = {"teacher": teacher}
     states: dict[str, GraphState] = {}
-    for s in distilled:
+    for s in _distilled(settings):
         roles |= {f"student-{s}": f"{s}-0.student"}
-        roles |= {f"{role}-{s}": f"{s}-0.{role}" for role in graphs}
-        for role, output in graphs.items():
-            line = ROWS[s] if len(graphs) == 1 else f"{ROWS[s]}, {output}"
+        roles |= {f"{role}-{s}": f"{s}-0.{role}" for role in graph_roles(zoo)}
+        for role, line in _encoder_lines(zoo, s).items():
             states[line] = GraphState(student=f"student-{s}", graphs=f"{role}-{s}")
-    last = distilled[-1]
+    last = last_distilled(settings)
+    assert last is not None
+    roles |= {"first": f"{FIRST}.model"}
+    roles |= {f"{role}-alone": f"{ALONE}.{role}" for role in graph_roles(zoo)}
+    shares = {
+        line: EarnedShare(student=f"student-{last}", alone=f"{role}-alone", graphs=f"{role}-{last}")
+        for role, line in _encoder_lines(zoo, last).items()
+    }
     chosen = ChosenPoints(student=f"student-{last}", graphs=f"graphs-{last}")
     pictures = (chosen,) if zoo.distilled == (PILLARS,) else ()
     free = _drawn_here(settings) and settings.scored_on == "test"
     return Evaluate(
         name="encoders",
-        metrics=(Lines(lines=states),),
+        metrics=(Lines(lines=states), Lines(lines=shares)),
         inputs={"data": _scored(settings), **roles},
         figures=() if free else pictures,
         plots=pictures if free else (),
     )
+
+
+def _encoder_lines(zoo: Detectors, student: Student) -> dict[str, str]:
+    """Of each role that holds a student's graphs, what it is called in a table."""
+    roles = graph_roles(zoo)
+    return {
+        role: ROWS[student] if len(roles) == 1 else f"{ROWS[student]}, {output}"
+        for role, output in roles.items()
+    }
 
 
 def _real(settings: PointDistillerSettings, zoo: Detectors, teacher: str, seed: int) -> Evaluate:

@@ -81,6 +81,9 @@ class PointDistillerSettings(Settings):
     normalise: bool = Field(True, description="divide points in pillars by the most in a cloud")
     edge: Literal["concat", "subtract"] = "concat"
     graph_batch: Literal["per_sample", "concat"] = "per_sample"
+    teacher_encoder: Literal["trained", "frozen"] = Field(
+        "trained", description="of the graph loss; frozen: as it was drawn, so targets do not move"
+    )
     compat: Literal["paper", "official"] = Field(
         "paper", description="official: the loss as the released code computes it"
     )
@@ -227,6 +230,7 @@ class PointDistillerSettings(Settings):
             "local": student != "reweight",
             "reweight": student != "local",
             "normalise": self.normalise and output == PILLARS,
+            "frozen": self.teacher_encoder == "frozen",
         }
 
     def graph_loss(self, student: Student, output: str, role: str) -> Weighted:
