@@ -57,13 +57,23 @@ def test_boxes_are_counted_by_level_and_within_the_range():
         BoxCounts()({}, none)
 
 
+def stage_scores(made):
+    return made.stage("ceiling").metrics[0]({}, held())
+
+
+def held():
+    return TensorData(ReadKitti()({"source": scenes()}, rng=Generator().manual_seed(0))["test"])
+
+
 def test_the_recipe_prints_the_ceiling_of_the_frames_that_score():
     made = make_recipe(NAME, make_settings(NAME, "tiny"))
     stage = made.stage("ceiling")
     assert dict(stage.inputs) == {"data": "data.test"}
     assert ("ceiling",) in made.studies.values()
+    assert made.ceiling.stages == ("ceiling",)
+    assert {made.ceiling.score, *made.ceiling.counts} <= {*stage_scores(made)}
     assert stage.metrics[0].ap == made.stage("alone-0-scores").metrics[0]
-    data = TensorData(ReadKitti()({"source": scenes()}, rng=Generator().manual_seed(0))["test"])
+    data = held()
     found = stage.metrics[0]({}, data)
     # 24 drawn scenes: under 41 boxes a class
     assert 0.3 < found["mean_3d_moderate_ap"] < 0.9

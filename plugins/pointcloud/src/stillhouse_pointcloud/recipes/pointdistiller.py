@@ -24,6 +24,7 @@ from stillhouse_pointcloud.recipes.pointdistiller_notes import FEW, MIXED, NOTES
 from stillhouse_pointcloud.recipes.pointdistiller_scores import (
     ALONE,
     BUILTIN,
+    CEILED,
     FIRST,
     REAL,
     ROWS,
@@ -91,7 +92,8 @@ def pointdistiller(settings: PointDistillerSettings) -> Recipe:
             for s in settings.students
         },
         baseline=ROWS[BASELINE],
-        method=ROWS[_shipped(settings)],
+        method=ROWS[exported(settings)],
+        ceiling=CEILED,
         notes=(*NOTES, *zoo.notes, *_about(settings)),
         studies=study_titles(settings),
     )

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from stillhouse.metrics import Latencies, Latency, Lines, Memory, Profile
-from stillhouse.recipe import Stage
+from stillhouse.recipe import Bound, Stage
 from stillhouse.stages import Evaluate
+from stillhouse_pointcloud.boxes import CLASSES
 from stillhouse_pointcloud.ceiling import BoxCounts, KittiCeiling
 from stillhouse_pointcloud.distilled import PILLARS, EarnedShare, GraphState
 from stillhouse_pointcloud.figures import BirdsEye, ChosenPoints, Overlay
@@ -27,6 +28,13 @@ ROWS: Mapping[Student, str] = {
     "both": "both",
 }
 CEILING = "ceiling"
+CEILED = Bound(
+    name="a perfect detector",
+    stages=(CEILING,),
+    score="mean_3d_moderate_ap",
+    counts=tuple(f"{name.lower()}_moderate_boxes" for name in CLASSES),
+    enough=0.99,
+)
 # the student before it was trained, and the encoders of its loss trained without it
 FIRST, ALONE = "first-student", "encoders-alone"
 REAL = "real"  # the port of the real test frames beside rendered ones
