@@ -1,15 +1,19 @@
 """What a model costs: parameters, MACs, size, latency, peak memory."""
 
+import contextlib
+import math
 import resource
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from stillhouse.data.data import Data, rows_of
 from stillhouse.errors import BadSetting
@@ -35,25 +39,109 @@ class Counted(Protocol):
     macs: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Operations:
+    """Multiply-accumulates, and the names of the operators that are not among them."""
+
+    macs: int
+    uncounted: tuple[str, ...] = ()
+
+
+def _matrix_vector(a: Sequence[int], *_: object, **__: object) -> int:
+    return 2 * math.prod(a)
+
+
+def _added_matrix_vector(*shapes: Sequence[int], **_: object) -> int:
+    return 2 * math.prod(shapes[1])
+
+
+# products that torch's counter leaves out, by the shapes of their operands, in flops
+VECTORS: Mapping[Any, Any] = {  # Any: operators of torch
+    torch.ops.aten.mv: _matrix_vector,
+    torch.ops.aten.dot: _matrix_vector,
+    torch.ops.aten.addmv: _added_matrix_vector,
+}
+# operators of torch that multiply and have no formula here
+UNCOUNTED = (
+    "_cdist_forward",
+    "_trilinear",
+    "_fft_",
+    "linalg_",
+    "_linalg_",
+    "mkldnn_",
+    "_cudnn_rnn",
+)
+
+
 def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
 def macs(module: nn.Module, batch: Tensors) -> int:
-    """Multiply-accumulates of one forward on `batch`: half of torch's flop count (convolutions,
-    matrix products).
+    """Multiply-accumulates of one forward on `batch`, as `operations` counts them."""
+    return operations(module, batch).macs
+
+
+def operations(module: nn.Module, batch: Tensors) -> Operations:
+    """What one forward on `batch` takes: half of torch's flop count, of convolutions and products
+    of matrices and vectors, those of attention and recurrent layers among them.
     """
     if isinstance(module, Counted):
-        return module.macs * len(next(iter(batch.values())))
+        return Operations(macs=module.macs * len(next(iter(batch.values()))))
     trained = [p for p in module.parameters() if p.requires_grad]
     module.requires_grad_(False)  # the counter hooks into the gradients of what modules give
+    names = _Names()
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with (
+            _plain_kernels(),
+            names,
+            FlopCounterMode(display=False, custom_mapping=dict(VECTORS)) as counter,
+            torch.no_grad(),
+        ):
             module(batch)
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-    return counter.get_total_flops() // 2
+    return Operations(macs=counter.get_total_flops() // 2, uncounted=tuple(sorted(names.found)))
+
+
+@contextlib.contextmanager
+def _plain_kernels() -> Generator[None]:
+    """Attention and recurrent layers as the matrix products they consist of: the counter does not
+    see into fused kernels.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    onednn = torch.backends.mkldnn.set_flags(False)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel([SDPBackend.MATH]), torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch.backends.mkldnn.set_flags(onednn[0])
+
+
+class _Names(TorchDispatchMode):
+    """Collects the operators that multiply and that the flop counter passes over: those of other
+    libraries, and torch's own in `UNCOUNTED`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = set[str]()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # Any: torch gives it no type; the arguments are the operator's
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        space, _, name = str(func).partition(".")
+        own = space not in ("aten", "prim") and func.overloadpacket not in flop_registry
+        if own or name.startswith(UNCOUNTED):
+            self.found.add(f"{space}.{name.partition('.')[0]}")
+        return func(*args, **(kwargs or {}))
 
 
 def parameters(module: nn.Module) -> int:
@@ -79,6 +167,12 @@ class Profile:
             "macs": macs(module, first_batch(data, 1, _device(module))),
             "size_mib": stored / 2**20,
         }
+
+    def uncounted(self, models: Models, data: Data) -> Mapping[str, Sequence[str]]:
+        """The operators that `macs` leaves out."""
+        module = models[self.role]
+        names = operations(module, first_batch(data, 1, _device(module))).uncounted
+        return {f"macs of {self.role}": names} if names else {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,12 @@
 """Several roles side by side, for a study's table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from stillhouse.data.data import Data
 from stillhouse.objectives.objective import Models
+from stillhouse.stages.evaluate import uncounted
 
 
 @runtime_checkable
@@ -27,3 +28,7 @@ class Lines:
             for line, scorer in self.lines.items()
             for name, value in scorer(models, data).items()
         }
+
+    def uncounted(self, models: Models, data: Data) -> Mapping[str, Sequence[str]]:
+        """What the metrics leave out, by score."""
+        return uncounted(self.lines.values(), models, data)

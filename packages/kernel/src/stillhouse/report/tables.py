@@ -262,6 +262,8 @@ def _cost_notes(stage: StageEntry) -> str:
     for role, record in cache.items():
         made, reused = record.get("computed_rows"), record.get("reused_rows")
         notes.append(f"{role} outputs cached: {made} rows computed, {reused} reused")
+    for score, names in (stage.measured.get("uncounted") or {}).items():
+        notes.append(f"{score} without {', '.join(names)}, which cannot be counted")
     return "; ".join(notes)
 
 

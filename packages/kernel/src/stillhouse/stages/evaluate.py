@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -28,6 +28,13 @@ class Metric(Protocol):
     """Scores of roles on data; a frozen dataclass. Roles come in eval mode, without gradient."""
 
     def __call__(self, models: Models, data: Data) -> Mapping[str, float]: ...
+
+
+@runtime_checkable
+class Partial(Protocol):
+    """A metric that may leave something out of a score: by score, the names of what it is."""
+
+    def uncounted(self, models: Models, data: Data) -> Mapping[str, Sequence[str]]: ...
 
 
 @runtime_checkable
@@ -85,6 +92,8 @@ class Evaluate:
             (out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
             _draw(self.figures, models, data, out)
             _draw(self.plots, models, data, out / PLOTS)
+            if left := uncounted(self.metrics, models, data):
+                ctx.measured["uncounted"] = left
             ctx.measured["scores"] = scores | _all(self.measures, models, data, self.name)
         return {
             "scores": Artifact(kind="scores", path=out, digest=path_digest(out), opener=OPEN_SCORES)
@@ -110,6 +119,12 @@ def _all(metrics: tuple[Metric, ...], models: Models, data: Data, where: str) ->
                 raise BadRecipe(f"stage '{where}': two metrics give '{name}'; rename one")
             scores[name] = float(value)
     return scores
+
+
+def uncounted(metrics: Iterable[object], models: Models, data: Data) -> dict[str, list[str]]:
+    """What the metrics leave out, by score."""
+    partial = [m.uncounted(models, data) for m in metrics if isinstance(m, Partial)]
+    return {score: list(names) for one in partial for score, names in one.items()}
 
 
 def load_scores(path: Path) -> dict[str, Any]:  # Any: name -> number
