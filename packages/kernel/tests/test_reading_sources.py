@@ -11,6 +11,7 @@ from stillhouse.data.sources import (
     check_apart,
     check_keys,
     check_stems,
+    copied,
     note_left_out,
     visible_files,
     visible_folders,
@@ -117,6 +118,11 @@ def test_the_same_file_in_two_parts_is_refused(tmp_path: Path) -> None:
     files[2].write_bytes(large + b"b")  # the same size and beginning
     files[1].write_bytes(b"")
     check_apart(named)
+
+
+def test_samples_that_have_copies() -> None:
+    rows = [("a", b"1"), ("b", b"2"), ("c", b"1"), ("d", b"1"), ("e", b"3")]
+    assert copied(rows) == {"a", "c", "d"}
 
 
 def test_rows_in_two_parts_are_counted() -> None:

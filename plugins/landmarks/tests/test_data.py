@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from stillhouse.data import save_data
+from stillhouse.data.notes import noted
 from stillhouse.errors import BadData, BadSetting, MissingExtra
 from stillhouse_landmarks.data import ReadFaces
 from stillhouse_landmarks.formats import find_faces, read_pts
@@ -35,6 +36,13 @@ def photo(points: Points, size: tuple[int, int] = (60, 48)) -> Image.Image:
     return picture
 
 
+def save(picture: Image.Image, file: Path) -> None:
+    """No two files alike: what follows an image in its file is not read."""
+    picture.save(file)
+    with file.open("ab") as stream:
+        stream.write(str(file).encode())
+
+
 def pts_text(points: Points) -> str:
     rows = "\n".join(f"{x + 0.5:.3f} {y + 0.5:.3f}" for x, y in points)  # counted from 1
     return f"version: 1\nn_points:  {len(points)}\n{{\n{rows}\n}}\n"
@@ -42,7 +50,7 @@ def pts_text(points: Points) -> str:
 
 def write_face(folder: Path, name: str, points: Points, end: str = ".jpg", **kwargs: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    photo(points, **kwargs).save(folder / f"{name}{end}")
+    save(photo(points, **kwargs), folder / f"{name}{end}")
     (folder / f"{name}.pts").write_text(pts_text(points))
 
 
@@ -198,10 +206,10 @@ def far_outside(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (missing_pts, r"tr1.jpg: there is no tr1.pts beside it; add it or remove the picture$"),
-        (missing_picture, r"tr1.pts: there is no picture beside it; add it or remove the points$"),
-        (cut_picture, r"tr1.jpg: not a whole picture \(.*\); replace it$"),
-        (junk_picture, r"tr1.jpg: not a picture of a known format; replace it$"),
+        (missing_pts, r"tr1.jpg: there is no tr1.pts beside it; add it or remove the image$"),
+        (missing_picture, r"tr1.pts: there is no image beside it; add it or remove the points$"),
+        (cut_picture, r"tr1.jpg: not a whole image \(.*\); replace it$"),
+        (junk_picture, r"tr1.jpg: not an image of a known format; replace it$"),
         (
             break_pts(lambda text: text.replace("68\n", "67\n", 1)),
             r"tr1.pts: n_points is 67, but it has 68 points; correct it$",
@@ -229,7 +237,7 @@ def far_outside(folder: Path) -> None:
         (all_the_same, r"tr1.pts: all points are the same; correct it$"),
         (
             far_outside,
-            r"tr1.pts: point 5 at \(71.0, 20.0\) is outside its picture of 60 x 48 pixels; correct it, or set outside \(now 0.1\)$",
+            r"tr1.pts: point 5 at \(71.0, 20.0\) is outside its image of 60 x 48 pixels; correct it, or set outside \(now 0.1\)$",
         ),
     ],
     ids=lambda value: getattr(value, "__name__", "case"),
@@ -247,9 +255,7 @@ def test_points_a_little_outside_are_kept(tmp_path: Path) -> None:
     write_faces(tmp_path, {"train": 3, "test": 1})
     write_face(tmp_path / "test", "edge", ring(68, (56.0, 22.0), radius=9.0))  # to x = 65 of 60
     assert len(read(tmp_path)["test"]["images"]) == 2
-    with pytest.raises(
-        BadData, match=r"edge.pts: point 1 at \(65.0, 22.0\) is outside its picture"
-    ):
+    with pytest.raises(BadData, match=r"edge.pts: point 1 at \(65.0, 22.0\) is outside its image"):
         read(tmp_path, outside=0.05)
 
 
@@ -260,13 +266,15 @@ def test_another_number_of_points_than_the_setting(tmp_path: Path) -> None:
 
 
 def test_folders_that_hold_no_faces(tmp_path: Path) -> None:
-    with pytest.raises(BadData, match=r"no pictures; expected train/ and test/ with a .pts"):
+    with pytest.raises(BadData, match=r"no images; expected train/ and test/ with a .pts"):
         read(tmp_path)
     write_faces(tmp_path, {"test": 2})
     with pytest.raises(BadData, match="there is no face for training; expected some below train"):
         read(tmp_path)
     write_faces(tmp_path, {"other": 1, "train": 2})
-    with pytest.raises(BadData, match=r"ot0.pts: neither below train nor below test, as other"):
+    with pytest.raises(
+        BadData, match=r"ot0.pts: in no folder of a part \(train, val, test\), as other"
+    ):
         read(tmp_path)
 
 
@@ -300,7 +308,7 @@ def write_wflw(folder: Path, lines: dict[str, list[str]]) -> None:
     for i in range(6):
         path = folder / "WFLW_images" / "37--Soccer" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        photo(ring(98)).save(path)
+        save(photo(ring(98)), path)
 
 
 def test_wflw_as_published(tmp_path: Path) -> None:
@@ -320,7 +328,7 @@ def test_wflw_that_is_broken(tmp_path: Path) -> None:
     with pytest.raises(BadData, match=r"attr_train.txt: line 2: 200 fields; expected 206 numbers"):
         find_faces(tmp_path / "a")
     write_wflw(tmp_path / "b", {"train": [good, wflw_line(ring(98), "37--Soccer/9.png")]})
-    with pytest.raises(BadData, match=r"train.txt: line 2: the picture .*9.png is not there"):
+    with pytest.raises(BadData, match=r"train.txt: line 2: the image .*9.png is not there"):
         find_faces(tmp_path / "b")
     write_wflw(
         tmp_path / "c", {"train": [good.replace("0.png", "0.png x").replace(" 10 ", " ten ", 1)]}
@@ -376,7 +384,7 @@ def test_cofw_that_is_broken(tmp_path: Path) -> None:
         find_faces(tmp_path)
     shapes = [ring(29) for _ in range(4)]
     write_cofw(file, "train", shapes, [np.zeros((4, 4), np.float32)] * 4)
-    with pytest.raises(BadData, match=r"IsTr, row \d: float32 \[4, 4\] is no 8-bit picture"):
+    with pytest.raises(BadData, match=r"IsTr, row \d: float32 \[4, 4\] is no 8-bit image"):
         read(tmp_path, 29)
     shapes[1][3] = np.nan
     write_cofw(file, "train", shapes, [np.zeros((4, 4), np.uint8)] * 4)
@@ -453,3 +461,118 @@ def test_settings_out_of_range() -> None:
         ReadFaces(points=0, size=64)
     with pytest.raises(BadData, match="source: a int; expected arrays or a folder of faces"):
         ReadFaces(points=68, size=64)({"source": 3}, rng=Generator())
+
+
+def told(source: Path, **kwargs: Any) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    lines: list[str] = []
+    with noted(lines.append):
+        made = read(source, **kwargs)
+    return made, lines
+
+
+def test_parts_in_any_case_and_a_validation_part_of_its_own(tmp_path: Path) -> None:
+    write_faces(tmp_path, {"Train_Set": 6, "VAL": 2, "TEST": 3})
+    made, lines = told(tmp_path)
+    assert {port: len(columns["images"]) for port, columns in made.items()} == {
+        "train": 6, "validation": 2, "test": 3
+    }  # fmt: skip
+    assert lines == []
+    for file in (tmp_path / "TEST").iterdir():
+        file.unlink()
+    made, lines = told(tmp_path, validation=0.5)
+    assert {port: len(columns["images"]) for port, columns in made.items()} == {
+        "train": 3, "validation": 3, "test": 2
+    }  # fmt: skip
+    assert lines == [f"{tmp_path}: no test part: the validation part is tested on instead"]
+
+
+def test_a_photos_own_name_is_no_part_and_hidden_files_are_none(tmp_path: Path) -> None:
+    for i in range(4):
+        write_face(tmp_path / "train", f"test_{i}", ring(68, radius=8.0 + i))
+    write_faces(tmp_path, {"test": 1})
+    (tmp_path / "train" / "._test_0.jpg").write_bytes(b"junk")
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "a.jpg").write_bytes(b"junk")
+    (tmp_path / "train" / "notes.txt").write_text("")
+    made, lines = told(tmp_path)
+    assert len(made["train"]["images"]) + len(made["validation"]["images"]) == 4
+    assert lines == [f"{tmp_path}: 1 file(s) not read: 1 .txt (first: train/notes.txt)"]
+
+
+def test_two_images_of_one_stem(tmp_path: Path) -> None:
+    write_faces(tmp_path, {"train": 3, "test": 1})
+    photo(ring(68)).save(tmp_path / "train" / "tr1.png")
+    with pytest.raises(BadData, match=r"tr1.png: .*tr1.jpg has the same stem; keep one of them$"):
+        read(tmp_path)
+
+
+def test_a_photo_in_two_parts(tmp_path: Path) -> None:
+    write_faces(tmp_path, {"train": 3, "test": 1})
+    copied = tmp_path / "test" / "copy.jpg"
+    copied.write_bytes((tmp_path / "train" / "tr1.jpg").read_bytes())
+    copied.with_suffix(".pts").write_text(pts_text(ring(68)))
+    with pytest.raises(BadData, match=r"test/copy.jpg: has the bytes of .*train/tr1.jpg, in anoth"):
+        read(tmp_path)
+
+
+def test_copies_of_a_photo_are_not_drawn_for_testing(tmp_path: Path) -> None:
+    write_faces(tmp_path, {".": 12})
+    for i in range(4):
+        copied = tmp_path / f"z{i}.jpg"
+        copied.write_bytes((tmp_path / f"fa{i}.jpg").read_bytes())
+        copied.with_suffix(".pts").write_text(pts_text(ring(68, radius=8.0 + i)))
+    made, lines = told(tmp_path, held_out=0.6, validation=0.3)
+    images = {
+        port: {image.numpy().tobytes() for image in columns["images"]}
+        for port, columns in made.items()
+    }
+    assert sum(len(columns["images"]) for columns in made.values()) == 16
+    assert images["train"].isdisjoint(images["test"] | images["validation"])
+    assert lines == [
+        f"8 photo(s) that have copies are not drawn for {part}" for part in ("test", "validation")
+    ]
+
+
+def test_coordinates_in_fractions(tmp_path: Path) -> None:
+    write_faces(tmp_path, {"train": 3, "test": 1})
+    before = read(tmp_path)
+    for file in tmp_path.rglob("*.pts"):
+        points = (read_pts(file) - 0.5) / [60, 48]
+        rows = "\n".join(f"{x:.6f} {y:.6f}" for x, y in points)
+        file.write_text(f"version: 1\nn_points: 68\n{{\n{rows}\n}}\n")
+    message = r"te0.pts: all points are in 0..1; expected pixels, or set fractions=true for fractio"
+    with pytest.raises(BadData, match=message):
+        read(tmp_path)
+    after = read(tmp_path, fractions=True)
+    assert torch.allclose(after["test"]["landmarks"], before["test"]["landmarks"], atol=1e-3)
+    (tmp_path / "test" / "te0.pts").write_text(pts_text(ring(68)))
+    with pytest.raises(BadData, match=r"te0.pts: not all points are fractions in 0..1; set fract"):
+        read(tmp_path, fractions=True)
+
+
+def test_a_photo_that_a_camera_turned_is_refused(tmp_path: Path) -> None:
+    write_faces(tmp_path, {"train": 3, "test": 1})
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo(ring(68)).save(tmp_path / "train" / "tr1.jpg", exif=exif)
+    with pytest.raises(BadData, match=r"tr1.jpg: its camera's orientation tag \(6\) turns or"):
+        read(tmp_path)
+
+
+def test_sixteen_bit_photos_are_scaled(tmp_path: Path) -> None:
+    write_face(tmp_path / "train", "a", ring(68), end=".png")
+    deep = np.full((48, 60), 32768, dtype=np.uint16)
+    deep[0, 0] = 65535
+    Image.fromarray(deep).save(tmp_path / "train" / "a.png")
+    (face,) = find_faces(tmp_path)["train"]
+    image, _ = ReadFaces(points=68, size=16).crop(face)
+    assert set(image.ravel().tolist()) == {128}
+
+
+def test_what_a_crop_would_allocate_is_bounded(tmp_path: Path) -> None:
+    points = ring(4, (0.5, 10_000.0), radius=9_900.0)
+    points[:, 0] = 0.5
+    write_face(tmp_path / "train", "a", points, size=(1, 20_000))
+    (face,) = find_faces(tmp_path)["train"]
+    with pytest.raises(BadData, match=r"a.pts: 29700 x 29700 pixels, more than the 134,217,728"):
+        ReadFaces(points=4, size=16).crop(face)

@@ -63,12 +63,12 @@ def test_a_folder_stands_for_its_pictures_and_no_drawing_is_overwritten(built: B
 
 def test_what_cannot_be_used_is_named(built: Built) -> None:
     Path("empty").mkdir()
-    with pytest.raises(MissingData, match="empty: no pictures in this folder"):
+    with pytest.raises(MissingData, match="empty: no images in this folder"):
         predict(built, [Path("empty")])
     with pytest.raises(MissingData, match=r"c.png: there is no such file"):
         predict(built, [Path("c.png")])
     Path("d.jpg").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(BadData, match=r"d.jpg: not a (whole )?picture"):
+    with pytest.raises(BadData, match=r"d.jpg: not an? (whole )?image"):
         predict(built, [Path("d.jpg")])
     other = Built(spec=Model(build=torch.nn.Linear), module=torch.nn.Linear(1, 1))
     with pytest.raises(BadData, match="Linear: a model that does not say which pictures"):

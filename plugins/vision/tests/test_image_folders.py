@@ -136,14 +136,17 @@ def test_the_same_image_in_two_parts(tmp_path: Path) -> None:
 
 
 def test_copies_are_never_held_out_of_their_training_image(tmp_path: Path) -> None:
-    rows = [(png(i // 2), i // 2 % 2) for i in range(40)]  # each twice
+    rows = [(png(min(i, 15)), i % 2) for i in range(20)]  # the last five are one image
     write_parquet(tmp_path / "all.parquet", rows)
-    made, lines = told(tmp_path, held_out=0.3)
-    values = [set(made[port]["images"][:, 0, 0, 0].tolist()) for port in ("train", "test")]
-    assert values[0].isdisjoint(values[1])
-    assert len(made["train"]["labels"]) + len(made["test"]["labels"]) == 40
-    assert len(lines) == 1
-    assert lines[0].endswith("held-out image(s) with copies in the train part were put into it")
+    made, lines = told(tmp_path, held_out=0.5)
+    assert len(made["test"]["labels"]) == 10
+    assert 15 not in made["test"]["images"]
+    assert lines == ["5 image(s) that have copies are not drawn for testing"]
+    write_parquet(tmp_path / "all.parquet", [(png(1), 0), (png(1), 0), (png(2), 1), (png(3), 1)])
+    with pytest.raises(
+        BadData, match=r"row 0: the only image of its class, but for copies; a held"
+    ):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Faces for training: read in any known format, cut out around their points, checked.
 
-Everything is checked before anything is trained: a picture without points or the other way round,
-a wrong or mixed number of points, points far outside their picture, a picture that cannot be
-decoded. The message names the file.
+Everything is checked before anything is trained: an image without points or the other way round, a
+wrong or mixed number of points, points far outside their image, an image that cannot be decoded or
+is in two parts. The message names the file.
 """
 
 import math
@@ -18,12 +18,17 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from stillhouse.data.data import Columns
+from stillhouse.data.images import check_pixels
+from stillhouse.data.notes import note
+from stillhouse.data.sources import check_apart, copied
+from stillhouse.data.splits import parts
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import not_negative
-from stillhouse_landmarks.formats import Face, find_faces
+from stillhouse_landmarks.formats import Face, PhotoFile, find_faces
 
 SHARD_BYTES = 256 << 20  # a port is written in parts of this size
-SPLITS = ("train", "test")
+SPLITS = ("train", "test")  # of arrays
+PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +41,13 @@ class ReadFaces:
     side, black where it leaves the picture.
 
     Source: a folder in a format of `formats`, or arrays train_images, train_landmarks, test_images,
-    test_landmarks that are such crops already. `validation` of the training photos are kept for
-    validation, never any for testing; where there is no test part, `held_out` of the photos are
-    kept for it first. Both are drawn by photo, so that two faces of one photo stay together.
-    A point may lie outside its picture by `outside` of the picture's longer side, as faces at its
-    edge have; farther is refused.
+    test_landmarks that are such crops already. A validation part beside a test part is that for
+    validation, without a test part it is the test part. Otherwise `validation` of the training
+    photos are kept for validation, and where there is no test part, `held_out` of them for testing
+    first. Both are drawn by photo, so that two faces of one photo stay together. An image file in
+    two parts is refused.
+    A point may lie outside its image by `outside` of the image's longer side, as faces at its edge
+    have; farther is refused. `fractions`: of .pts files, see `find_faces`.
     """
 
     points: int
@@ -49,6 +56,7 @@ class ReadFaces:
     validation: float = 0.1
     held_out: float = 0.2
     outside: float = 0.1
+    fractions: bool = False
 
     def __post_init__(self) -> None:
         if self.points < 1 or self.size < 1:
@@ -73,14 +81,14 @@ class ReadFaces:
             raise BadData(
                 f"source: a {type(source).__name__}; expected arrays or a folder of faces"
             )
-        splits = find_faces(source)
-        self._check_counts([face for split in SPLITS for face in splits.get(split, ())])
-        train, test = splits["train"], splits.get("test", [])
-        if not test:
-            train, test = parted(train, self.held_out, rng, what="test")
-        train, validation = parted(train, self.validation, rng, what="validation")
-        named = {"train": train, "validation": validation, "test": test}
-        return {port: self._columns(faces) for port, faces in named.items()}
+        found = find_faces(source, fractions=self.fractions)
+        splits = {str(s): list(faces) for s, faces in parts(found, source, validates=True).items()}
+        self._check_counts([face for split in PARTS for face in splits.get(split, ())])
+        check_photos(splits)
+        for part, fraction in (("test", self.held_out), ("validation", self.validation)):
+            if part not in splits:
+                splits["train"], splits[part] = parted(splits["train"], fraction, rng, what=part)
+        return {port: self._columns(splits[port]) for port in PARTS}
 
     def _check_counts(self, faces: Sequence[Face]) -> None:
         first = faces[0]
@@ -115,6 +123,7 @@ class ReadFaces:
         if side <= 0:
             raise BadData(f"{face.where}: all points are the same; correct it")
         corner = (low + high) / 2 - side / 2
+        check_pixels(face.where, math.ceil(side), math.ceil(side))
         image = cut(picture, float(corner[0]), float(corner[1]), side, self.size)
         return image, ((face.points - corner) / side).astype(np.float32).ravel()
 
@@ -125,7 +134,7 @@ class ReadFaces:
         if beyond[worst] > slack:
             x, y = face.points[worst]
             raise BadData(
-                f"{face.where}: point {worst + 1} at ({x:.1f}, {y:.1f}) is outside its picture of "
+                f"{face.where}: point {worst + 1} at ({x:.1f}, {y:.1f}) is outside its image of "
                 f"{size[0]} x {size[1]} pixels; correct it, or set outside (now {self.outside})"
             )
 
@@ -181,11 +190,39 @@ def kept_out(count: int, fraction: float, *, where: str, what: str) -> int:
 def parted(
     faces: Sequence[Face], fraction: float, rng: Generator, *, what: str
 ) -> tuple[list[Face], list[Face]]:
-    """The rest, and the faces of `fraction` of the photos drawn by `rng`, each in their order."""
-    photos = list(dict.fromkeys(face.photo for face in faces))
+    """The rest, and the faces of `fraction` of the photos drawn by `rng`, each in their order.
+
+    A photo file whose bytes another has stays in the rest, which a line says.
+    """
+    copies = copied([(str(path), path) for path in _files(faces)])
+    photos = list(dict.fromkeys(f.photo for f in faces if str(_path(f)) not in copies))
+    if copies:
+        note(f"{len(copies)} photo(s) that have copies are not drawn for {what}")
     count = kept_out(len(photos), fraction, where=faces[0].where, what=what)
     drawn = {photos[i] for i in torch.randperm(len(photos), generator=rng)[:count].tolist()}
     return (
         [face for face in faces if face.photo not in drawn],
         [face for face in faces if face.photo in drawn],
     )
+
+
+def check_photos(splits: Mapping[str, Sequence[Face]]) -> None:
+    """Raises BadData for an image file whose bytes one in another part has. A photo that the data's
+    own lists have in two parts (of several faces, each its own) is counted in a line.
+    """
+    files = {split: _files(faces) for split, faces in splits.items()}
+    seen: dict[Path, str] = {}
+    both = {p for s, paths in files.items() for p in paths if seen.setdefault(p, s) != s}
+    if both:
+        note(f"{len(both)} photo(s) have faces in two parts by the data's own lists ({min(both)})")
+    named = {s: [(str(p), p) for p in paths if p not in both] for s, paths in files.items()}
+    check_apart(named)
+
+
+def _files(faces: Sequence[Face]) -> list[Path]:
+    """The image files of faces, each once."""
+    return [path for path in dict.fromkeys(map(_path, faces)) if path is not None]
+
+
+def _path(face: Face) -> Path | None:
+    return face.photo.path if isinstance(face.photo, PhotoFile) else None

@@ -1,6 +1,6 @@
 """Annotation formats as their owners publish them: 300-W's .pts, WFLW's lists, COFW's .mat.
 
-Points come out in pixels from the picture's left and top edge: the middle of the first pixel is
+Points come out in pixels from the image's left and top edge: the middle of the first pixel is
 (0.5, 0.5). 300-W and COFW count pixels from 1 (MATLAB), WFLW from 0.
 """
 
@@ -12,25 +12,29 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from stillhouse.data.images import IMAGE_SUFFIXES, check_pixels, image_size, read_image
+from stillhouse.data.sources import check_stems, note_left_out, visible_files
+from stillhouse.data.splits import Split, folder_split
 from stillhouse.errors import BadData, MissingExtra
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-# what folders of a split are called; 300-W trains on AFW and tests on iBUG whole
-TRAIN = ("train", "trainset", "training", "afw")
-TEST = ("test", "testset", "testing", "ibug")
-WFLW_LISTS = {
+# 300-W trains on AFW and tests on iBUG whole
+FOLDERS: Mapping[str, Split] = {"afw": "train", "ibug": "test"}
+WFLW_LISTS: Mapping[Split, str] = {
     "train": "list_98pt_rect_attr_train.txt",
     "test": "list_98pt_rect_attr_test.txt",
 }
 WFLW_POINTS, WFLW_NUMBERS = 98, 98 * 2 + 4 + 6  # points, box, attributes; then the file's name
 COFW_POINTS = 29
-COFW_KEYS = {"train": ("IsTr", "phisTr"), "test": ("IsT", "phisT")}
+COFW_KEYS: Mapping[Split, tuple[str, str]] = {
+    "train": ("IsTr", "phisTr"),
+    "test": ("IsT", "phisT"),
+}
 
 
 class Photo(Protocol):
-    """A picture that is not decoded yet."""
+    """An image that is not decoded yet."""
 
     def open(self) -> Image.Image:
         """Decoded, in RGB; raises BadData naming it."""
@@ -39,23 +43,17 @@ class Photo(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoFile:
-    """A picture file."""
+    """An image file."""
 
     path: Path
 
     def open(self) -> Image.Image:
-        try:
-            with Image.open(self.path) as opened:
-                return opened.convert("RGB")
-        except UnidentifiedImageError as error:
-            raise BadData(f"{self.path}: not a picture of a known format; replace it") from error
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise BadData(f"{self.path}: not a whole picture ({error}); replace it") from error
+        return read_image(self.path, str(self.path), annotated=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CofwPhoto:
-    """Row `row` of the pictures `key` within one of COFW's files."""
+    """Row `row` of the images `key` within one of COFW's files."""
 
     path: Path
     key: str
@@ -63,10 +61,13 @@ class CofwPhoto:
 
     def open(self) -> Image.Image:
         with _hdf5(self.path) as file:
-            pixels = np.asarray(file[file[self.key][:].ravel()[self.row]])
+            stored = file[file[self.key][:].ravel()[self.row]]
+            where = f"{self.path}: {self.key}, row {self.row}"
+            check_pixels(where, *stored.shape[-2:])
+            pixels = np.asarray(stored)
         if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or 0 in pixels.shape:
             found = f"{pixels.dtype} {list(pixels.shape)}"
-            raise BadData(f"{self.path}: {self.key}, row {self.row}: {found} is no 8-bit picture")
+            raise BadData(f"{where}: {found} is no 8-bit image")
         return Image.fromarray(np.ascontiguousarray(pixels.T)).convert("RGB")  # HDF5 has [3, W, H]
 
 
@@ -79,67 +80,71 @@ class Face:
     points: NDArray[np.float64]
 
 
-def find_faces(source: Path) -> dict[str, list[Face]]:
-    """The faces of "train" and, where there is one, "test" below a folder, in whichever format it
-    has; raises BadData for a folder without any.
+def find_faces(source: Path, *, fractions: bool = False) -> dict[Split, list[Face]]:
+    """The faces of "train" and, where there are any, "validation" and "test" below a folder, in
+    whichever format it has; raises BadData for a folder without any.
+
+    `fractions`: the points of .pts files are fractions of the image's width and height.
     """
-    if any(source.rglob("list_98pt_rect_attr_*.txt")):
-        return wflw(source)
-    mats = [source] if source.suffix == ".mat" else sorted(source.rglob("COFW*.mat"))
-    return cofw(mats) if mats else pts_tree(source)
+    files = visible_files(source)
+    names = set(WFLW_LISTS.values())
+    if any(file.name in names for file in files):
+        return wflw(source, files)
+    mats = [f for f in files if f.suffix == ".mat" and (f == source or f.name.startswith("COFW"))]
+    return cofw(mats) if mats else pts_tree(source, files, fractions=fractions)
 
 
-def pts_tree(source: Path) -> dict[str, list[Face]]:
-    """Pictures with a .pts of the same name beside each, at any depth. The split is that of the
-    first folder on the way named as in TRAIN or TEST; where no folder is, all are for training.
+def pts_tree(
+    source: Path, files: Sequence[Path], *, fractions: bool = False
+) -> dict[Split, list[Face]]:
+    """Images with a .pts of the same name beside each, at any depth. The split is that of a folder
+    on the way; where no folder is one, all are for training.
     """
-    files = [p for p in sorted(source.rglob("*")) if not p.name.startswith(".")]
-    pictures = [p for p in files if p.suffix.lower() in PICTURES]
-    if not pictures:
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
         raise BadData(
-            f"{source}: no pictures; expected train/ and test/ with a .pts beside each picture, "
+            f"{source}: no images; expected train/ and test/ with a .pts beside each image, "
             f"{WFLW_LISTS['train']}, or COFW_train_color.mat"
         )
-    for file in files:
-        if file.suffix == ".pts" and not any(p.with_suffix(".pts") == file for p in _beside(file)):
-            raise BadData(f"{file}: there is no picture beside it; add it or remove the points")
-    splits: dict[str, list[Face]] = {}
-    for picture in pictures:
-        split = _split(picture.relative_to(source))
-        splits.setdefault(split, []).append(_pts_face(picture))
-    if "" in splits and len(splits) > 1:
+    check_stems(images)
+    listed = {file for file in files if file.suffix == ".pts"}
+    if alone := listed - {image.with_suffix(".pts") for image in images}:
+        raise BadData(f"{min(alone)}: there is no image beside it; add it or remove the points")
+    note_left_out(source, files, [*images, *listed])
+    splits: dict[Split | None, list[Face]] = {}
+    for image in images:
+        split = folder_split(image, source, FOLDERS)
+        splits.setdefault(split, []).append(_pts_face(image, fractions=fractions))
+    rest = splits.pop(None, [])
+    if rest and splits:
         raise BadData(
-            f"{splits[''][0].where}: neither below train nor below test, as other pictures are"
+            f"{rest[0].where}: in no folder of a part (train, val, test), as other images are"
         )
-    found = {"train": splits.pop("")} if "" in splits else splits
-    return _with_train(source, found)
+    return _with_train(source, {"train": rest} if rest else {s: f for s, f in splits.items() if s})
 
 
-def _beside(file: Path) -> list[Path]:
-    return [file.with_suffix(end) for end in PICTURES if file.with_suffix(end).is_file()] + [
-        file.with_suffix(end.upper()) for end in PICTURES if file.with_suffix(end.upper()).is_file()
-    ]
-
-
-def _split(path: Path) -> str:
-    for part in path.parts[:-1]:
-        for split, names in (("train", TRAIN), ("test", TEST)):
-            if part.lower() in names:
-                return split
-    return ""
-
-
-def _with_train(source: Path, splits: dict[str, list[Face]]) -> dict[str, list[Face]]:
+def _with_train(source: Path, splits: Mapping[Split, list[Face]]) -> dict[Split, list[Face]]:
     if not splits.get("train"):
         raise BadData(f"{source}: there is no face for training; expected some below train")
-    return splits
+    return dict(splits)
 
 
-def _pts_face(picture: Path) -> Face:
-    file = picture.with_suffix(".pts")
+def _pts_face(image: Path, *, fractions: bool) -> Face:
+    file = image.with_suffix(".pts")
     if not file.is_file():
-        raise BadData(f"{picture}: there is no {file.name} beside it; add it or remove the picture")
-    return Face(where=str(file), photo=PhotoFile(path=picture), points=read_pts(file) - 0.5)
+        raise BadData(f"{image}: there is no {file.name} beside it; add it or remove the image")
+    points = read_pts(file)
+    inside = bool(((points >= 0) & (points <= 1)).all())
+    if fractions:
+        if not inside:
+            raise BadData(f"{file}: not all points are fractions in 0..1; set fractions=false")
+        points = points * np.array(image_size(image, str(image), annotated=True)) + 0.5
+    elif inside:
+        raise BadData(
+            f"{file}: all points are in 0..1; expected pixels, or set fractions=true for fractions "
+            "of the image's width and height"
+        )
+    return Face(where=str(file), photo=PhotoFile(path=image), points=points - 0.5)
 
 
 def read_pts(file: Path) -> NDArray[np.float64]:
@@ -180,14 +185,15 @@ def _numbers(where: str, text: str, count: int) -> list[float]:
     return numbers
 
 
-def wflw(source: Path) -> dict[str, list[Face]]:
+def wflw(source: Path, files: Sequence[Path]) -> dict[Split, list[Face]]:
     """WFLW: a line a face (98 points x y, box, six attributes, file name below WFLW_images)."""
-    pictures = next((p for p in sorted(source.rglob("WFLW_images")) if p.is_dir()), None)
+    inside = (folder for file in files for folder in file.parents)
+    pictures = next((folder for folder in inside if folder.name == "WFLW_images"), None)
     if pictures is None:
         raise BadData(f"{source}: WFLW's lists are there, but no folder WFLW_images; unpack it too")
-    splits: dict[str, list[Face]] = {}
+    splits: dict[Split, list[Face]] = {}
     for split, name in WFLW_LISTS.items():
-        for file in sorted(source.rglob(name)):
+        for file in (file for file in files if file.name == name):
             lines = enumerate(_text(file).splitlines(), 1)
             splits[split] = [
                 _wflw_face(f"{file}: line {number}", line, pictures)
@@ -206,17 +212,17 @@ def _wflw_face(where: str, line: str, pictures: Path) -> Face:
     numbers = _numbers(where, " ".join(words[:-1]), WFLW_NUMBERS)
     path = pictures / words[-1].strip()
     if not path.is_file():
-        raise BadData(f"{where}: the picture {path} is not there; unpack all of WFLW_images")
+        raise BadData(f"{where}: the image {path} is not there; unpack all of WFLW_images")
     points = np.array(numbers[: 2 * WFLW_POINTS]).reshape(-1, 2) + 0.5
     return Face(where=where, photo=PhotoFile(path=path), points=points)
 
 
-def cofw(files: Sequence[Path]) -> dict[str, list[Face]]:
+def cofw(files: Sequence[Path]) -> dict[Split, list[Face]]:
     """COFW: COFW_train_color.mat with IsTr and phisTr, COFW_test_color.mat with IsT and phisT."""
-    splits: dict[str, list[Face]] = {}
+    splits: dict[Split, list[Face]] = {}
     for path in files:
         with _hdf5(path) as file:
-            split = next((s for s, keys in COFW_KEYS.items() if set(keys) <= set(file)), None)
+            split = _cofw_split(set(file))
             if split is None:
                 raise BadData(
                     f"{path}: has {', '.join(sorted(file))}; expected IsTr and phisTr, "
@@ -224,6 +230,13 @@ def cofw(files: Sequence[Path]) -> dict[str, list[Face]]:
                 )
             splits[split] = _cofw_faces(path, file, *COFW_KEYS[split])
     return _with_train(files[0].parent, splits)
+
+
+def _cofw_split(names: set[str]) -> Split | None:
+    for split, keys in COFW_KEYS.items():
+        if set(keys) <= names:
+            return split
+    return None
 
 
 def _cofw_faces(path: Path, file: Mapping[str, Any], images: str, phis: str) -> list[Face]:

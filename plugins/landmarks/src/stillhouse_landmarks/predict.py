@@ -9,10 +9,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from stillhouse.artifact import Built
+from stillhouse.data.images import IMAGE_SUFFIXES, read_image
 from stillhouse.errors import BadData
 from stillhouse.files import each_file, free_name, write_text, writing_file
 from stillhouse_landmarks.data import cut
-from stillhouse_landmarks.formats import PICTURES, PhotoFile
 from stillhouse_landmarks.metrics import as_points
 from stillhouse_landmarks.models import images_of
 
@@ -26,8 +26,9 @@ def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]
     into ./predictions: the picture's square with the points drawn, and the points of the whole
     picture as 300-W's .pts (the middle of the first pixel is 1, 1).
 
-    A picture is a crop of one face, of any size: its central square is what the model sees. A
-    folder stands for all pictures below it. Raises MissingData or BadData naming the file.
+    An image is a crop of one face, of any size: its central square is what the model sees; a
+    camera's orientation tag is applied first. A folder stands for all images below it. Raises
+    MissingData or BadData naming the file.
     """
     images = images_of(model.spec)
     if images is None:
@@ -36,12 +37,12 @@ def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]
     names: set[str] = set()
     return [
         _row(model, images.size, file, free_name(file.stem, names))
-        for file in each_file(inputs, PICTURES, kind="picture")
+        for file in each_file(inputs, IMAGE_SUFFIXES, kind="image")
     ]
 
 
 def _row(model: Built, size: int, file: Path, name: str) -> Mapping[str, Any]:
-    picture = PhotoFile(path=file).open()
+    picture = read_image(file, str(file))
     side = min(picture.size)
     left, top = ((length - side) / 2 for length in picture.size)
     seen = torch.from_numpy(cut(picture, left, top, side, size))

@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 from stillhouse.data.data import Columns
 from stillhouse.data.images import IMAGE_SUFFIXES, fit_square, read_image
 from stillhouse.data.notes import note
-from stillhouse.data.sources import check_apart, note_left_out, shared, visible_files
+from stillhouse.data.sources import check_apart, copied, note_left_out, visible_files
 from stillhouse.data.splits import Split, check_classes, parts
 from stillhouse.errors import BadData
 from stillhouse_vision.folders import class_folders, class_names, parquet_files
@@ -253,33 +253,28 @@ def folder_samples(folder: Path, classes: Sequence[str]) -> list[Sample]:
 
 
 def held_out(samples: Sequence[Sample], fraction: float, rng: Generator) -> dict[str, list[Sample]]:
-    """`fraction` of each class, drawn by `rng`, as "test", the rest as "train", in their order."""
+    """`fraction` of each class, drawn by `rng`, as "test", the rest as "train", in their order.
+
+    An image whose bytes another has stays in the rest, which a line says.
+    """
+    copies = copied([(sample.where, sample.encoded) for sample in samples])
+    if copies:
+        note(f"{len(copies)} image(s) that have copies are not drawn for testing")
     labels = torch.tensor([sample.label for sample in samples])
+    single = torch.tensor([sample.where not in copies for sample in samples])
     test = torch.zeros(len(samples), dtype=torch.bool)
     for label in labels.unique():
-        rows: Tensor = (labels == label).nonzero()[:, 0]
-        if len(rows) < 2:
+        rows: Tensor = ((labels == label) & single).nonzero()[:, 0]
+        whole = int((labels == label).sum())
+        if whole < 2 or not len(rows):
+            first = samples[int((labels == label).nonzero()[0])].where
             raise BadData(
-                f"{samples[int(rows[0])].where}: the only image of its class; "
+                f"{first}: the only image of its class{', but for copies' if copies else ''}; "
                 "a held-out test needs two"
             )
-        count = min(len(rows) - 1, max(1, round(fraction * len(rows))))
+        count = min(whole - 1, len(rows), max(1, round(fraction * whole)))
         test[rows[torch.randperm(len(rows), generator=rng)[:count]]] = True
-    drawn = {
+    return {
         "train": [s for s, out in zip(samples, test.tolist(), strict=True) if not out],
         "test": [s for s, out in zip(samples, test.tolist(), strict=True) if out],
-    }
-    return _without_copies(drawn)
-
-
-def _without_copies(drawn: Mapping[str, Sequence[Sample]]) -> dict[str, list[Sample]]:
-    """Test images whose bytes a training image has go to training: they would test nothing."""
-    named = {split: [(s.where, s.encoded) for s in rows] for split, rows in drawn.items()}
-    copies = {where for (where, _), _ in shared(named)}
-    if copies:
-        note(f"{len(copies)} held-out image(s) with copies in the train part were put into it")
-    moved = [sample for sample in drawn["test"] if sample.where in copies]
-    return {
-        "train": [*drawn["train"], *moved],
-        "test": [sample for sample in drawn["test"] if sample.where not in copies],
     }

@@ -123,6 +123,14 @@ def check_apart(splits: Mapping[str, Sequence[tuple[str, Path | bytes]]]) -> Non
         note(f"{len(same)} image(s) are in two splits with the same bytes ({where}: {first})")
 
 
+def copied(samples: Iterable[tuple[str, Path | bytes]]) -> set[str]:
+    """Where the samples are, given as (where, content), whose bytes another has too: none of them
+    can be held out for a test.
+    """
+    each = {where: [(where, content)] for where, content in samples}
+    return {where for (later, _), first in shared(each) for where in (later, first)}
+
+
 def shared(
     splits: Mapping[str, Sequence[tuple[str, Path | bytes]]],
 ) -> list[tuple[tuple[str, Path | bytes], str]]:

@@ -45,13 +45,17 @@ def split_within(name: str) -> Split | None:
 
 
 def split_of(file: Path, source: Path, more: Mapping[str, Split] = NO_WORDS) -> Split | None:
-    """The part of a file below `source`; None where neither it nor a folder names one.
-
-    Raises BadData where it is in folders of two parts, as test/train, and has no word of its own.
+    """The part of a file of many samples below `source`; None where neither its name nor a
+    folder's is a part's. Raises BadData as `folder_split`.
     """
     own = split_named(file.stem.split(".")[0], more)
-    if own is not None:
-        return own
+    return own if own is not None else folder_split(file, source, more)
+
+
+def folder_split(file: Path, source: Path, more: Mapping[str, Split] = NO_WORDS) -> Split | None:
+    """The part that the folders of a file below `source` name, whatever it is itself called: a
+    photo may be called test_1.jpg. Raises BadData where it is in folders of two parts.
+    """
     named: dict[str, Split] = {}
     for folder in file.relative_to(source).parts[:-1]:
         split = split_named(folder, more)
