@@ -48,16 +48,27 @@ def compare(
         chosen(runs=runs, device=device, ref=ref)
 
 
+def _several(key: str, text: str) -> Sequence[Any]:  # Any: texts, or lists of texts
+    """The values of "a,b", or of a YAML list "[a, b]" whose values may be lists themselves."""
+    from stillhouse.params import read_yaml
+
+    try:
+        values: Any = read_yaml(text) if text.startswith("[") else text.split(",")
+    except ValueError as error:
+        raise BadSetting(f"--vary {key}={text}: not a list ({error})") from error
+    if len(values) < 2:
+        raise BadSetting(f"--vary {key}={text}: give at least two values, as in {key}=1,2")
+    return values
+
+
 def requests(
     recipes: Sequence[str], scale: str, assignments: Sequence[str], vary: Sequence[str]
 ) -> list[dict[str, Any]]:  # Any: JSON values
     """One request for each recipe and each combination of the varied settings."""
     from stillhouse.settings import parse_assignments
 
-    fixed, varied = parse_assignments(assignments), parse_assignments(vary)
-    for key, values in varied.items():
-        if not isinstance(values, list):
-            raise BadSetting(f"--vary {key}={values}: give at least two values, as in {key}=1,2")
+    fixed = parse_assignments(assignments)
+    varied = {key: _several(key, text) for key, text in parse_assignments(vary).items()}
     changes = [
         dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())
     ]

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stillhouse.errors import BadSetting
+from stillhouse.reach import check_reach
 from stillhouse.runs import Runs
 from stillhouse.settings import Settings, find_settings, make_settings, read_params
 from stillhouse_flows import generate
@@ -46,7 +47,9 @@ def _settings(root: Path, request: Request) -> tuple[str, Settings]:
         return find_settings(request.recipe, root, root / "runs")
     scale = request.scale or "tiny"
     kept = read_params(root).get(request.recipe, {}).get(scale) or {}
-    return request.recipe, make_settings(request.recipe, scale, {**kept, **request.settings})
+    settings = make_settings(request.recipe, scale, {**kept, **request.settings})
+    check_reach(request.recipe, settings, request.settings)
+    return request.recipe, settings
 
 
 def note_variant(root: Path, chosen: generate.Target) -> None:
@@ -55,8 +58,10 @@ def note_variant(root: Path, chosen: generate.Target) -> None:
 
     wanted = chosen.settings.overrides()
     variants = read_params(root).get(chosen.name, {})
-    if chosen.variant in variants and (variants[chosen.variant] or {}) == wanted:
-        return
+    if chosen.variant in variants:
+        kept = make_settings(chosen.name, chosen.settings.scale, variants[chosen.variant])
+        if kept == chosen.settings:
+            return
     domain, _, recipe = chosen.name.partition("/")
     (root / "params.yaml").touch()
     with modify_yaml(str(root / "params.yaml")) as tree:

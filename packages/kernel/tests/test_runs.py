@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stillhouse.artifact import load_model, resolve, save_model
-from stillhouse.errors import CorruptArtifact, MissingData, PluginError, StorageError
+from stillhouse.artifact import load_model, save_model
+from stillhouse.errors import CorruptArtifact, MissingData, StorageError
 from stillhouse.files import writing
 from stillhouse.recipe import Event
 from stillhouse.runs import Runs, finished, home, project_root, run_recipe, run_stage
@@ -114,7 +114,7 @@ def test_damage_is_found_where_it_is_read(tmp_path: Path) -> None:
     ):
         run_stage(recipe, recipe.stage("student-0"), runs)
     (runs.folder / "teacher" / "stage.json").write_text("{")
-    with pytest.raises(CorruptArtifact, match=r"stage.json: cannot be read .* delete the folder"):
+    with pytest.raises(CorruptArtifact, match=r"stage.json: not JSON .* delete the folder"):
         finished(recipe.stage("teacher"), runs)
 
 
@@ -256,11 +256,7 @@ def test_a_write_that_fails_leaves_the_old_files(
     assert sorted(p.name for p in runs.folder.rglob("*")) == before
 
 
-def test_a_spec_names_only_trusted_packages(tmp_path: Path) -> None:
-    with pytest.raises(
-        PluginError, match="'os:system': package 'os' is neither stillhouse nor a plugin"
-    ):
-        resolve("os:system")
+def test_a_model_is_read_as_it_was_saved(tmp_path: Path) -> None:
     from stillhouse.artifact import Built, Model
 
     from .toys import Net

@@ -3,14 +3,15 @@ never a pickle).
 """
 
 import importlib
-import importlib.metadata
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stillhouse.errors import BadRecipe, CorruptArtifact, PluginError
+from stillhouse.errors import CorruptArtifact, MissingExtra, PluginError, StillhouseError
+from stillhouse.json_files import brief, read_json
+from stillhouse.trusted import builder, check_arguments
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
 Kind = Literal["data", "model", "scores"]
 OPEN_MODEL = "stillhouse.artifact:load_model"
 SPEC, WEIGHTS = "model.json", "model.safetensors"
+# all that may open an artifact; what a record of a run names beside them is not called
+OPENERS = (
+    OPEN_MODEL,
+    "stillhouse.data.shards:load_data",
+    "stillhouse.stages.evaluate:load_scores",
+    "stillhouse.inputs:as_path",
+    "stillhouse.inputs:builtin",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +40,15 @@ class Artifact:
 
     def open(self) -> Any:  # Any: what the opener of this kind returns
         """The opened artifact: a `Built` for a model, a `Data` for data, a mapping for scores, a
-        Path for raw input.
+        Path for raw input. Raises CorruptArtifact for an opener that is none.
         """
-        return resolve(self.opener)(self.path)
+        if self.opener not in OPENERS:
+            raise CorruptArtifact(
+                f"{self.path}: {brief(self.opener)} opens no artifact; run the stage that made it "
+                f"again (openers: {', '.join(OPENERS)})"
+            )
+        module, _, function = self.opener.partition(":")
+        return getattr(importlib.import_module(module), function)(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +88,19 @@ def recorded(spec: Model) -> dict[str, Any]:  # Any: as Record
 
 
 def spec_of(record: Record) -> Model:
-    """The spec that `recorded` wrote; PluginError for a builder outside `stillhouse` and its
-    plugins, KeyError for another record.
+    """The spec that `recorded` wrote; nothing that it names is called.
+
+    Raises CorruptArtifact for another record or arguments that the builder does not take,
+    PluginError for what is no builder of `stillhouse` or of a package that declares a domain.
     """
-    return Model(build=resolve(record["build"]), kwargs=record["kwargs"])
+    name, kwargs = record.get("build"), record.get("kwargs")
+    if not isinstance(name, str) or not isinstance(kwargs, Mapping):
+        raise CorruptArtifact(
+            f'expected {{"build": "module:name", "kwargs": {{...}}}} (got {brief(record)})'
+        )
+    build = builder(name)
+    check_arguments(build, kwargs, name=name)
+    return Model(build=build, kwargs=kwargs)
 
 
 def save_model(path: Path, built: Built) -> Artifact:
@@ -86,8 +110,8 @@ def save_model(path: Path, built: Built) -> Artifact:
     from stillhouse.digest import path_digest
     from stillhouse.files import share
 
-    path.mkdir(parents=True)
     text = json.dumps(recorded(built.spec), indent=1, sort_keys=True)
+    path.mkdir(parents=True)
     (path / SPEC).write_text(text + "\n")
     save(built.module, str(path / WEIGHTS))  # keeps tied weights once
     share(path / WEIGHTS)
@@ -97,49 +121,28 @@ def save_model(path: Path, built: Built) -> Artifact:
 def load_model(path: Path) -> Built:
     """The model of a folder with `model.json` and `model.safetensors`, in eval mode, on the CPU.
 
-    Raises CorruptArtifact for unreadable files, PluginError for a builder outside `stillhouse` and
-    its plugins.
+    Raises CorruptArtifact for unreadable files and for arguments that make no network, PluginError
+    for a builder that is none of `stillhouse` and its plugins.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_model as load
 
+    file = path / SPEC
+    record = read_json(file, dict[str, Any], redo="run the stage that made it again")
     try:
-        record = json.loads((path / SPEC).read_text())
         spec = spec_of(record)
-    except (OSError, ValueError, KeyError) as error:
-        raise CorruptArtifact(
-            f"{path}: {SPEC} cannot be read ({error}); run the stage that made it again"
-        ) from error
-    module = spec.new()
+        module = spec.new()
+    except MissingExtra:
+        raise
+    except PluginError as error:
+        raise PluginError(f"{file}: {error}") from error
+    except Exception as error:  # whatever a builder does with numbers that it was not made for
+        kind = "" if isinstance(error, StillhouseError) else f"{type(error).__name__}: "
+        reason = " ".join(f"{kind}{error}".split())
+        raise CorruptArtifact(f"{file}: builds no network: {reason}") from error
     try:
         load(module, str(path / WEIGHTS))
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise CorruptArtifact(f"{path}: {WEIGHTS} does not fit {SPEC} ({reason})") from error
     return Built(spec=spec, module=module.eval())
-
-
-def resolve(name: str) -> Any:  # Any: a function or class of a trusted package
-    """The object `module:qualname`, only from `stillhouse` or a package that declares a
-    `stillhouse.domains` entry point.
-    """
-    module, _, qualname = name.partition(":")
-    package = module.partition(".")[0]
-    if package not in trusted_packages():
-        raise PluginError(
-            f"'{name}': package '{package}' is neither stillhouse nor a plugin that declares a "
-            "'stillhouse.domains' entry point; nothing of it is imported"
-        )
-    try:
-        found: Any = importlib.import_module(module)
-        for part in qualname.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise BadRecipe(f"'{name}' cannot be found: {error}") from error
-    return found
-
-
-def trusted_packages() -> set[str]:
-    """Top-level packages whose builders and openers a stored spec may name."""
-    points = importlib.metadata.entry_points(group="stillhouse.domains")
-    return {"stillhouse"} | {point.value.partition(":")[0].partition(".")[0] for point in points}

@@ -5,6 +5,7 @@ last one kept.
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stillhouse.digest import file_digest
+from stillhouse.digest import file_digest, text_digest
+from stillhouse.errors import CorruptArtifact
 from stillhouse.files import fsync_tree, writing
+from stillhouse.json_files import read_json
 
 TENSORS, RECORD = "state.safetensors", "state.json"
 
@@ -31,22 +34,33 @@ def save_checkpoint(
             {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()},
             str(aside / TENSORS),
         )
-        text = json.dumps({**record, "step": step, "sha256": file_digest(aside / TENSORS)})
-        (aside / RECORD).write_text(text)
+        whole = {**record, "step": step, "sha256": file_digest(aside / TENSORS)}
+        text = json.dumps(whole)
+        (aside / RECORD).write_text(json.dumps({"digest": text_digest(text), "record": text}))
         fsync_tree(aside)
     for old in folder.glob("step-*"):
         if old != final:
             shutil.rmtree(old, ignore_errors=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """What state.json says: a record as JSON text, and that text's digest."""
+
+    digest: str
+    record: str
+
+
 def last_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Tensors and record of the newest readable checkpoint; None where there is none."""
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
-            record = json.loads((path / RECORD).read_text())
-            if file_digest(path / TENSORS) == record["sha256"]:
-                return load_file(str(path / TENSORS)), record
-        except (OSError, ValueError, KeyError, SafetensorError):
+            kept = read_json(path / RECORD, _Kept, redo="an older checkpoint serves")
+            if text_digest(kept.record) == kept.digest:
+                record = json.loads(kept.record)
+                if file_digest(path / TENSORS) == record["sha256"]:
+                    return load_file(str(path / TENSORS)), record
+        except (CorruptArtifact, OSError, SafetensorError):
             continue  # half of a checkpoint is no checkpoint: an older one or step 0 serves
     return None
 

@@ -5,11 +5,12 @@ repositories.
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from stillhouse.artifact import Artifact, resolve
+from stillhouse.artifact import Artifact
 from stillhouse.digest import arrays_digest, known_digest
-from stillhouse.errors import BadRecipe, MissingData, MissingExtra
+from stillhouse.errors import BadData, BadRecipe, MissingData, MissingExtra
+from stillhouse.trusted import array_maker
 
 OPEN_PATH = "stillhouse.inputs:as_path"
 OPEN_BUILTIN = "stillhouse.inputs:builtin"
@@ -94,8 +95,24 @@ def as_path(path: Path) -> Path:
 
 
 def builtin(name: Path) -> Mapping[str, Any]:  # Any: numpy arrays or tensors
-    """The arrays of "module:function" of stillhouse or a plugin, made by calling it."""
-    return resolve(str(name))()
+    """The arrays of "module:function" of stillhouse or a plugin, made by calling it. Raises
+    PluginError for a function that is not annotated to make some, BadData for one that makes none.
+    """
+    import numpy as np
+    from torch import Tensor
+
+    found: Any = array_maker(str(name))()
+    if not isinstance(found, Mapping) or not found:
+        raise BadData(f"'builtin:{name}': gave a {type(found).__name__} without arrays")
+    arrays = cast("Mapping[str, Any]", found)  # Any: as above
+    for key, value in arrays.items():
+        numbers = isinstance(value, np.ndarray) and not value.dtype.hasobject
+        if not (numbers or isinstance(value, Tensor)):
+            raise BadData(
+                f"'builtin:{name}': '{key}' is no array of numbers or texts (a "
+                f"{type(value).__name__})"
+            )
+    return arrays
 
 
 def scratch() -> Path:

@@ -32,6 +32,7 @@ from stillhouse.environment import environment
 from stillhouse.errors import CorruptArtifact, MissingData, StaleInput
 from stillhouse.files import storage, write_text, writing
 from stillhouse.inputs import OPEN_BUILTIN, outside, scratch
+from stillhouse.json_files import read_json
 from stillhouse.places import home, project_root
 from stillhouse.recipe import OUTSIDE, Context, Event, Observer, Recipe, Stage, silent
 from stillhouse.settings import Settings
@@ -99,22 +100,33 @@ def finished(stage: Stage, runs: Runs) -> StageRecord | None:
     file = folder / "stage.json"
     if not file.is_file():
         return None
-    try:
-        record = json.loads(file.read_text())
-        outputs = {port: _artifact(folder, entry) for port, entry in record["outputs"].items()}
-        return StageRecord(key=record["key"], outputs=outputs)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptArtifact(
-            f"{file}: cannot be read ({error}); delete the folder {folder} and run again"
-        ) from error
+    redo = f"delete the folder {folder} and run again"
+    record = read_json(file, _StageFile, redo=redo)
+    outputs = {port: output.artifact(folder) for port, output in record.outputs.items()}
+    return StageRecord(key=record.key, outputs=outputs)
 
 
-def _artifact(folder: Path, entry: Mapping[str, str]) -> Artifact:
-    kind: Any = entry["kind"]  # Any: narrowed by Artifact's own annotation
-    checked: Kind = kind
-    return Artifact(
-        kind=checked, path=folder / entry["path"], digest=entry["digest"], opener=entry["opener"]
-    )
+@dataclass(frozen=True, kw_only=True)
+class _OutputFile:
+    """An output in stage.json."""
+
+    kind: Kind
+    path: str
+    digest: str
+    opener: str
+
+    def artifact(self, folder: Path) -> Artifact:
+        return Artifact(
+            kind=self.kind, path=folder / self.path, digest=self.digest, opener=self.opener
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StageFile:
+    """What is read of stage.json."""
+
+    key: str
+    outputs: dict[str, _OutputFile]
 
 
 def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact]:

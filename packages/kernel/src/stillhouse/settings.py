@@ -2,26 +2,57 @@
 params.yaml.
 """
 
-import json
+import math
 import re
+import types
 import typing
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import pydantic
-import yaml
 
 from stillhouse.digest import digest
 from stillhouse.domain import recipe_function
 from stillhouse.errors import BadSetting, UnknownName
-from stillhouse.recipe import SCALES, Recipe, Scale
+from stillhouse.json_files import fault, read_json
+from stillhouse.params import read_params, read_yaml
+from stillhouse.recipe import OUTSIDE, SCALES, Recipe, Scale
 
-# keys of params.yaml that are no domain
-RESERVED = ("gate",)
+__all__ = [
+    "Input",
+    "Settings",
+    "Stored",
+    "find_settings",
+    "make_recipe",
+    "make_settings",
+    "parse_assignments",
+    "read_params",
+    "settings_class",
+    "typed",
+]
+
 # also the name of a folder, and a word of commands that DVC hands to a shell
 VARIANT = re.compile(r"[a-z0-9]+(-[a-z0-9]+)?")
-NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+NOTHING = ("", "none", "null")
+# larger counts are mistakes, and would fill the memory before anything could say so
+MOST = 2**31 - 1
+# a step of 1e30 is none; and no reader of a record may meet a number that JSON has not
+LARGEST = 1e30
+
+
+def _reference(value: str) -> str:
+    if value and not value.startswith(OUTSIDE):
+        raise ValueError(
+            f"begins with none of {', '.join(OUTSIDE)}; for a file or folder say file:{value}"
+        )
+    return value
+
+
+# what a recipe reads from outside: "data:...", "file:...", "builtin:...", "hub:...", or nothing
+Input = Annotated[str, pydantic.AfterValidator(_reference)]
 
 
 class Settings(pydantic.BaseModel):
@@ -32,10 +63,14 @@ class Settings(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
     presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {}  # Any: field values
 
-    scale: Scale = "tiny"
-    seeds: int = pydantic.Field(1, ge=1, description="students trained, each from its own seed")
-    data: str = pydantic.Field("", description="where the data come from: data:, file: or builtin:")
-    teacher: str = pydantic.Field(
+    scale: Scale = pydantic.Field("tiny", description="how large a run is, and on which data")
+    seeds: int = pydantic.Field(
+        1, ge=1, le=1000, description="students trained, each from its own seed"
+    )
+    data: Input = pydantic.Field(
+        "", description="where the data come from: data:, file: or builtin:"
+    )
+    teacher: Input = pydantic.Field(
         "", description="a teacher of your own: file:<folder or checkpoint>; empty trains one"
     )
 
@@ -53,7 +88,16 @@ class Settings(pydantic.BaseModel):
         try:
             return cls.model_validate({"scale": scale, **cls.presets.get(scale, {}), **chosen})
         except pydantic.ValidationError as error:
-            raise BadSetting(f"{where}: {_first(error)}") from error
+            raise BadSetting(f"{where}: {fault(error)}") from error
+
+    @pydantic.model_validator(mode="after")
+    def _of_a_size(self) -> Self:
+        for name in type(self).model_fields:
+            for number in _numbers(getattr(self, name)):
+                most = MOST if isinstance(number, int) else LARGEST
+                if math.isnan(number) or (math.isfinite(number) and abs(number) > most):
+                    raise ValueError(f"{name}: a number of at most {most} (got {number:g})")
+        return self
 
     def overrides(self) -> dict[str, Any]:  # Any: JSON values
         """What differs from the preset of this scale, as JSON values."""
@@ -68,11 +112,28 @@ class Settings(pydantic.BaseModel):
         return f"{self.scale}-{digest(different)[:8]}" if different else self.scale
 
 
-def _first(error: pydantic.ValidationError) -> str:
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{field}: {message} (got {first['input']!r})" if field else message
+def _numbers(value: object) -> Iterable[float]:
+    """The numbers in a setting's value."""
+    match value:
+        case bool():
+            return
+        case int() | float():
+            yield value
+        case tuple() | list():
+            for item in value:  # pyright: ignore[reportUnknownVariableType]
+                yield from _numbers(item)  # pyright: ignore[reportUnknownArgumentType]
+        case dict():
+            yield from _numbers(list(value.values()))  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
+        case _:
+            return
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """What settings.json of a finished run says."""
+
+    settings: dict[str, Any]  # Any: JSON values
+    scale: Scale = "tiny"
 
 
 def settings_class(name: str) -> type[Settings]:
@@ -81,48 +142,62 @@ def settings_class(name: str) -> type[Settings]:
     return next(hint for key, hint in hints.items() if key != "return")
 
 
-def parse_assignments(pairs: Iterable[str]) -> dict[str, Any]:  # Any: JSON values
-    """`["seeds=3", "objective=kd,dkd"]` as values: numbers, booleans and lists are read as YAML,
-    the rest is text.
+def parse_assignments(pairs: Iterable[str]) -> dict[str, str]:
+    """`["seeds=3", "objective=kd,dkd"]` as texts by name; `make_settings` gives them their types.
+    Raises BadSetting.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, str] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
-        if not equals or not key:
+        if not equals or not key.strip():
             raise BadSetting(f"--set {pair}: expected key=value, as in --set seeds=3")
-        parts = (
-            [_scalar(part) for part in text.split(",")]
-            if "," in text and not text.startswith("[")
-            else None
-        )
-        values[key.strip()] = parts if parts is not None else _scalar(text)
+        values[key.strip()] = text
     return values
 
 
-def _scalar(text: str) -> Any:  # Any: a JSON value
-    if NUMBER.fullmatch(text):  # YAML 1.1 takes 1e-3 for text
-        return float(text)
-    try:
-        value: Any = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    return value if isinstance(value, (bool, int, float, list, dict)) else text
-
-
 def make_settings(name: str, scale: str, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Settings of "domain/recipe" at a scale, with values as `--set` gives them (text for a tuple
-    becomes one).
+    """Settings of "domain/recipe" at a scale; texts, as `--set` and params.yaml give them, are read
+    as the setting's type says.
     """
     cls = settings_class(name)
-    return cls.at(
-        scale, {k: _as_field(cls, k, v) for k, v in (overrides or {}).items()}, where=name
-    )
+    values: dict[str, Any] = {}
+    for key, value in (overrides or {}).items():
+        field = cls.model_fields.get(key)
+        values[key] = value if field is None else typed(field.annotation, value, where=key)
+    return cls.at(scale, values, where=name)
 
 
-def _as_field(cls: type[Settings], key: str, value: Any) -> Any:  # Any: JSON values
-    field = cls.model_fields.get(key)
-    wants_tuple = field is not None and typing.get_origin(field.annotation) is tuple
-    return [value] if wants_tuple and not isinstance(value, (list, tuple)) else value
+def typed(annotation: Any, value: Any, *, where: str) -> Any:  # Any: a type; JSON values
+    """A setting's value from its text: of a tuple "a,b" or "[a, b]", of a mapping "{a: 1}", of a
+    text itself; what is no text stays. Raises BadSetting.
+    """
+    kind, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if kind is tuple:
+        items = _items(value, where) if isinstance(value, str) else value
+        several = items if isinstance(items, (list, tuple)) else [items]
+        return [typed(inner[0], item, where=where) for item in several]  # pyright: ignore[reportUnknownVariableType]
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if kind is dict:
+        return _yaml(text, where)
+    if kind in (typing.Union, types.UnionType) and type(None) in inner and text in NOTHING:
+        return None
+    return float(text) if annotation is int and EXPONENT.fullmatch(text) else value
+
+
+def _items(text: str, where: str) -> Any:  # Any: a list of texts, or of lists
+    text = text.strip()
+    if text.startswith("["):
+        return _yaml(text, where)
+    return [part.strip() for part in text.split(",")] if text else []
+
+
+def _yaml(text: str, where: str) -> Any:  # Any: texts, lists and mappings
+    try:
+        return read_yaml(text)
+    except ValueError as error:
+        raise BadSetting(f"{where}: not a list or mapping ({error})") from error
 
 
 def make_recipe(name: str, settings: Settings) -> Recipe:
@@ -130,27 +205,6 @@ def make_recipe(name: str, settings: Settings) -> Recipe:
     recipe = recipe_function(name)(settings)
     digest(recipe, at=f"recipe '{name}'")
     return recipe
-
-
-def read_params(
-    root: Path,
-) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:  # Any: settings values
-    """`params.yaml` of a project as "domain/recipe" -> variant -> settings; empty where there is
-    none.
-    """
-    file = root / "params.yaml"
-    if not file.is_file():
-        return {}
-    try:
-        tree = yaml.safe_load(file.read_text()) or {}
-        return {
-            f"{d}/{r}": variants
-            for d, recipes in tree.items()
-            if d not in RESERVED
-            for r, variants in recipes.items()
-        }
-    except (yaml.YAMLError, AttributeError, TypeError) as error:
-        raise BadSetting(f"{file}: expected domain: recipe: variant: settings ({error})") from error
 
 
 def find_settings(name: str, root: Path, runs: Path) -> tuple[str, Settings]:
@@ -168,7 +222,7 @@ def find_settings(name: str, root: Path, runs: Path) -> tuple[str, Settings]:
     scale = variant.partition("-")[0]
     known = read_params(root).get(recipe, {})
     if variant in known:
-        settings = make_settings(recipe, scale, known[variant] or {})
+        settings = make_settings(recipe, scale, known[variant])
         if settings.variant() != variant:
             raise BadSetting(
                 f"params.yaml: {recipe}: these settings belong to variant '{settings.variant()}', "
@@ -177,7 +231,8 @@ def find_settings(name: str, root: Path, runs: Path) -> tuple[str, Settings]:
         return recipe, settings
     record = runs / recipe / variant / "settings.json"
     if record.is_file():
-        return recipe, make_settings(recipe, scale, json.loads(record.read_text())["settings"])
+        stored = read_json(record, Stored, redo="run the recipe again")
+        return recipe, make_settings(recipe, scale, stored.settings)
     if variant in SCALES:
         return recipe, make_settings(recipe, variant)
     settings_class(recipe)  # an unknown recipe is the better error

@@ -1,6 +1,7 @@
 """`list` and `show`: what there is to run, and what one recipe is made of."""
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -76,24 +77,53 @@ def _show_head(target: "Target") -> None:
 
 def _show_settings(target: "Target") -> None:
     from stillhouse.cli.tables import print_table
-    from stillhouse.recipe import SCALES
 
-    cls = type(target.settings)
-    presets = {scale: cls.at(scale) for scale in SCALES}
+    cls, scale = type(target.settings), target.settings.scale
+    preset, properties = cls.at(scale), cls.model_json_schema()["properties"]
     rows = [
-        (
-            name,
-            *(_brief(getattr(preset, name)) for preset in presets.values()),
-            field.description or "",
-        )
+        (name, _brief(getattr(preset, name)), takes(properties[name]), field.description or "")
         for name, field in cls.model_fields.items()
         if name != "scale"
     ]
     print_table(
-        "Settings (change one with --set name=value)", ("setting", *SCALES, "meaning"), rows
+        "Settings (change one with --set name=value)",
+        ("setting", f"at {scale}", "takes", "meaning"),
+        rows,
     )
     if changed := target.settings.overrides():
         print("Here: " + ", ".join(f"{key}={_brief(value)}" for key, value in changed.items()))
+
+
+def takes(schema: Mapping[str, Any]) -> str:  # Any: JSON
+    """What a setting takes, in words, from its JSON schema: type, choices, range."""
+    if "enum" in schema:
+        return " | ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
+    if "anyOf" in schema:
+        kinds = [takes(one) for one in schema["anyOf"]]
+        return " or ".join(kinds)
+    match schema.get("type"):
+        case "array":
+            fixed = schema.get("prefixItems")
+            inner = takes(fixed[0] if fixed else schema["items"])
+            return f"{len(fixed)} of: {inner}" if fixed else f"list of: {inner}"
+        case "object":
+            return "{name: number}"
+        case "boolean":
+            return "true | false"
+        case "integer" | "number" as kind:
+            word = "whole number" if kind == "integer" else "number"
+            return " ".join([word, *_bounds(schema)])
+        case "null":
+            return "none"
+        case _:
+            return "text"
+
+
+def _bounds(schema: Mapping[str, Any]) -> list[str]:  # Any: JSON
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    return [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
 
 
 def _show_stages(target: "Target") -> None:

@@ -1,16 +1,18 @@
 """What RECIPE[@VARIANT], --scale and --set mean: a recipe, its settings and its folder."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillhouse.errors import BadSetting, CorruptArtifact, MissingData
+from stillhouse.errors import BadSetting, MissingData
+from stillhouse.json_files import read_json
+from stillhouse.reach import check_reach
 from stillhouse.recipe import CHECKPOINT_SECONDS, SLICES, Observer, Recipe, silent
 from stillhouse.runs import Runs, project_root
 from stillhouse.settings import (
     Settings,
+    Stored,
     find_settings,
     make_recipe,
     make_settings,
@@ -18,6 +20,13 @@ from stillhouse.settings import (
 )
 
 SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What is read here of <stage>.run.json."""
+
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +64,9 @@ class Target:
     def seconds(self, stage: str) -> float | None:
         """How long the last run of a stage took; None where it has not run."""
         record = self.runs().folder / f"{stage}.run.json"
-        return float(json.loads(record.read_text())["seconds"]) if record.is_file() else None
+        if not record.is_file():
+            return None
+        return read_json(record, _Measured, redo="run the stage again").seconds
 
     def need_run(self) -> None:
         """Raises MissingData when nothing of this target has run here."""
@@ -82,9 +93,10 @@ def make_target(ref: str, scale: str = "", assignments: Sequence[str] = ()) -> T
     """
     root = project_root()
     if "@" not in ref:
-        return _target(
-            ref, make_settings(ref, scale or "tiny", parse_assignments(assignments)), root
-        )
+        given = parse_assignments(assignments)
+        settings = make_settings(ref, scale or "tiny", given)
+        check_reach(ref, settings, given)
+        return _target(ref, settings, root)
     if scale or assignments:
         raise BadSetting(f"{ref} has settings of its own; leave out @VARIANT, or --scale and --set")
     return staged_target(ref)
@@ -103,14 +115,8 @@ def last_target(ref: str) -> Target:
     record = root / "runs" / name / (variant or "tiny") / SETTINGS
     if not record.is_file():
         return staged_target(ref)
-    try:
-        stored = json.loads(record.read_text())
-        scale, values = stored["scale"], stored["settings"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptArtifact(
-            f"{record}: cannot be read ({error}); run the recipe again"
-        ) from error
-    return _target(name, make_settings(name, scale, values), root)
+    stored = read_json(record, Stored, redo="run the recipe again")
+    return _target(name, make_settings(name, stored.scale, stored.settings), root)
 
 
 def _target(name: str, settings: Settings, root: Path) -> Target:

@@ -4,11 +4,13 @@ schema.
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pydantic
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -18,6 +20,7 @@ from stillhouse.artifact import Artifact
 from stillhouse.data.data import Columns, Ragged, TensorData
 from stillhouse.digest import path_digest
 from stillhouse.errors import BadData, CorruptArtifact
+from stillhouse.json_files import read_json
 
 OPEN_DATA = "stillhouse.data.shards:load_data"
 SCHEMA = "data.json"
@@ -116,31 +119,42 @@ def _save_shard(path: Path, number: int, part: Columns) -> None:
 
 def load_data(path: Path) -> TensorData:
     """The data of a folder with `data.json` and shards; a single shard stays memory-mapped."""
+    redo = "run the stage that made it again"
+    record = read_json(path / SCHEMA, _Schema, redo=redo)
     try:
-        record = json.loads((path / SCHEMA).read_text())
-        shards = [
-            _load_shard(path, number, record["columns"]) for number in range(record["shards"])
-        ]
+        shards = [_load_shard(path, number, record.columns) for number in range(record.shards)]
     except (OSError, ValueError, KeyError, SafetensorError, pa.ArrowInvalid) as error:
-        raise CorruptArtifact(
-            f"{path}: cannot be read as data ({error}); run the stage that made it again"
-        ) from error
-    return TensorData(
-        {name: _join([shard[name] for shard in shards]) for name in record["columns"]}
-    )
+        raise CorruptArtifact(f"{path}: cannot be read as data ({error}); {redo}") from error
+    return TensorData({name: _join([shard[name] for shard in shards]) for name in record.columns})
 
 
-def _load_shard(path: Path, number: int, schema: Mapping[str, Any]) -> Columns:
+@dataclass(frozen=True, kw_only=True)
+class _Column:
+    """A column in data.json."""
+
+    dtype: str
+    ragged: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Schema:
+    """What is read of data.json."""
+
+    shards: Annotated[int, pydantic.Field(ge=1)]
+    columns: Annotated[dict[str, _Column], pydantic.Field(min_length=1)]
+
+
+def _load_shard(path: Path, number: int, schema: Mapping[str, _Column]) -> Columns:
     tensors = load_file(str(path / f"{number:05d}.safetensors"))
     parquet = path / f"{number:05d}.parquet"
     texts = pq.read_table(parquet) if parquet.is_file() else None
     columns: dict[str, Tensor | Ragged | list[str]] = {}
     for name, column in schema.items():
-        if column["ragged"]:
+        if column.ragged:
             columns[name] = Ragged(
                 values=tensors[f"{name}.values"], offsets=tensors[f"{name}.offsets"]
             )
-        elif column["dtype"] == "text" and texts is not None:
+        elif column.dtype == "text" and texts is not None:
             columns[name] = texts.column(name).to_pylist()
         else:
             columns[name] = tensors[name]

@@ -14,6 +14,7 @@ from stillhouse.artifact import Artifact
 from stillhouse.data.data import Data
 from stillhouse.digest import path_digest
 from stillhouse.errors import BadData, BadRecipe
+from stillhouse.json_files import read_json
 from stillhouse.objectives.objective import Models
 from stillhouse.recipe import PLOTS, Context
 
@@ -129,4 +130,5 @@ def uncounted(metrics: Iterable[object], models: Models, data: Data) -> dict[str
 
 def load_scores(path: Path) -> dict[str, Any]:  # Any: name -> number
     """The scores of a folder with `scores.json`."""
-    return json.loads((path / "scores.json").read_text())
+    redo = "run the stage that made it again"
+    return read_json(path / "scores.json", dict[str, Any], redo=redo)

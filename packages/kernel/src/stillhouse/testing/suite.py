@@ -97,6 +97,10 @@ class DomainSuite:
         assert recipe_digests(recipe, given) == here
         assert digests_elsewhere(recipe, given) == here
 
+    def test_every_setting_says_what_it_means(self, recipe: str) -> None:
+        fields = settings_class(recipe).model_fields
+        assert [name for name, field in fields.items() if not field.description] == []
+
     def test_refuses_bad_settings(self, recipe: str) -> None:
         field = next(name for name in settings_class(recipe).model_fields if name != "scale")
         for scale, settings, told in (

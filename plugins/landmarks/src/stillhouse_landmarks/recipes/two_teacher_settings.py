@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stillhouse.errors import UnknownName
 from stillhouse.recipe import Scale
-from stillhouse.settings import Settings
+from stillhouse.settings import Input, Settings
 from stillhouse.training import Precision
 from stillhouse_landmarks.objectives import NOBODY, PAPER, RELEASED, TwoTeacher
 
@@ -40,16 +40,18 @@ class TwoTeacherSettings(Settings):
     students: tuple[Student, ...] = Field(
         STUDENTS, description="losses, one student each; l1 is the baseline"
     )
-    tolerant: str = Field("", description="as teacher, for the tolerant one")
+    tolerant: Input = Field("", description="as teacher, for the tolerant one")
     student: str = Field("mobilenetv2-050", description="the students' architecture")
     teacher_model: str = Field("efficientnet-b3", description="both teachers' architecture")
     steps: int = Field(1000, ge=1, description="of each student")
     teacher_steps: int = Field(1000, ge=1, description="of each teacher")
-    batch: int = Field(32, ge=2)
-    lr: float = Field(1e-3, gt=0)
-    teacher_lr: float = Field(1e-3, gt=0)
+    batch: int = Field(32, ge=2, description="faces of an optimizer step")
+    lr: float = Field(1e-3, gt=0, description="highest learning rate of the students")
+    teacher_lr: float = Field(1e-3, gt=0, description="highest learning rate of the teachers")
     weight_decay: float = Field(1e-4, ge=0, description="decoupled from the loss (AdamW)")
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Literal["constant", "cosine"] = Field(
+        "cosine", description="of the learning rate, after its warmup"
+    )
     warmup: float = Field(0.03, ge=0, lt=1, description="fraction in which lr rises")
     dropout: float = Field(0.5, ge=0, lt=1, description="of the teachers, before their last layer")
     variance: float = Field(0.95, gt=0, lt=1, description="that the shape model explains")
@@ -59,12 +61,16 @@ class TwoTeacherSettings(Settings):
     rotation: float = Field(30.0, ge=0, le=180, description="degrees either way")
     zoom: float = Field(0.15, ge=0, lt=1, description="of the augmented size, either way")
     shift: float = Field(0.05, ge=0, lt=1, description="fraction of the side, either way")
-    flip: float = Field(0.5, ge=0, le=1)
+    flip: float = Field(0.5, ge=0, le=1, description="how often a face is mirrored")
     occlusion: float = Field(0.3, ge=0, le=1, description="how often a box hides a part")
     size: int = Field(64, ge=8, description="side of the crops in pixels")
     points: int = Field(68, ge=2, description="of a face")
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.25, 0.25, 0.25)
+    mean: tuple[float, ...] = Field(
+        (0.5, 0.5, 0.5), description="of the colours (0 to 1), subtracted first"
+    )
+    std: tuple[float, ...] = Field(
+        (0.25, 0.25, 0.25), description="of the colours, divided by then"
+    )
     margin: float = Field(1.5, ge=1, description="side of a crop over that of the points' box")
     validation: float = Field(0.1, gt=0, lt=1, description="part of the training photos kept apart")
     held_out: float = Field(
@@ -78,7 +84,7 @@ class TwoTeacherSettings(Settings):
     )
     int8: bool = Field(True, description="quantize and score the exported student")
     calibration: int = Field(256, ge=1, description="training faces that set the int8 ranges")
-    precision: Precision = "fp32"
+    precision: Precision = Field("fp32", description="of the arithmetic in training")
 
     presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {
         "tiny": {

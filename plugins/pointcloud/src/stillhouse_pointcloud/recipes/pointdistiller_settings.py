@@ -55,14 +55,14 @@ class PointDistillerSettings(Settings):
     max_pillars: int = Field(40_000, ge=1, description="a cloud has")
     steps: int = Field(1000, ge=1, description="of each student")
     teacher_steps: int = Field(1000, ge=1, description="of the teacher")
-    batch: int = Field(4, ge=1)
-    lr: float = Field(3e-3, gt=0)
-    teacher_lr: float = Field(3e-3, gt=0)
+    batch: int = Field(4, ge=1, description="scenes of an optimizer step")
+    lr: float = Field(3e-3, gt=0, description="highest learning rate of the students")
+    teacher_lr: float = Field(3e-3, gt=0, description="highest learning rate of the teacher")
     weight_decay: float = Field(0.01, ge=0, description="decoupled from the loss (AdamW)")
     warmup: float = Field(0.1, ge=0, lt=1, description="fraction in which lr rises")
     clip: float = Field(35.0, gt=0, description="2-norm of a step's gradient")
     views: int = Field(8, ge=1, description="of a scene; all but one are augmented")
-    flip: float = Field(0.5, ge=0, le=1)
+    flip: float = Field(0.5, ge=0, le=1, description="how often a scene is mirrored")
     rotation: float = Field(45.0, ge=0, le=180, description="degrees either way")
     zoom: float = Field(0.05, ge=0, lt=1, description="of the scenes' size, either way")
     augmentation: Literal["plain", "mmdet3d"] = Field(
@@ -79,8 +79,12 @@ class PointDistillerSettings(Settings):
     out_dim: int = Field(32, ge=1, description="channels of the loss's encoders")
     tau: float = Field(0.5, gt=0, description="temperature of the reweighting")
     normalise: bool = Field(True, description="divide points in pillars by the most in a cloud")
-    edge: Literal["concat", "subtract"] = "concat"
-    graph_batch: Literal["per_sample", "concat"] = "per_sample"
+    edge: Literal["concat", "subtract"] = Field(
+        "concat", description="how an edge of a graph combines its two items"
+    )
+    graph_batch: Literal["per_sample", "concat"] = Field(
+        "per_sample", description="graphs within each cloud, or across those of a batch"
+    )
     teacher_encoder: Literal["trained", "frozen"] = Field(
         "trained", description="of the graph loss; frozen: as it was drawn, so targets do not move"
     )
@@ -102,7 +106,7 @@ class PointDistillerSettings(Settings):
     scored_on: Literal["test", "validation"] = Field(
         "test", description="validation: the frames to choose settings on"
     )
-    precision: Precision = "fp32"
+    precision: Precision = Field("fp32", description="of the arithmetic in training")
 
     presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {
         "tiny": {

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stillhouse.quantize.scales import Metric
 from stillhouse.recipe import Scale
-from stillhouse.settings import Settings
+from stillhouse.settings import Input, Settings
 from stillhouse.training import Precision
 from stillhouse_sam.everything import EverythingSettings
 from stillhouse_sam.models import Shape
@@ -33,7 +33,7 @@ class TinySamSettings(Settings):
     )
     student: str = Field("tiny_vit_5m_224", description="the students' image encoder")
     teacher_model: str = Field("vit_h", description="the teacher's image encoder")
-    photos: str = Field("", description="for everything mode: data:, file: or builtin:")
+    photos: Input = Field("", description="for everything mode: data:, file: or builtin:")
     everything: int = Field(10, ge=1, description="photos of everything mode")
     size: int = Field(1024, ge=16, description="side of the frame in pixels")
     grid: int = Field(64, ge=2, description="side of the embedding")
@@ -54,12 +54,12 @@ class TinySamSettings(Settings):
     box_steps: int = Field(
         0, ge=0, description="of the teacher's decoder alone before, which learns to fill boxes"
     )
-    batch: int = Field(8, ge=1)
+    batch: int = Field(8, ge=1, description="images of an optimizer step")
     lr: float = Field(1e-3, gt=0, description="of the students' encoder")
     decoder_lr: float = Field(1e-4, gt=0, description="of the students' decoder")
-    teacher_lr: float = Field(1e-3, gt=0)
+    teacher_lr: float = Field(1e-3, gt=0, description="of the teacher")
     box_lr: float = Field(4e-3, gt=0, description="of the decoder that fills boxes")
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, description="decoupled from the loss (AdamW)")
     warmup: float = Field(0.05, ge=0, lt=1, description="fraction in which lr rises")
     train_decoder: bool = Field(
         True, description="the decoder, which begins as the teacher's, learns too"
@@ -95,7 +95,7 @@ class TinySamSettings(Settings):
         0.01, ge=0, description="of mIoU that high_confidence may cost on training photos"
     )
     confident_photos: int = Field(10, ge=1, description="training photos that calibrate it")
-    precision: Precision = "fp32"
+    precision: Precision = Field("fp32", description="of the arithmetic in training")
 
     presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {
         "tiny": {

@@ -1,5 +1,7 @@
 """Models by name: `model("resnet20", ...)`; the tests hold their sizes against the papers'."""
 
+import functools
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -109,6 +111,12 @@ def output_shapes(spec: Model) -> Mapping[str, tuple[int, ...]]:
     """The shape of each output without its batch dimension, by running one blank picture through
     fresh weights.
     """
+    return _shapes(spec.build, json.dumps(spec.kwargs, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=256)  # recipes are built several times to compare their settings
+def _shapes(build: Callable[..., nn.Module], kwargs: str) -> Mapping[str, tuple[int, ...]]:
+    spec = Model(build=build, kwargs=json.loads(kwargs))
     images = ImageSpec.of(spec.kwargs["images"])
     # the CPU, not torch's meta device: that one imports for seconds before its first convolution
     with torch.random.fork_rng(), torch.no_grad():

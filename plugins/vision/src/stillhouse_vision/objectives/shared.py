@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from stillhouse.artifact import Built, Model, resolve, save_model
-from stillhouse.digest import canonical
+from stillhouse.artifact import Built, Model, recorded, save_model, spec_of
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Tensors
@@ -164,8 +163,9 @@ def shared_classifier(
     """The deployed student of these parts, with fresh weights."""
     if student["kwargs"]["images"] != images:
         raise BadSetting("shared_classifier: images must be those of the student")
-    body: nn.Module = resolve(student["build"])(**student["kwargs"])
-    return SharedClassifier(body, SharedClassifierProjector(**projector), LinearHead(**head))
+    return SharedClassifier(
+        spec_of(student).new(), SharedClassifierProjector(**projector), LinearHead(**head)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,10 +183,7 @@ class MergeStudent:
         spec = Model(
             build=shared_classifier,
             kwargs={
-                "student": {
-                    "build": canonical(student.spec.build, at="student")["name"],
-                    "kwargs": dict(student.spec.kwargs),
-                },
+                "student": recorded(student.spec),
                 "projector": dict(projector.spec.kwargs),
                 "head": dict(head.spec.kwargs),
                 "images": dict(student.spec.kwargs["images"]),

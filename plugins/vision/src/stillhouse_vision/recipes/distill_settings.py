@@ -22,7 +22,7 @@ class Distill(Teaching):
     )
     numbers: dict[str, float] = Field({}, description="an objective's numbers, as {dkd.beta: 2}")
     temperature: float = Field(4.0, gt=0, description=f"of {', '.join(WARM)}")
-    student: str = "resnet20"
+    student: str = Field("resnet20", description="the students' architecture")
     samples: int = Field(
         50_000, ge=2, description="training pictures, for objectives with a memory (crd)"
     )

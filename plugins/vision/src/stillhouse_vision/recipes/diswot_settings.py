@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from stillhouse.objectives.relations import Form
 from stillhouse.recipe import Scale
+from stillhouse.settings import Input
 from stillhouse_vision.nas_tables import ACCURACIES
 from stillhouse_vision.recipes.teaching_settings import CIFAR10_JPEG, CIFAR100, DIGITS, Teaching
 
@@ -38,7 +39,9 @@ class DisWOT(Teaching):
     calibration_depths: tuple[int, ...] = Field(
         (1, 2, 3), description="blocks a stage of the networks that are all trained"
     )
-    calibration_widths: tuple[int, ...] = (8, 8, 16, 32)
+    calibration_widths: tuple[int, ...] = Field(
+        (8, 8, 16, 32), description="of their stem and stages"
+    )
     calibration_teacher: tuple[int, ...] = Field((5, 5, 5), description="its blocks a stage")
     calibration_size: int = Field(16, ge=1, description="side of their pictures in pixels")
     calibration_train: int = Field(5000, ge=1, description="pictures they are trained on")
@@ -46,12 +49,12 @@ class DisWOT(Teaching):
         2000, ge=1, description="pictures of the training set that are held out to compare them"
     )
     calibration_steps: int = Field(624, ge=1, description="of each of them")
-    calibration_teacher_steps: int = Field(1248, ge=1)
+    calibration_teacher_steps: int = Field(1248, ge=1, description="of their teacher")
     resamples: int = Field(1000, ge=1, description="of the bootstrap of a correlation")
     nas: int = Field(
         0, ge=0, description="architectures of the NAS-Bench-201 table that are scored"
     )
-    nas_table: str = "data:nas-tables"
+    nas_table: Input = Field("data:nas-tables", description="folder of the NAS-Bench-201 tables")
     nas_batch: int = Field(32, ge=2, description="pictures their scores see")
     timed: int = Field(3, ge=1, description="candidates whose scoring and training are timed")
     timed_steps: int = Field(12, ge=2, description="of a training whose seconds a step are taken")

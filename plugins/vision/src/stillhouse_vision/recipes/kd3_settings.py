@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from stillhouse.recipe import Scale
+from stillhouse.settings import Input
 from stillhouse_vision.recipes.teaching_settings import (
     CIFAR10,
     CIFAR10_JPEG,
@@ -22,15 +23,15 @@ POOL_IMAGENET32 = 1_281_167
 class KD3Settings(Teaching):
     """What `vision/kd3` can be told; steps are optimizer steps, fractions are of a run."""
 
-    web: str = Field(
+    web: Input = Field(
         "", description="unlabelled pictures the students learn from, as data is given"
     )
     variants: tuple[Variant, ...] = Field(
         (), description="KD3 without one of its parts, a row each"
     )
-    student: str = "resnet20x0.5"
+    student: str = Field("resnet20x0.5", description="the students' architecture")
     steps: int = Field(1000, ge=1, description="of each student")
-    batch: int = Field(128, ge=2)
+    batch: int = Field(128, ge=2, description="images of an optimizer step")
     teacher_batch: int = Field(64, ge=1, description="of the teacher's own training")
     temperature: float = Field(4.0, gt=0, description="of the two rows of plain KD")
     confident: float = Field(
@@ -46,7 +47,9 @@ class KD3Settings(Teaching):
     )
     factor: int = Field(2, ge=1, description="by which the projector is narrower inside")
     mix_weight: float = Field(0.001, gt=0, description="of the contrast with mixed statistics")
-    contrast_temperature: float = Field(0.3, gt=0)
+    contrast_temperature: float = Field(
+        0.3, gt=0, description="of the contrast's softmax over the batch"
+    )
     embedding: int = Field(128, ge=1, description="width of the contrasted embeddings")
     concentration: float = Field(
         0.1, gt=0, le=1, description="of the Beta that lambda is drawn from"

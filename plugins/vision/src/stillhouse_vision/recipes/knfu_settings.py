@@ -27,25 +27,25 @@ class KnowledgeFusion(Pictures):
         ((0, 1, 2), (3, 4, 5), (6, 7, 8, 9)), description="classes of each group of clients"
     )
     members: tuple[int, ...] = Field((3, 3, 4), description="clients of each group")
-    clients: int = Field(10, ge=1)
+    clients: int = Field(10, ge=1, le=10_000, description="of the federation")
     samples: int = Field(20, ge=1, description="private pictures a client")
     transfer: int = Field(300, ge=1, description="pictures that all clients share")
     models: tuple[str, ...] = Field(
         ("flat3-4", "flat3-8", "flat2-8"), min_length=1, description="architectures, dealt in turn"
     )
-    rounds: int = Field(20, ge=1)
+    rounds: int = Field(20, ge=1, le=100_000, description="of exchange between clients and server")
     epochs: int = Field(5, ge=1, description="passes over a client's own pictures a round")
     absorb_epochs: int = Field(5, ge=1, description="passes over the transfer set a round")
     warmup: int = Field(0, ge=0, description="rounds before the first fusion")
-    batch: int = Field(32, ge=1)
+    batch: int = Field(32, ge=1, description="images of an optimizer step")
     lr: float = Field(1e-3, gt=0, description="of Adam")
     temperature: float = Field(2.0, gt=0, description="of what is fused and fitted")
     beta: float = Field(10.0, ge=0, description="0: all clients alike; large: each only itself")
     distance: Distance = Field("kl", description="js needs a beta of about 30")
     min_weight: float = Field(0.0, ge=0, lt=1, description="smaller fusion weights are dropped")
     labelled: bool = Field(True, description="use the transfer set's labels for the estimate")
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.25,)
+    mean: tuple[float, ...] = Field((0.5,), description="of the greys (0 to 1), subtracted first")
+    std: tuple[float, ...] = Field((0.25,), description="of the greys, divided by then")
 
     presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {
         "tiny": {

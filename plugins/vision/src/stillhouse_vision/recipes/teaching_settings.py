@@ -49,10 +49,12 @@ CIFAR100: Mapping[str, Any] = {
 class Pictures(Settings):
     """The pictures of a recipe: classes, side, normalisation, and what is kept for testing."""
 
-    classes: int = Field(10, ge=2)
-    size: int = Field(32, ge=1, description="side of the pictures in pixels")
-    mean: tuple[float, ...] = ImageSpec().mean
-    std: tuple[float, ...] = ImageSpec().std
+    classes: int = Field(10, ge=2, le=1_000_000, description="number of classes")
+    size: int = Field(32, ge=1, le=4096, description="side of the pictures in pixels")
+    mean: tuple[float, ...] = Field(
+        ImageSpec().mean, description="of the colours (0 to 1), subtracted first"
+    )
+    std: tuple[float, ...] = Field(ImageSpec().std, description="of the colours, divided by then")
     names: tuple[str, ...] = Field((), description="the classes' names")
     held_out: float = Field(
         0.2, gt=0, lt=1, description="part kept for testing where the data have none"
@@ -75,20 +77,20 @@ class Teaching(Pictures):
     steps: int = Field(936, ge=1, description="of each student")
     teacher_steps: int = Field(936, ge=1, description="of a teacher trained here")
     tune_steps: int = Field(0, ge=0, description="fine-tuning of a given teacher on these data")
-    batch: int = Field(64, ge=1)
-    lr: float = Field(0.05, gt=0)
-    teacher_lr: float = Field(0.05, gt=0)
-    tune_lr: float = Field(0.01, gt=0)
-    weight_decay: float = Field(5e-4, ge=0)
+    batch: int = Field(64, ge=1, description="images of an optimizer step")
+    lr: float = Field(0.05, gt=0, description="highest learning rate of the students")
+    teacher_lr: float = Field(0.05, gt=0, description="of a teacher trained here")
+    tune_lr: float = Field(0.01, gt=0, description="of the fine-tuning of a given teacher")
+    weight_decay: float = Field(5e-4, ge=0, description="L2, as SGD adds it to the gradient")
     milestones: tuple[float, ...] = Field(
         (), description="fractions at which lr falls to a tenth; none: cosine"
     )
     warmup: float = Field(0.0, ge=0, lt=1, description="fraction in which lr rises")
-    augment: Augmentation = "crop-flip"
-    padding: int = Field(4, ge=0, description="of the random crop, in pixels")
+    augment: Augmentation = Field("crop-flip", description="of the training images")
+    padding: int = Field(4, ge=0, le=4096, description="of the random crop, in pixels")
     views: int = Field(4, ge=1, description="augmented views of a picture")
     cache: bool = Field(True, description="store the teacher's logits or embeddings")
-    precision: Precision = "fp32"
+    precision: Precision = Field("fp32", description="of the arithmetic in training")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Teaching":

@@ -1,0 +1,52 @@
+"""A setting that reaches nothing is refused, with why and with those that do; no other is."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from stillhouse.cli.target import make_target
+from stillhouse.errors import BadSetting
+from stillhouse.reach import check_reach
+from stillhouse.settings import make_settings, parse_assignments
+
+
+@pytest.mark.parametrize(("recipe", "scale", "given", "message"), [
+    ("vision/distill", "tiny", ["objective=std_kd", "temperature=9"],
+     r"vision/distill: temperature=9.0 reaches nothing with objective=std_kd; the variant would be "
+     r"the same training under another name. What does reach: numbers={std_kd.temperature: 9.0}$"),
+    ("vision/distill", "tiny", ["objective=std_kd", "lr=0.3", "temperature=9"], "temperature=9.0 reaches"),
+    ("vision/distill", "tiny", ["samples=9"], "samples=9 reaches nothing"),
+    ("vision/distill", "tiny", ["teacher=file:t.pth", "teacher_lr=0.3"],
+     r"teacher_lr=0.3 reaches nothing with teacher=file:t.pth; .* What does reach: tune_lr"),
+    ("vision/knfu", "tiny", ["alpha=0.3"], "alpha=0.3 reaches nothing with split=grouped"),
+])  # fmt: skip
+def test_what_reaches_nothing_is_refused(
+    recipe: str, scale: str, given: Sequence[str], message: str
+) -> None:
+    values = parse_assignments(given)
+    if "teacher" in values:
+        values["tune_steps"] = "10"
+    with pytest.raises(BadSetting, match=message) as caught:
+        check_reach(recipe, make_settings(recipe, scale, values), values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [
+    ["seeds=3"],
+    ["temperature=9", "seeds=2"],
+    ["objective=std_kd", "numbers={std_kd.temperature: 9}"],
+    ["temperature=4"],  # the preset's own value
+    ["names=a,b,c", "classes=3"],  # neither can be made without the other
+    ["objective=crd", "samples=9"],
+    ["milestones=0.5", "warmup=0.1", "precision=bf16", "cache=false", "mean=0.1", "std=0.2"],
+])  # fmt: skip
+def test_what_reaches_something_is_not(given: Sequence[str]) -> None:
+    assert make_target("vision/distill", assignments=given).name == "vision/distill"
+
+
+def test_stored_settings_stay_readable() -> None:
+    """Only what is newly given is looked at, not what an old run or params.yaml holds."""
+    values = {"objective": ["std_kd"], "temperature": 9}
+    check_reach("vision/distill", make_settings("vision/distill", "tiny", values), ())
+    with pytest.raises(BadSetting, match="reaches nothing"):
+        make_target("vision/distill", assignments=["objective=std_kd", "temperature=9"])
