@@ -140,3 +140,37 @@ def test_a_fault_that_repeats_waits_twice_as_long_each_time(toy: "Project") -> N
     assert longest == pytest.approx(LONGEST.total_seconds(), abs=5)
     clear_fault(toy.root, "toy/count@tiny")
     assert fault_of(toy.root, "toy/count@tiny") is None
+
+
+def test_watch_does_not_try_again_what_is_known_to_fail(toy: "Project") -> None:
+    from dataclasses import asdict, replace
+
+    from stillhouse_flows.gate import Gate
+    from stillhouse_flows.inputs import Inputs
+    from stillhouse_flows.watch import Seen, wait_out
+
+    inputs = Inputs(variant="tiny", settings={}, code="c", data="v1", outside={"data:a": "digest"})
+    seen = Seen(recipe="toy/count", ref="toy/count@tiny", inputs=inputs, gate=Gate())
+    wait_out(toy.root, seen)
+    note_fault(toy.root, seen.ref, asdict(inputs), "stage 'numbers': a.png is truncated")
+    told = (
+        r"^toy/count@tiny has failed 1 times since .*: stage 'numbers': a\.png is truncated; not "
+        r"tried again before .*, unless what it reads changes, or with --force$"
+    )
+    with pytest.raises(StillhouseError, match=told):
+        wait_out(toy.root, seen)
+    for other in (
+        {"code": "d"},
+        {"settings": {"seeds": 2}},
+        {"outside": {"data:a": "new"}, "data": "v2"},
+    ):
+        wait_out(toy.root, replace(seen, inputs=replace(inputs, **other)))
+
+
+def test_a_watch_that_starts_late_drops_what_came_due_meanwhile() -> None:
+    from stillhouse_flows.flow import distill
+    from stillhouse_flows.overdue import drop_overdue
+    from stillhouse_flows.watch import watch
+
+    assert drop_overdue in watch.on_running_hooks
+    assert drop_overdue in distill.on_running_hooks

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Mapping
@@ -64,6 +65,10 @@ def test_a_run_leaves_a_report_on_a_branch_and_nothing_else(
     assert not [name for name in kept if name.endswith((".safetensors", ".png", ".html"))]
     assert counting.git("show", f"{branch}:params.yaml").splitlines()[0] == "# edited"
     assert "seeds: 2" in counting.git("show", f"{branch}:params.yaml")
+
+    with sqlite3.connect(Path(env["PREFECT_HOME"]) / "prefect.db") as base:
+        names = [name for (name,) in base.execute("SELECT name FROM flow_run")]
+    assert "toy-count@tiny" in names
 
     plan = start(counting, env, "plan", "toy/count", "--set", "seeds=2")
     out, err = plan.communicate()

@@ -169,3 +169,22 @@ def test_a_recipe_has_no_stage_of_the_name_of_ours() -> None:
     recipe = Recipe(name="x", reference="none", stages=[stage], rows={}, baseline="")
     with pytest.raises(BadRecipe, match="recipe 'x': 'inputs' is DVC's stage of a flow"):
         check_free(recipe)
+
+
+def test_an_input_that_changed_since_it_was_noted_is_named(tmp_path: Path) -> None:
+    from stillhouse.inputs import outside
+    from stillhouse_flows.outside import note_of, stale
+
+    outer, root = tmp_path / "outer.txt", tmp_path / "project"
+    outer.write_text("1\n")
+    ref = f"file:{outer}"
+    note = root / "runs/toy/count/tiny" / note_of(ref)
+    note.parent.mkdir(parents=True)
+    note.write_text(json.dumps({"ref": ref, "digest": outside(ref, root).digest}))
+    other = root / "data/inputs/labels.json"
+    other.parent.mkdir(parents=True)
+    other.write_text("[1]")
+    files = [note, note.with_name("settings.json"), other, note.with_name("gone.json")]
+    assert stale(root, files) == []
+    outer.write_text("other\n")
+    assert stale(root, files) == [ref]

@@ -37,7 +37,7 @@ def clean(
         what += ["branch"] if branches and left.branch else []
         print(f"{verb} {size(left.size):>10}  {' and '.join(what)} of {left.run}")
     if prefect:
-        print(f"{verb} {_forget(age, dry=dry_run)} runs of Prefect's database")
+        print(f"{verb} of Prefect's runs: {_forget(age, dry=dry_run)}")
     print(f"{'Would free' if dry_run else 'Freed'} {size(freed)}.")
 
 

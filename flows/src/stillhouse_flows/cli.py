@@ -57,6 +57,7 @@ def run(
         ),
     ] = 1,
     push: Push = False,
+    open_: Annotated[bool, typer.Option("--open", help="Show the report in the browser.")] = False,
 ) -> None:
     """Run a recipe as a Prefect flow in a workspace of its own; results are commits on runs/*."""
     from stillhouse_flows.server import ensure_api
@@ -66,7 +67,11 @@ def run(
         ensure_api()
         from stillhouse_flows.flow import with_workers
 
-        with_workers(workers)(**asked, push=push)
+        finished = with_workers(workers)(**asked, push=push)
+    if open_:
+        from stillhouse.cli.results import open_page
+
+        open_page(finished.page)
 
 
 def _asked(

@@ -73,9 +73,7 @@ def write_notes(root: Path, ref: str) -> None:
 
 def stale(root: Path, files: Iterable[Path]) -> list[str]:
     """Inputs whose digest is not the one noted in `files`."""
-    found = [json.loads(f.read_text()) for f in files if f.parent.name == INPUTS and f.is_file()]
-    return [each["ref"] for each in found if _moved(each, root)]
-
-
-def _moved(note: dict[str, str], root: Path) -> bool:
-    return {"ref", "digest"} <= note.keys() and outside(note["ref"], root).digest != note["digest"]
+    ours = [f for f in files if f.parent.name == INPUTS and f.name != Path(SETTINGS).name]
+    ours = [f for f in ours if f.parent.resolve().is_relative_to(root.resolve() / "runs")]
+    noted = [json.loads(f.read_text()) for f in ours if f.is_file()]
+    return [each["ref"] for each in noted if outside(each["ref"], root).digest != each["digest"]]

@@ -85,7 +85,7 @@ def watch(
         return _end(UNCHANGED, reason.words)
     tell(f"{reason.words}; forced" if reason.unchanged else reason.words)
     if not force:
-        _wait_out(project, seen)
+        wait_out(project, seen)
     words: dict[str, Any] = {
         "device": device,
         "ref": ref,
@@ -107,7 +107,7 @@ def watch(
     return _end(PROMOTED if judgement.promoted else REFUSED, judgement.sentence())
 
 
-def _wait_out(project: Path, seen: Seen) -> None:
+def wait_out(project: Path, seen: Seen) -> None:
     """Raises StillhouseError while the same inputs are known to fail."""
     fault = fault_of(project, seen.ref)
     if fault is None or not fault.waits():
