@@ -186,8 +186,12 @@ def _stage(chosen: Target, stage: Stage, code: list[str]) -> dict[str, Any]:  # 
 
 
 def _keys(chosen: Target) -> list[str]:
-    """Settings of the variant, for `dvc params diff`; of seeds see `settings_text`."""
-    return sorted(set(chosen.settings.overrides()) - {"seeds"})
+    """Settings of the variant as params.yaml has them, for `dvc params diff` (what follows the data
+    need not be there); of seeds see `settings_text`.
+    """
+    kept = read_params(chosen.root).get(chosen.name, {}).get(chosen.variant)
+    values = chosen.settings.overrides() if kept is None else kept
+    return sorted(set(values) - {"seeds"})
 
 
 def _upstream(chosen: Target, stage: Stage) -> list[str]:

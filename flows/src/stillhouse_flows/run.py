@@ -89,6 +89,10 @@ class Run:
 def opened(space: RunWorkspace, request: Request, device: str) -> Run:
     """Settle the request inside the workspace, with the workspace's own code."""
     env = space.environment(device)
+    # before anybody looks at it
+    data = str(request.settings.get("data", ""))
+    if data.startswith("file:"):
+        _check_file(space.project, data.removeprefix("file:"))
     words = json.dumps(asdict(request))
     prepared = prepared_from(ask("stillhouse_flows.prepare", words, env=env, cwd=space.root))
     for name in prepared.data:

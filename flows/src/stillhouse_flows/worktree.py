@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from stillhouse.errors import MissingExtra, StillhouseError
 from stillhouse.files import storage, write_text
+from stillhouse.inputs import PROJECT
 from stillhouse.places import home
 from stillhouse_flows.git import (
     GitError,
@@ -62,7 +63,8 @@ class RunWorkspace:
 
     def environment(self, device: str) -> Mapping[str, str]:
         """The environment of everything that runs in this workspace."""
-        return stage_environment(self.root, source_folders(self.project), device)
+        env = stage_environment(self.root, source_folders(self.project), device)
+        return {**env, PROJECT: str(self.project)}
 
     def started(self) -> bool:
         """Whether the run has a commit of its own: it goes on after a kill."""

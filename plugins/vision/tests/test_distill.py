@@ -56,7 +56,8 @@ def test_small_scores_the_pretrained_teacher_before_and_after_fine_tuning() -> N
     made = recipe("small")
     loaded, tuned = made.stage("pretrained"), made.stage("teacher")
     assert isinstance(loaded, Convert)
-    assert loaded.inputs == {"checkpoint": make_settings(NAME, "small").teacher}
+    teacher = make_settings(NAME, "small").teacher
+    assert loaded.inputs == {"checkpoint": teacher, "data": "data.train"}
     assert isinstance(tuned, Train)
     assert tuned.inputs["teacher"] == "pretrained.model"
     assert list(made.rows)[:2] == ["teacher (pretrained)", "teacher"]
@@ -87,7 +88,9 @@ def test_paper_has_the_settings_of_the_papers() -> None:
 
 def test_own_teacher_is_used_as_it_is() -> None:
     made = recipe(teacher="file:mine", teacher_model="resnet20")
-    assert made.stage("teacher").inputs == {"checkpoint": "file:mine"}
+    assert made.stage("teacher").inputs == {"checkpoint": "file:mine", "data": "data.train"}
+    unchecked = recipe(teacher="file:mine", check_teacher=False).stage("teacher")
+    assert unchecked.inputs == {"checkpoint": "file:mine"}
     assert made.stage("kd-0").inputs["teacher"] == "teacher.model"
     assert "teacher (pretrained)" not in made.rows
 
@@ -112,7 +115,7 @@ def test_temperature_and_numbers_reach_their_objective_only() -> None:
     [
         ({"objective": "kdd"}, r"unknown objective 'kdd'. Did you mean 'kd'\?"),
         ({"numbers": {"dkd.betta": 1}}, r"'dkd': unknown number 'betta'. Did you mean 'beta'\?"),
-        ({"student": "resnet-20"}, r"unknown model 'resnet-20'. Did you mean 'resnet20'\?"),
+        ({"student": "resnet-20"}, r"unknown model 'resnet-20'. Did you mean 'cifar-resnet20'\?"),
         ({"objective": ["kd", "kd"]}, "name each objective once"),
         ({"objective": []}, "and at least one"),
         ({"names": ["a", "b"]}, "2 names for classes=10; give one a class"),
@@ -189,6 +192,13 @@ class _Says(torch.nn.Module):
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return self.outputs
+
+
+def test_a_network_of_before_is_the_same_under_its_full_name() -> None:
+    short, full = (recipe(student=name) for name in ("resnet8", "cifar-resnet8"))
+    assert short == full
+    preset = make_settings(NAME, "small")
+    assert make_settings(NAME, "small", {"student": "resnet20"}).variant() == preset.variant()
 
 
 def test_recipe_is_a_function_of_its_settings() -> None:

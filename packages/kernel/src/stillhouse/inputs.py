@@ -2,8 +2,10 @@
 repositories.
 """
 
+import contextlib
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +16,7 @@ from stillhouse.trusted import array_maker
 
 OPEN_PATH = "stillhouse.inputs:as_path"
 OPEN_BUILTIN = "stillhouse.inputs:builtin"
+PROJECT = "STILLHOUSE_PROJECT"  # set in a run's workspace: the project it was made from
 
 
 def outside(ref: str, root: Path) -> Artifact:
@@ -39,6 +42,34 @@ def outside(ref: str, root: Path) -> Artifact:
             raise BadRecipe(
                 f"'{ref}': inputs start with data:, file:, builtin: or hub:, or name a stage's port"
             )
+
+
+def raw_input(ref: str, root: Path) -> Any:  # Any: a Path, or arrays by name
+    """What a "data:", "file:", "builtin:" or "hub:" reference names, without its digest. Where
+    `root` is a run's workspace that has no such file yet, the project it was made from is asked.
+
+    Raises as `outside`.
+    """
+    scheme, _, rest = ref.partition(":")
+    roots = [root, *(Path(p) for p in [os.environ.get(PROJECT, "")] if p)]
+    match scheme:
+        case "data":
+            return _first_there(roots, lambda at: _inside(at / "data", rest, ref))
+        case "file":
+            return _first_there(roots, lambda at: _file(Path(rest).expanduser(), at, ref))
+        case "builtin":
+            return builtin(Path(rest))
+        case "hub":
+            return _hub(rest)
+        case _:
+            return outside(ref, root)  # which says what is wrong
+
+
+def _first_there(roots: Sequence[Path], find: Callable[[Path], Path]) -> Path:
+    for at in roots[:-1]:
+        with contextlib.suppress(MissingData):
+            return find(at)
+    return find(roots[-1])
 
 
 def _path_artifact(path: Path) -> Artifact:

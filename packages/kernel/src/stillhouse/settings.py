@@ -16,8 +16,10 @@ import pydantic
 from stillhouse.digest import digest
 from stillhouse.domain import recipe_function
 from stillhouse.errors import BadSetting, UnknownName
+from stillhouse.inputs import raw_input
 from stillhouse.json_files import fault, read_json
 from stillhouse.params import read_params, read_yaml
+from stillhouse.places import project_root
 from stillhouse.recipe import OUTSIDE, SCALES, Recipe, Scale
 
 __all__ = [
@@ -62,6 +64,8 @@ class Settings(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
     presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {}  # Any: field values
+    # settings that describe the data; with data of a user's own the presets' do not hold
+    follows_data: ClassVar[tuple[str, ...]] = ()
 
     scale: Scale = pydantic.Field("tiny", description="how large a run is, and on which data")
     seeds: int = pydantic.Field(
@@ -73,6 +77,18 @@ class Settings(pydantic.BaseModel):
     teacher: Input = pydantic.Field(
         "", description="a teacher of your own: file:<folder or checkpoint>; empty trains one"
     )
+
+    @classmethod
+    def from_data(
+        cls,
+        source: Any,  # noqa: ARG003  Any: what a stage would be given, a Path or arrays by name
+        values: Mapping[str, Any],  # noqa: ARG003  Any: field values
+        given: Mapping[str, Any],  # noqa: ARG003
+    ) -> Mapping[str, Any]:  # Any: field values
+        """Values of `follows_data` as data of a user's own have them. `values` are the preset with
+        what the user said, `given` that alone. It must be quick: each command asks.
+        """
+        return {}
 
     @classmethod
     def at(
@@ -100,9 +116,13 @@ class Settings(pydantic.BaseModel):
         return self
 
     def overrides(self) -> dict[str, Any]:  # Any: JSON values
-        """What differs from the preset of this scale, as JSON values."""
+        """What differs from the preset of this scale, as JSON values; with data of a user's own
+        also what follows them, so that nobody need look at them again.
+        """
         preset = type(self).at(self.scale).model_dump(mode="json")
-        return {k: v for k, v in self.model_dump(mode="json").items() if v != preset[k]}
+        own = self.follows_data if self.data != preset["data"] else ()
+        values = self.model_dump(mode="json")
+        return {k: v for k, v in values.items() if v != preset[k] or k in own}
 
     def variant(self) -> str:
         """The scale, plus '-' and 8 characters of a digest when anything but `seeds` differs from
@@ -157,14 +177,28 @@ def parse_assignments(pairs: Iterable[str]) -> dict[str, str]:
 
 def make_settings(name: str, scale: str, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Settings of "domain/recipe" at a scale; texts, as `--set` and params.yaml give them, are read
-    as the setting's type says.
+    as the setting's type says. What is not said and follows the data is read off data of a
+    user's own.
     """
     cls = settings_class(name)
     values: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
         field = cls.model_fields.get(key)
         values[key] = value if field is None else typed(field.annotation, value, where=key)
-    return cls.at(scale, values, where=name)
+    return cls.at(scale, {**_from_data(cls, scale, values), **values}, where=name)
+
+
+def _from_data(
+    cls: type[Settings], scale: str, given: Mapping[str, Any]
+) -> dict[str, Any]:  # Any: field values
+    preset = next((values for key, values in cls.presets.items() if key == scale), {})
+    ref, missing = given.get("data"), set(cls.follows_data) - set(given)
+    if not missing or not isinstance(ref, str) or ref == preset.get("data"):
+        return {}
+    if not ref.startswith(OUTSIDE):
+        return {}  # `at` says what is wrong
+    found = cls.from_data(raw_input(ref, project_root()), {**preset, **given}, given)
+    return {key: value for key, value in found.items() if key in missing}
 
 
 def typed(annotation: Any, value: Any, *, where: str) -> Any:  # Any: a type; JSON values

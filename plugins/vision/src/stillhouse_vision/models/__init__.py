@@ -1,7 +1,21 @@
 """Classifiers by name, and other people's weights for them."""
 
-from stillhouse_vision.models.catalogue import ARCHITECTURES, channels, model, output_shapes
+from stillhouse_vision.models.catalogue import (
+    ARCHITECTURES,
+    channels,
+    full_name,
+    model,
+    output_shapes,
+)
 from stillhouse_vision.models.checkpoint import LoadCheckpoint
 from stillhouse_vision.models.classifier import ImageSpec
 
-__all__ = ["ARCHITECTURES", "ImageSpec", "LoadCheckpoint", "channels", "model", "output_shapes"]
+__all__ = [
+    "ARCHITECTURES",
+    "ImageSpec",
+    "LoadCheckpoint",
+    "channels",
+    "full_name",
+    "model",
+    "output_shapes",
+]

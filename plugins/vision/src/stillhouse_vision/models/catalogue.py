@@ -16,13 +16,16 @@ from stillhouse.objectives.zoo import Channels
 from stillhouse_vision.models.classifier import ImageSpec
 from stillhouse_vision.models.cnn import flat_cnn, small_cnn
 from stillhouse_vision.models.from_timm import timm_model
+from stillhouse_vision.models.from_torchvision import torchvision_model
 from stillhouse_vision.models.resnet import resnet, resnet_of_blocks
 from stillhouse_vision.models.shufflenet import shufflenet_v2
 from stillhouse_vision.models.vgg import vgg
 from stillhouse_vision.models.wide_resnet import wide_resnet
 
-TIMM = "timm:"
-WRN = re.compile(r"wrn-(\d+)-(\d+)")
+TIMM, TORCHVISION = "timm:", "torchvision:"
+CIFAR = "cifar-"  # networks for images of 32 pixels, whose names others use for ImageNet's
+WRN = re.compile(rf"{CIFAR}wrn-(\d+)-(\d+)")
+BARE_WRN = re.compile(r"wrn-\d+-\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,36 +75,49 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         for depth in (2, 3)
         for width in (4, 8, 16, 32)
     },
-    **{f"resnet{depth}": _resnet(depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
-    "resnet20x0.5": _resnet(20, 8),
-    "resnet18": _resnet_of_four([2, 2, 2, 2]),
-    "resnet34": _resnet_of_four([3, 4, 6, 3]),
-    "resnet8x4": _resnet_x4(8),
-    "resnet32x4": _resnet_x4(32),
-    **{f"wrn-{depth}-{k}": _wrn(depth, k) for depth in (16, 40) for k in (1, 2)},
-    "vgg8": _vgg(1),
-    "vgg13": _vgg(2),
-    "shufflenet-v2": Architecture(
+    **{f"{CIFAR}resnet{depth}": _resnet(depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    f"{CIFAR}resnet20x0.5": _resnet(20, 8),
+    f"{CIFAR}resnet18": _resnet_of_four([2, 2, 2, 2]),
+    f"{CIFAR}resnet34": _resnet_of_four([3, 4, 6, 3]),
+    f"{CIFAR}resnet8x4": _resnet_x4(8),
+    f"{CIFAR}resnet32x4": _resnet_x4(32),
+    **{f"{CIFAR}wrn-{depth}-{k}": _wrn(depth, k) for depth in (16, 40) for k in (1, 2)},
+    f"{CIFAR}vgg8": _vgg(1),
+    f"{CIFAR}vgg13": _vgg(2),
+    f"{CIFAR}shufflenet-v2": Architecture(
         build=shufflenet_v2, kwargs={"widths": [24, 116, 232, 464, 1024], "blocks": [4, 8, 4]}
     ),
 }
 
 
+def full_name(name: str) -> str:
+    """The same with "cifar-" before it where it is one of those networks, as they were called."""
+    known = f"{CIFAR}{name}" in ARCHITECTURES or BARE_WRN.fullmatch(name)
+    return f"{CIFAR}{name}" if known else name
+
+
 def model(name: str, *, classes: int, images: ImageSpec) -> Model:
-    """The spec of a model by name, of any "wrn-<depth>-<k>", or of "timm:<name>".
+    """The spec of a model by name, of any "cifar-wrn-<depth>-<k>", or of "torchvision:<name>" or
+    "timm:<name>". "cifar-" may be left out.
 
     Raises UnknownName with the nearest name.
     """
     if images.names and len(images.names) != classes:
         raise BadSetting(f"names must be one a class: {len(images.names)} names, classes={classes}")
+    name = full_name(name)
     if name.startswith(TIMM):
         found = Architecture(build=timm_model, kwargs={"name": name.removeprefix(TIMM)})
+    elif name.startswith(TORCHVISION):
+        bare = name.removeprefix(TORCHVISION)
+        found = Architecture(build=torchvision_model, kwargs={"name": bare})
     elif wide := WRN.fullmatch(name):
         found = _wrn(int(wide[1]), int(wide[2]))
     elif name in ARCHITECTURES:
         found = ARCHITECTURES[name]
     else:
-        raise UnknownName("model", name, [*ARCHITECTURES, f"{TIMM}<name>"])
+        raise UnknownName(
+            "model", name, [*ARCHITECTURES, *(f"{p}<name>" for p in (TORCHVISION, TIMM))]
+        )
     return Model(
         build=found.build, kwargs={**found.kwargs, "classes": classes, "images": images.json()}
     )

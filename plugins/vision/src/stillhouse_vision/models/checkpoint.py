@@ -8,22 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Generator
 
-from stillhouse.artifact import Built, Model
+from stillhouse.artifact import Built, Model, load_model
+from stillhouse.class_order import balanced_rows, check_names, check_predictions, class_names
+from stillhouse.data.data import TensorData
 from stillhouse.errors import BadData
 from stillhouse.weights import State, adopt, as_named
 from stillhouse_vision.models.catalogue import output_shapes
+from stillhouse_vision.models.classifier import ImageSpec
+from stillhouse_vision.models.lookalikes import misfit
 
 # names of the CIFAR ResNets in other code, and ours
 RESNET_NAMES = (
     (re.compile(r"^conv1\."), "body.conv."),
     (re.compile(r"^bn1\."), "body.norm."),
-    *((re.compile(rf"^layer{i + 1}\."), f"body.stages.{i}.blocks.") for i in range(3)),
+    *((re.compile(rf"^layer{i + 1}\."), f"body.stages.{i}.blocks.") for i in range(4)),
     (re.compile(r"\.bn([12])\."), r".norm\1."),
     (re.compile(r"\.downsample\."), ".shortcut."),
     (re.compile(r"^(linear|fc)\."), "head."),
 )
+BATCH = 100  # images that are looked at together
+GO_ON = "set check_teacher=false to go on with it as it is"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,20 +39,26 @@ class LoadCheckpoint:
     for.
 
     A folder with model.json keeps its own spec; its outputs named in `agree` must have the shapes
-    of `model`'s. Files are read without unpickling code.
+    of `model`'s. Files are read without unpickling code. Where there is a port "data" (labelled
+    images), the class names that the checkpoint brings are compared with `model`'s, and it must
+    know those images better than chance: see `stillhouse.class_order`.
     """
 
     model: Model
     agree: tuple[str, ...] = ("logits",)
 
-    def __call__(
-        self,
-        inputs: Mapping[str, Any],
-        out: Path,
-        *,
-        rng: Generator,  # noqa: ARG002
-    ) -> None:  # Any: Built or Path
-        adopt(inputs["checkpoint"], out, spec=self.model, check=self._check, ways=_namings)
+    def __call__(self, inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:
+        source = inputs["checkpoint"]  # Built or Path
+        names = ImageSpec.of(self.model.kwargs["images"]).names
+        if "data" in inputs:
+            check_names(_names(source), names, go_on=GO_ON)
+        try:
+            adopt(source, out, spec=self.model, check=self._check, ways=_namings)
+        except BadData as error:
+            hint = misfit(source, self.model, _namings) if isinstance(source, Path) else ""
+            raise BadData(f"{error}. {hint}" if hint else str(error)) from error
+        if "data" in inputs:
+            self._try(load_model(out), inputs["data"], rng)
 
     def _check(self, source: Built) -> None:
         expected, found = output_shapes(self.model), output_shapes(source.spec)
@@ -56,6 +69,36 @@ class LoadCheckpoint:
                     f"teacher_model's is {expected.get(name)}; "
                     "set teacher_model and classes to those of the given model"
                 )
+
+    @torch.no_grad()
+    def _try(self, built: Built, data: TensorData, rng: Generator) -> None:
+        images, labels = (data.columns[name] for name in ("images", "labels"))
+        assert isinstance(images, torch.Tensor)
+        assert isinstance(labels, torch.Tensor)
+        rows = balanced_rows(labels, rng=rng)
+        predicted = [
+            built.module({"images": images[part]})["logits"].argmax(1) for part in rows.split(BATCH)
+        ]
+        spec = ImageSpec.of(built.spec.kwargs["images"])
+        check_predictions(
+            torch.cat(predicted),
+            labels[rows],
+            ImageSpec.of(self.model.kwargs["images"]).names,
+            classes=int(self.model.kwargs["classes"]),
+            causes=f"mean={_values(spec.mean)} std={_values(spec.std)} size={images.shape[-1]}",
+            go_on=GO_ON,
+        )
+
+
+def _values(numbers: tuple[float, ...]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)
+
+
+def _names(source: Built | Path) -> tuple[str, ...]:
+    if isinstance(source, Path):
+        return class_names(source)
+    images = source.spec.kwargs.get("images")
+    return ImageSpec.of(images).names if isinstance(images, Mapping) else ()  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _namings(state: State) -> tuple[State, ...]:

@@ -8,7 +8,13 @@ from pydantic import Field, field_validator, model_validator
 from stillhouse.errors import UnknownName
 from stillhouse.objectives.zoo import zoo_method
 from stillhouse.recipe import Scale
-from stillhouse_vision.recipes.teaching_settings import CIFAR10_JPEG, CIFAR100, DIGITS, Teaching
+from stillhouse_vision.own_data import Look
+from stillhouse_vision.recipes.teaching_settings import (
+    CIFAR10_JPEG,
+    CIFAR100,
+    DIGITS,
+    Teaching,
+)
 
 # the objectives whose softmax `temperature` softens; the others' own temperature is another thing
 WARM = ("kd", "dkd", "dist")
@@ -22,10 +28,12 @@ class Distill(Teaching):
     )
     numbers: dict[str, float] = Field({}, description="an objective's numbers, as {dkd.beta: 2}")
     temperature: float = Field(4.0, gt=0, description=f"of {', '.join(WARM)}")
-    student: str = Field("resnet20", description="the students' architecture")
+    student: str = Field("cifar-resnet20", description="the students' architecture")
     samples: int = Field(
-        50_000, ge=2, description="training pictures, for objectives with a memory (crd)"
+        50_000, ge=2, description="training images, for objectives with a memory (crd)"
     )
+
+    follows_data: ClassVar[tuple[str, ...]] = (*Teaching.follows_data, "samples")
 
     presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {
         "tiny": {**DIGITS, "student": "cnn4", "steps": 200, "samples": 400},
@@ -38,11 +46,19 @@ class Distill(Teaching):
         "paper": {
             **CIFAR100,
             "objective": ("kd", "dkd"),
-            "student": "resnet8x4",
-            "teacher_model": "resnet32x4",
+            "student": "cifar-resnet8x4",
+            "teacher_model": "cifar-resnet32x4",
             "seeds": 5,
         },
     }
+
+    @classmethod
+    def of_look(
+        cls, look: Look, values: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """An image more makes no other variant, unless a memory must have a row for it."""
+        rows = sum(look.rows.values()) if "crd" in values.get("objective", ()) else 0
+        return {**super().of_look(look, values, given), "samples": max(2, rows)}
 
     @field_validator("objective")
     @classmethod

@@ -9,7 +9,14 @@ from stillhouse.objectives.relations import Form
 from stillhouse.recipe import Scale
 from stillhouse.settings import Input
 from stillhouse_vision.nas_tables import ACCURACIES
-from stillhouse_vision.recipes.teaching_settings import CIFAR10_JPEG, CIFAR100, DIGITS, Teaching
+from stillhouse_vision.own_data import Look, number
+from stillhouse_vision.recipes.teaching_settings import (
+    CIFAR10_JPEG,
+    CIFAR100,
+    DIGITS,
+    HELD_OUT,
+    Teaching,
+)
 
 SpaceName = Literal["depths", "shapes", "nasbench201", "macro"]
 
@@ -59,6 +66,36 @@ class DisWOT(Teaching):
     timed: int = Field(3, ge=1, description="candidates whose scoring and training are timed")
     timed_steps: int = Field(12, ge=2, description="of a training whose seconds a step are taken")
 
+    follows_data: ClassVar[tuple[str, ...]] = (
+        *Teaching.follows_data,
+        "nas",
+        "calibration_size",
+        "calibration_train",
+        "calibration_validation",
+    )
+
+    @classmethod
+    def of_look(
+        cls, look: Look, values: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Calibration on what there is, most of it for training; no cells of NAS-Bench-201, whose
+        accuracies are of other data.
+        """
+        found = super().of_look(look, values, given)
+        rows = look.training_rows(number(values, "held_out", HELD_OUT))
+        size, train, validation = (
+            int(number(values, key, cls.model_fields[key].default))
+            for key in ("calibration_size", "calibration_train", "calibration_validation")
+        )
+        validation = min(validation, max(1, rows * 2 // 7))
+        return {
+            **found,
+            "nas": 0,
+            "calibration_size": min(size, int(number(given, "size", found["size"]))),
+            "calibration_train": min(train, max(1, rows - validation)),
+            "calibration_validation": validation,
+        }
+
     presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {
         "tiny": {
             **DIGITS,
@@ -93,7 +130,7 @@ class DisWOT(Teaching):
         },
         "paper": {
             **CIFAR100,
-            "teacher_model": "resnet110",
+            "teacher_model": "cifar-resnet110",
             "budget": {"parameters": 376_000},  # half of the space fits
             "nas": 500,
             "seeds": 3,

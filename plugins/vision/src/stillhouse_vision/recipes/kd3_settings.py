@@ -29,7 +29,7 @@ class KD3Settings(Teaching):
     variants: tuple[Variant, ...] = Field(
         (), description="KD3 without one of its parts, a row each"
     )
-    student: str = Field("resnet20x0.5", description="the students' architecture")
+    student: str = Field("cifar-resnet20x0.5", description="the students' architecture")
     steps: int = Field(1000, ge=1, description="of each student")
     batch: int = Field(128, ge=2, description="images of an optimizer step")
     teacher_batch: int = Field(64, ge=1, description="of the teacher's own training")
@@ -78,8 +78,8 @@ class KD3Settings(Teaching):
         "paper": {
             "data": "file:cifar10",
             "web": "file:imagenet32",
-            "student": "resnet18",
-            "teacher_model": "resnet34",
+            "student": "cifar-resnet18",
+            "teacher_model": "cifar-resnet34",
             "steps": 240 * (POOL_IMAGENET32 // 1024),
             "teacher_steps": 240 * (50_000 // 64),
             "batch": 1024,

@@ -3,14 +3,18 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+import numpy as np
+from pydantic import Field, field_validator, model_validator
 
 from stillhouse.federated.fusion import Distance
 from stillhouse.recipe import Scale
+from stillhouse_vision.models import full_name
+from stillhouse_vision.own_data import Look, number
 from stillhouse_vision.recipes.teaching_settings import Pictures
 
 DIGITS = tuple(str(digit) for digit in range(10))
 MNIST_MEAN, MNIST_STD = (0.1307,), (0.3081,)
+GROUPS = 3  # of classes, in data of a user's own
 MNIST: Mapping[str, Any] = {"size": 28, "mean": MNIST_MEAN, "std": MNIST_STD, "names": DIGITS}
 
 
@@ -47,6 +51,24 @@ class KnowledgeFusion(Pictures):
     mean: tuple[float, ...] = Field((0.5,), description="of the greys (0 to 1), subtracted first")
     std: tuple[float, ...] = Field((0.25,), description="of the greys, divided by then")
 
+    follows_data: ClassVar[tuple[str, ...]] = (*Pictures.follows_data, "groups", "members")
+
+    @classmethod
+    def of_look(
+        cls, look: Look, values: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Up to three groups of neighbouring classes, and clients for each."""
+        found = super().of_look(look, values, given)
+        clients = int(number(values, "clients", cls.model_fields["clients"].default))
+        classes = int(number(given, "classes", found["classes"]))
+        count = max(1, min(GROUPS, classes, clients))
+        groups = np.array_split(np.arange(classes), count)
+        return {
+            **found,
+            "groups": tuple(tuple(group.tolist()) for group in groups),
+            "members": tuple(len(part) for part in np.array_split(np.arange(clients), count)),
+        }
+
     presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {
         "tiny": {
             "data": "builtin:stillhouse_vision.samples:digits",
@@ -70,6 +92,11 @@ class KnowledgeFusion(Pictures):
             **MNIST,
         },
     }
+
+    @field_validator("models", mode="after")
+    @classmethod
+    def _full_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(full_name(name) for name in names)
 
     @model_validator(mode="after")
     def _whole(self) -> "KnowledgeFusion":

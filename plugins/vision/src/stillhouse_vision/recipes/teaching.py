@@ -93,7 +93,8 @@ def teacher_stages(settings: Teaching, *, agree: tuple[str, ...] = ("logits",)) 
 
 def _load(settings: Teaching, name: str, agree: tuple[str, ...]) -> Convert:
     convert = LoadCheckpoint(model=named_model(settings, settings.teacher_model), agree=agree)
-    return Convert(name=name, convert=convert, inputs={"checkpoint": settings.teacher})
+    tried = {"data": "data.train"} if settings.check_teacher else {}
+    return Convert(name=name, convert=convert, inputs={"checkpoint": settings.teacher, **tried})
 
 
 def _train_teacher(settings: Teaching) -> Train:

@@ -1,17 +1,19 @@
 """What can be set in every recipe of a teacher and its students; the data of the three scales."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stillhouse.settings import Settings
 from stillhouse.training import Precision
-from stillhouse_vision.models import ImageSpec
+from stillhouse_vision.models import ImageSpec, full_name
+from stillhouse_vision.own_data import Look, image_settings, look_at
 
 Augmentation = Literal[
     "none", "crop", "crop-flip", "resized-crop", "trivial", "auto-cifar10", "color-jitter"
 ]
+HELD_OUT = 0.2
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 # the data of the scales tiny, small and paper (Any: field values)
@@ -57,9 +59,30 @@ class Pictures(Settings):
     std: tuple[float, ...] = Field(ImageSpec().std, description="of the colours, divided by then")
     names: tuple[str, ...] = Field((), description="the classes' names")
     held_out: float = Field(
-        0.2, gt=0, lt=1, description="part kept for testing where the data have none"
+        HELD_OUT, gt=0, lt=1, description="part kept for testing where the data have none"
     )
     resize: bool = Field(False, description="fit pictures of another size")
+
+    follows_data: ClassVar[tuple[str, ...]] = ("classes", "names", "size", "resize", "mean", "std")
+
+    @classmethod
+    def from_data(
+        cls,
+        source: Any,
+        values: Mapping[str, Any],
+        given: Mapping[str, Any],  # Any: as there
+    ) -> Mapping[str, Any]:
+        return cls.of_look(look_at(source), values, given)
+
+    @classmethod
+    def of_look(
+        cls,
+        look: Look,
+        values: Mapping[str, Any],  # noqa: ARG003  Any: preset and given
+        given: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """What follows the data, of what was seen of them."""
+        return image_settings(look, given)
 
     @model_validator(mode="after")
     def _named(self) -> "Pictures":
@@ -73,7 +96,10 @@ class Pictures(Settings):
 class Teaching(Pictures):
     """Data, teacher and schedule; steps are optimizer steps, fractions are of a run."""
 
-    teacher_model: str = Field("resnet56", description="the teacher's architecture")
+    teacher_model: str = Field("cifar-resnet56", description="the teacher's architecture")
+    check_teacher: bool = Field(
+        True, description="refuse a given teacher of other classes, or near chance on these data"
+    )
     steps: int = Field(936, ge=1, description="of each student")
     teacher_steps: int = Field(936, ge=1, description="of a teacher trained here")
     tune_steps: int = Field(0, ge=0, description="fine-tuning of a given teacher on these data")
@@ -91,6 +117,22 @@ class Teaching(Pictures):
     views: int = Field(4, ge=1, description="augmented views of a picture")
     cache: bool = Field(True, description="store the teacher's logits or embeddings")
     precision: Precision = Field("fp32", description="of the arithmetic in training")
+
+    follows_data: ClassVar[tuple[str, ...]] = (*Pictures.follows_data, "teacher", "tune_steps")
+
+    @classmethod
+    def of_look(
+        cls, look: Look, values: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The preset's teacher is one of its own data: one is trained, unless `given`, and a given
+        one is taken as it is.
+        """
+        return {**super().of_look(look, values, given), "teacher": "", "tune_steps": 0}
+
+    @field_validator("teacher_model", "student", mode="after", check_fields=False)
+    @classmethod
+    def _full_name(cls, name: str) -> str:
+        return full_name(name)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Teaching":
