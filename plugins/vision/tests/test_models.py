@@ -11,6 +11,7 @@ from stillhouse_vision.models.shufflenet import shuffled
 
 IMAGES = ImageSpec()
 GREY = ImageSpec(size=8, mean=(0.5,), std=(0.25,))
+SLOW = ("cifar-resnet110", "cifar-resnet32x4", "cifar-resnet34")
 
 
 # millions of parameters as printed: He et al. 2016 table 6 (10 classes), the others at 100 classes
@@ -51,13 +52,11 @@ def outputs_of(name: str, images: ImageSpec = IMAGES) -> dict[str, Tensor]:
         return module({"images": pictures})
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in ARCHITECTURES if n not in ("resnet110", "resnet32x4", "resnet34")]
-)
+@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n not in SLOW])
 def test_hints_are_their_preacts_after_the_relu(name: str) -> None:
     outputs = outputs_of(name)
     hints = [n for n in outputs if n.startswith("hint")]
-    counts = {"vgg": 5, "resnet18": 4, "flat2": 2}
+    counts = {"cifar-vgg": 5, "cifar-resnet18": 4, "flat2": 2}
     assert len(hints) == next((n for start, n in counts.items() if name.startswith(start)), 3)
     for hint in hints:
         preact = outputs[hint.replace("hint", "preact")]
@@ -158,7 +157,9 @@ def test_timm_transformers_take_the_size_of_the_pictures() -> None:
 
 
 def test_unknown_names_tell_the_nearest() -> None:
-    with pytest.raises(UnknownName, match=r"unknown model 'resnet-20'. Did you mean 'resnet20'\?"):
+    with pytest.raises(
+        UnknownName, match=r"unknown model 'resnet-20'. Did you mean 'cifar-resnet20'\?"
+    ):
         model("resnet-20", classes=10, images=IMAGES)
     with pytest.raises(UnknownName, match=r"unknown timm model 'resnet18x'. Did you mean"):
         model("timm:resnet18x", classes=10, images=IMAGES).new()
