@@ -1,6 +1,6 @@
 """What flow runs leave on a disk, run by run: workspaces, git, DVC's cache, Prefect's database.
 
-    uv run python benchmarks/flow_growth.py --runs 5 --out docs/results/flow_growth.json
+    uv run python benchmarks/flow_growth.py --runs 4
 
 Works on a clone of this repository under a temporary folder. Every run but the first finds all its
 stages in DVC's cache, so that the growth is the flow's own. `per_100` is a hundred times the mean
@@ -44,9 +44,9 @@ def measure(project: Path, home: Path) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=4)
     parser.add_argument("--recipe", default="vision/distill")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/flow-growth"))
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="stillhouse-growth-") as place:
         project, home = Path(place) / "project", Path(place) / "home"
@@ -66,7 +66,8 @@ def main() -> None:
         "per_100": {k: round(100 * v) for k, v in grown.items()},
         "environment": environment("cpu"),
     }
-    asked.out.write_text(json.dumps(record, indent=1) + "\n")
+    asked.out.mkdir(parents=True, exist_ok=True)
+    (asked.out / "flow-growth.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -183,6 +183,7 @@ def test_versions_come_from_the_checkout(tmp_path: Path) -> None:
         subprocess.run(["git", *who, *words], cwd=tmp_path, check=True)
     lineage = document_of(ONE, tmp_path).lineage
     assert (lineage.data, lineage.changed) == ("abc.dir", False)
+    assert lineage.read == ("data:photos",)
     assert lineage.commit is not None
     assert len(lineage.commit) == 40
     assert lineage.lock == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
