@@ -1,7 +1,10 @@
 """Weights that others trained: reading a checkpoint file safely, and fitting it to a module."""
 
+import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +16,12 @@ State = dict[str, Tensor]
 FILES = (".safetensors", ".th", ".pth", ".pt", ".bin")
 # left by DataParallel, by trainers, by torch.compile
 WRAPPERS = ("module.", "model.", "_orig_mod.")
-ENTRIES = ("state_dict", "model_state_dict", "model")  # where a checkpoint file keeps the weights
+# where a checkpoint file keeps the weights, and the mean of them over its training's steps
+ENTRIES = ("state_dict", "model_state_dict", "model")
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 COUNT = ".num_batches_tracked"
+STEPS = "n_averaged"  # of torch.optim.swa_utils.AveragedModel; no weight
+FOREIGN = re.compile(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)")
 
 
 def checkpoint_file(source: Path) -> Path:
@@ -33,28 +40,109 @@ def checkpoint_file(source: Path) -> Path:
 
 def read_state(file: Path) -> State:
     """The named tensors of a .safetensors file or of a torch checkpoint read with weights_only:
-    no code in it runs. Raises BadData.
+    no code in it runs. Raises BadData, one line: other content, weights and averaged weights side
+    by side, or values that are not finite.
     """
     from safetensors.torch import load_file
 
     try:
         if file.suffix == ".safetensors":
-            return load_file(str(file))
-        content = torch.load(file, map_location="cpu", weights_only=True)
+            state = load_file(str(file))
+        else:
+            with warnings.catch_warnings(action="ignore"):  # of archives; the error says it
+                content = torch.load(file, map_location="cpu", weights_only=True)
+            state = _weights(content, file)
+    except BadData:
+        raise
     except Exception as error:  # damaged bytes can fail anywhere inside the readers
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise BadData(
-            f"{file}: not a checkpoint that can be read safely ({reason}); give safetensors"
-        ) from error
-    if not isinstance(content, dict):
+        raise BadData(f"{file}: {_unread(error, file)}") from error
+    check_finite(state, where=str(file))
+    return state
+
+
+def check_finite(state: Mapping[str, Tensor], *, where: str) -> None:
+    """Raise BadData naming the first tensor with a value that is not finite."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise BadData(
+                f"{where}: '{name}' holds values that are not finite; training that diverged left "
+                "them: give an earlier checkpoint"
+            )
+
+
+def _weights(content: object, file: Path) -> State:
+    if not isinstance(content, Mapping):
         raise BadData(f"{file}: a {type(content).__name__}, not a mapping of names to tensors")
-    content = next((content[entry] for entry in ENTRIES if entry in content), content)
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    whole = cast("Mapping[str, Any]", content)  # Any: what torch reads with weights_only
+    plain, mean = (
+        [entry for entry in entries if _holds_tensors(whole.get(entry))]
+        for entries in (ENTRIES, AVERAGED)
+    )
+    if plain and mean:
+        raise BadData(
+            f"{file}: holds '{plain[0]}' and '{mean[0]}' (averaged over the steps, often the better"
+            f"); choose one: {_extract(file, safe=True, entry=mean[0])} for the averaged, the same "
+            f"with '{plain[0]}' for the other; then give that file"
+        )
+    chosen = next(iter([*plain, *mean]), "")
+    inner: Mapping[str, Any] = whole[chosen] if chosen else whole
+    state = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
+    if not state:
+        keys = ", ".join(map(str, list(inner)[:5])) or "none"
+        raise BadData(
+            f"{file}: holds no tensors by name (its keys: {keys}); give the weights alone"
+        )
+    return state
+
+
+def _holds_tensors(value: object) -> bool:
+    return isinstance(value, Mapping) and any(
+        isinstance(tensor, Tensor)
+        for tensor in value.values()  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    )
+
+
+def _unread(error: Exception, file: Path) -> str:
+    """Why a file cannot be read safely and how to make one that can, on one line."""
+    text = str(error)
+    if found := FOREIGN.search(text):
+        return (
+            f"holds objects of class {found[1]}, which only running code can restore; where its "
+            f"source is trusted: {_extract(file, safe=False)} and give weights.pth"
+        )
+    if "TorchScript" in text:
+        return (
+            "a TorchScript archive, which is code; where its source is trusted: python -c "
+            f"\"import torch; torch.save(torch.jit.load('{file.name}').state_dict(), "
+            "'weights.pth')\" and give weights.pth"
+        )
+    reason = next(iter(text.splitlines()), "") or type(error).__name__
+    return f"not a checkpoint that can be read safely ({reason}); give safetensors"
+
+
+def _extract(file: Path, *, safe: bool, entry: str = "") -> str:
+    """The Python lines that take the weights out of a file."""
+    taken = f"c['{entry}']" if entry else "getattr(c, 'state_dict', lambda: c)()"
+    return (
+        f"python -c \"import torch; c = torch.load('{file.name}', map_location='cpu', "
+        f"weights_only={safe}); torch.save({taken}, 'weights.pth')\""
+    )
 
 
 def unwrapped(state: Mapping[str, Tensor]) -> State:
-    """The same without what wrappers put before the names."""
-    return {_unwrapped(name): value for name, value in state.items()}
+    """The same without what wrappers put before the names, however many there are."""
+    return peeled(state)[-1]
+
+
+def peeled(state: Mapping[str, Tensor]) -> tuple[State, ...]:
+    """The namings of a state: its own, then each with one wrapper less, until nothing changes."""
+    namings = [dict(state)]
+    while True:
+        last = namings[-1]
+        bare = {_unwrapped(name): value for name, value in last.items() if name != STEPS}
+        if bare.keys() == last.keys():
+            return tuple(namings)
+        namings.append(bare)
 
 
 def load_strictly(module: nn.Module, ways: Iterable[Mapping[str, Tensor]], *, where: str) -> None:
@@ -73,7 +161,7 @@ def load_strictly(module: nn.Module, ways: Iterable[Mapping[str, Tensor]], *, wh
 
 
 def as_named(state: State) -> tuple[State, ...]:
-    """The namings that every loader tries: the file's own, and without wrappers."""
+    """The file's own names, and those without any wrappers."""
     return state, unwrapped(state)
 
 
@@ -84,7 +172,7 @@ def adopt(
     spec: Model,
     check: Callable[[Built], None],
     inside: str = "",
-    ways: Callable[[State], Iterable[State]] = as_named,
+    ways: Callable[[State], Iterable[State]] = peeled,
     about: str = "",
 ) -> None:
     """Save at `out`, as a model folder, what a user gave for `spec`.
@@ -95,6 +183,7 @@ def adopt(
     """
     if isinstance(source, Built):
         check(source)
+        check_finite(source.module.state_dict(), where="the given model")
         save_model(out, source)
         return
     file = checkpoint_file(source)
@@ -105,9 +194,8 @@ def adopt(
 
 
 def _unwrapped(name: str) -> str:
-    for wrapper in WRAPPERS:
-        name = name.removeprefix(wrapper)
-    return name
+    wrapper = next((wrapper for wrapper in WRAPPERS if name.startswith(wrapper)), "")
+    return name.removeprefix(wrapper)
 
 
 def _difference(wanted: State, state: State) -> str:
@@ -117,5 +205,9 @@ def _difference(wanted: State, state: State) -> str:
         return f"it has '{extra[0]}' and {len(extra) - 1} more that the model has not"
     for name, tensor in wanted.items():
         if state[name].shape != tensor.shape:
-            return f"'{name}' is {list(state[name].shape)}, the model's is {list(tensor.shape)}"
+            found, fits = list(state[name].shape), list(tensor.shape)
+            hint = ""
+            if len(found) == len(fits) == 4 and found[0] == fits[0] and found[2:] == fits[2:]:
+                hint = f": it reads {found[1]} channels, the model {fits[1]}"
+            return f"'{name}' is {found}, the model's is {fits}{hint}"
     return ""
