@@ -17,7 +17,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from stillhouse.errors import UnhashableRecipe
+from stillhouse.errors import BadData, UnhashableRecipe
 from stillhouse.files import tree
 
 CHUNK = 1 << 20
@@ -133,6 +133,10 @@ def path_digest(path: Path) -> str:
 
 def _line(folder: Path, found: Path) -> str:
     name = found.relative_to(folder).as_posix()
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:  # no text of ours, in JSON or parquet, could hold it
+        raise BadData(f"{folder}: the name {name!r} is not UTF-8; rename it") from error
     return f"{name}/" if found.is_dir() else f"{name} {file_digest(found)}"
 
 

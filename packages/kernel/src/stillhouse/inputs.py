@@ -5,7 +5,7 @@ repositories.
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -72,6 +72,15 @@ def _first_there(roots: Sequence[Path], find: Callable[[Path], Path]) -> Path:
     return find(roots[-1])
 
 
+def check_present(refs: Iterable[str], root: Path) -> None:
+    """Raise MissingData for the first "data:" or "file:" reference that leads to nothing, before
+    anything is read or run.
+    """
+    for ref in refs:
+        if ref.startswith(("data:", "file:")):
+            raw_input(ref, root)
+
+
 def _path_artifact(path: Path) -> Artifact:
     kind = "model" if (path / "model.json").is_file() else "data"
     opener = "stillhouse.artifact:load_model" if kind == "model" else OPEN_PATH
@@ -97,8 +106,8 @@ def _file(path: Path, root: Path, ref: str) -> Path:
     full = path if path.is_absolute() else root / path
     if not full.exists():
         raise MissingData(
-            f"'{ref}': {full} is not there; give an existing file or folder, "
-            "as in --set data=file:<folder>"
+            f"'{ref}': {full} is not there; give an existing file or folder, as in file:<path> "
+            f"(relative to {root})"
         )
     return full
 

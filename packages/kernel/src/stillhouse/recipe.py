@@ -192,6 +192,11 @@ def _check_stage(stage: Stage, seen: set[str], ports: set[str]) -> None:
     for port, ref in stage.inputs.items():
         if ref.startswith(OUTSIDE):
             continue
+        if "/" in ref or "\\" in ref or ref.startswith(("~", ".")):
+            raise BadRecipe(
+                f"stage '{stage.name}': port '{port}': '{ref}' begins with none of "
+                f"{', '.join(OUTSIDE)}; for a file or folder say file:{ref}"
+            )
         if ref not in ports:
             where = f"stage '{stage.name}': port '{port}'"
             raise UnknownName("output", ref, ports, where=where)

@@ -31,7 +31,7 @@ from stillhouse.domain import GROUP
 from stillhouse.environment import environment
 from stillhouse.errors import CorruptArtifact, MissingData, StaleInput
 from stillhouse.files import storage, write_text, writing
-from stillhouse.inputs import OPEN_BUILTIN, outside, scratch
+from stillhouse.inputs import OPEN_BUILTIN, check_present, outside, scratch
 from stillhouse.json_files import read_json
 from stillhouse.places import home, project_root
 from stillhouse.recipe import OUTSIDE, Context, Event, Observer, Recipe, Stage, silent
@@ -169,9 +169,18 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
 
 
 def run_recipe(recipe: Recipe, runs: Runs) -> None:
-    """Run every stage of a recipe in order, skipping what is up to date."""
+    """Run every stage of a recipe in order, skipping what is up to date. Raises MissingData before
+    the first where a file that any of them reads is not there.
+    """
+    check_present(outside_refs(recipe), runs.root)
     for stage in recipe.stages:
         run_stage(recipe, stage, runs)
+
+
+def outside_refs(recipe: Recipe) -> list[str]:
+    """What the stages read from outside the recipe, each once, in order."""
+    refs = (ref for stage in recipe.stages for ref in stage.inputs.values())
+    return list(dict.fromkeys(ref for ref in refs if ref.startswith(OUTSIDE)))
 
 
 def code_of(recipe: str) -> str:

@@ -1,5 +1,6 @@
 """The command tree; the last net for errors: one line, exit code 2 for what users can put right."""
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -78,6 +79,9 @@ app.add_typer(new, name="new")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line on `argv` (default: the process's own); returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
     group = typer.main.get_group(app)
     for name, command in deferred_groups().items():
         # the kernel's own commands cannot be replaced

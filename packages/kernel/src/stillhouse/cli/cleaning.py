@@ -1,5 +1,6 @@
 """`clean`: frees what Stillhouse keeps under its home folder and can make again."""
 
+import math
 import re
 import shutil
 import time
@@ -55,7 +56,7 @@ def clean(
 
     root, now = home(), time.time()
     kept = survey(root)
-    keep = None if keep_gib is None else round(keep_gib * GIB)
+    keep = None if keep_gib is None else _bytes(keep_gib)
     chosen = choose(kept, now=now, older_than=seconds(older_than), keep=keep)
     for item in chosen:
         age = (now - item.changed) / UNITS["d"]
@@ -68,6 +69,12 @@ def clean(
     print(
         f"{'Would free' if dry_run else 'Freed'} {size(freed)}; {size(left)} in use under {root}."
     )
+
+
+def _bytes(gib: float) -> int:
+    if not math.isfinite(gib * GIB):
+        raise BadSetting(f"--keep-gib {gib}: expected a finite number, as in --keep-gib 20")
+    return round(gib * GIB)
 
 
 def seconds(text: str) -> float:

@@ -77,17 +77,23 @@ def _show_head(target: "Target") -> None:
 
 def _show_settings(target: "Target") -> None:
     from stillhouse.cli.tables import print_table
+    from stillhouse.recipe import SCALES
 
-    cls, scale = type(target.settings), target.settings.scale
-    preset, properties = cls.at(scale), cls.model_json_schema()["properties"]
+    cls = type(target.settings)
+    presets = {scale: cls.at(scale) for scale in SCALES}
+    properties = cls.model_json_schema()["properties"]
     rows = [
-        (name, _brief(getattr(preset, name)), takes(properties[name]), field.description or "")
+        (
+            name,
+            *(_brief(getattr(preset, name)) for preset in presets.values()),
+            f"{field.description or ''} ({takes(properties[name])})",
+        )
         for name, field in cls.model_fields.items()
         if name != "scale"
     ]
     print_table(
         "Settings (change one with --set name=value)",
-        ("setting", f"at {scale}", "takes", "meaning"),
+        ("setting", *SCALES, "meaning (and what it takes)"),
         rows,
     )
     if changed := target.settings.overrides():

@@ -48,8 +48,11 @@ def run(
 ) -> None:
     """Run a recipe, skipping what is up to date, and write its report."""
     from stillhouse.cli.target import make_target
+    from stillhouse.inputs import check_present
+    from stillhouse.runs import outside_refs
 
     target = make_target(recipe, scale, assignments)
+    check_present(outside_refs(target.recipe), target.root)
     chosen = choose_device(device)
     place = choose_engine(engine, target.recipe.stages)
     print(f"{target.ref} on {chosen}, in {target.runs().folder}")
