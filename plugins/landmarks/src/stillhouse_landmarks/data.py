@@ -25,6 +25,7 @@ from stillhouse.data.splits import parts
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import not_negative
 from stillhouse_landmarks.formats import Face, PhotoFile, find_faces
+from stillhouse_landmarks.layouts import NAMED, check_mirror
 
 SHARD_BYTES = 256 << 20  # a port is written in parts of this size
 SPLITS = ("train", "test")  # of arrays
@@ -47,7 +48,9 @@ class ReadFaces:
     first. Both are drawn by photo, so that two faces of one photo stay together. An image file in
     two parts is refused.
     A point may lie outside its image by `outside` of the image's longer side, as faces at its edge
-    have; farther is refused. `fractions`: of .pts files, see `find_faces`.
+    have; farther is refused. `fractions`: of .pts files, see `find_faces`. `swap`: the point that
+    each becomes in a mirror, which the mean training face must agree with (`check_mirror`); empty
+    where faces are never mirrored.
     """
 
     points: int
@@ -57,6 +60,7 @@ class ReadFaces:
     held_out: float = 0.2
     outside: float = 0.1
     fractions: bool = False
+    swap: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.points < 1 or self.size < 1:
@@ -85,6 +89,7 @@ class ReadFaces:
         splits = {str(s): list(faces) for s, faces in parts(found, source, validates=True).items()}
         self._check_counts([face for split in PARTS for face in splits.get(split, ())])
         check_photos(splits)
+        self._check_order(np.stack([face.points for face in splits["train"]]), str(source))
         for part, fraction in (("test", self.held_out), ("validation", self.validation)):
             if part not in splits:
                 splits["train"], splits[part] = parted(splits["train"], fraction, rng, what=part)
@@ -101,8 +106,12 @@ class ReadFaces:
         if len(first.points) != self.points:
             raise BadData(
                 f"{first.where}: {len(first.points)} points, expected {self.points}; "
-                f"set points={len(first.points)}"
+                f"{_layout_hint(len(first.points))}"
             )
+
+    def _check_order(self, shapes: NDArray[Any], where: str) -> None:  # Any: of any precision
+        if self.swap:
+            check_mirror(shapes, self.swap, where)
 
     def _columns(self, faces: Sequence[Face]) -> Iterator[Columns]:
         part = max(1, SHARD_BYTES // (3 * self.size**2))
@@ -142,6 +151,7 @@ class ReadFaces:
         self, arrays: Mapping[str, Any], rng: Generator
     ) -> Mapping[str, Columns]:  # Any: numpy arrays or tensors
         train, test = (self._array_split(arrays, split) for split in SPLITS)
+        self._check_order(train["landmarks"].unflatten(1, (-1, 2)).numpy(), "train_landmarks")
         order = torch.randperm(len(train["images"]), generator=rng)
         count = kept_out(len(order), self.validation, where="train_images", what="validation")
         held, rest = order[:count].sort().values, order[count:].sort().values
@@ -166,6 +176,12 @@ class ReadFaces:
             row = int((~inside.all(1)).nonzero()[0, 0])
             raise BadData(f"{split}_landmarks: row {row}: not all are fractions of the crop")
         return {"images": images, "landmarks": landmarks}
+
+
+def _layout_hint(points: int) -> str:
+    own = f"layout=own points={points}"
+    known = next((name for name, layout in NAMED.items() if layout.points == points), "")
+    return f"set layout={known} if they have its order, else {own}" if known else f"set {own}"
 
 
 def cut(picture: Image.Image, left: float, top: float, side: float, size: int) -> NDArray[np.uint8]:

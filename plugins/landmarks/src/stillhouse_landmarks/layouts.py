@@ -4,10 +4,15 @@ Points are counted from 0. 68: iBUG's mark-up of 300-W. 98: WFLW. 29: COFW. Left
 picture's.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any  # numbers of any precision
 
-from stillhouse.errors import BadSetting
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.errors import BadData, BadSetting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +86,9 @@ WFLW = Layout(
     corners=(60, 72),
     pupils=((96,), (97,)),
 )
+NAMED: Mapping[str, Layout] = {"300w": IBUG, "wflw": WFLW, "cofw": COFW}
+PAIR = re.compile(r"(\d+)-(\d+)")
+APART = 0.15  # of the mean face's longer side: how much nearer another partner may be
 LAYOUTS: Mapping[int, Layout] = {layout.points: layout for layout in (COFW, IBUG, WFLW)}
 
 
@@ -90,3 +98,42 @@ def layout_of(points: int, *, instead: str) -> Layout:
         known = ", ".join(str(number) for number in sorted(LAYOUTS))
         raise BadSetting(f"{points} points are no known layout ({known}); {instead}")
     return LAYOUTS[points]
+
+
+def partners(pairs: Sequence[str], points: int) -> tuple[int, ...]:
+    """The point that each becomes in a mirror, from pairs written as "0-1"; others stay.
+
+    Raises BadSetting for a text that is no pair, and for a point that is out of range or in two.
+    """
+    found = list(range(points))
+    for text in pairs:
+        match = PAIR.fullmatch(text.strip())
+        if match is None:
+            raise BadSetting(f"swap: '{text}' is no pair of points; write pairs as swap=0-1,2-3")
+        for one, other in ((0, 1), (1, 0)):
+            point, partner = int(match[one + 1]), int(match[other + 1])
+            if not (point < points and partner < points) or point == partner:
+                raise BadSetting(f"swap: {text} is no pair of two points in 0..{points - 1}")
+            if found[point] != point:
+                raise BadSetting(f"swap: point {point} is in two pairs; give each once")
+            found[point] = partner
+    return tuple(found)
+
+
+def check_mirror(shapes: NDArray[Any], swap: Sequence[int], where: str) -> None:
+    """Raises BadData where the mean of the shapes [N, P, 2] is not its own mirror image by `swap`:
+    where another point lies nearer to a point's mirror image than its partner by `APART`.
+    """
+    low, high = shapes.min(axis=1, keepdims=True), shapes.max(axis=1, keepdims=True)
+    side = np.maximum((high - low).max(axis=2, keepdims=True), 1e-6)
+    mean = ((shapes - (low + high) / 2) / side).mean(axis=0)
+    apart = np.linalg.norm((mean * [-1, 1])[:, None] - mean[None], axis=2)
+    worse = apart[np.arange(len(mean)), list(swap)] - apart.min(axis=1)
+    point = int(worse.argmax())
+    if worse[point] > APART:
+        near = int(apart[point].argmin())
+        raise BadData(
+            f"{where}: mirrored, point {point} (from 0) of the mean face lies near point {near}, "
+            f"not near {swap[point]}: the points are in another order; set layout, or "
+            "layout=own with swap, or flip=0"
+        )

@@ -22,14 +22,13 @@ from stillhouse.objectives.objective import (
 from stillhouse.quantize.onnx_static import QuantizeStatic, ToOnnx
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.stages import Convert, Evaluate, Make, Train
-from stillhouse_landmarks.augment import FaceAugment
-from stillhouse_landmarks.data import ReadFaces
 from stillhouse_landmarks.figures import Ced, Faces
 from stillhouse_landmarks.metrics import Landmarks
 from stillhouse_landmarks.models import ImageSpec, LoadCheckpoint, model
 from stillhouse_landmarks.objectives import L1, L2, TeacherL1
+from stillhouse_landmarks.recipes.face_data import face_copies, face_reader
 from stillhouse_landmarks.recipes.scores import Quantiles, Softness, TeacherGap
-from stillhouse_landmarks.recipes.soft_faces import Copies, SoftFaces
+from stillhouse_landmarks.recipes.soft_faces import SoftFaces
 from stillhouse_landmarks.recipes.two_teacher_notes import NOTES, PAPER
 from stillhouse_landmarks.recipes.two_teacher_settings import (
     BASELINE,
@@ -125,22 +124,7 @@ def _network(settings: TwoTeacherSettings, role: str) -> Model:
 
 
 def _data(settings: TwoTeacherSettings) -> tuple[Stage, ...]:
-    augment = Copies(
-        augment=FaceAugment(
-            flip=settings.flip,
-            rotation=settings.rotation,
-            scale=settings.zoom,
-            translation=settings.shift,
-            occlusion=settings.occlusion,
-        )
-    )
-    read = ReadFaces(
-        size=settings.size,
-        points=settings.points,
-        margin=settings.margin,
-        validation=settings.validation,
-        held_out=settings.held_out,
-    )
+    read, augment = face_reader(settings), face_copies(settings)
     fit = FitShape(variance=settings.variance, augment=augment, views=settings.copies)
     soften = SoftFaces(augment=augment, views=settings.copies)
     faces = {"data": "data.train"}

@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from stillhouse.errors import UnknownName
+from stillhouse.errors import BadSetting, UnknownName
 from stillhouse.recipe import Scale
 from stillhouse.settings import Input, Settings
 from stillhouse.training import Precision
+from stillhouse_landmarks.layouts import NAMED, partners
 from stillhouse_landmarks.objectives import NOBODY, PAPER, RELEASED, TwoTeacher
 
 Student = Literal["l2", "l1", "l1-teacher", "tough", "tolerant", "paper", "released"]
@@ -64,7 +65,13 @@ class TwoTeacherSettings(Settings):
     flip: float = Field(0.5, ge=0, le=1, description="how often a face is mirrored")
     occlusion: float = Field(0.3, ge=0, le=1, description="how often a box hides a part")
     size: int = Field(64, ge=8, description="side of the crops in pixels")
-    points: int = Field(68, ge=2, description="of a face")
+    layout: Literal["300w", "wflw", "cofw", "own"] = Field(
+        "300w", description="whose order the points have; own: any other"
+    )
+    points: int = Field(68, ge=2, description="of a face; those of the layout, unless it is own")
+    swap: tuple[str, ...] = Field(
+        (), description="of layout=own: the points that trade places in a mirror, as 0-1,2-3"
+    )
     mean: tuple[float, ...] = Field(
         (0.5, 0.5, 0.5), description="of the colours (0 to 1), subtracted first"
     )
@@ -79,8 +86,14 @@ class TwoTeacherSettings(Settings):
     scored_on: Literal["test", "validation"] = Field(
         "test", description="validation: the faces to choose settings on"
     )
-    normalizer: Literal["corners", "pupils", "box_diagonal", "box_size"] = Field(
-        "corners", description="the distance an NME is divided by"
+    outside: float = Field(
+        0.1, ge=0, description="how far a point may lie outside its photo, of its longer side"
+    )
+    fractions: bool = Field(
+        False, description="points of .pts files are fractions of the photo's width and height"
+    )
+    normalizer: Literal["corners", "pupils", "box_diagonal", "box_size"] | tuple[int, int] = Field(
+        "corners", description="the distance an NME is divided by; also of two points, as 16,21"
     )
     int8: bool = Field(True, description="quantize and score the exported student")
     calibration: int = Field(256, ge=1, description="training faces that set the int8 ranges")
@@ -137,6 +150,61 @@ class TwoTeacherSettings(Settings):
         if BASELINE not in names or len(set(names)) < len(names):
             raise ValueError(f"name each student once, and {BASELINE} among them")
         return names
+
+    @model_validator(mode="before")
+    @classmethod
+    def _points_of_layout(cls, values: Any) -> Any:  # Any: what is to be validated
+        if not isinstance(values, dict) or "points" in values:
+            return values  # pyright: ignore[reportUnknownVariableType]
+        chosen = cast("dict[str, Any]", values)
+        layout = chosen.get("layout", "300w")
+        if layout == "own":
+            raise ValueError("points: layout=own needs their number, as points=29")
+        known = NAMED.get(layout) if isinstance(layout, str) else None
+        return {**chosen, "points": known.points} if known else chosen
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "TwoTeacherSettings":
+        known = NAMED.get(self.layout)
+        if known is None:
+            self._check_own()
+        elif self.points != known.points:
+            raise ValueError(
+                f"points={self.points}, but layout={self.layout} has {known.points}; name the "
+                f"layout whose order your points have ({', '.join(NAMED)}), or set layout=own"
+            )
+        elif self.swap:
+            raise ValueError(f"swap: layout={self.layout} has its own pairs; set layout=own")
+        if isinstance(self.normalizer, tuple):
+            one, other = self.normalizer
+            if one == other or not all(0 <= p < self.points for p in self.normalizer):
+                raise ValueError(
+                    f"normalizer: {one},{other} are not two points in 0..{self.points - 1}"
+                )
+        return self
+
+    def _check_own(self) -> None:
+        if self.flip > 0 and not self.swap:
+            raise ValueError(
+                "layout=own: give the points that trade places in a mirror, as swap=0-1,2-3, "
+                "or set flip=0"
+            )
+        if self.normalizer in ("corners", "pupils"):
+            raise ValueError(
+                f"layout=own: which points the {self.normalizer} are is not known; set normalizer "
+                "to two points, as normalizer=16,21, or to box_diagonal or box_size"
+            )
+        try:
+            partners(self.swap, self.points)
+        except BadSetting as error:
+            raise ValueError(str(error)) from error
+
+    def mirrored(self) -> tuple[int, ...]:
+        """The point that each becomes in a mirror; () where faces are never mirrored."""
+        if self.flip == 0:
+            return ()
+        known = NAMED.get(self.layout)
+        return known.swap() if known else partners(self.swap, self.points)
 
     @model_validator(mode="after")
     def _whole(self) -> "TwoTeacherSettings":
