@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Generator, nn
@@ -12,11 +13,13 @@ from torch import Generator, nn
 from stillhouse.artifact import Built, Model, load_model
 from stillhouse.data.data import TensorData
 from stillhouse.digest import path_digest
-from stillhouse.errors import BadRecipe, BadSetting, ContractError
-from stillhouse.export import INT8, Export
+from stillhouse.errors import BadRecipe, BadSetting, ContractError, UnknownName
+from stillhouse.export import INT8, Export, check_onnx, write_onnx
 from stillhouse.metrics import Latencies, Lines, Profile
+from stillhouse.objectives.objective import Tensors
 from stillhouse.profile import macs, parameters
 from stillhouse.quantize.onnx_network import ONNX, OnnxNetwork
+from stillhouse.quantize.onnx_qdq import ToIntegers
 from stillhouse.quantize.onnx_static import QuantizeStatic, ToOnnx
 
 from .toys import SITE, Net, toy_data
@@ -72,6 +75,56 @@ def test_the_file_gives_what_torch_gives_at_any_batch_size(float_: Built, file: 
     for rows in (1, 3, 50):
         data = toy_data(rows, seed=5)
         torch.testing.assert_close(logits(file.module, data), logits(float_.module, data))
+
+
+class Asked(nn.Module):
+    """As many answers as questions."""
+
+    def forward(self, batch: Tensors) -> dict[str, torch.Tensor]:
+        weights = batch["weights"]
+        count = weights.shape[1]
+        return {"logits": batch["images"].mean((2, 3))[:, None].expand(-1, count, -1) * weights}
+
+
+def asked(count: int) -> dict[str, torch.Tensor]:
+    rng = Generator().manual_seed(count)
+    shapes = {"images": (1, 3, 4, 4), "weights": (1, count, 1)}
+    return {name: torch.rand(*shape, generator=rng) for name, shape in shapes.items()}
+
+
+def test_a_named_axis_takes_any_length(tmp_path: Path) -> None:
+    dynamic, given = {"weights": ("prompts",)}, (Asked(), asked(1), ("logits",))
+    write_onnx(*given, tmp_path / ONNX, opset=18, dynamic=dynamic)
+    check_onnx(tmp_path / ONNX, *given, tolerance=1e-5, dynamic=dynamic)
+    session = onnxruntime.InferenceSession(tmp_path / ONNX)
+    assert [i.shape for i in session.get_inputs()] == [
+        ["batch", 3, 4, 4], ["batch", "prompts", 1],
+    ]  # fmt: skip
+    for count in (1, 2, 5, 9):
+        one = asked(count)
+        (found,) = session.run(["logits"], {name: value.numpy() for name, value in one.items()})
+        torch.testing.assert_close(torch.from_numpy(found), Asked()(one)["logits"])
+
+
+def test_a_file_that_differs_at_another_length_is_refused(tmp_path: Path) -> None:
+    dynamic = {"weights": ("prompts",)}
+    write_onnx(Asked(), asked(2), ("logits",), tmp_path / ONNX, opset=18, dynamic=dynamic)
+
+    class Summed(nn.Module):
+        def forward(self, batch: Tensors) -> dict[str, torch.Tensor]:
+            found = Asked()(batch)["logits"]
+            return {"logits": found if found.shape[1] < 7 else 2 * found}
+
+    given = (Summed(), asked(2), ("logits",))
+    check_onnx(tmp_path / ONNX, *given, tolerance=1e-5)
+    with pytest.raises(ContractError, match=r"model\.onnx differs from torch"):
+        check_onnx(tmp_path / ONNX, *given, tolerance=1e-5, dynamic=dynamic)
+
+
+def test_a_dynamic_axis_of_no_input_is_refused() -> None:
+    for kind in (Export, ToOnnx, ToIntegers):
+        with pytest.raises(UnknownName, match=r"dynamic: unknown input 'image'.*'images'"):
+            kind(dynamic={"image": ("prompts",)})
 
 
 def test_the_file_does_not_say_where_the_code_lay(folder: Path) -> None:

@@ -43,8 +43,14 @@ def batch() -> dict[str, Tensor]:
     rng = Generator().manual_seed(1)
     images = torch.randint(0, 256, (2, 3, 64, 64), generator=rng, dtype=torch.uint8)
     sizes = torch.tensor([[64, 40], [30, 64]])
-    boxes = torch.tensor([[[3.0, 4.0, 30.0, 40.0]], [[0.0, 0.0, 20.0, 20.0]]])
-    return {"images": images, "sizes": sizes, "boxes": boxes}
+    points = torch.tensor(
+        [
+            [[[3.0, 4.0], [30.0, 40.0]], [[9.0, 12.0], [0.0, 0.0]], [[1.0, 2.0], [8.0, 7.0]]],
+            [[[0.0, 0.0], [20.0, 20.0]], [[30.0, 2.0], [0.0, 0.0]], [[5.0, 6.0], [50.0, 29.0]]],
+        ]
+    )
+    labels = torch.tensor([[[2, 3], [1, -1], [2, 3]]] * 2)  # a box, a click, a box
+    return {"images": images, "sizes": sizes, "point_coords": points, "point_labels": labels}
 
 
 def test_frames_are_normalised_and_padded_as_sam_does() -> None:
@@ -91,20 +97,35 @@ def test_the_decoder_gives_what_sams_own_gives(boxes: bool) -> None:
     assert torch.equal(sam.mask_decoder.iou_prediction_head(out["tokens"][:, 0])[:, 1:], iou)
 
 
-def test_a_network_gives_what_its_sam_gives_for_the_first_boxes() -> None:
+def test_a_network_gives_what_its_sam_gives_for_all_boxes_and_clicks() -> None:
     model, given = whole(network()), batch()
     found = model(given)
-    records = [
-        {
-            "image": given["images"][row, :, : int(height), : int(width)].float(),
-            "original_size": (int(height), int(width)),
-            "boxes": given["boxes"][row],
-        }
-        for row, (height, width) in enumerate(given["sizes"])
-    ]
-    for row, expected in enumerate(model.sam(records, multimask_output=True)):
-        torch.testing.assert_close(found["logits"][row], expected["low_res_logits"][0])
-        torch.testing.assert_close(found["iou"][row], expected["iou_predictions"][0])
+    assert found["logits"].shape == (2, 3, 3, 32, 32)
+    for row, (height, width) in enumerate(given["sizes"].tolist()):
+        points = given["point_coords"][row]
+        image = given["images"][row, :, :height, :width].float()
+        asked = {"image": image, "original_size": (height, width)}
+        boxes = {**asked, "boxes": points[[0, 2]].flatten(1)}
+        click = {**asked, "point_coords": points[1:2, :1], "point_labels": torch.ones(1, 1)}
+        by_box, by_click = model.sam([boxes, click], multimask_output=True)
+        for expected, place in ((by_box, [0, 2]), (by_click, [1])):
+            torch.testing.assert_close(found["logits"][row, place], expected["low_res_logits"])
+            torch.testing.assert_close(found["iou"][row, place], expected["iou_predictions"])
+
+
+def test_a_box_with_clicks_is_one_prompt() -> None:
+    model, given = whole(network()), batch()
+    points = torch.tensor([[[[20.0, 20], [25, 30], [3, 4], [40, 50]]]])
+    labels = torch.tensor([[[1, 0, 2, 3]]])
+    found = model({**given, "images": given["images"][:1], "sizes": torch.tensor([[64, 64]]),
+                   "point_coords": points, "point_labels": labels})  # fmt: skip
+    predictor = SamPredictor(model.sam)
+    predictor.set_image(given["images"][0].permute(1, 2, 0).numpy())
+    _, iou, logits = predictor.predict_torch(
+        points[0, :, :2], labels[0, :, :2], boxes=points[0, 0, 2:].reshape(1, 4)
+    )
+    torch.testing.assert_close(found["logits"][0], logits)
+    torch.testing.assert_close(found["iou"][0], iou)
 
 
 def test_a_prompt_is_needed() -> None:

@@ -17,15 +17,19 @@ from stillhouse_sam.models import Shape, named
 SHAPE = Shape(size=64, grid=8, channels=32, heads=2, mlp=64)
 
 
-INPUTS = ("images", "sizes", "boxes")
+INPUTS = ("images", "sizes", "point_coords", "point_labels")
+DYNAMIC = dict.fromkeys(INPUTS[2:], ("prompts", "points"))
 
 
-def rows(count: int) -> dict[str, Tensor]:
+def rows(count: int, prompts: int = 1) -> dict[str, Tensor]:
+    """Images with boxes, each a little farther right than the one before."""
     images = torch.randint(0, 256, (count, 3, 64, 64), generator=Generator().manual_seed(1))
+    boxes = torch.tensor([[4.0, 4.0], [40.0, 30.0]]) + torch.arange(prompts)[:, None, None]
     return {
         "images": images.to(torch.uint8),
         "sizes": torch.tensor([[64, 64]] * count),
-        "boxes": torch.tensor([[[4.0, 4.0, 40.0, 30.0]]] * count),
+        "point_coords": boxes.expand(count, -1, -1, -1).contiguous(),
+        "point_labels": torch.tensor([2, 3]).expand(count, prompts, 2).contiguous(),
     }
 
 
@@ -69,7 +73,7 @@ def test_a_quantized_sam_is_saved_and_opened_again(tmp_path: Path):
 @pytest.mark.parametrize(("encoder", "convolutions"), [("cnn8", 11), ("sam-32x1", 3)])
 def test_a_sam_runs_with_integers(encoder: str, convolutions: int, tmp_path: Path):
     built, rounded = quantized(encoder, tmp_path / "w8")
-    how = ToIntegers(inputs=INPUTS, outputs=("logits", "iou"), samples=2)
+    how = ToIntegers(inputs=INPUTS, outputs=("logits", "iou"), dynamic=DYNAMIC, samples=2)
     ports = {"student": rounded, "data": TensorData(rows(4))}
     how(ports, tmp_path / "int8", rng=Generator().manual_seed(0))
     found = load_model(tmp_path / "int8")
@@ -77,9 +81,11 @@ def test_a_sam_runs_with_integers(encoder: str, convolutions: int, tmp_path: Pat
     # the decoder's two transposed convolutions stay floats
     assert counts["products"] - 2 == counts["rounded"] == sum(counts["kernels"].values())
     assert counts["kernels"]["QLinearConv"] == convolutions
-    for count in (1, 4):
+    for count, prompts in ((1, 1), (4, 3), (2, 7)):
+        given = rows(count, prompts)
         with torch.no_grad():
-            whole = found.module(rows(count))["logits"]
-            near, exact = (one.module(rows(count))["logits"] for one in (rounded, built))
+            whole = found.module(given)["logits"]
+            near, exact = (one.module(given)["logits"] for one in (rounded, built))
+        assert whole.shape == (count, prompts, 3, 32, 32)
         assert 0 < gap(whole, near) < 0.06
         assert 0 < gap(whole, exact) < 0.06

@@ -32,13 +32,17 @@ EASY = EverythingSettings(
 
 
 class Filled(nn.Module):
-    """Answers the first box by itself, filled: all three masks."""
+    """Answers each box by itself, filled: all three masks."""
 
     def forward(self, batch: Tensors) -> dict[str, torch.Tensor]:
-        left, top, right, bottom = (batch["boxes"][:, 0] / 2)[..., None, None].unbind(1)
+        corners = batch["point_coords"].flatten(2) / 2
+        left, top, right, bottom = corners[..., None, None].unbind(2)
         y, x = torch.arange(32)[:, None] + 0.5, torch.arange(32)[None] + 0.5
         mask = 20.0 * ((x > left) & (x < right) & (y > top) & (y < bottom)) - 10
-        return {"logits": mask[:, None].repeat(1, 3, 1, 1), "iou": torch.zeros(len(mask), 3)}
+        return {
+            "logits": mask[:, :, None].repeat(1, 1, 3, 1, 1),
+            "iou": torch.zeros(*mask.shape[:2], 3),
+        }
 
 
 def known(row: int, height: int, width: int) -> str:

@@ -28,7 +28,13 @@ from stillhouse_sam.metrics import (
     click_ious,
 )
 from stillhouse_sam.models import SamNetwork, Shape, named
-from stillhouse_sam.prompts import boxes_of, farthest_click, pack_masks, unpack_masks
+from stillhouse_sam.prompts import (
+    box_prompts,
+    boxes_of,
+    farthest_click,
+    pack_masks,
+    unpack_masks,
+)
 
 SHAPE = Shape(size=64, grid=8, channels=32, heads=2, mlp=64)
 SIZES = torch.tensor([[64, 48], [24, 64]])
@@ -39,7 +45,7 @@ RECTANGLES = (
 
 
 class Filled(nn.Module):
-    """Answers the first box by itself, filled, `by` cells to the right; its two other masks are all
+    """Answers each box by itself, filled, `by` cells to the right; its two other masks are all
     or nothing, of a lower predicted IoU. All of the padding is in each.
     """
 
@@ -48,14 +54,16 @@ class Filled(nn.Module):
         self.by = by
 
     def forward(self, batch: Tensors) -> dict[str, Tensor]:
-        left, top, right, bottom = (batch["boxes"][:, 0] / 2)[..., None, None].unbind(1)
+        corners = batch["point_coords"].flatten(2) / 2
+        left, top, right, bottom = corners[..., None, None].unbind(2)
         y, x = torch.arange(32)[:, None] + 0.5, torch.arange(32)[None] + 0.5 - self.by
         inside = (x > left) & (x < right) & (y > top) & (y < bottom)
-        height, width = (batch["sizes"] / 2)[..., None, None].unbind(1)
+        height, width = (batch["sizes"] / 2)[:, None, :, None, None].unbind(2)
         inside |= (y > height) | (x + self.by > width)
         mask = 20.0 * inside - 10
-        logits = torch.stack([torch.full_like(mask, 9.0), mask, torch.full_like(mask, -9.0)], 1)
-        return {"logits": logits, "iou": torch.tensor([[0.1, 0.9, -0.2]]).expand(len(mask), 3)}
+        logits = torch.stack([torch.full_like(mask, 9.0), mask, torch.full_like(mask, -9.0)], 2)
+        iou = torch.tensor([0.1, 0.9, -0.2]).expand(*mask.shape[:2], 3)
+        return {"logits": logits, "iou": iou}
 
 
 def objects() -> TensorData:
@@ -195,7 +203,10 @@ def test_clicks_are_answered_as_segment_anything_does() -> None:
 
 def test_a_fake_quantized_sam_is_scored_by_boxes() -> None:
     sam, data = small_sam(), objects()
-    batch = {name: data.rows(torch.arange(2))[name] for name in ("images", "sizes", "boxes")}
+    rows = data.rows(torch.arange(2))
+    points, labels = box_prompts(rows["boxes"])
+    batch = {"images": rows["images"], "sizes": rows["sizes"]}
+    batch |= {"point_coords": points, "point_labels": labels}
     built = Built(spec=named("sam-32x1", shape=SHAPE), module=sam)
     rounded = Quantize(metric="minmax", bits=8, inputs=tuple(batch)).applied(built, batch).module
     roles = {"float": sam, "student": rounded}

@@ -106,7 +106,7 @@ def test_nothing_but_training_photos_trains_or_calibrates() -> None:
         if isinstance(stage, Evaluate):
             everything = stage.name.startswith("everything")
             assert port == ("photos.photos" if everything else "data.test")
-        elif stage.name.startswith(("w8", "w6", "w4", "onnx", "int8")):
+        elif stage.name.startswith(("w8", "w6", "w4", "onnx", "int8", "export")):
             assert port == "data.calibration"  # rendered scenes have other ranges
         elif stage.name not in ("data", "photos"):
             assert port in (None, "data.train")

@@ -59,6 +59,21 @@ def port_record(values: Mapping[str, Tensor], usage: Usage | None) -> dict[str, 
     }
 
 
+def add_shapes(record: Record, file: Path) -> None:
+    """Put into the record's ports the shapes that an ONNX file has, in which an axis of any length
+    is a name.
+    """
+    import onnx
+
+    graph = onnx.load(str(file), load_external_data=False).graph
+    for value in (*graph.input, *graph.output):
+        port = {**record["inputs"], **record["outputs"]}.get(value.name, {})
+        dims = value.type.tensor_type.shape.dim
+        if len(dims) == len(port.get("shape", ())):
+            told = zip(dims, port["shape"], strict=True)
+            port["shape"] = [dim.dim_param or dim.dim_value or length for dim, length in told]
+
+
 def add_metadata(file: Path, record: Record) -> None:
     """Write those of `METADATA` that the record has into an ONNX file, as JSON texts by key."""
     import onnx

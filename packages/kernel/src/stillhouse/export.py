@@ -6,7 +6,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,20 @@ from stillhouse.card import (
     Card,
     Usage,
     add_metadata,
+    add_shapes,
     model_card,
     port_record,
 )
 from stillhouse.data.data import Data
-from stillhouse.errors import BadRecipe, BadSetting, ContractError
+from stillhouse.errors import BadRecipe, BadSetting, ContractError, UnknownName
 from stillhouse.profile import first_batch, macs, parameters
 from stillhouse.quantize.onnx_network import ONNX, RECORD, OnnxNetwork
 
 MIN_OPSET = 17
+# of an input, the names of the axes behind the first that may have any length
+Axes = Mapping[str, tuple[str, ...]]
+FIXED: Axes = {}
+LENGTHS = (1, 3, 7)  # of such an axis, at which a file is checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +42,9 @@ class Export:
 
     Ports: the `role` to export, and "data", whose first `samples` rows check the ONNX file: the
     largest absolute difference to torch over every output must stay within `tolerance`. The batch
-    axis is dynamic; inputs keep the dtype and shape they have in the data. Raises ContractError
-    when ONNX and torch disagree.
+    axis is dynamic, and of an input in `dynamic` as many axes behind it as have a name there; the
+    file is checked at several lengths of those. Else inputs keep the dtype and shape they have in
+    the data. Raises ContractError when ONNX and torch disagree.
 
     Three more ports may be there: "onnx", the role as `ToOnnx` made it, whose file is then taken
     (and checked again); "int8", what `QuantizeStatic` made of that or `ToIntegers` of the role,
@@ -50,6 +56,7 @@ class Export:
     role: str = "student"
     inputs: tuple[str, ...] = ("images",)
     outputs: tuple[str, ...] = ("logits",)
+    dynamic: Axes = field(default_factory=dict[str, tuple[str, ...]])
     opset: int = 18
     samples: int = 32
     tolerance: float = 1e-3
@@ -58,6 +65,7 @@ class Export:
 
     def __post_init__(self) -> None:
         check_opset(self.opset, where="export")
+        check_axes(self.dynamic, self.inputs, where="export")
 
     def __call__(self, inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:  # noqa: ARG002
         if self.role not in inputs or "data" not in inputs:
@@ -67,14 +75,16 @@ class Export:
         built: Built = inputs[self.role]
         save_model(out, built)
         batch = sample(inputs["data"], self.samples, self.inputs)
+        given, axes = (built.module, batch, self.outputs), self.dynamic
         if "onnx" not in inputs:
-            write_onnx(built.module, batch, self.outputs, out / ONNX, opset=self.opset)
+            write_onnx(*given, out / ONNX, opset=self.opset, dynamic=axes)
         for port, name in (("onnx", ONNX), ("int8", INT8)):
             if port in inputs:
                 (out / name).write_bytes(_bytes(inputs[port], port))
-        check_onnx(out / ONNX, built.module, batch, self.outputs, tolerance=self.tolerance)
+        check_onnx(out / ONNX, *given, tolerance=self.tolerance, dynamic=axes)
         usage = self.usage(built.spec) if self.usage else None
         record = self._record(built, batch, usage, inputs.get("scores", {}))
+        add_shapes(record, out / ONNX)
         for name in (ONNX, INT8):
             if (out / name).is_file():
                 add_metadata(out / name, record)
@@ -122,6 +132,25 @@ def sample(data: Data, count: int, names: tuple[str, ...]) -> dict[str, Tensor]:
     return {name: batch[name] for name in names}
 
 
+def resized(batch: Mapping[str, Tensor], dynamic: Axes, length: int) -> dict[str, Tensor]:
+    """The batch with `length` entries along the first of the dynamic axes, and along each next one
+    more: those there are, repeated.
+    """
+    found = dict(batch)
+    names = list(dict.fromkeys(name for axes in dynamic.values() for name in axes))
+    for key, axes in dynamic.items():
+        for axis, name in enumerate(axes, 1):
+            places = torch.arange(length + names.index(name)) % found[key].shape[axis]
+            found[key] = found[key].index_select(axis, places)
+    return found
+
+
+def resizings(batch: Mapping[str, Tensor], dynamic: Axes) -> list[dict[str, Tensor]]:
+    """The first row of a batch at `LENGTHS` of the dynamic axes; nothing where there are none."""
+    first = {name: value[:1] for name, value in batch.items()}
+    return [resized(first, dynamic, length) for length in LENGTHS if dynamic]
+
+
 class _Positional(nn.Module):
     """The module with tensors for arguments and results, as ONNX has them."""
 
@@ -141,13 +170,20 @@ def write_onnx(
     path: Path,
     *,
     opset: int,
+    dynamic: Axes = FIXED,
 ) -> None:
-    """Write `module` as one ONNX file with a dynamic batch axis, through torch's exporter.
+    """Write `module` as one ONNX file with a dynamic batch axis, and those that `dynamic` names,
+    through torch's exporter.
 
     The file does not say where the code lay: the same network is the same bytes in any checkout.
     """
     names = tuple(batch)
-    dynamic = {"values": tuple({0: torch.export.Dim("batch")} for _ in names)}
+    # the exporter takes an axis of length 1 for a constant
+    batch = resized(batch, dynamic, 2)
+    batch = {name: torch.cat([v, v]) if len(v) == 1 else v for name, v in batch.items()}
+    axes = {name: ("batch", *dynamic.get(name, ())) for name in names}
+    dims = {axis: torch.export.Dim(axis) for one in axes.values() for axis in one}
+    shapes = tuple({i: dims[axis] for i, axis in enumerate(axes[name])} for name in names)
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -161,7 +197,7 @@ def write_onnx(
                 str(path),
                 input_names=list(names),
                 output_names=list(outputs),
-                dynamic_shapes=dynamic,
+                dynamic_shapes={"values": shapes},
                 opset_version=opset,
                 dynamo=True,
                 external_data=False,
@@ -196,9 +232,8 @@ def onnx_difference(
     with torch.no_grad():
         expected = module.eval()(dict(batch))
     pairs = zip(outputs, found, strict=True)
-    return max(
-        float((expected[name] - torch.from_numpy(value)).abs().max()) for name, value in pairs
-    )
+    gaps = [(expected[name] - torch.from_numpy(value)).abs().max() for name, value in pairs]
+    return float(torch.stack(gaps).max())  # NaN where one is
 
 
 def check_onnx(
@@ -208,17 +243,28 @@ def check_onnx(
     outputs: tuple[str, ...],
     *,
     tolerance: float,
+    dynamic: Axes = FIXED,
 ) -> None:
-    """Raises ContractError where the file and torch differ by more than `tolerance`."""
-    difference = onnx_difference(path, module, batch, outputs)
-    if not difference <= tolerance:
-        raise ContractError(
-            f"{ONNX} differs from torch by {difference:.2e} on real inputs "
-            f"(allowed: {tolerance:.0e})"
-        )
+    """Raises ContractError where the file and torch differ by more than `tolerance`, at any of
+    several lengths of the dynamic axes.
+    """
+    for one in (batch, *resizings(batch, dynamic)):
+        difference = onnx_difference(path, module, one, outputs)
+        if not difference <= tolerance:
+            raise ContractError(
+                f"{path.name} differs from torch by {difference:.2e} on real inputs "
+                f"(allowed: {tolerance:.0e})"
+            )
 
 
 def check_opset(opset: int, *, where: str) -> None:
     """Raises BadSetting for an opset that the exporter no longer writes."""
     if opset < MIN_OPSET:
         raise BadSetting(f"{where}: opset must be >= {MIN_OPSET} (got {opset})")
+
+
+def check_axes(dynamic: Axes, inputs: tuple[str, ...], *, where: str) -> None:
+    """Raises UnknownName for dynamic axes of what is no input."""
+    for name in dynamic:
+        if name not in inputs:
+            raise UnknownName("input", name, inputs, where=f"{where}: dynamic")

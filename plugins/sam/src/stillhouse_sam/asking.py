@@ -17,7 +17,7 @@ from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse_sam.models.encoders import frames
 from stillhouse_sam.models.network import SamNetwork, decoded, prompted
-from stillhouse_sam.prompts import in_frame
+from stillhouse_sam.prompts import box_prompts, in_frame
 
 
 def whole(module: nn.Module) -> Sam | None:
@@ -74,22 +74,35 @@ def ask_boxes(
     """Logits and predicted IoU of the answers to boxes (xyxy in pixels of the frame), box p in
     image rows[p] of the batch; at least one box, `at_once` in a forward.
 
-    A whole SAM embeds each image once; another role is asked by its forward, an image a box.
+    A whole SAM embeds each image once; another role is asked by its forward, an image at a time.
     """
     sam = whole(module)
-    embedding = None if sam is None else embedded(sam, batch)
+    if sam is None:
+        return _by_image(module, batch, rows, boxes, at_once)
+    embedding = embedded(sam, batch)
     answers: list[tuple[Tensor, Tensor]] = []
     for some, corners in zip(rows.split(at_once), boxes.split(at_once), strict=True):
-        if sam is not None and embedding is not None:
-            prompt = prompted(sam.prompt_encoder, {"boxes_prompt": corners})
-            found = decoded(sam.mask_decoder, {"embedding": embedding[some], **prompt})
-        else:
-            # as many boxes an image as it was made for; the first one counts
-            alike = corners[:, None].expand(-1, batch["boxes"].shape[1], -1).contiguous()
-            asked = {"images": batch["images"][some], "sizes": batch["sizes"][some], "boxes": alike}
-            found = module(asked)
+        prompt = prompted(sam.prompt_encoder, {"boxes_prompt": corners})
+        found = decoded(sam.mask_decoder, {"embedding": embedding[some], **prompt})
         answers.append(best(found))
     return torch.cat([a for a, _ in answers]), torch.cat([b for _, b in answers])
+
+
+def _by_image(
+    module: nn.Module, batch: Tensors, rows: Tensor, boxes: Tensor, at_once: int
+) -> tuple[Tensor, Tensor]:
+    """`ask_boxes` of what answers as `SamNetwork` does."""
+    places: list[Tensor] = []
+    answers: list[tuple[Tensor, Tensor]] = []
+    for image in rows.unique():
+        one = {name: batch[name][image][None] for name in ("images", "sizes")}
+        for some in (rows == image).nonzero().squeeze(1).split(at_once):
+            points, labels = box_prompts(boxes[some][None])
+            found = module({**one, "point_coords": points, "point_labels": labels})
+            answers.append(best({name: found[name][0] for name in ("logits", "iou")}))
+            places.append(some)
+    order = torch.cat(places).argsort()
+    return torch.cat([a for a, _ in answers])[order], torch.cat([b for _, b in answers])[order]
 
 
 def ask_points(

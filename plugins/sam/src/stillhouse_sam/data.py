@@ -21,7 +21,7 @@ from stillhouse.data.data import Columns, Ragged
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import positive
 from stillhouse_sam.formats import Object, Photo, decoded, of_mask
-from stillhouse_sam.prompts import BITS
+from stillhouse_sam.prompts import BITS, first_prompts, unpack_masks
 from stillhouse_sam.readers import find_photos
 from stillhouse_sam.samples import scene
 
@@ -38,7 +38,8 @@ class ReadMasks:
     `masks` largest objects as masks uint8 [N, M, L, L / 8] (`prompts.pack_masks`), mask_valid bool
     [N, M] and boxes float32 [N, M, 4] (left, top, right, bottom edge in pixels of the frame);
     annotations (text): JSON with name, height, width, licence, licence_name, credit and all
-    objects (rle in the picture's own pixels, area, crowd, category).
+    objects (rle in the picture's own pixels, area, crowd, category); but for train, a prompt each
+    as `prompts.first_prompts` has it, for calibration with clicks.
 
     A cell is inside where at least half of it is. A crowd, or an object without a cell, is no mask.
 
@@ -104,11 +105,23 @@ class ReadMasks:
             columns: dict[str, Tensor | Ragged | list[str]] = {
                 name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in _TENSORS
             }
+            if port != "train":
+                columns |= self._prompts(columns, clicks=port == "calibration")
             columns["annotations"] = [row["annotations"] for row in rows]
             some = some or any(row["mask_valid"].any() for row in rows)
             yield columns
         if not some and port in JUDGED:  # an encoder is distilled without masks, but not judged
             raise BadData(f"{port}: no object of {self.masks} masks a picture; label some")
+
+    def _prompts(self, columns: Mapping[str, Any], *, clicks: bool) -> dict[str, Tensor]:
+        masks = unpack_masks(columns["masks"][:, :1])
+        return first_prompts(
+            masks,
+            columns["mask_valid"],
+            columns["boxes"],
+            side=self.size / self.low,
+            clicks=clicks,
+        )
 
     def row(self, photo: Photo) -> dict[str, Any]:
         """The columns of a photo, numpy arrays and text; BadData names what cannot be used."""

@@ -13,6 +13,8 @@ from stillhouse.errors import BadData, BadSetting
 
 BITS = 8  # pixels a byte of a packed mask
 MIDDLE = 0.5  # from the corner of a pixel to its middle
+CORNERS = (2, 3)  # labels of a box's top left and bottom right
+NOTHING = -1  # label of a point that only fills its place
 
 
 def points_in(mask: Bool[Tensor, "N H W"], *, rng: Generator) -> Int64[Tensor, "N 2"]:
@@ -108,6 +110,51 @@ def boxes_of(masks: Bool[Tensor, "*N H W"]) -> Float[Tensor, "*N 4"]:
         edges += [low.minimum(high), high]
     left, right, top, bottom = edges
     return torch.stack([left, top, right, bottom], -1).float()
+
+
+def box_prompts(
+    boxes: Float[Tensor, "*N 4"],
+) -> tuple[Float[Tensor, "*N 2 2"], Int64[Tensor, "*N 2"]]:
+    """Boxes (left, top, right, bottom) as a SAM's own forward and its ONNX files take them: two
+    corners, of label 2 and 3.
+    """
+    points = boxes.unflatten(-1, (2, 2))
+    labels = torch.tensor(CORNERS, device=boxes.device).expand(points.shape[:-1])
+    return points, labels.contiguous()
+
+
+def click_prompts(
+    points: Float[Tensor, "*N 2"],
+) -> tuple[Float[Tensor, "*N 2 2"], Int64[Tensor, "*N 2"]]:
+    """One click on each object: a point of label 1, and of label -1 the one that stands for the
+    missing box.
+    """
+    both = torch.stack([points, torch.zeros_like(points)], -2)
+    labels = torch.tensor([1, NOTHING], device=points.device).expand(both.shape[:-1])
+    return both, labels.contiguous()
+
+
+def first_prompts(
+    masks: Bool[Tensor, "B M L L"],
+    valid: Bool[Tensor, "B M"],
+    boxes: Float[Tensor, "B M 4"],
+    *,
+    side: float,
+    clicks: bool,
+) -> dict[str, Tensor]:
+    """A prompt an image, point_coords [B, 1, 2, 2] and point_labels [B, 1, 2]: the box of its first
+    mask; with `clicks`, of every other image the pixel of that mask which is farthest from its
+    edge, where there is a mask. `side`: pixels of the frame of which one of a mask's has that many.
+    """
+    points, labels = box_prompts(boxes[:, 0])
+    rows = torch.arange(len(boxes))
+    some = valid[:, 0] & (rows % 2 == 1) if clicks else torch.zeros_like(valid[:, 0])
+    if bool(some.any()):
+        truth = masks[some, 0]
+        middle, _ = farthest_click(truth, torch.zeros_like(truth))
+        points, labels = points.clone(), labels.clone()
+        points[some], labels[some] = click_prompts(in_frame(middle, side))
+    return {"point_coords": points[:, None], "point_labels": labels[:, None]}
 
 
 def pack_masks(masks: Bool[Tensor, "*N H W"]) -> UInt8[Tensor, "*N H w"]:

@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stillhouse.artifact import Built, recorded
 from stillhouse.errors import BadRecipe, BadSetting, ContractError, UnknownName
-from stillhouse.export import MIN_OPSET, check_opset, write_onnx
+from stillhouse.export import MIN_OPSET, Axes, check_axes, check_opset, resizings, write_onnx
 from stillhouse.profile import macs, parameters
 from stillhouse.quantize.fake import GELU_MINIMUM
 from stillhouse.quantize.onnx_network import ONNX, save_onnx, session
@@ -45,7 +45,8 @@ class ToIntegers:
     Ports: the `role`, and "data", `samples` rows of which (drawn by the stage's seed; with that of
     `Quantize`, the same) measure the ranges of what convolutions give. Raises ContractError when
     an output, on these rows, is off that of the same products rounded in torch by more than
-    `tolerance` of its mean size. `parts` names the modules whose products become integers
+    `tolerance` of its mean size; so too at other lengths of the axes in `dynamic`, which is as of
+    `Export`. `parts` names the modules whose products become integers
     ("sam.image_encoder"; none: all): what stays a float is not rounded, and small products are no
     faster as integers. Transposed convolutions stay floats. The spec's "integers" says how many
     "products" the network has, how many the file has "rounded", and the "kernels" that ONNX Runtime
@@ -64,12 +65,14 @@ class ToIntegers:
     parts: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ("images",)
     outputs: tuple[str, ...] = ("logits",)
+    dynamic: Axes = field(default_factory=dict[str, tuple[str, ...]])
     opset: int = 18
     samples: int = 8
     tolerance: float = 0.1
 
     def __post_init__(self) -> None:
         check_opset(self.opset, where="integers")
+        check_axes(self.dynamic, self.inputs, where="integers")
         if self.samples < 1:
             raise BadSetting(f"integers: samples must be >= 1 (got {self.samples})")
 
@@ -83,7 +86,8 @@ class ToIntegers:
         batch = drawn(inputs["data"], self.samples, self.inputs, rng)
         chosen = _Rounded(network, self.parts)
         content, rounded = self._file(chosen, batch)
-        self._check(content, chosen.simulated(batch), batch)
+        for some in (batch, *resizings(batch, self.dynamic)):
+            self._check(content, chosen.simulated(some), some)
         one = {name: value[:1] for name, value in batch.items()}
         kwargs = {
             "inputs": list(self.inputs),
@@ -114,7 +118,8 @@ class ToIntegers:
         with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
             file = Path(folder) / ONNX
             with rounded.watching():
-                write_onnx(rounded, batch, self.outputs, file, opset=self.opset)
+                opset, axes = self.opset, self.dynamic
+                write_onnx(rounded, batch, self.outputs, file, opset=opset, dynamic=axes)
             model = ir.load(str(file))
             fold(model.graph)
             ranges = _ranges(_bytes(model), ranged(model.graph), batch)

@@ -6,7 +6,7 @@ Static: the ranges of the activations are measured once, on samples, and stored.
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from stillhouse.artifact import Built, recorded
 from stillhouse.data.data import Data
 from stillhouse.errors import BadRecipe, BadSetting
-from stillhouse.export import check_onnx, check_opset, sample, write_onnx
+from stillhouse.export import Axes, check_axes, check_onnx, check_opset, sample, write_onnx
 from stillhouse.profile import macs, parameters
 from stillhouse.quantize.onnx_network import ONNX, OnnxNetwork, save_onnx
 
@@ -27,26 +27,30 @@ class ToOnnx:
     """A `convert`: the `role` as an ONNX file in 32-bit floats, run by ONNX Runtime from here on.
 
     Ports: the role, and "data", whose first `samples` rows check the file: raises ContractError
-    when an output differs from torch by more than `tolerance`. The folder also holds model.onnx.
+    when an output differs from torch by more than `tolerance`. `dynamic` as of `Export`. The folder
+    also holds model.onnx.
     """
 
     role: str = "student"
     inputs: tuple[str, ...] = ("images",)
     outputs: tuple[str, ...] = ("logits",)
+    dynamic: Axes = field(default_factory=dict[str, tuple[str, ...]])
     opset: int = 18
     samples: int = 32
     tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
         check_opset(self.opset, where="onnx")
+        check_axes(self.dynamic, self.inputs, where="onnx")
 
     def __call__(self, inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:  # noqa: ARG002
         built, data = _ports(inputs, self.role)
         batch = sample(data, self.samples, self.inputs)
         with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
             file = Path(folder) / ONNX
-            write_onnx(built.module, batch, self.outputs, file, opset=self.opset)
-            check_onnx(file, built.module, batch, self.outputs, tolerance=self.tolerance)
+            given, axes = (built.module, batch, self.outputs), self.dynamic
+            write_onnx(*given, file, opset=self.opset, dynamic=axes)
+            check_onnx(file, *given, tolerance=self.tolerance, dynamic=axes)
             content = file.read_bytes()
         one = {name: value[:1] for name, value in batch.items()}
         kwargs = {

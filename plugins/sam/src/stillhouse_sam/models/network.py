@@ -1,7 +1,7 @@
 """SAM's prompt encoder and decoder as roles, and a whole SAM of three parts.
 
-B: images. P: prompts. K: points a prompt. T: its tokens. M: boxes an image. C: channels. G: side of
-the embedding; L = 4 G: side of the logits. S: side of the frame in pixels.
+B: images. N: prompts an image. P: prompts of all. K: points a prompt. T: its tokens. C: channels.
+G: side of the embedding; L = 4 G: side of the logits. S: side of the frame in pixels.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stillhouse.artifact import SPEC, Record, load_model, spec_of
 from stillhouse.errors import BadData, BadSetting
 from stillhouse_sam.models.encoders import MEAN, STD, Encoder, frames
+from stillhouse_sam.prompts import MIDDLE
 
 
 class PromptEncoderRole(nn.Module):
@@ -81,8 +82,10 @@ class SamNetwork(nn.Module):
     """A whole SAM: `sam` is a stock segment_anything Sam. `everything` are the settings with which
     it finds everything in a picture, where they were kept with it (`KeepEverything`).
 
-    batch["images"] [B, 3, S, S], "sizes" [B, 2], "boxes" [B, M, 4] -> for the first box of each
-    image {"logits": [B, 3, L, L], "iou": [B, 3]}, and {"embedding": [B, C, G, G]}.
+    batch["images"] [B, 3, S, S] and "sizes" [B, 2] as of `Encoder`, "point_coords" [B, N, K, 2] and
+    "point_labels" int64 [B, N, K] as of `labelled` -> {"logits": [B, N, 3, L, L], "iou": [B, N, 3],
+    "embedding": [B, C, G, G]}: each of any number of prompts is answered, an image is embedded
+    once.
     """
 
     def __init__(self, sam: Sam, everything: Mapping[str, Any] | None = None) -> None:
@@ -99,9 +102,49 @@ class SamNetwork(nn.Module):
         mean, std = cast(Tensor, sam.pixel_mean), cast(Tensor, sam.pixel_std)
         x = frames(batch["images"], batch["sizes"], mean, std)
         embedding = sam.image_encoder(x)
-        prompt = prompted(sam.prompt_encoder, {"boxes_prompt": batch["boxes"][:, 0]})
-        found = decoded(sam.mask_decoder, {"embedding": embedding, **prompt})
-        return {"logits": found["logits"], "iou": found["iou"], "embedding": embedding}
+        return {**answered(sam, embedding, batch), "embedding": embedding}
+
+
+class Decoder(nn.Module):
+    """What of a SAM comes after its image encoder: batch["embedding"] [B, C, G, G], "point_coords"
+    and "point_labels" -> {"logits", "iou"} as of `SamNetwork`.
+    """
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.prompt_encoder, self.mask_decoder = sam.prompt_encoder, sam.mask_decoder
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return answered(self, batch["embedding"], batch)
+
+
+def answered(
+    sam: Sam | Decoder, embedding: Tensor, batch: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """logits [B, N, 3, L, L] and iou [B, N, 3] of the prompts of a batch, for its embeddings."""
+    points, labels = batch["point_coords"], batch["point_labels"]
+    images, count = labels.shape[:2]
+    prompt = labelled(sam.prompt_encoder, points.flatten(0, 1), labels.flatten(0, 1))
+    each = embedding[:, None].expand(-1, count, -1, -1, -1).flatten(0, 1)
+    found = decoded(sam.mask_decoder, {"embedding": each, **prompt})
+    return {name: found[name].unflatten(0, (images, count)) for name in ("logits", "iou")}
+
+
+def labelled(net: PromptEncoder, points: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Prompts as segment_anything's ONNX files take them: points [P, K, 2] (x, y in pixels of the
+    frame) whose label [P, K] is 1 of the object, 0 not, 2 and 3 the top left and bottom right
+    corner of a box, -1 nothing (its place does not count) -> as `PromptEncoderRole`.
+
+    A prompt without a box gets one point of label -1, as `PromptEncoder` adds itself elsewhere.
+    """
+    kinds = [net.not_a_point_embed, *net.point_embeddings]
+    table = torch.cat([cast(nn.Embedding, kind).weight for kind in kinds])
+    place = net.pe_layer.forward_with_coords(points + MIDDLE, net.input_image_size)
+    real = (labels != -1)[..., None]
+    sparse = torch.where(real, place, 0.0) + table[labels + 1]
+    _, dense = net(points=None, boxes=None, masks=None)
+    dense = dense.expand(labels.shape[0], -1, -1, -1)  # len() would be a constant in an export
+    return {"sparse": sparse, "dense": dense, "position": net.get_dense_pe()}
 
 
 def prompt_encoder(*, size: int, grid: int, channels: int, inside: int = 16) -> nn.Module:

@@ -5,7 +5,9 @@ from stillhouse.export import Export
 from stillhouse.recipe import Recipe
 from stillhouse.stages import Convert
 from stillhouse_sam.confidence import KeepEverything
+from stillhouse_sam.exporting import ExportSam
 from stillhouse_sam.recipes.tinysam_names import (
+    DYNAMIC,
     INPUTS,
     OUTPUT,
     ROWS,
@@ -100,8 +102,8 @@ def _export(settings: TinySamSettings) -> Convert:
         task="mask-generation",
         paper=PAPER,
     )
-    inputs = {"student": "ready.model", "data": "data.train"}
+    inputs = {"student": "ready.model", "data": "data.calibration"}
     if settings.int8:
         inputs |= {"onnx": "onnx-0.model", "int8": "int8-0.model"}
-    export = Export(inputs=INPUTS, outputs=OUTPUT, card=card)
-    return Convert(name="export", convert=export, inputs=inputs)
+    export = Export(inputs=INPUTS, outputs=OUTPUT, dynamic=DYNAMIC, card=card)
+    return Convert(name="export", convert=ExportSam(export=export), inputs=inputs)

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 
+from stillhouse.export import Axes
 from stillhouse_sam.recipes.tinysam_settings import Student, TinySamSettings
 
-INPUTS = ("images", "sizes", "boxes")
-OUTPUT = ("logits", "iou")
+INPUTS = ("images", "sizes", "point_coords", "point_labels")
+OUTPUT = ("logits", "iou", "embedding")
+DYNAMIC: Axes = dict.fromkeys(INPUTS[2:], ("prompts", "points"))
 ROWS: Mapping[Student, str] = {
     "alone": "student alone",
     "embedding": "embedding only",

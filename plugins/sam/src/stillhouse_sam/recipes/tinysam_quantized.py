@@ -5,7 +5,7 @@ from stillhouse.quantize.onnx_static import ToOnnx
 from stillhouse.quantize.ptq import Quantize
 from stillhouse.quantize.scales import Metric
 from stillhouse.stages import Convert
-from stillhouse_sam.recipes.tinysam_names import INPUTS, OUTPUT, seeds, shipped_sam
+from stillhouse_sam.recipes.tinysam_names import DYNAMIC, INPUTS, OUTPUT, seeds, shipped_sam
 from stillhouse_sam.recipes.tinysam_settings import METRICS, TinySamSettings
 
 # a decoder of so few tokens is no faster with integers, and less exact (docs/results/int8-latency)
@@ -64,7 +64,7 @@ def integer_sams(settings: TinySamSettings) -> list[Convert]:
     stages: list[Convert] = []
     for seed in seeds(settings):
         photos = {"data": "data.calibration"}
-        onnx = ToOnnx(inputs=INPUTS, outputs=OUTPUT)
+        onnx = ToOnnx(inputs=INPUTS, outputs=OUTPUT, dynamic=DYNAMIC)
         floats = {**photos, "student": shipped_sam(settings, seed)}
         stages.append(Convert(name=f"onnx-{seed}", convert=onnx, inputs=floats))
         found = {**photos, "student": f"w8-{seed}.model"}
@@ -72,6 +72,7 @@ def integer_sams(settings: TinySamSettings) -> list[Convert]:
             parts=INTEGERS,
             inputs=INPUTS,
             outputs=OUTPUT,
+            dynamic=DYNAMIC,
             samples=settings.calibration,
             tolerance=GROSS,
         )
