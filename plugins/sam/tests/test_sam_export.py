@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from torch import Generator, Tensor
 
 from stillhouse.artifact import Built, save_model
@@ -17,6 +20,7 @@ from stillhouse.errors import BadData
 from stillhouse.export import Card, Export
 from stillhouse_sam.exporting import ExportSam, write_loader
 from stillhouse_sam.models import SamNetwork, Shape, named
+from stillhouse_sam.usage import sam_usage
 
 SHAPE = Shape(size=64, grid=8, channels=32, heads=2, mlp=64)
 INPUTS = ("images", "sizes", "point_coords", "point_labels")
@@ -26,6 +30,7 @@ EXPORT = Export(
     outputs=OUTPUTS,
     dynamic=dict.fromkeys(INPUTS[2:], ("prompts", "points")),
     card=Card(title="A small SAM", task="mask-generation", paper="TinySAM"),
+    usage=sam_usage,
 )
 # a user's machine has neither Stillhouse nor timm
 BARE = """
@@ -98,6 +103,55 @@ def test_onnx_answers_all_prompts(exported: tuple[Built, Path], count: int, poin
     found, scores = again.run(["logits", "iou"], later)
     close(found, expected["logits"])
     close(scores, expected["iou"])
+
+
+def test_the_cards_lines_ask_by_boxes_and_clicks_in_onnx_runtime_alone(
+    exported: tuple[Built, Path],
+) -> None:
+    built, folder = exported
+    noise = np.random.default_rng(0).integers(0, 256, (75, 100, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "photo.jpg")
+    blocks = [
+        part.split("```")[0] for part in (folder / "README.md").read_text().split("```python")
+    ]
+    prepare, runtime, _, read = blocks[1:5]
+    keep = 'np.savez("../asked.npz", **inputs, **{f"out_{n}": v for n, v in outputs.items()})\n'
+    printed = bare("sys.modules['torch'] = None\n" + prepare + runtime + read + keep, folder)
+    lines = printed.splitlines()
+    assert [line.split()[:2] for line in lines] == [["0", "IoU"], ["1", "IoU"], ["2", "IoU"]]
+    assert all(line.endswith("pixels of 7500") for line in lines)
+    found = np.load(folder.parent / "asked.npz")
+    given = {name: torch.from_numpy(found[name]) for name in INPUTS}
+    assert given["sizes"].tolist() == [[48, 64]]
+    torch.testing.assert_close(
+        given["point_coords"][0, 0], torch.tensor([[6.4, 12.8], [38.4, 44.8]])
+    )
+    with torch.no_grad():
+        expected = built.module(given)
+    close(found["out_logits"], expected["logits"])
+    close(found["out_iou"], expected["iou"])
+
+
+def test_units_and_sizes_are_in_the_files(exported: tuple[Built, Path]) -> None:
+    _, folder = exported
+    record = json.loads((folder / "export.json").read_text())
+    points = record["inputs"]["point_coords"]
+    assert points["shape"] == ["batch", "prompts", "points", 2]
+    assert "x and y in pixels of the scaled image" in points["meaning"]
+    assert record["outputs"]["logits"]["shape"] == ["batch", "prompts", 3, 32, 32]
+    assert record["preprocessing"]["size"] == 64
+    for name in ("model.onnx", "decoder.onnx"):
+        known = onnx.load(folder / name).metadata_props
+        told = {prop.key: json.loads(prop.value) for prop in known if prop.key != "task"}
+        assert told["inputs"]["point_coords"] == points
+        assert (
+            "three masks a prompt of 32 x 32 cells, 2 pixels each"
+            in told["outputs"]["logits"]["meaning"]
+        )
+    assert (
+        "| input | `point_labels` | int64 | [batch, prompts, points] |"
+        in (folder / "README.md").read_text()
+    )
 
 
 def test_another_networks_encoder_opens_without_stillhouse_and_timm(

@@ -12,6 +12,7 @@ from segment_anything.modeling import ImageEncoderViT
 from torch import Generator, nn
 
 from stillhouse.artifact import Built, spec_of
+from stillhouse.card import add_metadata
 from stillhouse.errors import BadData, ContractError
 from stillhouse.export import Export, check_onnx, sample, write_onnx
 from stillhouse.objectives.inputs import named
@@ -62,6 +63,10 @@ class ExportSam:
         given, axes = (Decoder(network.sam), asked, ANSWERS), export.dynamic
         write_onnx(*given, file, opset=export.opset, dynamic=axes)
         check_onnx(file, *given, tolerance=export.tolerance, dynamic=axes)
+        whole = json.loads((file.parent / load_sam.RECORD).read_text())
+        ports = {**whole["inputs"], **whole["outputs"]}
+        record = {"task": whole["task"], "inputs": {n: ports[n] for n in asked}}
+        add_metadata(file, record | {"outputs": {n: ports[n] for n in ANSWERS}})
 
 
 def write_loader(built: Built, out: Path, *, tolerance: float) -> None:
@@ -69,7 +74,7 @@ def write_loader(built: Built, out: Path, *, tolerance: float) -> None:
     and the card.
     """
     assert isinstance(built.module, SamNetwork)
-    net, size = built.module.sam.image_encoder, built.module.img_size
+    net, size = _encoder(built.module), built.module.img_size
     files, kind = {"decoder": DECODER, "loader": LOADER}, OWN
     if not isinstance(net, ImageEncoderViT):
         write_encoder(net, out / load_sam.ENCODER, size=size, tolerance=tolerance)
@@ -107,7 +112,7 @@ def sam_record(built: Built) -> dict[str, Any]:  # Any: JSON values
         _arguments(built.spec.kwargs[part]) for part in ("encoder", "prompts", "decoder")
     )
     assert isinstance(built.module, SamNetwork)
-    net = built.module.sam.image_encoder
+    net = _encoder(built.module)
     channels, size, grid = prompts["channels"], prompts["size"], prompts["grid"]
     return {
         "image_encoder": _vit(encoder) if isinstance(net, ImageEncoderViT) else {"img_size": size},
@@ -132,6 +137,11 @@ def sam_record(built: Built) -> dict[str, Any]:  # Any: JSON values
         "pixel_mean": list(MEAN),
         "pixel_std": list(STD),
     }
+
+
+def _encoder(network: SamNetwork) -> nn.Module:
+    """Annotated as segment_anything's, which it need not be."""
+    return network.sam.image_encoder
 
 
 def _vit(kwargs: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON values

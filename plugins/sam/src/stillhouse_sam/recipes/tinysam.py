@@ -30,6 +30,7 @@ from stillhouse_sam.recipes.tinysam_training import (
     student_stage,
     teacher_of,
 )
+from stillhouse_sam.usage import sam_usage
 
 
 def tinysam(settings: TinySamSettings) -> Recipe:
@@ -103,7 +104,8 @@ def _export(settings: TinySamSettings) -> Convert:
         paper=PAPER,
     )
     inputs = {"student": "ready.model", "data": "data.calibration"}
+    inputs["scores"] = f"{name}-0-scores.scores"
     if settings.int8:
         inputs |= {"onnx": "onnx-0.model", "int8": "int8-0.model"}
-    export = Export(inputs=INPUTS, outputs=OUTPUT, dynamic=DYNAMIC, card=card)
+    export = Export(inputs=INPUTS, outputs=OUTPUT, dynamic=DYNAMIC, card=card, usage=sam_usage)
     return Convert(name="export", convert=ExportSam(export=export), inputs=inputs)
