@@ -1,5 +1,6 @@
 """SAM's parts, whole SAMs by name, checkpoints."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ from stillhouse_sam.models import (
     encoder_named,
     load_sam,
     named,
+    vit_encoder,
 )
+from stillhouse_sam.models.checkpoints import described
 
 SHAPE = Shape(size=64, grid=8, channels=32, heads=2, mlp=64)
 RNG = Generator().manual_seed(0)
@@ -221,6 +224,35 @@ def test_a_wrong_checkpoint_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(BadData, match=r"\(64, 8, 32\), the recipe \(32, 4, 32\)"):
         other({"checkpoint": network()}, out, rng=RNG)
     assert not out.exists()
+
+
+def test_the_lines_that_read_a_checkpoint_are_printed(tmp_path: Path) -> None:
+    file = tmp_path / "sam.pth"
+    torch.save(whole(network("sam-32x2")).sam.state_dict(), file)
+    lines = (
+        "it is a SAM as sam-32x2; run with --set teacher_model=sam-32x2 --set size=64 --set grid=8 "
+        "--set channels=32 --set heads=2 --set mlp=64"
+    )
+    with pytest.raises(BadData, match=re.escape(lines)):
+        LoadSam(name="sam-32x1", shape=SHAPE)({"checkpoint": file}, tmp_path / "x", rng=RNG)
+    with torch.device("meta"):
+        state = named("vit_b").new().get_submodule("sam").state_dict()
+    assert described(state, SHAPE) == (
+        "it is SAM's vit_b; run with --set teacher_model=vit_b --set size=1024 --set grid=64 "
+        "--set channels=256 --set heads=8 --set mlp=2048"
+    )
+    assert "it holds no whole SAM with segment_anything's ViT" in described({}, SHAPE)
+    windows = vit_encoder(
+        size=64, patch=8, width=32, depth=2, heads=1, channels=32, window=4, everywhere=(1,)
+    )
+    small = dict(whole(network("sam-32x2")).sam.state_dict())
+    small |= {
+        f"image_encoder.{name}": value
+        for name, value in windows.get_submodule("net").state_dict().items()
+    }
+    assert "(width 32, depth 2, 8 x 8 patches) has windows" in described(small, SHAPE)
+    with pytest.raises(BadSetting, match=r"of 1024 pixels .* --set size=1024 --set grid=64 "):
+        encoder_named("vit_b", shape=SHAPE)
 
 
 def test_tiny_vit_has_its_last_stage_at_stride_sixteen() -> None:

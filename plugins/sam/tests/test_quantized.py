@@ -18,7 +18,7 @@ SHAPE = Shape(size=64, grid=8, channels=32, heads=2, mlp=64)
 
 
 INPUTS = ("images", "sizes", "point_coords", "point_labels")
-DYNAMIC = dict.fromkeys(INPUTS[2:], ("prompts", "points"))
+DYNAMIC = dict.fromkeys(INPUTS[2:], ("prompts",))  # ranges are those of two points a prompt
 
 
 def rows(count: int, prompts: int = 1) -> dict[str, Tensor]:

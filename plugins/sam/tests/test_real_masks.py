@@ -78,7 +78,7 @@ def test_areas_are_those_that_coco_tells() -> None:
     by_image: dict[int, list[dict[str, Any]]] = {}
     for row in told.values():
         by_image.setdefault(row["image_id"], []).append(row)
-    for photo in find_photos(MINI)["val"]:
+    for photo in find_photos(MINI)["validation"]:
         _, found = photo.read()
         for thing, row in zip(found, by_image.get(photo.place, []), strict=True):
             assert thing["crowd"] == row["iscrowd"]

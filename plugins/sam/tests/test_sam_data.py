@@ -89,7 +89,8 @@ def test_columns_by_hand(tmp_path: Path) -> None:
     made = read(write_photos(tmp_path, {"train": 3, "val": 2}))["test"]
     assert {name: tuple(made[name].shape) for name in made if name != "annotations"} == {
         "images": (2, 3, 32, 32), "sizes": (2, 2), "masks": (2, 3, 8, 1),
-        "mask_valid": (2, 3), "boxes": (2, 3, 4),
+        "mask_valid": (2, 3), "boxes": (2, 3, 4), "point_coords": (2, 1, 2, 2),
+        "point_labels": (2, 1, 2),
     }  # fmt: skip
     assert made["sizes"].tolist() == [[20, 32]] * 2
     # the larger first; the pixel in the corner is no half of a cell of 8 x 8
@@ -197,6 +198,28 @@ def test_one_part_is_parted(tmp_path: Path) -> None:
     assert counts == {"train": 12, "validation": 3, "test": 5, "calibration": 12}
     assert len({name for port in made for name in names(made[port])}) == 20
     assert names(made["calibration"]) == names(made["train"])
+
+
+def test_everything_mode_is_asked_of_photos_kept_for_testing(tmp_path: Path) -> None:
+    write_photos(tmp_path, {"val": 20})
+    made = read(tmp_path, held_out=0.25)
+    ports = ReadEverything(count=9, held_out=0.25)(
+        {"source": tmp_path}, rng=Generator().manual_seed(0)
+    )
+    assert names(joined(ports["photos"])) == names(made["test"])
+    whole = ReadEverything(count=30)({"source": tmp_path}, rng=Generator().manual_seed(0))
+    assert len(names(joined(whole["photos"]))) == 20
+
+
+def test_prompts_are_boxes_and_for_calibration_clicks(tmp_path: Path) -> None:
+    made = read(write_photos(tmp_path, {"train": 6, "val": 2}))
+    test, some = made["test"], made["calibration"]
+    assert test["point_coords"].flatten(1).tolist() == test["boxes"][:, 0].tolist()
+    assert test["point_labels"].tolist() == [[[2, 3]]] * 2
+    assert some["point_labels"][:2].tolist() == [[[2, 3]], [[1, -1]]]
+    x, y = (some["point_coords"][1, 0, 0] / 4).long().tolist()
+    assert unpack_masks(some["masks"])[1, 0, y, x]
+    assert "point_coords" not in made["train"]
 
 
 def test_unlabelled_photos_are_for_training_alone(tmp_path: Path) -> None:
@@ -366,5 +389,5 @@ def test_one_photo_cannot_be_parted(tmp_path: Path) -> None:
 def test_a_broken_photo_is_named(tmp_path: Path) -> None:
     write_photos(tmp_path, {"train": 4, "val": 2})
     (tmp_path / "val" / "5.png").write_bytes(b"no picture")
-    with pytest.raises(BadData, match="val/5.png: not a picture of a known format; replace it"):
+    with pytest.raises(BadData, match="val/5.png: not an image of a known format; replace it"):
         read(tmp_path)

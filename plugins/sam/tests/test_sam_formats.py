@@ -2,6 +2,8 @@
 
 import copy
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from stillhouse.data.notes import noted
 from stillhouse.errors import BadData
 from stillhouse_sam.formats import Object, Photo, decoded, encoded
 from stillhouse_sam.prompts import boxes_of
@@ -30,9 +33,9 @@ def masks() -> NDArray[np.bool_]:
     return np.stack([box, disc, corner])
 
 
-def write_picture(path: Path, size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
+def write_picture(path: Path, size: tuple[int, int] = (WIDTH, HEIGHT), seed: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
 
 
@@ -66,7 +69,7 @@ def coco(**changed: Any) -> Json:
              "segmentation": segmentation}
             for i, segmentation in enumerate(segmentations)
         ],
-        "categories": [{"id": 1, "name": "box"}, {"id": 2, "name": "disc"}],
+        "categories": [{"id": 1 + i, "name": n} for i, n in enumerate(("box", "disc", "dot"))],
         "licenses": [{"id": 4, "name": "Attribution License"}],
     }  # fmt: skip
     return {**content, **changed}
@@ -112,8 +115,8 @@ def write_sa1b(folder: Path, **changed: Any) -> Path:
     return folder
 
 
-def write_folder(folder: Path, mode: str = "L") -> Path:
-    write_picture(folder / "images" / "a.jpg")
+def write_folder(folder: Path, mode: str = "L", seed: int = 0) -> Path:
+    write_picture(folder / "images" / "a.jpg", seed=seed)
     ids = (masks() * np.array([255, 3, 9])[:, None, None]).sum(0).astype(np.uint8)
     picture = Image.fromarray(ids)
     if mode == "P":
@@ -145,7 +148,7 @@ def test_instances_are_read_in_all_their_forms(tmp_path: Path) -> None:
     assert [photo.place for photo in photos] == [7, 9]
     objects, read = found(photos[0])
     assert (read == masks()).all()
-    assert [thing["category"] for thing in objects] == ["box", "disc", "3"]
+    assert [thing["category"] for thing in objects] == ["box", "disc", "dot"]
     assert [thing["crowd"] for thing in objects] == [0, 0, 1]
     assert [thing["area"] for thing in objects] == masks().sum((1, 2)).tolist()
     assert (photos[0].licence, photos[0].licence_name) == (4, "Attribution License")
@@ -178,12 +181,12 @@ def test_several_polygons_are_one_object(tmp_path: Path) -> None:
 def test_coco_of_any_name_and_place_is_found(tmp_path: Path) -> None:
     write_json(tmp_path / "train" / "_annotations.coco.json", coco())
     write_json(tmp_path / "valid" / "_annotations.coco.json", coco())
-    for split in ("train", "valid"):
+    for seed, split in enumerate(("train", "valid")):
         for number in (7, 9):
-            write_picture(tmp_path / split / f"{number:012d}.jpg")
+            write_picture(tmp_path / split / f"{number:012d}.jpg", seed=seed)
     photos = find_photos(tmp_path)
-    assert sorted(photos) == ["train", "val"]
-    assert (found(photos["val"][0])[1] == masks()).all()
+    assert sorted(photos) == ["train", "validation"]
+    assert (found(photos["validation"][0])[1] == masks()).all()
 
 
 def test_panoptic_segments_are_read_and_go_first(tmp_path: Path) -> None:
@@ -211,7 +214,7 @@ def test_mask_folders_are_read(mode: str, tmp_path: Path) -> None:
 def test_splits_of_folders(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / split).mkdir()
-        write_folder(tmp_path / split)
+        write_folder(tmp_path / split, seed=len(split))
     assert sorted(find_photos(tmp_path)) == ["test", "train"]
     for place in ("images", "masks"):
         (tmp_path / "b" / place).mkdir(parents=True)
@@ -220,8 +223,8 @@ def test_splits_of_folders(tmp_path: Path) -> None:
                 tmp_path / "b" / place / split
             )
     photos = find_photos(tmp_path / "b")
-    assert sorted(photos) == ["train", "val"]
-    assert (found(photos["val"][0])[1] == masks()[[1, 2, 0]]).all()
+    assert sorted(photos) == ["train", "validation"]
+    assert (found(photos["validation"][0])[1] == masks()[[1, 2, 0]]).all()
 
 
 def test_a_picture_named_as_a_split_is_in_none(tmp_path: Path) -> None:
@@ -229,6 +232,65 @@ def test_a_picture_named_as_a_split_is_in_none(tmp_path: Path) -> None:
     for place, end in (("images", "jpg"), ("masks", "png")):
         (tmp_path / place / f"a.{end}").rename(tmp_path / place / f"test_1.{end}")
     assert list(find_photos(tmp_path)) == ["train"]
+
+
+def save_mask(folder: Path, image: Image.Image) -> NDArray[np.bool_]:
+    image.save(write_folder(folder) / "masks" / "a.png")
+    return found(only(folder))[1]
+
+
+def test_vocs_void_is_no_object(tmp_path: Path) -> None:
+    box, disc, corner = masks()
+    image = Image.fromarray(np.uint8(1 * box + 2 * disc + 255 * corner))
+    colours = [0] * 768
+    colours[3:9], colours[765:] = [128, 0, 0, 0, 128, 0], [224, 224, 192]
+    image.putpalette(colours)
+    assert (save_mask(tmp_path, image) == masks()[:2]).all()
+    grey = Image.fromarray(np.asarray(image))
+    grey.save(tmp_path / "masks" / "a.png")
+    assert len(found(only(tmp_path))[1]) == 3
+    (photos,) = find_photos(tmp_path, void=frozenset({255})).values()
+    assert (found(photos[0])[1] == masks()[:2]).all()
+
+
+@pytest.mark.parametrize("colour", [0, 255])
+def test_an_object_in_the_alpha_channel_is_read(colour: int, tmp_path: Path) -> None:
+    disc = masks()[1]
+    plain = np.full((HEIGHT, WIDTH, 3), colour, dtype=np.uint8)
+    rgba = np.concatenate([plain, np.uint8(255 * disc)[..., None]], axis=-1)
+    assert (save_mask(tmp_path, Image.fromarray(rgba)) == disc).all()
+
+
+def test_colours_of_transparent_surroundings_are_ids(tmp_path: Path) -> None:
+    box, disc, _ = masks()
+    rgba = np.stack([np.uint8(box * 7), np.uint8(disc * 9), np.uint8(box * 0),
+                     np.uint8(255 * (box | disc))], axis=-1)  # fmt: skip
+    assert (save_mask(tmp_path, Image.fromarray(rgba)) == np.stack([box, disc])).all()
+
+
+def test_many_small_objects_are_no_smoothed_mask(tmp_path: Path) -> None:
+    ids = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    ids[::4, ::4] = np.arange(1, 61).reshape(6, 10)  # single pixels
+    ids[1:4, 33:36] = 200
+    assert len(save_mask(tmp_path, Image.fromarray(ids))) == 61
+
+
+def test_hidden_files_are_not_seen_and_others_are_counted(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    write_picture(tmp_path / ".thumbs" / "a.jpg")
+    write_picture(tmp_path / "train2017" / "more.jfif")
+    (tmp_path / "notes.txt").write_text("nothing")
+    lines: list[str] = []
+    with noted(lines.append):
+        photos = find_photos(tmp_path)
+    assert [len(some) for some in photos.values()] == [2]
+    (line,) = lines
+    assert line.endswith("2 file(s) not read: 1 .txt, 1 .jfif (first: notes.txt)")
+
+
+def test_a_folder_around_the_data_says_nothing(tmp_path: Path) -> None:
+    write_folder(tmp_path / "test" / "mine")
+    assert list(find_photos(tmp_path / "test" / "mine")) == ["train"]
 
 
 def test_polygon_boxes_are_pixels_edges(tmp_path: Path) -> None:
@@ -270,6 +332,55 @@ def resized(write: Callable[[Path], Path], file: str) -> Callable[[Path], Path]:
     return resized_folder
 
 
+def turned(write: Callable[[Path], Path], file: str) -> Callable[[Path], Path]:
+    def turned_folder(folder: Path) -> Path:
+        path = write(folder) / file
+        with Image.open(path) as image:
+            tags = image.getexif()
+            tags[0x0112] = 6
+            image.save(path, exif=tags)
+        return folder
+
+    return turned_folder
+
+
+def with_values(
+    write: Callable[[Path], Path], file: str, value: Any, *, remove: str = "images/a.jpg"
+) -> Callable[[Path], Path]:
+    """A folder with a file of one value in the place of another."""
+
+    def written(folder: Path) -> Path:
+        (write(folder) / remove).unlink()
+        Image.fromarray(np.full((HEIGHT, WIDTH), value)).save(folder / file)
+        return folder
+
+    return written
+
+
+def mask_of(smooth: Callable[[Image.Image], Image.Image], mode: str) -> Callable[[Path], Path]:
+    """A mask of a disc, drawn four times as large and then made smaller."""
+
+    def written(folder: Path) -> Path:
+        y, x = np.mgrid[: 4 * HEIGHT, : 4 * WIDTH]
+        disc = Image.fromarray(np.uint8(255 * ((x - 104) ** 2 + (y - 52) ** 2 < 1600)))
+        smooth(disc.convert(mode)).save(write_folder(folder) / "masks" / "a.png")
+        return folder
+
+    return written
+
+
+def rgb16(mask: NDArray[np.bool_]) -> bytes:
+    """A PNG of RGB with 16 bits a channel."""
+    rows = np.repeat((mask * np.uint16(300)).astype(">u2")[..., None], 3, axis=-1)
+    raw = b"".join(b"\0" + row.tobytes() for row in rows)
+    head = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 2, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(raw)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+
+
 def empty(folder: Path) -> Path:
     (folder / "readme.txt").write_text("nothing")
     return folder
@@ -304,10 +415,10 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
         broken(write_coco, JPG, None),
         f"{INSTANCES}: image 7: the picture 000000000007.jpg is not there",
     ),
-    "picture broken": (broken(write_coco, JPG, b"x"), f"{JPG}: not a picture of a known format"),
+    "picture broken": (broken(write_coco, JPG, b"x"), f"{JPG}: not an image of a known format"),
     "picture cut": (
         broken(write_coco, JPG, b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01\x01"),
-        f"{JPG}: not a (whole )?picture",
+        f"{JPG}: not a whole image",
     ),
     "picture of another size": (
         resized(write_coco, JPG),
@@ -332,13 +443,76 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "odd string": (segmentation({**SHORT, "counts": "~"}), "101: counts are no run lengths"),
     "odd numbers": (segmentation({**SHORT, "counts": [1.5]}), "101: counts are not all whole"),
     "no counts": (segmentation({"size": [HEIGHT, WIDTH]}), "101: run lengths without counts"),
+    "far outside": (
+        segmentation([[1, 1, 50, 1, 50, 20]]),
+        f"{INSTANCES}: annotation 101: polygon 1 reaches from x 1 to 50, far outside the 40 x 24 "
+        "pixels of its picture, as if drawn on one of another size; correct it",
+    ),
+    "far above": (segmentation([[1, -9, 5, 1, 5, 20]]), "101: polygon 1 reaches from y -9 to 20"),
+    "unknown category": (
+        coco_with(categories=[{"id": 1, "name": "box"}, {"id": 3, "name": "dot"}]),
+        f"{INSTANCES}: annotation 101: category_id 2 is none of 1, 3; correct it",
+    ),
+    "unknown segment's category": (
+        lambda f: write_panoptic(f, categories=[{"id": 6, "name": "x"}]),
+        "panoptic_val2017.json: image 7: segment 70000: category_id 1 is none of 6; correct it",
+    ),
+    "turned by its camera": (
+        turned(write_coco, JPG),
+        rf"{JPG}: its camera's orientation tag \(6\) turns or mirrors it, and coordinates would",
+    ),
+    "float picture": (
+        with_values(write_folder, "images/a.tif", np.float32(300)),
+        "images/a.tif: floating values from 300 to 300; expected 0..1",
+    ),
+    "dark 16 bits": (
+        with_values(write_folder, "images/a.png", np.uint16(900)),
+        "images/a.png: 16 bits, but no value above 900",
+    ),
+    "picture in two splits": (
+        lambda f: write_folder(write_folder(f / "train").parent / "test").parent,
+        "train/images/a.jpg: has the bytes of .*test/images/a.jpg, in another split",
+    ),
+    "jpeg mask": (
+        lambda f: (
+            Image.open(f / (write_folder(f), "masks/a.png")[1]).save(f / "masks/a.jpg"),
+            (f / "masks/a.png").unlink(),
+            f,
+        )[-1],
+        "masks/a.jpg: a mask as JPEG, which changes values beside every edge",
+    ),
+    "smoothed mask": (
+        mask_of(lambda ids: ids.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR), "L"),
+        "masks/a.png: .* values lie only on edges, between the values beside them: a smoothed",
+    ),
+    "smoothed colours": (
+        mask_of(lambda ids: ids.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), "RGB"),
+        "masks/a.png: .* values lie only on edges",
+    ),
+    "float mask": (
+        with_values(write_folder, "masks/a.tif", np.float32(0.5), remove="masks/a.png"),
+        "masks/a.tif: a mask of mode F; expected grey values, a palette or RGB",
+    ),
+    "16 bits a channel": (
+        broken(write_folder, "masks/a.png", rgb16(masks()[1])),
+        "masks/a.png: 16 bits a channel, of which only 8 can be read",
+    ),
+    "colours and transparency": (
+        lambda f: (
+            Image.fromarray(
+                np.stack([np.uint8(masks()[i] * 255) for i in (0, 1, 1, 0)], axis=-1)
+            ).save(write_folder(f) / "masks/a.png"),
+            f,
+        )[-1],
+        "masks/a.png: both its colours and its transparency differ",
+    ),
     "png missing": (
         broken(write_panoptic, PNG, None),
         r"panoptic_val2017.json: image 7: the picture 000000000007.png is not there",
     ),
     "png of another size": (
         resized(write_panoptic, PNG),
-        f"{PNG}: 41 x 24 pixels, but its picture has 40 x 24",
+        f"{PNG}: 41 x 24 pixels, but its image has 40 x 24",
     ),
     "segment not in png": (
         lambda f: write_panoptic(f, np.zeros((HEIGHT, WIDTH), dtype=np.int64)),
@@ -398,16 +572,16 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "mask of another size": (
         resized(write_folder, "masks/a.png"),
-        "masks/a.png: 41 x 24 pixels, but its picture has 40 x 24",
+        "masks/a.png: 41 x 24 pixels, but its image has 40 x 24",
     ),
-    "mask broken": (broken(write_folder, "masks/a.png", b"x"), "masks/a.png: not a picture"),
+    "mask broken": (broken(write_folder, "masks/a.png", b"x"), "masks/a.png: not an image"),
     "in and out of splits": (
         lambda f: write_folder(write_folder(f / "train").parent / "b").parent,
-        "in neither train, val nor test",
+        "in neither train, validation nor test",
     ),
     "nothing for train": (
         lambda f: write_folder(write_folder(f / "val").parent / "test").parent,
-        "has test and val, but nothing for train",
+        "has test and validation, but no train part; add one",
     ),
 }
 

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 
 from stillhouse.artifact import Built
 from stillhouse.data.data import Ragged, TensorData
+from stillhouse.data.notes import noted
 from stillhouse.errors import BadData, BadRecipe, BadSetting, UnknownName
 from stillhouse.objectives.objective import Tensors
 from stillhouse.quantize.ptq import Quantize
@@ -21,6 +22,7 @@ from stillhouse_sam.everything import EverythingSettings, best_ious
 from stillhouse_sam.everything_metrics import Everything, EverythingBoth
 from stillhouse_sam.formats import decoded, of_mask
 from stillhouse_sam.metrics import (
+    COLUMNS,
     BoxIou,
     ClickIou,
     FilledBoxIou,
@@ -35,6 +37,7 @@ from stillhouse_sam.prompts import (
     pack_masks,
     unpack_masks,
 )
+from stillhouse_sam.trying import check_boxes
 
 SHAPE = Shape(size=64, grid=8, channels=32, heads=2, mlp=64)
 SIZES = torch.tensor([[64, 48], [24, 64]])
@@ -102,6 +105,42 @@ def test_masks_moved_aside_have_the_iou_worked_by_hand(by: int) -> None:
     found = BoxIou()(roles, objects())
     assert found == {"box_miou": pytest.approx((first + second + third) / 3)}
     assert BoxIou(batch=1)(roles, objects()) == found
+
+
+class Halved(nn.Module):
+    """Answers each box by what of it is above its falling diagonal."""
+
+    def forward(self, batch: Tensors) -> dict[str, Tensor]:
+        found = Filled()(batch)
+        left, top, right, bottom = (batch["point_coords"].flatten(2) / 2)[..., None, None].unbind(2)
+        y, x = torch.arange(32)[:, None] + 0.5, torch.arange(32)[None] + 0.5
+        above = (x - left) * (bottom - top) > (y - top) * (right - left)
+        logits = torch.where(above[:, :, None], found["logits"], -9.0)
+        return {**found, "logits": logits}
+
+
+def test_a_sam_no_better_than_filled_boxes_is_refused() -> None:
+    data = objects()
+    columns = {name: data.rows(torch.arange(2))[name] for name in COLUMNS}
+    above = torch.stack([torch.ones(32, 32).triu(diagonal=0).bool()] * 2)
+    half = TensorData(
+        {
+            **columns,
+            "masks": pack_masks(torch.stack([above, above & False], 1)),
+            "boxes": torch.tensor([[[0.0, 0, 64, 64], [0.0, 0, 0, 0]]] * 2),
+            "sizes": torch.tensor([[64, 64]] * 2),
+            "mask_valid": torch.tensor([[True, False]] * 2),
+        }
+    )
+    check_boxes(Halved(), half, go_on="")
+    for worse in (Filled(), small_sam()):
+        with pytest.raises(BadData, match=r"on 2 training photos.*filled, 51.6 %.*or set go_on"):
+            check_boxes(worse, half, go_on="set go_on")
+    unlabelled = TensorData({**half.columns, "mask_valid": torch.zeros(2, 2, dtype=torch.bool)})
+    lines: list[str] = []
+    with noted(lines.append):
+        check_boxes(Filled(), unlabelled, go_on="")
+    assert lines == ["teacher: no labelled training photo to try it on"]
 
 
 def test_a_picture_without_an_object_adds_nothing() -> None:

@@ -92,7 +92,10 @@ def test_what_a_student_does_not_learn_is_the_teachers() -> None:
 def test_a_given_teacher_is_taken_apart() -> None:
     made = recipe(teacher="file:sam.pth")
     assert isinstance(made.stage("teacher"), Convert)
-    assert made.stage("teacher").inputs == {"checkpoint": "file:sam.pth"}
+    given = {"checkpoint": "file:sam.pth"}
+    assert made.stage("teacher").inputs == {**given, "data": "data.train"}
+    untried = recipe(teacher="file:sam.pth", check_teacher=False)
+    assert untried.stage("teacher").inputs == given
     student = made.stage("weighting-0")
     assert student.inputs["teacher-encoder"] == "teacher-encoder.model"
     assert student.inputs["decoder"] == "teacher-decoder.model"
@@ -124,6 +127,29 @@ def test_scales_are_searched_three_ways_and_the_integers_are_those_of_the_hessia
         "w4-0": (4, "hessian"), "w4-mse": (4, "mse"), "w4-minmax": (4, "minmax"),
     }  # fmt: skip
     assert made.stage("int8-0").inputs["student"] == "w8-0.model"
+
+
+def test_everything_mode_is_asked_of_the_users_own_photos() -> None:
+    mine = recipe("small", data="file:mine").stage("photos")
+    assert mine.inputs == {"source": "file:mine"}
+    assert mine.make.held_out == 0.2  # those that ReadMasks keeps for testing
+    preset = recipe("small").stage("photos")
+    assert preset.inputs == {"source": "data:coco-panoptic-val100"}
+    assert preset.make.held_out is None
+    other = recipe("small", data="file:mine", photos="file:other").stage("photos")
+    assert other.inputs == {"source": "file:other"}
+    assert recipe().stage("photos").inputs == recipe().stage("data").inputs
+
+
+def test_the_gradients_norm_is_bounded_by_a_setting() -> None:
+    for made, norm in ((recipe(), 1.0), (recipe(clip_norm=3.0), 3.0)):
+        objectives = (s.objective for s in made.stages if isinstance(s, Train))
+        assert {p.clip_norm for o in objectives for p in o.phases.values()} == {norm}
+
+
+def test_void_values_reach_the_readers() -> None:
+    made = recipe("small", data="file:mine", void=(255, 7))
+    assert made.stage("data").make.void == made.stage("photos").make.void == (255, 7)
 
 
 def test_pictures_are_of_photos_that_may_be_shown() -> None:

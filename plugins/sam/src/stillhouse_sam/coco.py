@@ -19,11 +19,13 @@ from stillhouse_sam.formats import (
     as_object,
     field,
     of_mask,
-    read_ids,
     read_json,
     read_sized,
     records,
 )
+from stillhouse_sam.mask_files import read_ids
+
+NO_MASKS: Mapping[int, Path] = {}
 
 
 def instances(pictures: Sequence[Path], file: Path) -> list[Photo]:
@@ -49,7 +51,7 @@ def _instances(coco: "Coco", rows: Sequence[Json], height: int, width: int) -> l
             height,
             width,
             crowd=bool(row.get("iscrowd", 0)),
-            category=coco.category(row),
+            category=coco.category(f"{coco.file}: annotation {row.get('id')}", row),
         )
         for row in rows
     ]
@@ -64,15 +66,16 @@ def panoptic(pictures: Sequence[Path], file: Path) -> list[Photo]:
     known = {field(f"{file}: an annotation", row, "image_id", int): row for row in coco.annotations}
     read: dict[int, Callable[[int, int], list[Object]]] = {}
     rows: dict[int, list[Json]] = {}
+    masks: dict[int, Path] = {}
     for number in coco.images:
         where = f"{file}: image {number}"
         if number not in known:
             raise BadData(f"{where}: no annotation has this image_id; add it or remove the image")
-        png = located(pngs, where, field(where, known[number], "file_name", str))
+        png = masks[number] = located(pngs, where, field(where, known[number], "file_name", str))
         rows[number] = records(where, known[number], "segments_info")
         read[number] = partial(_segments, coco, where, png, rows[number])
-    masks = set(pngs)
-    return coco.photos([path for path in pictures if path not in masks], read, rows)
+    every = set(pngs)
+    return coco.photos([path for path in pictures if path not in every], read, rows, masks)
 
 
 def _segments(
@@ -86,7 +89,9 @@ def _segments(
         raise BadData(f"{has}: has segment {number}, which {lacks} lacks; correct either")
     return [
         of_mask(
-            ids == number, crowd=bool(row.get("iscrowd", 0)), category=coco.category(row)
+            ids == number,
+            crowd=bool(row.get("iscrowd", 0)),
+            category=coco.category(f"{where}: segment {number}", row),
         )
         for number, row in known.items()
     ]  # fmt: skip
@@ -122,23 +127,37 @@ class Coco:
             licences=_names(file, content, "licenses"),
         )
 
-    def category(self, row: Json) -> str:
-        """The name of an annotation's category; its id where it has no name."""
+    def category(self, where: str, row: Json) -> str:
+        """The name of an annotation's category; its id where the file names none. BadData for one
+        that is not among those it names.
+        """
         number = row.get("category_id")
-        return "" if number is None else self.categories.get(number, str(number))
+        if number is None:
+            return ""
+        if self.categories and number not in self.categories:
+            known = ", ".join(str(n) for n in sorted(self.categories))
+            raise BadData(f"{where}: category_id {number!r} is none of {known}; correct it")
+        return self.categories.get(number, str(number))
 
     def photos(
         self,
         pictures: Sequence[Path],
         objects: Mapping[int, Callable[[int, int], list[Object]]],
         rows: Mapping[int, Sequence[Json]],
+        masks: Mapping[int, Path] = NO_MASKS,
     ) -> list[Photo]:
-        """The photos, found among `pictures`, with what reads their objects."""
+        """The photos, found among `pictures`, with what reads their objects, and their masks."""
         by_name: dict[str, list[Path]] = {}
         for path in pictures:
             by_name.setdefault(path.name, []).append(path)
         return [
-            self._photo(number, by_name, objects[number], labelled=bool(rows[number]))
+            self._photo(
+                number,
+                by_name,
+                objects[number],
+                labelled=bool(rows[number]),
+                masks=[masks[number]] if number in masks else [],
+            )
             for number in self.images
         ]
 
@@ -149,6 +168,7 @@ class Coco:
         objects: Callable[[int, int], list[Object]],
         *,
         labelled: bool,
+        masks: Sequence[Path],
     ) -> Photo:
         image, where = self.images[number], f"{self.file}: image {number}"
         name = field(where, image, "file_name", str)
@@ -164,6 +184,7 @@ class Coco:
             licence=licence if isinstance(licence, int | str) else None,
             licence_name=self.licences.get(cast(int, licence), ""),
             credit=str(image.get("flickr_url") or image.get("coco_url") or ""),
+            files=(path, self.file, *masks),
         )
 
 

@@ -18,6 +18,8 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from stillhouse.data.data import Columns, Ragged
+from stillhouse.data.splits import Split
+from stillhouse.data.splits import parts as used
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import positive
 from stillhouse_sam.formats import Object, Photo, decoded, of_mask
@@ -44,7 +46,7 @@ class ReadMasks:
     A cell is inside where at least half of it is. A crowd, or an object without a cell, is no mask.
 
     Source: a folder in a format of `readers`, or arrays as `samples.scenes` gives. Splits of the
-    folder are kept (train; test, or val without a test; val beside a test is validation);
+    folder are kept (train; test, or validation without a test; else that is validation);
     elsewhere `held_out` of the photos are for testing and `validation` of the rest of train for
     validation, drawn by the rng from those that are labelled. `scenes` rendered ones are added to
     train alone. calibration is what steps of quantized numbers are set on: up to
@@ -59,6 +61,7 @@ class ReadMasks:
     held_out: float = 0.2
     scenes: int = 0
     calibration: int = 64
+    void: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         positive("calibration", self.calibration)
@@ -85,7 +88,7 @@ class ReadMasks:
         *,
         rng: Generator,
     ) -> Mapping[str, Iterator[Columns]]:
-        photos = parts(inputs["source"], self.validation, self.held_out, rng)
+        photos = parts(inputs["source"], self.validation, self.held_out, rng, void=self.void)
         seed = int(torch.randint(2**31, (), generator=rng))
         rendered = (_rendered(self.size, seed, index) for index in range(self.scenes))
         some = [photo for photo in photos["train"] if photo.labelled] or photos["train"]
@@ -114,14 +117,9 @@ class ReadMasks:
             raise BadData(f"{port}: no object of {self.masks} masks a picture; label some")
 
     def _prompts(self, columns: Mapping[str, Any], *, clicks: bool) -> dict[str, Tensor]:
-        masks = unpack_masks(columns["masks"][:, :1])
-        return first_prompts(
-            masks,
-            columns["mask_valid"],
-            columns["boxes"],
-            side=self.size / self.low,
-            clicks=clicks,
-        )
+        masks, valid, boxes = (columns[name][:, 0] for name in ("masks", "mask_valid", "boxes"))
+        side = self.size / self.low
+        return first_prompts(unpack_masks(masks), valid, boxes, side=side, clicks=clicks)
 
     def row(self, photo: Photo) -> dict[str, Any]:
         """The columns of a photo, numpy arrays and text; BadData names what cannot be used."""
@@ -167,10 +165,13 @@ class ReadEverything:
     `ReadMasks` gives them.
 
     They are the first `count` labelled photos by id (by name where a format has no ids) of those
-    for testing, or of all where the folder has no splits. Source as of `ReadMasks`.
+    for testing. Where the folder has no splits: of all; with `held_out`, of the part that
+    `ReadMasks` keeps for testing, with the same stage's seed. Source and `void` as of `ReadMasks`.
     """
 
     count: int = 10
+    held_out: float | None = None
+    void: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -180,10 +181,14 @@ class ReadEverything:
         self,
         inputs: Mapping[str, Any],  # Any: arrays by name, or a Path
         *,
-        rng: Generator,  # noqa: ARG002
+        rng: Generator,
     ) -> Mapping[str, Iterator[Columns]]:
-        splits = splits_of(inputs["source"])
-        photos = splits.get("test") or splits.get("val") or splits["train"]
+        splits = splits_of(inputs["source"], void=self.void)
+        photos = splits.get("test") or splits.get("validation")
+        if not photos:
+            photos = splits["train"]
+            if self.held_out is not None:
+                _, photos = parted(photos, self.held_out, rng, what="test")
         kept = [photo for photo in photos if photo.labelled]
         if not kept:
             raise BadData(f"{photos[0].where}: no labelled photo; label some")
@@ -264,22 +269,28 @@ def _exact(masks: Sequence[NDArray[np.bool_]], _height: int, _width: int) -> lis
     return [of_mask(mask) for mask in masks]
 
 
-def splits_of(source: object) -> dict[str, list[Photo]]:
+def splits_of(source: object, *, void: Sequence[int] = ()) -> dict[Split, list[Photo]]:
     """The photos of a folder, or of arrays as `samples.scenes` gives, by split."""
     if isinstance(source, Path):
-        return find_photos(source)
+        return find_photos(source, void=frozenset(void))
     if isinstance(source, Mapping):
-        return {split: _of_arrays(source, split) for split in ("train", "test")}
+        return {"train": _of_arrays(source, "train"), "test": _of_arrays(source, "test")}
     raise BadData(f"source: a {type(source).__name__}; expected arrays or a folder of photos")
 
 
 def parts(
-    source: object, validation: float, held_out: float, rng: Generator
+    source: object,
+    validation: float,
+    held_out: float,
+    rng: Generator,
+    *,
+    void: Sequence[int] = (),
 ) -> dict[str, list[Photo]]:
     """The photos for train, validation and test; see `ReadMasks`."""
-    splits = splits_of(source)
-    train, test = splits["train"], splits.get("test") or splits.get("val")
-    kept = splits.get("val") if "test" in splits else None
+    found = splits_of(source, void=void)
+    where = source if isinstance(source, Path) else Path("source")
+    splits = {split: list(rows) for split, rows in used(found, where, validates=True).items()}
+    train, kept, test = splits["train"], splits.get("validation"), splits.get("test")
     if not test:
         train, test = parted(train, held_out, rng, what="test")
     if not kept:

@@ -1,8 +1,8 @@
 """Masks as COCO writes them (run lengths down the columns, in numbers or packed in a string;
 polygons), and a picture with its objects as every reader gives it.
 
-h, w: a picture's height and width in pixels. Pictures are taken as they are stored: annotations
-know nothing of a camera's orientation tag.
+h, w: a picture's height and width in pixels. A picture with a camera's orientation tag is refused:
+annotations do not say whether they count before or after it.
 """
 
 import json
@@ -14,12 +14,13 @@ from typing import Any, TypedDict, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from stillhouse.data.images import read_image
 from stillhouse.errors import BadData
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 Json = Mapping[str, Any]  # Any: JSON
+OUTSIDE = 0.05  # of a picture's longer side: how far a polygon may reach beyond it
 LONGEST = 7  # characters that a run length of 32 bits takes in COCO's compressed form
 
 
@@ -42,7 +43,8 @@ class Object(TypedDict):
 @dataclass(frozen=True, kw_only=True)
 class Photo:
     """A picture that is not decoded yet, and how its objects are read. `where` names it in
-    messages; `place` is its place among others (COCO's id; its row elsewhere).
+    messages; `place` is its place among others (COCO's id; its row elsewhere); `files` are those it
+    is read from, the picture first.
     """
 
     where: str
@@ -54,6 +56,7 @@ class Photo:
     licence: int | str | None = None
     licence_name: str = ""
     credit: str = ""
+    files: tuple[Path, ...] = ()
 
     def read(self) -> tuple[Image.Image, list[Object]]:
         """The picture in RGB and all its objects; BadData names what cannot be used."""
@@ -167,9 +170,21 @@ def _of_polygons(polygons: Sequence[object], height: int, width: int) -> Rle:
             )
         if not all(isinstance(value, int | float) and math.isfinite(value) for value in points):
             raise BadData(f"polygon {number} has a coordinate that is no finite number")
+        _check_inside(number, np.asarray(points, dtype=np.float64), height, width)
     parts: Any = frPyObjects(cast("Any", polygons), height, width)  # Any: its types know one form
     merged: Any = merge(parts)
     return {"size": [height, width], "counts": str(merged["counts"], "ascii")}
+
+
+def _check_inside(number: int, points: NDArray[np.float64], height: int, width: int) -> None:
+    beyond = OUTSIDE * max(height, width)
+    for axis, length, values in (("x", width, points[::2]), ("y", height, points[1::2])):
+        low, high = float(values.min()), float(values.max())
+        if low < -beyond or high > length + beyond:
+            raise BadData(
+                f"polygon {number} reaches from {axis} {low:g} to {high:g}, far outside the "
+                f"{width} x {height} pixels of its picture, as if drawn on one of another size"
+            )
 
 
 def _of_lengths(rle: Mapping[str, Any], height: int, width: int) -> Rle:  # Any: JSON
@@ -188,15 +203,9 @@ def _of_lengths(rle: Mapping[str, Any], height: int, width: int) -> Rle:  # Any:
     return {"size": [height, width], "counts": counts}
 
 
-def read_picture(path: Path, mode: str = "RGB") -> Image.Image:
-    """A picture file, decoded, in `mode` ("": its own)."""
-    try:
-        with Image.open(path) as opened:
-            return opened.convert(mode) if mode else opened.copy()
-    except UnidentifiedImageError as error:
-        raise BadData(f"{path}: not a picture of a known format; replace it") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadData(f"{path}: not a whole picture ({error}); replace it") from error
+def read_picture(path: Path) -> Image.Image:
+    """An annotated picture's file in RGB with 8 bits (`read_image`)."""
+    return read_image(path, str(path), annotated=True)
 
 
 def read_json(path: Path) -> Any:  # Any: JSON
@@ -215,21 +224,6 @@ def read_sized(path: Path, where: str, height: object, width: object) -> Image.I
         found = f"{picture.width} x {picture.height}"
         raise BadData(f"{path}: {found} pixels, but {told[0]} x {told[1]} in {where}; correct it")
     return picture
-
-
-def read_ids(path: Path, height: int, width: int) -> NDArray[np.int64]:
-    """The ids [h, w] of a mask PNG: its grey value or palette index, or R + 256 G + 65536 B."""
-    picture = read_picture(path, "")
-    if (picture.height, picture.width) != (height, width):
-        raise BadData(
-            f"{path}: {picture.width} x {picture.height} pixels, but its picture has "
-            f"{width} x {height}; correct it"
-        )
-    if picture.mode in ("RGB", "RGBA"):
-        red, green, blue = np.asarray(picture.convert("RGB"), dtype=np.int64).transpose(2, 0, 1)
-        return red + 256 * green + 65536 * blue
-    grey = picture.convert("L") if picture.mode == "LA" else picture
-    return np.asarray(grey).astype(np.int64)
 
 
 def of_mask(mask: NDArray[np.bool_], *, crowd: bool = False, category: str = "") -> Object:

@@ -40,10 +40,9 @@ def read_ids(
     _check_format(path, image)
     channels = _channels(path, image)
     ids = (channels * 256 ** np.arange(channels.shape[-1])).sum(-1)
-    if image.mode == "P":
-        _check_palette(path, image)
-    else:
-        _check_edges(path, channels, ids)
+    # a palette's numbers are in no order, its colours are
+    shown = np.asarray(image.convert("RGB")) if image.mode == "P" else channels
+    _check_edges(path, shown.astype(np.int64), ids)
     nothing = void | ({VOC_VOID[0]} if _of_voc(image) else set())
     return np.where(np.isin(ids, sorted(nothing)), 0, ids) if nothing else ids
 
@@ -87,33 +86,25 @@ def _channels(path: Path, image: Image.Image) -> NDArray[np.int64]:
     )
 
 
-def _check_palette(path: Path, image: Image.Image) -> None:
-    """Raises BadData for a palette that only reduced the colours of an image."""
-    used = len(image.getcolors(256) or ())
-    if used > 64 and not _blocks(np.asarray(image)[..., None].astype(np.int64))[1]:
-        raise BadData(f"{path}: {used} colours that form no areas; expected a mask of ids")
-
-
 def _check_edges(path: Path, channels: NDArray[np.int64], ids: NDArray[np.int64]) -> None:
     """Raises BadData where most values are on edges alone, each between those beside it."""
-    there, _ = _blocks(channels)
-    values = np.unique(ids)
-    solid = np.unique(ids[there])
-    thin = np.setdiff1d(values[values != 0], solid)
-    if len(thin) < SMOOTHED or 2 * len(thin) < np.count_nonzero(values):
-        return
-    mixed = np.isin(ids, thin) & _between(channels)
-    smoothed = [value for value in thin if mixed[ids == value].mean() > 0.5]
-    if len(smoothed) >= max(SMOOTHED, len(thin) / 2):
+    values, place = np.unique(ids, return_inverse=True)
+    place, count = place.ravel(), len(values)
+    areas = np.bincount(place, minlength=count)
+    solid = np.bincount(place, weights=_blocks(channels).ravel(), minlength=count) > 0
+    mixed = np.bincount(place, weights=_between(channels).ravel(), minlength=count)
+    smoothed = ~solid & (values != 0) & (2 * mixed > areas)
+    every = np.count_nonzero(values)
+    if smoothed.sum() >= SMOOTHED and 2 * smoothed.sum() >= every:
         raise BadData(
-            f"{path}: {len(smoothed)} of its {np.count_nonzero(values)} values lie only on edges, "
-            "between the values beside them: a smoothed mask, in which one object becomes many; "
-            "draw it without anti-aliasing, scale it by nearest neighbour"
+            f"{path}: {smoothed.sum()} of its {every} values lie only on edges, between the values "
+            "beside them: a smoothed mask, in which one object becomes many; draw it without "
+            "anti-aliasing, scale it by nearest neighbour"
         )
 
 
-def _blocks(channels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], bool]:
-    """Which pixels [h, w] are in a block of 2 x 2 of their own value; whether there is any."""
+def _blocks(channels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which pixels [h, w] are in a block of 2 x 2 of their own value."""
     right = (channels[:, 1:] == channels[:, :-1]).all(-1)
     down = (channels[1:] == channels[:-1]).all(-1)
     block = right[1:] & right[:-1] & down[:, 1:] & down[:, :-1]
@@ -121,7 +112,7 @@ def _blocks(channels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], bool]:
     for rows in (slice(None, -1), slice(1, None)):
         for columns in (slice(None, -1), slice(1, None)):
             found[rows, columns] |= block
-    return found, bool(block.any())
+    return found
 
 
 def _between(channels: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 from stillhouse.artifact import Built
+from stillhouse.data.images import IMAGE_SUFFIXES, read_image
 from stillhouse.errors import BadData
 from stillhouse.files import each_file, free_name, write_text, writing_file
 from stillhouse_sam.drawing import by_area, painted, resized, scaled, sides
 from stillhouse_sam.everything import EverythingSettings, Record
-from stillhouse_sam.formats import PICTURES, decoded, read_picture
+from stillhouse_sam.formats import decoded
 from stillhouse_sam.models import SamNetwork
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]
 
     Masks are those of everything in it, by a grid of points in two rounds (TinySAM), with the
     settings that were kept with the SAM; else 32 x 32 points, a predicted IoU above 0.7 and a
-    stability of 0.85 or more. Pictures are taken as they are stored.
-    A folder stands for all pictures below it. Raises MissingData or BadData naming the file.
+    stability of 0.85 or more. A camera's orientation tag is applied: masks are those of the upright
+    picture. A folder stands for all pictures below it. Raises MissingData or BadData naming the
+    file.
     """
     module = model.module
     if not isinstance(module, SamNetwork):
@@ -49,12 +51,12 @@ def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]
     settings = SETTINGS if kept is None else EverythingSettings.of(kept)
     return [
         _row(module.sam, settings, file, free_name(file.stem, names))
-        for file in each_file(inputs, PICTURES, kind="picture")
+        for file in each_file(inputs, IMAGE_SUFFIXES, kind="picture")
     ]
 
 
 def _row(sam: "Sam", settings: EverythingSettings, file: Path, name: str) -> Mapping[str, Any]:
-    photo = np.array(read_picture(file))
+    photo = np.array(read_image(file, str(file)))
     height, width = photo.shape[:2]
     # masks are decoded at the picture's size: of a large one, fewer at a time
     at_once = max(1, min(settings.points_per_batch, PIXELS // (3 * height * width)))

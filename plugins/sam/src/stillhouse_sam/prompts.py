@@ -135,22 +135,21 @@ def click_prompts(
 
 
 def first_prompts(
-    masks: Bool[Tensor, "B M L L"],
-    valid: Bool[Tensor, "B M"],
-    boxes: Float[Tensor, "B M 4"],
+    masks: Bool[Tensor, "B L L"],
+    valid: Bool[Tensor, " B"],
+    boxes: Float[Tensor, "B 4"],
     *,
     side: float,
     clicks: bool,
 ) -> dict[str, Tensor]:
-    """A prompt an image, point_coords [B, 1, 2, 2] and point_labels [B, 1, 2]: the box of its first
+    """A prompt an image, point_coords [B, 1, 2, 2] and point_labels [B, 1, 2]: the box of its
     mask; with `clicks`, of every other image the pixel of that mask which is farthest from its
     edge, where there is a mask. `side`: pixels of the frame of which one of a mask's has that many.
     """
-    points, labels = box_prompts(boxes[:, 0])
-    rows = torch.arange(len(boxes))
-    some = valid[:, 0] & (rows % 2 == 1) if clicks else torch.zeros_like(valid[:, 0])
+    points, labels = box_prompts(boxes)
+    some = valid & (torch.arange(len(boxes)) % 2 == 1) & clicks
     if bool(some.any()):
-        truth = masks[some, 0]
+        truth = masks[some]
         middle, _ = farthest_click(truth, torch.zeros_like(truth))
         points, labels = points.clone(), labels.clone()
         points[some], labels[some] = click_prompts(in_frame(middle, side))

@@ -4,7 +4,6 @@ a folder of pictures and one of mask PNGs. Which it is, the folder says.
 h, w: a picture's height and width in pixels.
 """
 
-import re
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,48 +11,65 @@ from typing import cast
 
 import numpy as np
 
+from stillhouse.data.images import IMAGE_SUFFIXES
+from stillhouse.data.sources import check_apart, note_left_out, visible_files
+from stillhouse.data.splits import Split, split_of, split_within
 from stillhouse.errors import BadData
 from stillhouse_sam.coco import instances, panoptic
 from stillhouse_sam.formats import (
-    PICTURES,
     Json,
     Object,
     Photo,
     as_object,
     field,
     of_mask,
-    read_ids,
     read_json,
     read_picture,
     records,
 )
+from stillhouse_sam.mask_files import read_ids
 
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-          "test": "test", "testing": "test"}  # fmt: skip
-SPLIT = re.compile(rf"(?<![a-z])({'|'.join(SPLITS)})(?![a-z])", re.IGNORECASE)
+ANY = "image"  # a name that says no split
+NO_VOID: frozenset[int] = frozenset()
 EXPECTED = (
     "expected COCO's instances_*.json or panoptic_*.json, SA-1B's JSON beside each picture, "
     "or images/ and masks/"
 )
 
 
-def find_photos(source: Path) -> dict[str, list[Photo]]:
-    """The photos below a folder by split (train, val, test; all are train where nothing says
+def find_photos(source: Path, *, void: frozenset[int] = NO_VOID) -> dict[Split, list[Photo]]:
+    """The photos below a folder by split (train, validation, test; all are train where nothing says
     which), in whichever format it has. Objects are read, and checked, with each photo.
 
-    Panoptic annotations go before instances. BadData names a folder, file or annotation that cannot
-    be used.
+    Panoptic annotations go before instances. `void`: values of mask files that are no object.
+    Hidden files are not seen, those of no use are counted in a line. BadData names a folder, file
+    or annotation that cannot be used, and a picture that is in two splits.
     """
-    files = _files(source)
-    pictures = [file for file in files if file.suffix.lower() in PICTURES]
+    if not source.is_dir():
+        raise BadData(f"{source}: not a folder; {EXPECTED}")
+    files = visible_files(source)
+    pictures = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if not pictures:
         raise BadData(f"{source}: no pictures; {EXPECTED}")
+    splits = _found(source, pictures, files, void)
+    found = {split: [photo.files[0] for photo in photos] for split, photos in splits.items()}
+    check_apart({split: [(str(path), path) for path in paths] for split, paths in found.items()})
+    note_left_out(
+        source, files, (file for some in splits.values() for photo in some for file in photo.files)
+    )
+    return splits
+
+
+def _found(
+    source: Path, pictures: Sequence[Path], files: Sequence[Path], void: frozenset[int]
+) -> dict[Split, list[Photo]]:
     jsons = [file for file in files if file.suffix.lower() == ".json"]
     for start, reader in (("panoptic", panoptic), ("instances", instances)):
         if named := [file for file in jsons if file.name.startswith(start)]:
             return _by_split(source, [(file, reader(pictures, file)) for file in named])
     if masks := {file: None for file in pictures if "masks" in file.relative_to(source).parts}:
-        return mask_folder(source, [file for file in pictures if file not in masks], list(masks))
+        rest = [file for file in pictures if file not in masks]
+        return mask_folder(source, rest, list(masks), void=void)
     if not jsons:
         raise BadData(f"{source}: {len(pictures)} picture(s) and no masks; {EXPECTED}")
     return _unnamed(source, pictures, jsons)
@@ -61,7 +77,7 @@ def find_photos(source: Path) -> dict[str, list[Photo]]:
 
 def _unnamed(
     source: Path, pictures: Sequence[Path], jsons: Sequence[Path]
-) -> dict[str, list[Photo]]:
+) -> dict[Split, list[Photo]]:
     """Annotations whose names say nothing: SA-1B's if the first is, else those that are COCO's."""
     if "image" in _keys(jsons[0]):
         return sa1b(source, pictures, jsons)
@@ -76,7 +92,7 @@ def _keys(file: Path) -> set[str]:
     return set(cast("Json", content)) if isinstance(content, dict) else set()
 
 
-def sa1b(source: Path, pictures: Sequence[Path], jsons: Sequence[Path]) -> dict[str, list[Photo]]:
+def sa1b(source: Path, pictures: Sequence[Path], jsons: Sequence[Path]) -> dict[Split, list[Photo]]:
     """SA-1B: beside each picture a JSON of the same stem with {"image", "annotations"}."""
     found: list[tuple[Path, list[Photo]]] = []
     pairs = _paired(pictures, jsons, lambda path: path.with_suffix(""), "JSON")
@@ -87,8 +103,9 @@ def sa1b(source: Path, pictures: Sequence[Path], jsons: Sequence[Path]) -> dict[
             place=place,
             picture=partial(read_picture, picture),
             objects=partial(_sa1b, file, picture),
+            files=(picture, file),
         )
-        found.append((picture.parent, [photo]))
+        found.append((picture.with_name(ANY), [photo]))
     return _by_split(source, found)
 
 
@@ -112,10 +129,10 @@ def _sa1b(file: Path, picture: Path, height: int, width: int) -> list[Object]:
 
 
 def mask_folder(
-    source: Path, pictures: Sequence[Path], masks: Sequence[Path]
-) -> dict[str, list[Photo]]:
-    """images/ and masks/ with PNGs of the same stems, in which each value but 0 is an object;
-    folders in them, or around both, may be splits.
+    source: Path, pictures: Sequence[Path], masks: Sequence[Path], *, void: frozenset[int]
+) -> dict[Split, list[Photo]]:
+    """images/ and masks/ with PNGs of the same stems, in which each value but 0 and those in `void`
+    is an object; folders in them, or around both, may be splits.
     """
 
     def key(path: Path) -> tuple[str, ...]:
@@ -129,14 +146,15 @@ def mask_folder(
             name=picture.name,
             place=place,
             picture=partial(read_picture, picture),
-            objects=partial(_masked, mask),
+            objects=partial(_masked, mask, void),
+            files=(picture, mask),
         )
-        found.append((picture.parent, [photo]))
+        found.append((picture.with_name(ANY), [photo]))
     return _by_split(source, found)
 
 
-def _masked(file: Path, height: int, width: int) -> list[Object]:
-    ids = read_ids(file, height, width)
+def _masked(file: Path, void: frozenset[int], height: int, width: int) -> list[Object]:
+    ids = read_ids(file, height, width, void=void)
     return [of_mask(ids == number) for number in np.unique(ids[ids != 0])]
 
 
@@ -163,30 +181,23 @@ def _paired(
     return list(pairs.values())
 
 
-def _files(source: Path) -> list[Path]:
-    """All files below, in order, but hidden ones and what macOS adds to archives."""
-    if not source.is_dir():
-        raise BadData(f"{source}: not a folder; {EXPECTED}")
-    return [
-        file
-        for file in sorted(source.rglob("*"))
-        if file.is_file()
-        and not any(p.startswith((".", "__MACOSX")) for p in file.relative_to(source).parts)
-    ]
-
-
 def _by_split(
     source: Path, found: Sequence[tuple[Path, Sequence[Photo]]]
-) -> dict[str, list[Photo]]:
-    """Photos by the split that the path they were found at names last."""
-    splits: dict[str, list[Photo]] = {}
+) -> dict[Split, list[Photo]]:
+    """Photos by the split that the annotations they were found by name, else their folder."""
+    splits: dict[Split | None, list[Photo]] = {}
     for path, photos in found:
-        names = SPLIT.findall(path.relative_to(source).as_posix())
-        splits.setdefault(SPLITS[names[-1].lower()] if names else "", []).extend(photos)
-    if "" in splits and len(splits) > 1:
-        raise BadData(f"{splits[''][0].where}: in neither train, val nor test, as others are")
-    if "train" not in splits:  # one part, whatever it is called, is parted by who reads it
-        if len(splits) > 1:
-            raise BadData(f"{source}: has {' and '.join(sorted(splits))}, but nothing for train")
+        split = split_within(path.stem) or split_of(path, source)
+        splits.setdefault(split, []).extend(photos)
+    named: dict[Split, list[Photo]] = {name: some for name, some in splits.items() if name}
+    if None in splits and named:
+        where = splits[None][0].where
+        raise BadData(f"{where}: in neither train, validation nor test, as others are; move it")
+    if "train" not in named:  # one part, whatever it is called, is parted by who reads it
+        if len(named) > 1:
+            raise BadData(
+                f"{source}: has {' and '.join(sorted(named))}, but no train part; add one, as a "
+                "folder train/"
+            )
         return {"train": next(iter(splits.values()))}
-    return splits
+    return named

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from torch import Generator, nn
 
-from stillhouse.artifact import Built, save_model, spec_of
+from stillhouse.artifact import Built, load_model, save_model, spec_of
 from stillhouse.errors import BadData, UnknownName
-from stillhouse.weights import adopt
+from stillhouse.weights import adopt, checkpoint_file, read_state
+from stillhouse_sam.models.checkpoints import described
 from stillhouse_sam.models.encoders import Encoder
 from stillhouse_sam.models.named import META_SHAPE, Shape, joined, named
 from stillhouse_sam.models.network import DecoderRole, PromptEncoderRole, SamNetwork
@@ -88,7 +89,9 @@ class LoadSam:
 
     The port is a checkpoint as segment_anything publishes them (.pth; read onto the CPU without
     running code in it, every tensor accounted for), or a folder with model.json, which keeps its
-    own spec and must take frames and give embeddings of the same shape.
+    own spec and must take frames and give embeddings of the same shape. Where there is a port
+    "data", a SAM that is no better on it than filled boxes is refused (`check_boxes`). Raises
+    BadData, with the options that read a checkpoint which does not fit.
     """
 
     name: str
@@ -101,9 +104,21 @@ class LoadSam:
         *,
         rng: Generator,  # noqa: ARG002
     ) -> None:
+        # what is tried is asked by metrics, which ask these models
+        from stillhouse_sam.trying import check_boxes
+
         spec = named(self.name, shape=self.shape)
         given = inputs["checkpoint"]
-        adopt(given, out, spec=spec, check=self._check, inside="sam", about=self.name)
+        try:
+            adopt(given, out, spec=spec, check=self._check, inside="sam", about=self.name)
+        except BadData as error:
+            if not isinstance(given, Path):
+                raise
+            state = read_state(checkpoint_file(given))  # raises what is wrong with a broken file
+            raise BadData(f"{error}; {described(state, self.shape)}") from error
+        if "data" in inputs:
+            sam = load_model(out).module.eval()
+            check_boxes(sam, inputs["data"], go_on="go on with --set check_teacher=false")
 
     def _check(self, source: Built) -> None:
         if not isinstance(source.module, SamNetwork):
@@ -112,7 +127,8 @@ class LoadSam:
         found = (source.module.img_size, encoder.image_embedding_size[0], encoder.embed_dim)
         wanted = (self.shape.size, self.shape.grid, self.shape.channels)
         if found != wanted:
+            size, grid, channels = found
             raise BadData(
                 f"checkpoint: the given SAM has size, grid, channels {found}, the recipe {wanted}; "
-                "set them alike"
+                f"run with --set size={size} --set grid={grid} --set channels={channels}"
             )

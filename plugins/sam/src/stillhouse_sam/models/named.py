@@ -77,7 +77,9 @@ def encoder_named(name: str, *, shape: Shape = META_SHAPE) -> Model:
 
 def _meta(name: str, shape: Shape) -> Model:
     if shape != META_SHAPE:
-        raise BadSetting(f"{name} is Meta's: it needs {META_SHAPE} (got {shape})")
+        numbers = ("size", "grid", "channels", "heads", "mlp")
+        lines = " ".join(f"--set {n}={getattr(META_SHAPE, n)}" for n in numbers)
+        raise BadSetting(f"{name} is Meta's, of 1024 pixels (got {shape}); run with {lines}")
     width, depth, heads, everywhere = META[name]
     kwargs = {"size": shape.size, "patch": shape.size // shape.grid, "channels": shape.channels}
     kwargs |= {"width": width, "depth": depth, "heads": heads, "window": META_WINDOW}

@@ -17,6 +17,11 @@ Student = Literal["alone", "embedding", "stages", "prompts", "weighting"]
 STUDENTS: tuple[Student, ...] = get_args(Student)
 BASELINE: Student = "embedding"
 METRICS: tuple[Metric, ...] = get_args(Metric)
+# everything mode's photos for the data of a preset: their masks cover whole photos
+PHOTOS: Mapping[str, str] = {
+    "data:coco-mini": "data:coco-panoptic-val100",
+    "file:sa-1b": "data:coco-panoptic-val100",
+}
 
 
 class TinySamSettings(Settings):
@@ -33,7 +38,14 @@ class TinySamSettings(Settings):
     )
     student: str = Field("tiny_vit_5m_224", description="the students' image encoder")
     teacher_model: str = Field("vit_h", description="the teacher's image encoder")
-    photos: Input = Field("", description="for everything mode: data:, file: or builtin:")
+    check_teacher: bool = Field(
+        True, description="refuse a given teacher that is no better than filled boxes on these data"
+    )
+    photos: Input = Field(
+        "",
+        description="for everything mode: data:, file: or builtin:; empty: those of data that are "
+        "tested on, for the data of a preset COCO's panoptic photos",
+    )
     everything: int = Field(10, ge=1, description="photos of everything mode")
     size: int = Field(1024, ge=16, description="side of the frame in pixels")
     grid: int = Field(64, ge=2, description="side of the embedding")
@@ -41,6 +53,9 @@ class TinySamSettings(Settings):
     heads: int = Field(8, ge=1, description="of the mask decoder")
     mlp: int = Field(2048, ge=1, description="hidden width of the mask decoder")
     masks: int = Field(8, ge=1, description="kept of a picture: its largest")
+    void: tuple[int, ...] = Field(
+        (), description="values of mask files that are no object, beside 0 and VOC's 255"
+    )
     scenes: int = Field(0, ge=0, description="rendered scenes added to the training photos")
     validation: float = Field(0.1, gt=0, lt=1, description="part of the training photos kept apart")
     held_out: float = Field(
@@ -60,6 +75,7 @@ class TinySamSettings(Settings):
     teacher_lr: float = Field(1e-3, gt=0, description="of the teacher")
     box_lr: float = Field(4e-3, gt=0, description="of the decoder that fills boxes")
     weight_decay: float = Field(0.01, ge=0, description="decoupled from the loss (AdamW)")
+    clip_norm: float = Field(1.0, gt=0, description="most 2-norm of a step's gradient")
     warmup: float = Field(0.05, ge=0, lt=1, description="fraction in which lr rises")
     train_decoder: bool = Field(
         True, description="the decoder, which begins as the teacher's, learns too"
@@ -100,7 +116,6 @@ class TinySamSettings(Settings):
     presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {
         "tiny": {
             "data": "builtin:stillhouse_sam.samples:scenes",
-            "photos": "builtin:stillhouse_sam.samples:scenes",
             "everything": 3,
             "student": "cnn4",
             "teacher_model": "sam-64x2",
@@ -130,7 +145,6 @@ class TinySamSettings(Settings):
         },
         "small": {
             "data": "data:coco-mini",
-            "photos": "data:coco-panoptic-val100",
             "student": "cnn24",
             "teacher_model": "sam-128x4",
             "size": 128,
@@ -154,7 +168,6 @@ class TinySamSettings(Settings):
         },
         "paper": {
             "data": "file:sa-1b",
-            "photos": "data:coco-panoptic-val100",
             "everything": 100,
             "masks": 64,
             "prompts_per_image": 64,
@@ -199,6 +212,10 @@ class TinySamSettings(Settings):
         if self.int8 and 8 not in self.bits:
             raise ValueError("int8 needs the scales of 8 bits; add 8 to bits, or set int8=false")
         return self
+
+    def everything_photos(self) -> str:
+        """Where the photos of everything mode come from."""
+        return self.photos or PHOTOS.get(self.data, self.data)
 
     def shape(self) -> Shape:
         """What the parts of teacher and students have in common."""

@@ -28,7 +28,6 @@ from stillhouse_sam.recipes.tinysam_settings import Student, TinySamSettings
 
 VIEWS = 2  # as it is, and mirrored
 LOW = 4  # low-resolution masks have so many pixels a cell of the embedding
-CLIP = 1.0  # 2-norm of a step's gradient
 SMALLEST = 2  # slice of a batch, where memory does not suffice
 PARTS: tuple[Part, ...] = ("encoder", "prompts", "decoder")
 NOTHING: Mapping[str, Any] = {}  # Any: the default of several kinds of mapping
@@ -51,8 +50,15 @@ def data_stages(settings: TinySamSettings) -> tuple[Make, ...]:
         validation=settings.validation,
         held_out=settings.held_out,
         scenes=settings.scenes,
+        void=settings.void,
     )
-    photos = ReadEverything(count=settings.everything)
+    # photos of the same folder are those that are tested on, never some that were trained on
+    source = settings.everything_photos()
+    photos = ReadEverything(
+        count=settings.everything,
+        held_out=settings.held_out if source == settings.data else None,
+        void=settings.void,
+    )
     return (
         Make(
             name="data",
@@ -60,7 +66,7 @@ def data_stages(settings: TinySamSettings) -> tuple[Make, ...]:
             inputs={"source": settings.data},
             ports=PORTS,
         ),
-        Make(name="photos", make=photos, inputs={"source": settings.photos}, ports=("photos",)),
+        Make(name="photos", make=photos, inputs={"source": source}, ports=("photos",)),
     )
 
 
@@ -72,7 +78,7 @@ def _phase(settings: TinySamSettings, trains: tuple[str, ...], lr: float, decode
         optimizer=Optimizer(build=torch.optim.AdamW, lr=lr, kwargs=kwargs),
         schedule=Cosine(warmup=settings.warmup),
         lr_scale={"decoder": decoder / lr} if "decoder" in trains else {},
-        clip_norm=CLIP,
+        clip_norm=settings.clip_norm,
     )
 
 
@@ -81,7 +87,8 @@ def teacher_of(settings: TinySamSettings) -> Teacher:
     shape = settings.shape()
     if settings.teacher:
         load = LoadSam(name=settings.teacher_model, shape=shape)
-        inputs = {"checkpoint": settings.teacher}
+        tried = {"data": "data.train"} if settings.check_teacher else {}
+        inputs = {"checkpoint": settings.teacher, **tried}
         whole = Convert(name="teacher", convert=load, inputs=inputs)
         split = [
             Convert(
