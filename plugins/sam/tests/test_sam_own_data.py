@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from stillhouse.errors import BadData
@@ -86,7 +87,7 @@ def test_photos_and_a_checkpoint_become_an_int8_sam(tmp_path: Path) -> None:
     with Image.open(tmp_path / "mine" / "photos" / "000.png") as photo:
         image[0, :, :38] = np.asarray(photo.resize((64, 38))).transpose(2, 0, 1)
     corners = np.array([[[[3, 5], [24, 32]]] * 3], dtype=np.float32) + np.arange(3)[:, None, None]
-    found = {}
+    found: dict[str, NDArray[Any]] = {}
     for name in ("model.onnx", "model-int8.onnx"):
         session = onnxruntime.InferenceSession(folder / name)
         given_to = {
@@ -95,9 +96,10 @@ def test_photos_and_a_checkpoint_become_an_int8_sam(tmp_path: Path) -> None:
             "point_coords": corners.astype(np.float32),
             "point_labels": np.array([[[2, 3]] * 3]),
         }
-        found[name], iou = session.run(["logits", "iou"], given_to)
+        logits, iou = session.run(["logits", "iou"], given_to)
+        found[name] = np.asarray(logits)
         assert found[name].shape == (1, 3, 3, 32, 32)
-        assert iou.shape == (1, 3, 3)
+        assert np.asarray(iou).shape == (1, 3, 3)
     exact, whole = found["model.onnx"], found["model-int8.onnx"]
     assert 0 < np.abs(exact - whole).mean() < 0.5 * np.abs(exact).mean()
     assert not np.allclose(exact[0, 0], exact[0, 2])
