@@ -22,10 +22,10 @@ def test_a_run_for_every_recipe_and_every_value() -> None:
 
     made = requests(["a/b", "c/d"], "tiny", ["seeds=2"], ["lr=0.1,0.2"])
     assert [(each["recipe"], each["settings"]) for each in made] == [
-        ("a/b", {"seeds": 2, "lr": 0.1}),
-        ("a/b", {"seeds": 2, "lr": 0.2}),
-        ("c/d", {"seeds": 2, "lr": 0.1}),
-        ("c/d", {"seeds": 2, "lr": 0.2}),
+        ("a/b", {"seeds": "2", "lr": "0.1"}),
+        ("a/b", {"seeds": "2", "lr": "0.2"}),
+        ("c/d", {"seeds": "2", "lr": "0.1"}),
+        ("c/d", {"seeds": "2", "lr": "0.2"}),
     ]
     with pytest.raises(
         BadSetting, match=r"^--vary lr=0.1: give at least two values, as in lr=1,2$"

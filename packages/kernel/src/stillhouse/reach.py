@@ -14,6 +14,7 @@ from stillhouse.errors import BadSetting, StillhouseError
 from stillhouse.json_files import brief
 from stillhouse.settings import Settings, make_settings
 
+REFUSED = "refused"
 NEAR = 3  # settings that are named in place of one that reaches nothing
 
 Values = Mapping[str, Any]  # Any: JSON values
@@ -39,6 +40,8 @@ class _Variants:
 
     def check(self, chosen: Iterable[str]) -> None:
         whole = self._made(self.changed)
+        if whole.startswith(REFUSED):
+            return  # the recipe itself says why
         for key in chosen:
             if self._made(_without(self.changed, key)) == whole:
                 what = f"{key}={_text(self.changed[key])}"
@@ -54,11 +57,11 @@ class _Variants:
             made = make_settings(self.name, self.settings.scale, given)
             return digest(recipe_function(self.name)(made))
         except StillhouseError as error:
-            return f"refused: {error}"
+            return f"{REFUSED}: {error}"
 
     def _differs(self, one: Values, other: Values) -> bool:
         made = self._made(one)
-        return not made.startswith("refused") and made != self._made(other)
+        return not made.startswith(REFUSED) and made != self._made(other)
 
     def _why(self, key: str) -> str:
         """The other setting without whose value it would reach something."""
