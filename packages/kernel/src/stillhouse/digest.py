@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import types
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -180,16 +180,41 @@ def code_version(package: str) -> str:
     """sha256 over the sorted .py sources of `stillhouse` (without cli, report, testing) and of
     `package`, as they were when this process first asked.
     """
-    return text_digest("\n".join(f"{name} {hashed}" for name, hashed in _sources(package).items()))
+    files = _code(package).files
+    return text_digest("\n".join(f"{name} {hashed}" for name, hashed in files.items()))
 
 
 def changed_code(package: str) -> list[str]:
-    """The sources of `code_version` that are others by now than when this process first asked."""
-    before, now = _sources(package), _sources.__wrapped__(package)
-    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    """The sources of `code_version` that this process may have loaded after they had changed."""
+    code, now = _code(package), _sources(package)
+    loaded = _loaded(now)
+    changed = {name for name in loaded if now[name] != code.files.get(name)}
+    found = sorted(changed - code.known)
+    code.known.update(loaded - changed)
+    return found
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Code:
+    """Sources as this process first saw them, and those whose modules it loaded from them: what
+    becomes of these files later changes nothing.
+    """
+
+    files: Mapping[str, str]
+    known: set[str]
 
 
 @functools.cache
+def _code(package: str) -> _Code:
+    files = _sources(package)
+    return _Code(files=files, known=_loaded(files))
+
+
+def _loaded(names: Iterable[str]) -> set[str]:
+    modules = {name: name.removesuffix(".py").removesuffix("/__init__") for name in names}
+    return {name for name, module in modules.items() if module.replace("/", ".") in sys.modules}
+
+
 def _sources(package: str) -> Mapping[str, str]:
     """Relative name of each source file of the kernel and of `package` -> its digest."""
     found: dict[str, str] = {}
