@@ -1,14 +1,16 @@
 """`new plugin`: what it writes, what it refuses, and that it is well-formed."""
 
-import os
+import json
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from stillhouse.cli.plugin import write_plugin
+import stillhouse as kernel
+from stillhouse.cli.plugin import source, write_plugin
 
 from .conftest import declare
 
@@ -58,29 +60,70 @@ def test_what_it_writes_is_formatted_and_clean(tmp_path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(("origin", "lines"), [
+    ({}, ""),
+    ({"url": "file:///a%20b/kernel", "dir_info": {"editable": True}},
+     'stillhouse = { path = "/a b/kernel", editable = true }'),
+    ({"url": "file:///w/stillhouse-1-py3-none-any.whl", "archive_info": {}},
+     'stillhouse = { path = "/w/stillhouse-1-py3-none-any.whl" }'),
+    ({"url": "https://host/repo.git", "subdirectory": "packages/kernel",
+      "vcs_info": {"vcs": "git", "commit_id": "c0ffee"}},
+     'stillhouse = { git = "https://host/repo.git", rev = "c0ffee", subdirectory = "packages/kernel" }'),
+    ({"url": "https://host/stillhouse-1-py3-none-any.whl", "archive_info": {}},
+     'stillhouse = { url = "https://host/stillhouse-1-py3-none-any.whl" }'),
+], ids=["index", "editable", "wheel", "git", "url"])  # fmt: skip
+def test_a_plugin_finds_the_stillhouse_that_wrote_it(origin: dict, lines: str) -> None:
+    text = source(json.dumps(origin))
+    assert text == (f"[tool.uv.sources]\n{lines}\n\n" if lines else "")
+    assert list(tomllib.loads(text)) == (["tool"] if lines else [])
+
+
+def test_its_project_has_tests_and_this_source(tmp_path) -> None:
+    project = tomllib.loads((write_plugin("sky", tmp_path) / "pyproject.toml").read_text())
+    assert project["dependency-groups"]["dev"] == ["pytest>=8"]
+    here = project["tool"]["uv"]["sources"]["stillhouse"]
+    assert Path(here["path"], "src", "stillhouse", "__init__.py").samefile(str(kernel.__file__))
+
+
 @pytest.mark.slow
-def test_what_it_writes_passes_its_own_suite(tmp_path) -> None:
-    folder = write_plugin("sky", tmp_path)
-    site = tmp_path / "site"
+def test_the_printed_steps_are_all_it_takes(stillhouse, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, out, _ = stillhouse("new", "plugin", "sky")
+    head, *steps = out.splitlines()
+    assert head == "Wrote stillhouse-sky. Next:"
+    folder = tmp_path / "stillhouse-sky"
+    # what `uv run` makes first, without a network: an environment with the plugin and all else
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / ".venv"], check=True)
+    (site,) = (folder / ".venv").glob("lib/python*/site-packages")
+    else_where = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})"
+    (site / "all-else.pth").write_text(f"{else_where}\n{folder / 'src'}\n")
+    python = folder / ".venv" / "bin" / "python"
+    for name in ("pytest", "stillhouse"):
+        script = python.with_name(name)
+        script.write_text(
+            f"#!{python}\nimport runpy\nrunpy.run_module({name!r}, run_name='__main__')\n"
+        )
+        script.chmod(0o755)
     declare(site, "stillhouse_sky", "stillhouse.domains", {"sky": "stillhouse_sky:domain"})
-    places = [str(site), str(folder / "src"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("UV_NO_SYNC", "1")
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    for name in ("VIRTUAL_ENV", "STILLHOUSE_ROOT"):
+        monkeypatch.delenv(name, raising=False)
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "--basetemp",
-            tmp_path / "t",
-        ],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))},
-        capture_output=True,
-        text=True,
-        check=False,
+        ["sh", "-e"], input="\n".join(steps), capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout[-4000:]
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
-    assert Path(folder / "runs").exists() is False
+    page = folder / "runs" / "sky" / "distill" / "tiny" / "report" / "report.html"
+    assert done.stdout.splitlines()[-1] == f"Report: {page}"
+
+
+@pytest.mark.slow
+def test_uv_resolves_its_project(tmp_path) -> None:
+    folder = write_plugin("sky", tmp_path)
+    done = subprocess.run(["uv", "lock"], cwd=folder, capture_output=True, text=True, check=False)
+    if "error sending request" in done.stderr or "Could not connect" in done.stderr:
+        pytest.skip("needs a package index")
+    assert done.returncode == 0, done.stderr
+    lock = tomllib.loads((folder / "uv.lock").read_text())
+    assert {"pytest", "stillhouse", "stillhouse-sky"} <= {p["name"] for p in lock["package"]}

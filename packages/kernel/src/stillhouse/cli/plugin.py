@@ -1,13 +1,17 @@
 """`new plugin`: a plugin that works from the first minute, to be changed piece by piece."""
 
 import importlib.metadata
+import json
 import keyword
 import re
+import shlex
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from string import Template
 from typing import Annotated
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import typer
 
@@ -16,6 +20,7 @@ from stillhouse.errors import BadSetting
 from stillhouse.files import write_text
 
 SUFFIX = ".tmpl"
+ORIGIN = "direct_url.json"
 
 new = typer.Typer(help="Start something new from a template.", rich_markup_mode=None)
 
@@ -33,10 +38,17 @@ def plugin(
     """Write a complete plugin package to start from."""
     folder = write_plugin(name, into)
     print(f"Wrote {folder}. Next:")
-    print(f"  cd {folder}")
-    print("  uv pip install -e .")
-    print("  pytest")
-    print(f"  stillhouse run {name}/distill")
+    for line in next_steps(name, folder):
+        print(f"  {line}")
+
+
+def next_steps(name: str, folder: Path) -> list[str]:
+    """Lines for a shell: test the new plugin, then run its recipe."""
+    return [
+        f"cd {shlex.quote(str(folder))}",
+        "uv run pytest",
+        f"uv run stillhouse run {name}/distill",
+    ]
 
 
 def write_plugin(name: str, into: Path) -> Path:
@@ -47,11 +59,38 @@ def write_plugin(name: str, into: Path) -> Path:
         raise BadSetting(
             f"{folder} exists already; choose another name, or another place with --into"
         )
-    words = {"name": name, "dist": folder.name, "package": f"stillhouse_{name}"}
+    words = {
+        "name": name,
+        "dist": folder.name,
+        "package": f"stillhouse_{name}",
+        "source": source(importlib.metadata.distribution("stillhouse").read_text(ORIGIN) or "{}"),
+    }
     for inside, text in _templates(resources.files("stillhouse.cli") / "template"):
         path = inside.replace("package/", f"src/{words['package']}/", 1)
         write_text(folder / path, Template(text).substitute(words))
     return folder
+
+
+def source(origin: str) -> str:
+    """The lines of pyproject.toml that say where uv finds this very stillhouse; none where it came
+    from a package index. `origin` is the direct_url.json of PEP 610, as its installer left it.
+    """
+    record = json.loads(origin)
+    if not record:
+        return ""
+    url = record["url"]
+    if "vcs_info" in record:
+        place = {"git": url, "rev": record["vcs_info"]["commit_id"]}
+    elif url.startswith("file:"):
+        place = {"path": url2pathname(urlsplit(url).path)}
+    else:
+        place = {"url": url}
+    if "subdirectory" in record:
+        place["subdirectory"] = record["subdirectory"]
+    # a JSON string is one of TOML, too
+    words = [f"{key} = {json.dumps(value)}" for key, value in place.items()]
+    words += ["editable = true"] if record.get("dir_info", {}).get("editable") else []
+    return f"[tool.uv.sources]\nstillhouse = {{ {', '.join(words)} }}\n\n"
 
 
 def _check(name: str) -> None:
