@@ -34,7 +34,7 @@ class Neighbours:
         return {**batch, "images": batch["images"] - batch["images"].mean()}
 
 
-SOURCE = Source(role="r", data="d", code="c", device="cpu", cache=Cache(), augment=Shift())
+SOURCE = Source(role="r", data="d", code="c", device="cpu", batch=8, cache=Cache(), augment=Shift())
 
 
 def fill(
@@ -42,7 +42,7 @@ def fill(
 ) -> tuple[CachedRole, dict]:
     ctx = toy_context(folder)
     role = teacher or toy_models()["teacher"]
-    stand_in = cached("teacher", role, toy_data(), views, source, batch=8, ctx=ctx)
+    stand_in = cached("teacher", role, toy_data(), views, source, ctx=ctx)
     return stand_in, ctx.measured["teacher_cache"]["teacher"]
 
 
@@ -74,7 +74,7 @@ def test_a_second_opening_computes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("changed", [
     {"role": "another teacher"}, {"data": "another data version"}, {"augment": Shift(seed=1)}, {"augment": None},
-    {"code": "another code"}, {"device": "cuda"}, {"cache": Cache(dtype="fp16")},
+    {"code": "another code"}, {"device": "cuda"}, {"batch": 16}, {"cache": Cache(dtype="fp16")},
 ], ids=lambda c: next(iter(c)))  # fmt: skip
 def test_a_changed_source_is_never_served_the_old_entry(tmp_path: Path, changed: dict) -> None:
     fill(tmp_path)
@@ -145,7 +145,7 @@ def test_ids_need_not_be_positions(tmp_path: Path) -> None:
     data.columns["id"] = torch.arange(50).flip(0) * 10
     ctx = toy_context(tmp_path)
     source = replace(SOURCE, augment=None)
-    role = cached("teacher", toy_models()["teacher"], data, [0], source, batch=8, ctx=ctx)
+    role = cached("teacher", toy_models()["teacher"], data, [0], source, ctx=ctx)
     with torch.no_grad():
         expected = toy_models()["teacher"](data.rows(torch.tensor([49, 0])))["logits"]
     torch.testing.assert_close(served(role, [0, 490], 0), expected)

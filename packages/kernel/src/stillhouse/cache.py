@@ -2,9 +2,9 @@
 id and view.
 
 The key is the role's digest, the data's digest, the output names and their storage, the
-augmentation with its seed, the code and the device type; under it lie one folder a view with
-safetensors shards. A shard is written aside and renamed, so a killed fill goes on where it stopped;
-a shard that does not match the manifest is computed again, never served.
+augmentation with its seed, the batch, the code and the device type; under it lie one folder a view
+with safetensors shards. A shard is written aside and renamed, so a killed fill goes on where it
+stopped; a shard that does not match the manifest is computed again, never served.
 """
 
 import json
@@ -56,6 +56,7 @@ class Source:
     data: str  # digest of the data artifact
     code: str
     device: str  # "cpu" or "cuda": their last bits differ
+    batch: int  # rows that went through the role together: it moves the last bits, too
     cache: Cache
     augment: Augment | None
 
@@ -143,7 +144,6 @@ def cached(
     views: Sequence[int],
     source: Source,
     *,
-    batch: int,
     ctx: Context,
 ) -> CachedRole:
     """The stand-in for `module`, after computing what of `views` is not stored yet; one process
@@ -162,7 +162,6 @@ def cached(
                 data=data,
                 folder=folder,
                 source=source,
-                batch=batch,
                 ctx=ctx,
             )
             opened = {view: _View(fill.view(view)) for view in views}
@@ -195,12 +194,13 @@ def stored(
         data=ctx.digests["data"],
         code=ctx.code,
         device=ctx.device.partition(":")[0],
+        batch=setup.batch,
         cache=cache,
         augment=setup.augment,
     )
     epochs = -(-setup.steps // pass_length(data, setup.batch))
     views = range(setup.views if selects else min(setup.views, epochs))
-    return cached(role, module, data, views, source, batch=setup.batch, ctx=ctx)
+    return cached(role, module, data, views, source, ctx=ctx)
 
 
 class _Fill:
@@ -212,11 +212,10 @@ class _Fill:
         data: Data,
         folder: Path,
         source: Source,
-        batch: int,
         ctx: Context,
     ) -> None:
         self.role, self.module, self.data, self.folder = role, module.eval(), data, folder
-        self.source, self.batch, self.ctx = source, batch, ctx
+        self.source, self.batch, self.ctx = source, source.batch, ctx
         self.computed = 0
 
     def view(self, view: int) -> list[dict[str, Tensor]]:

@@ -10,8 +10,6 @@ exactly.
 
 import contextlib
 import functools
-import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
@@ -28,11 +26,14 @@ from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
 from stillhouse import parallel, refreshing, training
-from stillhouse.checkpoint import last_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
+from stillhouse.checkpoint import Checkpoints, check_fingerprint
 from stillhouse.data.data import Data, Rows, TensorData
 from stillhouse.errors import ContractError
+from stillhouse.fingerprint import fingerprint
+from stillhouse.leftovers import temporary
 from stillhouse.objectives.objective import Objective, Phase, Tensors
 from stillhouse.recipe import Context, Event
+from stillhouse.resuming import Progress
 from stillhouse.training import Place, Precision, Setup
 from stillhouse.turns import Curves, Turn
 
@@ -47,6 +48,10 @@ class _Job:
     data: Data
     setup: Setup
     ctx: Context
+    frozen: Mapping[str, Mapping[str, bytes]]  # the bits of each role that no phase trains
+
+    def fingerprint(self) -> dict[str, Any]:  # Any: JSON values
+        return fingerprint(self.objective, self.frozen, self.data, setup=self.setup, ctx=self.ctx)
 
 
 def fit(
@@ -61,20 +66,22 @@ def fit(
     the loss terms.
 
     Adds "<role>-ema" to `models` for each averaged role, rows to `ctx.curves`, and what each
-    refresh chose to `ctx.measured`. Resumes from `ctx.checkpoints` when it holds a checkpoint of as
-    many processes. Leaves every module on the CPU in eval mode.
-    Raises BadSetting, UnknownName or BadData for what cannot be trained; ContractError when the
+    refresh chose to `ctx.measured`. Resumes from a checkpoint in `ctx.checkpoints` that was made
+    under the same conditions: device, threads, processes, micro-batches, torch. Leaves every module
+    on the CPU in eval mode.
+    Raises BadSetting, UnknownName or BadData for what cannot be trained, BadSetting for a
+    checkpoint of another objective, data, frozen role or setup; ContractError when the
     weights or buffers of
     a role that no phase trains changed, when an objective puts a frozen role in train mode, or a
     loss is not finite.
     """
     training.check(objective, models, data, setup, ctx)
-    job = _Job(objective=objective, models=models, data=data, setup=setup, ctx=ctx)
     learners = {role for phase in objective.phases.values() for role in phase.trains}
     before = {
         role: training.bits_of(module) for role, module in models.items() if role not in learners
     }
-    with torch.random.fork_rng(), _runner(job) as (runner, loop):
+    job = _Job(objective=objective, models=models, data=data, setup=setup, ctx=ctx, frozen=before)
+    with torch.random.fork_rng(), temporary() as place, _runner(job, place) as (runner, loop):
         runner.train()
     for role, bits in before.items():
         if training.bits_of(models[role]) != bits:
@@ -147,9 +154,10 @@ class _Loop(BaseLoop):
         self.chosen: Data = job.data
         self.rng = torch.Generator()
         self.refreshes: list[refreshing.Told] = []
-        self.curves = Curves([turn.name for turn in turns])
+        self.curves = Curves([turn.name for turn in turns], job.ctx.nproc)
         self.learners = list({p: None for turn in turns for p in turn.parameters})
         self.plain = job.setup.precision == "fp32"
+        self.share = self._share()
 
     @property
     def iter(self) -> int:
@@ -186,7 +194,7 @@ class _Loop(BaseLoop):
                 turn.enter(self.learners)
             self._gradients(turn, batch, step, rng)
             if ctx.nproc > 1:
-                parallel.average_gradients(turn.parameters)
+                parallel.average_gradients(turn.parameters, share=self.share)
                 parallel.share_buffers(turn.awake)
             turn.update(step, self.job.setup.steps)
             for role, average in turn.averages.items():
@@ -202,7 +210,7 @@ class _Loop(BaseLoop):
                 )
                 loss = training.total(terms)
             turn.wrapper.backward(loss if share == 1 else loss * share)
-            self.curves.add(turn.name, terms, loss, share)
+            self.curves.add(turn.name, terms, loss, share * self.share)
         for role, module in turn.frozen.items():
             if module.training:
                 raise ContractError(
@@ -228,87 +236,46 @@ class _Loop(BaseLoop):
         if index is not None:
             assert isinstance(self.job.data, TensorData)
             self.chosen = Rows(self.job.data, index)
+            self.share = self._share()
+
+    def _share(self) -> float:
+        """This process's part of each batch's rows."""
+        rows = min(self.job.setup.batch, len(self.chosen))
+        training.check_rows(rows, self.job.ctx)
+        return parallel.share(rows, rank=self.job.ctx.rank, nproc=self.job.ctx.nproc)
 
     def save(self) -> None:
         """Write a checkpoint; every rank takes part, rank 0 writes."""
-        tensors, record = self._state()
-        if self.job.ctx.rank == 0:
-            save_checkpoint(self.job.ctx.checkpoints, self.place.step, tensors, record)
-
-    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors: dict[str, Tensor] = {f"sum/{k}": v for k, v in self.curves.sums.items()}
-        for role, module in self._saved().items():
-            tensors |= {f"model/{role}/{k}": v for k, v in module.state_dict().items()}
-        optimizers: dict[str, Any] = {}
-        for turn in self.turns:
-            packed, optimizers[turn.name] = pack_optimizer(turn.optimizer, f"optim/{turn.name}")
-            tensors |= packed
-            if isinstance(turn.wrapper, AmpOptimWrapper):
-                optimizers[turn.name]["scaler"] = turn.wrapper.loss_scaler.state_dict()
-        for rank, states in enumerate(parallel.gather(training.rng_states())):
-            tensors |= {f"rng/{rank}/{k}": v for k, v in states.items()}
-        if self.place.index is not None:
-            tensors["index"] = self.place.index
-        record = {
-            "nproc": self.job.ctx.nproc,
-            "origin": self.place.origin,
-            "epochs_before": self.place.epochs_before,
-            "optimizers": optimizers,
-            "refreshes": self.refreshes,
-            "counts": self.curves.counts,
-            "curves": self.curves.rows,
-            "last": self.curves.last,
-        }
-        return tensors, record
+        job = self.job
+        tensors, record = self._progress().state(job.ctx)
+        if job.ctx.rank == 0:
+            record["fingerprint"] = job.fingerprint()
+            Checkpoints(ctx=job.ctx).save(self.place.step, tensors, record)
 
     def resume(self) -> None:
-        """Go on from the last checkpoint, if there is one of as many processes."""
-        ctx = self.job.ctx
-        found = last_checkpoint(ctx.checkpoints)
+        """Go on from the last checkpoint, if there is one that leads to the same bits."""
+        job, ctx = self.job, self.job.ctx
+        found = Checkpoints(ctx=ctx).last()
         if found is None:
             return
         tensors, record = found
-        if record["nproc"] != ctx.nproc:
-            text = f"the checkpoint was made with --nproc {record['nproc']}; starting again"
-            ctx.observe(Event(stage=ctx.stage, text=text))
-            return
-        self._restore(tensors, record)
-        ctx.measured["resumed_at"] = self.place.step
-        text = f"resumed at step {self.place.step}"
-        ctx.observe(
-            Event(stage=ctx.stage, text=text, done=self.place.step, total=self.job.setup.steps)
-        )
-
-    def _restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-        for role, module in self._saved().items():
-            module.load_state_dict(_below(tensors, f"model/{role}/"))
-        for turn in self.turns:
-            own = record["optimizers"][turn.name]
-            unpack_optimizer(turn.optimizer, f"optim/{turn.name}", tensors, own)
-            if isinstance(turn.wrapper, AmpOptimWrapper):
-                turn.wrapper.loss_scaler.load_state_dict(own["scaler"])
-        curves, device = self.curves, self.job.ctx.device
-        curves.sums = {k: v.to(device) for k, v in _below(tensors, "sum/").items()}
-        curves.counts, curves.rows, curves.last = record["counts"], record["curves"], record["last"]
-        self.place = Place(
-            step=record["step"],
-            origin=record["origin"],
-            epochs_before=record["epochs_before"],
-            index=tensors.get("index"),
-        )
+        made: Mapping[str, Any] = record.get("fingerprint", {})  # Any: JSON values
+        check_fingerprint(ctx.stage, ctx.checkpoints, made, job.fingerprint())
+        self._progress().restore(tensors, record, ctx)
         self._choose(self.place.index)
-        self.refreshes = record["refreshes"]
-        training.set_rng_states(_below(tensors, f"rng/{self.job.ctx.rank}/"))
+        done = self.place.step
+        ctx.measured["resumed_at"] = done
+        text = f"resumed at step {done}"
+        ctx.observe(Event(stage=ctx.stage, text=text, done=done, total=job.setup.steps))
 
-    def _saved(self) -> dict[str, nn.Module]:
-        roles = {role: self.job.models[role] for turn in self.turns for role in turn.phase.trains}
-        return roles | {
-            f"{role}-ema": a for turn in self.turns for role, a in turn.averages.items()
-        }
-
-
-def _below(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
-    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+    def _progress(self) -> Progress:
+        return Progress(
+            turns=self.turns,
+            models=self.job.models,
+            place=self.place,
+            curves=self.curves,
+            refreshes=self.refreshes,
+        )
 
 
 class _Watch(Hook):
@@ -355,13 +322,12 @@ class _Watch(Hook):
 
 
 @contextlib.contextmanager
-def _runner(job: _Job) -> Generator[tuple[Runner, _Loop]]:
+def _runner(job: _Job, folder: Path) -> Generator[tuple[Runner, _Loop]]:
     """A Runner and its loop, resumed from a checkpoint; nothing of them is left behind."""
     parallel.join(job.ctx.device)
     for module in job.models.values():
         module.to(job.ctx.device)
     name = f"stillhouse-{uuid.uuid4().hex}"
-    folder = tempfile.mkdtemp(prefix="stillhouse-")
     known = {kind: set(_instances(kind)) for kind in (MMLogger, MessageHub, DefaultScope)}
     try:
         MessageHub.get_instance(name)  # the optimizer wrappers write to the newest hub
@@ -384,17 +350,16 @@ def _runner(job: _Job) -> Generator[tuple[Runner, _Loop]]:
         for module in job.models.values():
             module.to("cpu").requires_grad_(True).eval()
         _forget(known)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _new_runner(job: _Job, turns: Sequence[Turn], name: str, folder: str) -> _Runner:
+def _new_runner(job: _Job, turns: Sequence[Turn], name: str, folder: Path) -> _Runner:
     data: Any = job.data  # Any: mmengine passes on whatever yields batches
     unused = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
     wrappers: dict[str, Any] = {turn.name: turn.wrapper for turn in turns}  # Any: OptimWrappers
     none: dict[str, Any] = dict.fromkeys(unused)  # Any: mmengine's way to say no hook
     return _Runner(
         model=_Shell(),
-        work_dir=str(Path(folder)),
+        work_dir=str(folder),
         train_dataloader=data,
         train_cfg={"by_epoch": False},
         optim_wrapper=OptimWrapperDict(**wrappers),

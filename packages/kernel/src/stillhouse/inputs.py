@@ -4,7 +4,6 @@ repositories.
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -153,8 +152,3 @@ def builtin(name: Path) -> Mapping[str, Any]:  # Any: numpy arrays or tensors
                 f"{type(value).__name__})"
             )
     return arrays
-
-
-def scratch() -> Path:
-    """A folder for what must not be kept."""
-    return Path(tempfile.mkdtemp(prefix="stillhouse-"))

@@ -1,6 +1,10 @@
-"""Several processes in one run: torchrun's environment, gradient means, buffers of rank 0."""
+"""Several processes in one run: torchrun's environment, means over all rows, buffers of rank 0."""
 
+import contextlib
+import ctypes
+import functools
 import os
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -8,10 +12,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+PR_SET_PDEATHSIG = 1
+
 
 def world() -> tuple[int, int]:
     """(rank, number of processes) as torchrun set them; (0, 1) without torchrun."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def die_with(parent: int, number: int = signal.SIGKILL) -> None:
+    """Have this process get a signal when `parent`, which started it, goes in whatever way (Linux;
+    elsewhere only when it is told to).
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:  # gone before we asked
+        os.kill(os.getpid(), number)
 
 
 def join(device: str) -> None:
@@ -46,11 +62,16 @@ def gather(value: Any) -> list[Any]:  # Any: a picklable value of our own making
     return box
 
 
-def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace each gradient by its mean over the processes; every rank must hold the same set of
-    gradients.
+def share(rows: int, *, rank: int, nproc: int) -> float:
+    """A process's part of a batch of `rows`, of which it takes every nproc-th."""
+    return len(range(rank, rows, nproc)) / rows
+
+
+def average_gradients(parameters: Iterable[Tensor], *, share: float) -> None:
+    """Replace each gradient by its mean over all rows of the batch, of which this process had
+    `share`; every rank must hold the same set of gradients.
     """
-    _flat([p.grad for p in parameters if p.grad is not None], _mean)
+    _flat([p.grad for p in parameters if p.grad is not None], functools.partial(_mean, share=share))
 
 
 def share_buffers(modules: Iterable[torch.nn.Module]) -> None:
@@ -58,9 +79,9 @@ def share_buffers(modules: Iterable[torch.nn.Module]) -> None:
     _flat([buffer for module in modules for buffer in module.buffers()], _from_first)
 
 
-def _mean(flat: Tensor) -> None:
+def _mean(flat: Tensor, *, share: float) -> None:
+    flat *= share
     dist.all_reduce(flat)
-    flat /= dist.get_world_size()
 
 
 def _from_first(flat: Tensor) -> None:

@@ -31,8 +31,9 @@ from stillhouse.domain import GROUP
 from stillhouse.environment import environment
 from stillhouse.errors import CorruptArtifact, MissingData, StaleInput
 from stillhouse.files import storage, write_text, writing
-from stillhouse.inputs import OPEN_BUILTIN, check_present, outside, scratch
+from stillhouse.inputs import OPEN_BUILTIN, check_present, outside
 from stillhouse.json_files import read_json
+from stillhouse.leftovers import remove_asides, remove_temporaries, temporary
 from stillhouse.places import home, project_root
 from stillhouse.recipe import OUTSIDE, Context, Event, Observer, Recipe, Stage, silent
 from stillhouse.settings import Settings
@@ -141,6 +142,9 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
     if nproc > 1:
         parallel.join(runs.device)
     with _held(_stage_lock(stage, runs, rank), stage, runs):
+        if rank == 0:  # whoever held the lock before is gone
+            remove_asides(runs.folder, stage.name)
+            remove_temporaries()
         inputs = {port: input_of(recipe, ref, runs) for port, ref in stage.inputs.items()}
         code = code_of(runs.recipe)
         digests = {port: artifact.digest for port, artifact in inputs.items()}
@@ -300,11 +304,8 @@ class _Place:
             )
 
     def _scratch_run(self) -> Mapping[str, Artifact]:
-        out = scratch()
-        try:
+        with temporary() as out:
             self.stage.run(self.inputs, self._context(out))
-        finally:
-            shutil.rmtree(out, ignore_errors=True)
         return {}
 
     def _context(self, out: Path) -> Context:

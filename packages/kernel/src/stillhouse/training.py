@@ -131,6 +131,15 @@ def check(
         )
 
 
+def check_rows(rows: int, ctx: Context) -> None:
+    """Raises BadData where a process would have no row of a batch of `rows`."""
+    if rows < ctx.nproc:
+        raise BadData(
+            f"stage '{ctx.stage}': {rows} samples cannot be split over {ctx.nproc} processes; use "
+            f"--nproc {rows} or fewer"
+        )
+
+
 def bits_of(module: nn.Module) -> dict[str, bytes]:
     """sha256 of each parameter and buffer."""
     state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from stillhouse import parallel
+from stillhouse.checkpoint import pack_optimizer, unpack_optimizer
 from stillhouse.errors import ContractError
 from stillhouse.objectives.objective import Phase, Tensors
 from stillhouse.training import finite
@@ -21,6 +23,14 @@ class Wrapper(Protocol):
     def backward(self, loss: Tensor) -> None: ...
     def step(self) -> None: ...
     def zero_grad(self) -> None: ...
+
+
+@runtime_checkable
+class Scaling(Protocol):
+    """A wrapper that scales the loss, for fp16."""
+
+    @property
+    def loss_scaler(self) -> Any: ...  # Any: torch's GradScaler, its state JSON values
 
 
 class Turn:
@@ -73,12 +83,27 @@ class Turn:
         self.wrapper.step()
         self.wrapper.zero_grad()
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The optimizer's state as named tensors and JSON values, with that of the loss scaler."""
+        tensors, record = pack_optimizer(self.optimizer, f"optim/{self.name}")
+        if isinstance(self.wrapper, Scaling):
+            record["scaler"] = self.wrapper.loss_scaler.state_dict()
+        return tensors, record
+
+    def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """Put back what `state` gave."""
+        unpack_optimizer(self.optimizer, f"optim/{self.name}", tensors, record)
+        if isinstance(self.wrapper, Scaling):
+            self.wrapper.loss_scaler.load_state_dict(record["scaler"])
+
 
 class Curves:
-    """Means of the loss terms between two rows of the curves, summed where the terms are."""
+    """Means of the loss terms between two rows of the curves, summed where the terms are; over the
+    rows of all processes.
+    """
 
-    def __init__(self, phases: Sequence[str]) -> None:
-        self.several = len(phases) > 1
+    def __init__(self, phases: Sequence[str], processes: int) -> None:
+        self.several, self.processes = len(phases) > 1, processes
         self.counts = dict.fromkeys(phases, 0.0)
         self.sums: dict[str, Tensor] = {}
         self.rows: list[Mapping[str, float]] = []
@@ -93,13 +118,14 @@ class Curves:
         self.counts[phase] += share
 
     def row(self, step: int, stage: str) -> None:
-        """One row of means; a value that is not finite ends the run."""
-        if not self.sums:
+        """One row of means; a value that is not finite ends the run. Every process takes part."""
+        sums, counts = self._of_all()
+        if not sums:
             return
-        first = next(iter(self.counts))
+        first = next(iter(counts))
         means = {
-            key: float(value) / self.counts[key.partition("/")[0] if self.several else first]
-            for key, value in self.sums.items()
+            key: value / counts[key.partition("/")[0] if self.several else first]
+            for key, value in sums.items()
         }
         self.sums, self.counts = {}, dict.fromkeys(self.counts, 0.0)
         if name := finite(means):
@@ -109,3 +135,16 @@ class Curves:
             )
         self.last = means
         self.rows.append({"step": float(step), **means})
+
+    def _of_all(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Sums and counts of all processes."""
+        sums, counts = dict[str, float](), dict.fromkeys(self.counts, 0.0)
+        own = {key: float(value) for key, value in self.sums.items()}
+        every = [(own, self.counts)]
+        # a stage may train alone in a process that belongs to a group
+        for theirs, counted in parallel.gather(every[0]) if self.processes > 1 else every:
+            for key, value in theirs.items():
+                sums[key] = sums.get(key, 0.0) + value
+            for phase, count in counted.items():
+                counts[phase] += count
+        return sums, counts

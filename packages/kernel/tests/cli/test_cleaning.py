@@ -1,11 +1,13 @@
 """`clean`: what goes, what stays, and what it says."""
 
 import os
+import shutil
 import time
 
 import pytest
+from filelock import FileLock
 
-from stillhouse.cli.cleaning import Kept, choose, seconds
+from stillhouse.cli.cleaning import Kept, choose, seconds, survey
 from stillhouse.errors import BadSetting
 
 HOUR, DAY = 3600, 86400
@@ -37,8 +39,8 @@ def test_old_ones_go_then_the_oldest_until_enough_is_left(tmp_path) -> None:
     assert names(choose(items, now=0, older_than=30 * DAY, keep=90)) == ["a"]
     assert names(choose(items, now=0, older_than=30 * DAY, keep=89)) == ["a", "b"]
     assert names(choose(items, now=0, older_than=90 * DAY, keep=90)) == ["a"]
-    # what changed within the hour may still be in use
-    assert names(choose(items, now=0, older_than=0, keep=0)) == ["a", "b", "c"]
+    assert names(choose(items, now=0, older_than=300, keep=None)) == ["a", "b", "c", "d"]
+    assert names(choose(items, now=0, older_than=90 * DAY, keep=0)) == ["a", "b", "c", "d"]
 
 
 @pytest.fixture
@@ -65,6 +67,34 @@ def test_dry_run_says_it_and_frees_nothing(stillhouse, home) -> None:
     assert "would free    2.0 KiB  teacher cache, 40.0 days old: " in out
     assert out.endswith(f"Would free 6.0 KiB; 6.0 KiB in use under {home}.\n")
     assert sorted(home.rglob("*")) == before
+
+
+def test_what_is_locked_or_marked_stays_and_says_why(stillhouse, home) -> None:
+    (home / "workspaces" / "repo" / "run-1.keep").touch()
+    with FileLock(home / "checkpoints" / "0123.lock"):
+        code, out, _ = stillhouse("clean")
+    assert code == 0
+    assert "kept     2.0 KiB  checkpoint, in use by a run: " in out
+    assert "kept     2.0 KiB  workspace, marked to be kept: " in out
+    assert out.endswith(f"Freed 2.0 KiB; 4.0 KiB in use under {home}.\n")
+    assert (home / "checkpoints" / "0123" / "inside" / "file").exists()
+    assert not (home / "teacher-cache" / "ab" / "abcd").exists()
+
+
+def test_folders_that_vanish_meanwhile_are_no_error(tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "checkpoints" / "0123"
+    (folder / "step-1").mkdir(parents=True)
+    walk = os.walk
+
+    def removed_while_read(path):
+        for found in walk(path):
+            shutil.rmtree(folder, ignore_errors=True)
+            yield found
+
+    monkeypatch.setattr(os, "walk", removed_while_read)
+    (found,) = survey(tmp_path)
+    assert (found.path, found.size) == (folder, 0)
+    assert survey(tmp_path) == []
 
 
 def test_clean_frees_only_what_is_old(stillhouse, home) -> None:

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from stillhouse.cli.app import main
+from stillhouse.newest import newest_run, register_run
+from stillhouse.runs import Runs
+from stillhouse.settings import make_settings
 
 from .conftest import declare, see
 
@@ -88,6 +91,77 @@ def test_settings_come_from_params_yaml_or_from_the_last_run(stillhouse, ran, pr
     assert "unknown stage 'kd-1'" in err
     assert stillhouse("stage", NAME, "kd-1")[0] == 0
     assert json.loads((ran / "settings.json").read_text())["settings"] == {"seeds": 2}
+
+
+def test_ranks_are_given_their_settings_whatever_another_run_wrote(stillhouse, ran) -> None:
+    record = (ran / "settings.json").read_text()
+    assert json.loads(record)["settings"] == {}
+    code, out, _ = stillhouse("stage", NAME, "kd-1", "--settings", '{"scale": "tiny", "seeds": 2}')
+    assert code == 0
+    assert "stage kd-1: done in " in out
+    for wrong in ("{}", "[1]", "seeds=2"):
+        code, _, err = stillhouse("stage", NAME, "kd-1", "--settings", wrong)
+        assert code == 2
+        assert err.startswith(f"error: --settings: expected JSON with every setting of {NAME} (")
+
+
+@pytest.fixture
+def elsewhere(first_run: Path, project: Path, tmp_path: Path, monkeypatch) -> Path:
+    """A run that a flow made for the project in a folder of its own, and registered."""
+    root = tmp_path / "workspaces" / "run-1"
+    shutil.copytree(first_run / "runs", root / "runs")
+    (root / "runs" / NAME / "tiny" / "settings.json").unlink()  # DVC restores none
+    monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
+    runs = Runs(root=root, recipe=NAME, variant="tiny")
+    register_run(project, runs, make_settings(NAME, "tiny"))
+    return runs.folder
+
+
+def test_the_newest_run_is_found_wherever_it_is(stillhouse, elsewhere, tmp_path) -> None:
+    code, out, err = stillhouse("report", NAME)
+    assert code == 0, err
+    assert out.splitlines()[-1] == f"Report: {elsewhere / 'report' / 'report.html'}"
+    folder = tmp_path / "out"
+    assert stillhouse("export", NAME, "--to", "safetensors", "--out", str(folder))[0] == 0
+    weights = "model.safetensors"
+    assert (folder / weights).read_bytes() == (elsewhere / "export/model" / weights).read_bytes()
+    (tmp_path / "points.csv").write_text("0.1,0.2\n")
+    assert stillhouse("predict", NAME, str(tmp_path / "points.csv"))[0] == 0
+    assert stillhouse("compare", NAME, str(elsewhere / "report"))[0] == 0
+
+
+def test_a_finished_run_here_wins_when_it_is_newer(
+    stillhouse, elsewhere, first_run, project, tmp_path
+) -> None:
+    own = project / "runs" / NAME / "tiny"
+    shutil.copytree(first_run / "runs", project / "runs")
+    os.utime(own / "settings.json", (0, 0))
+    assert f"Report: {elsewhere}" in stillhouse("report", NAME)[1]
+    os.utime(own / "settings.json")
+    assert f"Report: {own}" in stillhouse("report", NAME)[1]
+    shutil.rmtree(own / "kd-0")  # newer, but it did not come to its end
+    assert f"Report: {elsewhere}" in stillhouse("report", NAME)[1]
+    shutil.rmtree(tmp_path / "workspaces")
+    assert stillhouse("report", NAME)[0] == 2
+    assert f"Report: {own}" in stillhouse("report", NAME, "--partial")[1]
+
+
+def test_registered_runs_are_by_project_and_the_newest_that_is_left(
+    elsewhere, project, tmp_path
+) -> None:
+    found = newest_run(project, NAME, "tiny")
+    assert found is not None
+    assert found[0] == tmp_path / "workspaces" / "run-1"
+    assert newest_run(project, NAME, "small") is None
+    assert newest_run(tmp_path, NAME, "tiny") is None
+    later = Runs(root=tmp_path / "workspaces" / "run-2", recipe=NAME, variant="tiny")
+    register_run(project, later, make_settings(NAME, "tiny"))
+    assert newest_run(project, NAME, "tiny")[0] == later.root
+    shutil.rmtree(later.root)
+    assert newest_run(project, NAME, "tiny")[0] == found[0]
+    (index,) = (tmp_path / "home" / "newest").glob("project-*.json")
+    index.write_text("[]")
+    assert newest_run(project, NAME, "tiny") is None
 
 
 def test_report_is_published_and_compared(stillhouse, ran, tmp_path) -> None:

@@ -20,8 +20,12 @@ from stillhouse.cli.listing import list_, show
 from stillhouse.cli.plugin import new
 from stillhouse.cli.results import compare, export, predict, report
 from stillhouse.cli.running import run, stage
+from stillhouse.cli.stopping import quiet_end
 from stillhouse.errors import TRY_AGAIN, OutOfMemory, StillhouseError
 from stillhouse.files import REFUSALS
+
+# exit codes after Ctrl-C and SIGTERM
+STOPPED = (130, 143)
 
 
 class _Group(TyperGroup):
@@ -82,6 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
+    code = _run(argv)
+    if argv is None and code in STOPPED:
+        quiet_end()
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     group = typer.main.get_group(app)
     for name, command in deferred_groups().items():
         # the kernel's own commands cannot be replaced
@@ -89,6 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = group.main(argv, prog_name="stillhouse", standalone_mode=False)
         sys.stdout.flush()  # a full disk behind a redirection shows here, not at exit
+    except (KeyboardInterrupt, typer.Abort):
+        print("\nInterrupted.", file=sys.stderr)
+        return STOPPED[0]
     except OutOfMemory as error:
         code = _refuse(error)
         return TRY_AGAIN if error.again else code

@@ -1,14 +1,18 @@
 """A training stage spread over processes by torchrun; its progress and its error come back."""
 
+import json
 import os
 import subprocess
 import sys
 import threading
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from stillhouse.cli.progress import event_from
 from stillhouse.errors import StillhouseError
 from stillhouse.recipe import Observer
+
+if TYPE_CHECKING:
+    from stillhouse.cli.target import Target
 
 ERROR = "error: "
 
@@ -17,20 +21,19 @@ class ChildError(RuntimeError):
     """A child that failed in a way no user caused; its traceback has been printed."""
 
 
-def run_distributed(ref: str, stage: str, *, device: str, nproc: int, observe: Observer) -> None:
-    """Run one stage of RECIPE@VARIANT in `nproc` processes.
+def run_distributed(
+    target: "Target", stage: str, *, device: str, nproc: int, observe: Observer
+) -> None:
+    """Run one stage of a target in `nproc` processes, with the target's own settings.
 
     Raises StillhouseError with the child's own error line, ChildError for any other failure.
     """
     command = [
-        *(
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={nproc}",
-        ),
-        *("-m", "stillhouse", "stage", ref, stage, "--device", device, "--json", "--as-run"),
+        *(sys.executable, "-m", "stillhouse.cli.ranks", str(os.getpid())),
+        *("--standalone", f"--nproc-per-node={nproc}"),
+        *("-m", "stillhouse", "stage", target.name, stage, "--device", device, "--json"),
+        # settings.json is of the last run, which may be another one by now
+        *("--settings", json.dumps(target.settings.model_dump(mode="json"))),
     ]
     threads = max(1, (os.cpu_count() or 1) // nproc)
     environ = {"OMP_NUM_THREADS": str(threads)} | os.environ

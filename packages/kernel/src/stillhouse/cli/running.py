@@ -1,5 +1,6 @@
 """`run` and `stage`: the recipe or one stage of it, resumed where it was stopped."""
 
+import contextlib
 import os
 import shlex
 import sys
@@ -9,6 +10,7 @@ import typer
 
 from stillhouse.cli.listing import RecipeName
 from stillhouse.cli.results import Open, open_page, print_report
+from stillhouse.cli.stopping import Stopping
 from stillhouse.errors import BadSetting
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ Engine = Annotated[
         "default: $STILLHOUSE_FEDERATED_ENGINE, else local."
     ),
 ]
-INTERRUPTED = 130
 
 
 def run(
@@ -56,8 +57,15 @@ def run(
     chosen = choose_device(device)
     place = choose_engine(engine, target.recipe.stages)
     print(f"{target.ref} on {chosen}, in {target.runs().folder}")
+    stopping = Stopping()
     try:
-        _run_stages(target, chosen, nproc, place)
+        with stopping:
+            _run_stages(target, chosen, nproc, place, stopping)
+            if report:
+                page = print_report(target)
+                if open_:
+                    open_page(page)
+            stopping.check()
     except KeyboardInterrupt:
         words = ["stillhouse", "run", recipe, *(["--scale", scale] if scale else [])]
         words += [word for pair in assignments for word in ("--set", pair)]
@@ -65,14 +73,10 @@ def run(
         words += ["--engine", engine] if engine else []
         again = shlex.join(words)
         print(f"\nInterrupted; what is finished is kept. Go on with: {again}", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
-    if report:
-        page = print_report(target)
-        if open_:
-            open_page(page)
+        raise typer.Exit(stopping.exit_code) from None
 
 
-def _run_stages(target: "Target", device: str, nproc: int, engine: str) -> None:
+def _run_stages(target: "Target", device: str, nproc: int, engine: str, stopping: Stopping) -> None:
     from stillhouse.cli.launch import run_distributed
     from stillhouse.runs import run_stage
 
@@ -82,9 +86,10 @@ def _run_stages(target: "Target", device: str, nproc: int, engine: str) -> None:
         for stage in target.recipe.stages:
             display.begin(stage.name)
             if nproc > 1 and stage.distributed:
-                run_distributed(target.ref, stage.name, device=device, nproc=nproc, observe=display)
+                run_distributed(target, stage.name, device=device, nproc=nproc, observe=display)
             else:
                 run_stage(target.recipe, stage, runs)
+            stopping.check()
 
 
 def _display(target: "Target") -> "Display":
@@ -111,17 +116,25 @@ def stage(
         bool,
         typer.Option("--as-run", help="Settings of the last `run`, whatever params.yaml says."),
     ] = False,
+    settings: Annotated[
+        str, typer.Option(metavar="JSON", help="Every setting, whatever was run; for torchrun.")
+    ] = "",
 ) -> None:
     """Run one stage of a recipe, as DVC, Prefect and torchrun do; its inputs must be there."""
     from stillhouse import parallel
     from stillhouse.cli.progress import Lines, json_line
-    from stillhouse.cli.target import last_target, staged_target
+    from stillhouse.cli.ranks import end_with_agent
+    from stillhouse.cli.target import own_target, staged_target, target_of
     from stillhouse.recipe import silent
     from stillhouse.runs import run_stage
 
-    target = last_target(recipe) if as_run else staged_target(recipe)
+    end_with_agent()
+    if settings:
+        target = target_of(recipe, settings)
+    else:
+        target = own_target(recipe) if as_run else staged_target(recipe)
     chosen = target.recipe.stage(stage)
-    rank, _ = parallel.world()
+    rank, nproc = parallel.world()
     lines = Lines(_batches(target))
     lines.begin(stage)
     observe = silent if rank else json_line if json else lines
@@ -129,8 +142,15 @@ def stage(
     runs = target.runs(device=choose_device(device), engine=place, observe=observe)
     if rank == 0:
         runs.note_settings(target.settings)
+    stopping = Stopping()
     try:
-        run_stage(target.recipe, chosen, runs)
+        # a rank that waits for the others in torch could not act on a signal
+        with stopping if nproc == 1 else contextlib.nullcontext():
+            run_stage(target.recipe, chosen, runs)
+            stopping.check()
+    except KeyboardInterrupt:
+        print("\nInterrupted; what is finished is kept.", file=sys.stderr)
+        raise typer.Exit(stopping.exit_code) from None
     finally:
         parallel.leave()
 

@@ -1,5 +1,6 @@
 """What RECIPE[@VARIANT], --scale and --set mean: a recipe, its settings and its folder."""
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from stillhouse.errors import BadSetting, MissingData
 from stillhouse.json_files import read_json
+from stillhouse.newest import newest_run
 from stillhouse.reach import check_reach
 from stillhouse.recipe import CHECKPOINT_SECONDS, SLICES, Observer, Recipe, silent
 from stillhouse.runs import Runs, project_root
@@ -68,6 +70,12 @@ class Target:
             return None
         return read_json(record, _Measured, redo="run the stage again").seconds
 
+    def finished_after(self, moment: float) -> bool:
+        """Whether a run of all stages began after this moment, seconds since the epoch."""
+        runs = self.runs()
+        done = all((runs.folder / s.name / "stage.json").is_file() for s in self.recipe.stages)
+        return done and runs.settings.stat().st_mtime > moment
+
     def need_run(self) -> None:
         """Raises MissingData when nothing of this target has run here."""
         runs = self.runs()
@@ -102,19 +110,48 @@ def make_target(ref: str, scale: str = "", assignments: Sequence[str] = ()) -> T
     return staged_target(ref)
 
 
+def target_of(name: str, settings: str) -> Target:
+    """The target of "domain/recipe" with all its settings, as JSON text."""
+    try:
+        values = dict(json.loads(settings))
+        scale = values.pop("scale")
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadSetting(
+            f"--settings: expected JSON with every setting of {name} ({error})"
+        ) from error
+    return _target(name, make_settings(name, scale, values), project_root())
+
+
 def staged_target(ref: str) -> Target:
     """The target of RECIPE[@VARIANT] as params.yaml has it, else as it was last run here."""
     root = project_root()
     return _target(*find_settings(ref, root, root / "runs"), root)
 
 
-def last_target(ref: str) -> Target:
+def own_target(ref: str) -> Target:
     """The target of RECIPE[@VARIANT] as it was last run here, whatever params.yaml says by now."""
+    return _recorded(ref, project_root()) or staged_target(ref)
+
+
+def last_target(ref: str) -> Target:
+    """The target of RECIPE[@VARIANT] as it was last run for this project: here, or in a folder that
+    is registered as the newest (see stillhouse.newest), unless a finished run here is newer.
+    """
     root = project_root()
+    own = _recorded(ref, root)
+    name, _, variant = ref.partition("@")
+    found = newest_run(root, name, variant or "tiny")
+    if found is None or (own is not None and own.finished_after(found[1])):
+        return own or staged_target(ref)
+    return _recorded(ref, found[0]) or staged_target(ref)
+
+
+def _recorded(ref: str, root: Path) -> Target | None:
+    """The target as the settings.json below a root has it; None where there is none."""
     name, _, variant = ref.partition("@")
     record = root / "runs" / name / (variant or "tiny") / SETTINGS
     if not record.is_file():
-        return staged_target(ref)
+        return None
     stored = read_json(record, Stored, redo="run the recipe again")
     return _target(name, make_settings(name, stored.scale, stored.settings), root)
 

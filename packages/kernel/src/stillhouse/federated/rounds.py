@@ -10,7 +10,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from stillhouse.artifact import Artifact, Built, Model, save_model
-from stillhouse.checkpoint import last_checkpoint, save_checkpoint
+from stillhouse.checkpoint import Checkpoints, below
 from stillhouse.federated.clients import Client, Party
 from stillhouse.federated.fusion import effective_neighbours
 from stillhouse.federated.server import Exchange
@@ -61,7 +61,7 @@ class Rounds:
             tensors = {f"{EXCHANGE}/{k}": v for k, v in exchange.state_dict().items()}
             for name, party in self._here().items():
                 tensors |= {f"{name}/{k}": v for k, v in party.module.state_dict().items()}
-            save_checkpoint(self.ctx.checkpoints, done, tensors, {})
+            Checkpoints(ctx=self.ctx).save(done, tensors, {})
         text = "checkpoint" if done < self.count else ""
         self.ctx.observe(
             Event(stage=self.stage, text=text, done=done, total=self.count, scores=scores)
@@ -69,13 +69,13 @@ class Rounds:
 
     def _resume(self, exchange: Exchange) -> int:
         """The first round that is still to be run; what the earlier ones left is put back."""
-        found = last_checkpoint(self.ctx.checkpoints)
+        found = Checkpoints(ctx=self.ctx).last()
         if found is None:
             return 0
         tensors, record = found
-        exchange.load_state_dict(_below(tensors, EXCHANGE))
+        exchange.load_state_dict(below(tensors, f"{EXCHANGE}/"))
         for name, party in self._here().items():
-            party.module.load_state_dict(_below(tensors, name))
+            party.module.load_state_dict(below(tensors, f"{name}/"))
         done = int(record["step"])
         self.ctx.measured["resumed_at"] = done
         text = f"resumed at round {done}"
@@ -99,8 +99,3 @@ def exchange_from(tensors: Mapping[str, Tensor]) -> Exchange:
     exchange = Exchange(*tensors["weights"].shape[:2])
     exchange.load_state_dict(dict(tensors))
     return exchange
-
-
-def _below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    start = f"{name}/"
-    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}

@@ -1,7 +1,6 @@
 """What a search without training saves: its time against that of training each candidate."""
 
 import statistics
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from torch import Generator, nn
 from stillhouse.artifact import Built, Model
 from stillhouse.data.data import Data, Rows, TensorData
 from stillhouse.errors import BadData, BadSetting
+from stillhouse.leftovers import temporary
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models
 from stillhouse.recipe import Context
@@ -101,8 +101,8 @@ class SearchTime:
         space = self.contest.space
         drawn = [space.model(space.sample(rng)) for _ in range(self.candidates)]
         teacher = named(models, "teacher", what="role", where="search time")
-        with tempfile.TemporaryDirectory() as folder:
-            ctx = _context(Path(folder), next(teacher.parameters()).device)
+        with temporary() as folder:
+            ctx = _context(folder, next(teacher.parameters()).device)
             once, each = self._scored(teacher, data, drawn, ctx)
             found = {SCORED: (each, once + self.contest.trials * each)}
             found |= self._trained(teacher, data, drawn, ctx)

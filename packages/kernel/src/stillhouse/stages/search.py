@@ -9,7 +9,7 @@ import torch
 from torch import Generator
 
 from stillhouse.artifact import Artifact, Built, Model, save_model
-from stillhouse.checkpoint import last_checkpoint, save_checkpoint
+from stillhouse.checkpoint import Checkpoints
 from stillhouse.data.shards import save_data
 from stillhouse.errors import BadRecipe, BadSetting
 from stillhouse.recipe import Context, Event
@@ -136,7 +136,7 @@ class _Hunt:
 
     def resume(self, ctx: Context) -> None:
         """Go on after the last checkpoint, if there is one."""
-        found = last_checkpoint(ctx.checkpoints)
+        found = Checkpoints(ctx=ctx).last()
         if found is None:
             return
         tensors, record = found
@@ -159,7 +159,7 @@ class _Hunt:
             "refused": [asdict(trial) for trial in self.refused],
         }
         tensors = {"draws": self.rng.get_state(), **rng_states()}
-        save_checkpoint(ctx.checkpoints, len(self.history), tensors, record)
+        Checkpoints(ctx=ctx).save(len(self.history), tensors, record)
         self.saved = time.monotonic()
 
     def _tell(self, text: str, ctx: Context, scores: Mapping[str, float]) -> None:

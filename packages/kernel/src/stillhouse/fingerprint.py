@@ -1,0 +1,72 @@
+"""What a training is: its objective, data, frozen roles and setup, so that `fit` goes on only from
+a checkpoint of the same.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from stillhouse.data.data import Data, Ragged, Rows, TensorData
+from stillhouse.digest import arrays_digest, digest, text_digest
+from stillhouse.errors import UnhashableRecipe
+from stillhouse.objectives.objective import Objective
+from stillhouse.recipe import Context
+from stillhouse.training import Setup
+
+
+def fingerprint(
+    objective: Objective,
+    frozen: Mapping[str, Mapping[str, bytes]],
+    data: Data,
+    *,
+    setup: Setup,
+    ctx: Context,
+) -> dict[str, Any]:  # Any: JSON values
+    """By name; `frozen` maps a role to the sha256 of each of its parameters and buffers. A stage's
+    data go by their digest, other data by their content (see `data_digest`).
+    """
+    roles = {
+        f"role '{role}'": text_digest(json.dumps({k: v.hex() for k, v in sorted(bits.items())}))
+        for role, bits in sorted(frozen.items())
+    }
+    return {
+        "objective": _hashed(objective),
+        "data": ctx.digests.get("data") or data_digest(data, setup.batch),
+        **roles,
+        "augmentation": _hashed(setup.augment),
+        **{name: getattr(setup, name) for name in ("steps", "batch", "seed", "views", "precision")},
+    }
+
+
+def data_digest(data: Data, batch: int) -> str:
+    """sha256 of all columns of data in memory; of other data, their length and first batch."""
+    if isinstance(data, TensorData):
+        return _columns(data.columns)
+    if isinstance(data, Rows):
+        return text_digest(_columns(data.data.columns) + arrays_digest({"index": data.index}))
+    first: Mapping[str, Tensor] = next(iter(data.batches(batch, rng=None)), {})
+    return text_digest(f"{len(data)} {_columns(first)}")
+
+
+def _columns(columns: Mapping[str, Tensor | Ragged | list[str]]) -> str:
+    total = hashlib.sha256()
+    for name, column in sorted(columns.items()):
+        match column:
+            case Ragged():
+                found = arrays_digest({"values": column.values, "offsets": column.offsets})
+            case list():
+                found = text_digest(json.dumps(column))
+            case _:
+                found = arrays_digest({"values": column.cpu()})
+        total.update(f"{name} {found}\n".encode())
+    return total.hexdigest()
+
+
+def _hashed(value: object) -> str:
+    try:
+        return digest(value)
+    except UnhashableRecipe:  # `fit` takes any objective; a recipe's is hashed all through
+        return f"{type(value).__module__}:{type(value).__qualname__}"

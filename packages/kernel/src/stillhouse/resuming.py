@@ -1,0 +1,76 @@
+"""What a training goes on from after a kill, as named tensors and JSON values."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from stillhouse import parallel, training
+from stillhouse.checkpoint import State, below
+from stillhouse.recipe import Context
+from stillhouse.training import Place
+from stillhouse.turns import Curves, Turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """The parts of a running training that a checkpoint holds; `restore` changes them in place."""
+
+    turns: Sequence[Turn]
+    models: Mapping[str, nn.Module]
+    place: Place
+    curves: Curves
+    refreshes: list[Any]  # Any: JSON values
+
+    def state(self, ctx: Context) -> State:
+        """Every rank takes part: each has its own random states and sums."""
+        tensors: dict[str, Tensor] = {}
+        for role, module in self._saved().items():
+            tensors |= {f"model/{role}/{k}": v for k, v in module.state_dict().items()}
+        optimizers: dict[str, Any] = {}  # Any: JSON values
+        for turn in self.turns:
+            packed, optimizers[turn.name] = turn.state()
+            tensors |= packed
+        sums = {k: v.cpu() for k, v in self.curves.sums.items()}
+        for kind, own in (("rng", training.rng_states()), ("sum", sums)):
+            for rank, states in enumerate(_of_ranks(own, ctx)):
+                tensors |= {f"{kind}/{rank}/{k}": v for k, v in states.items()}
+        if self.place.index is not None:
+            tensors["index"] = self.place.index
+        return tensors, {
+            "origin": self.place.origin,
+            "epochs_before": self.place.epochs_before,
+            "optimizers": optimizers,
+            "refreshes": self.refreshes,
+            "counts": _of_ranks(self.curves.counts, ctx),
+            "curves": self.curves.rows,
+            "last": self.curves.last,
+        }
+
+    def restore(
+        self, tensors: Mapping[str, Tensor], record: Mapping[str, Any], ctx: Context
+    ) -> None:
+        """Put back what `state` gave; Any: JSON values."""
+        for role, module in self._saved().items():
+            module.load_state_dict(below(tensors, f"model/{role}/"))
+        for turn in self.turns:
+            turn.restore(tensors, record["optimizers"][turn.name])
+        place, curves, rank = self.place, self.curves, ctx.rank
+        curves.sums = {k: v.to(ctx.device) for k, v in below(tensors, f"sum/{rank}/").items()}
+        curves.counts = record["counts"][rank]
+        curves.rows, curves.last = record["curves"], record["last"]
+        place.step, place.origin = record["step"], record["origin"]
+        place.epochs_before, place.index = record["epochs_before"], tensors.get("index")
+        self.refreshes[:] = record["refreshes"]
+        training.set_rng_states(below(tensors, f"rng/{rank}/"))
+
+    def _saved(self) -> dict[str, nn.Module]:
+        roles = {role: self.models[role] for turn in self.turns for role in turn.phase.trains}
+        return roles | {
+            f"{role}-ema": a for turn in self.turns for role, a in turn.averages.items()
+        }
+
+
+def _of_ranks(value: Any, ctx: Context) -> list[Any]:  # Any: picklable values of our own making
+    return parallel.gather(value) if ctx.nproc > 1 else [value]
