@@ -86,7 +86,9 @@ def test_a_stage_killed_and_resumed_leaves_what_an_unharmed_one_leaves(tmp_path)
 
 def test_a_training_dies_at_its_checkpoint_and_nothing_is_left_in_place() -> None:
     target = make_target("toy/toy")
-    run_recipe(replace(target.recipe, stages=target.recipe.stages[:1], rows={}), target.runs())
+    run_recipe(
+        replace(target.recipe, stages=target.recipe.stages[:1], rows={}, method=""), target.runs()
+    )
     teacher = target.recipe.stage("teacher")
     seen: list[Event] = []
 
