@@ -151,7 +151,9 @@ def test_boxes_are_drawn_in_the_pictures_of_real_frames():
 def test_an_own_teacher_is_used_as_it_is():
     made = recipe(teacher="file:a")
     assert isinstance(made.stage("teacher"), Convert)
-    assert made.stage("teacher").inputs == {"checkpoint": "file:a"}
+    assert made.stage("teacher").inputs == {"checkpoint": "file:a", "data": "data.train"}
+    untried = recipe(teacher="file:a", check_teacher=False).stage("teacher")
+    assert untried.inputs == {"checkpoint": "file:a"}
     assert made.stage("both-0").inputs["teacher"] == "teacher.model"
 
 

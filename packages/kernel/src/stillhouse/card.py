@@ -15,7 +15,7 @@ from stillhouse.quantize.onnx_network import ONNX, RECORD
 CARD, INT8 = "README.md", "model-int8.onnx"
 Record = Mapping[str, Any]  # Any: JSON values; what export.json holds
 # of the record, what an ONNX file carries in its own metadata
-METADATA = ("task", "inputs", "outputs", "classes", "preprocessing")
+METADATA = ("task", "inputs", "outputs", "classes", "preprocessing", "decoding")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ P: pillars of a cloud. M: points a pillar holds at most. H, W: the grid's cells;
 head's map.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,17 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from stillhouse.artifact import Built, Model, save_model
+from stillhouse.card import Card
 from stillhouse.data.data import Data, rows_of
 from stillhouse.errors import BadData
 from stillhouse.export import check_onnx, check_opset, write_onnx
 from stillhouse.objectives.objective import Tensors
-from stillhouse.profile import first_batch, parameters
+from stillhouse.profile import first_batch, macs, parameters
 from stillhouse.quantize.onnx_network import ONNX
 from stillhouse.weights import adopt
 from stillhouse_pointcloud.detectors import PillarDetector, PillarGrid, with_pillars
 from stillhouse_pointcloud.detectors.pillars import CELLS, COUNTS, DECORATED, POINTS
+from stillhouse_pointcloud.usage import TASK, write_about
 
 INPUTS, MAPS = (POINTS, COUNTS, CELLS), ("cls", "box", "dir")
 
@@ -101,12 +102,14 @@ def dense(batch: Tensors, grid: PillarGrid) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportDetector:
-    """A `convert` that writes model.json, model.safetensors, model.onnx, export.json and README.md.
+    """A `convert` that writes model.json, model.safetensors, model.onnx, export.json, README.md and
+    detect.py.
 
     The ONNX file is `DensePillars` of the port "student": from pillars to the head's maps. What is
-    outside it, because it depends on the data: sorting points into pillars, and from maps to boxes
-    (both in torch, `with_pillars` and `PillarDetector.boxes`). The pillars' number is dynamic, a
-    cloud at a time. It is checked on the first `samples` clouds of the port "data": raises
+    outside it, because it depends on the data, is in detect.py, which needs numpy and onnxruntime
+    alone (see `standalone`): sorting points into pillars, and from maps to boxes. The card repeats
+    the scores of the port "scores", where it is given. The pillars' number is dynamic, a cloud at a
+    time. It is checked on the first `samples` clouds of the port "data": raises
     ContractError where it and torch differ by more than `tolerance`.
     """
 
@@ -136,10 +139,13 @@ class ExportDetector:
         record = write_maps(
             network, clouds, MAPS, out, rows="pillars", opset=self.opset, tolerance=self.tolerance
         )
-        (out / "export.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-        spec = json.dumps(dict(built.spec.kwargs), sort_keys=True)
-        text = card(built, title=self.title, paper=self.paper, known=spec, files=PILLARS_ONNX)
-        (out / "README.md").write_text(text)
+        record["macs"] = macs(network, clouds[0])
+        write_about(
+            out,
+            built,
+            {**record, "scores": dict(inputs.get("scores", {}))},
+            Card(title=self.title, task=TASK, paper=self.paper, tags=("point-cloud",)),
+        )
 
 
 def seen_clouds(
@@ -173,23 +179,21 @@ def write_maps(
     write_onnx(network, clouds[0], maps, out / ONNX, opset=opset)
     for cloud in clouds:
         check_onnx(out / ONNX, network, cloud, maps, tolerance=tolerance)
+    with torch.no_grad():
+        found = network(clouds[0])
     return {
-        "inputs": {
-            name: [str(value.dtype).removeprefix("torch."), [rows, *value.shape[1:]]]
-            for name, value in clouds[0].items()
-        },
-        "outputs": list(maps),
-        "outside": ["voxelisation", "boxes from maps, suppression"],
+        "inputs": {name: _port(value, rows) for name, value in clouds[0].items()},
+        "outputs": {name: _port(found[name], 1) for name in maps},
         "opset": opset,
         "checked_samples": len(clouds),
         "agrees_within": tolerance,
     }
 
 
-PILLARS_ONNX = """\
-model.onnx takes the pillars of one cloud and gives the head's maps; see export.json. Outside it
-are the sorting of points into pillars and the boxes from maps: both are torch code of
-`stillhouse_pointcloud`."""
+def _port(value: Tensor, first: str | int) -> dict[str, Any]:  # Any: JSON values
+    """Type and shape of a port whose first axis is `first`."""
+    dtype = str(value.dtype).removeprefix("torch.")
+    return {"dtype": dtype, "shape": [first, *value.shape[1:]]}
 
 
 def card(built: Built, *, title: str, paper: str, known: str, files: str) -> str:

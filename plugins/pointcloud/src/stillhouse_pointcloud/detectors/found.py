@@ -4,17 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float, Integer
-from numpy import ndarray
 from torch import Tensor
 
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.objective import Tensors
 from stillhouse_pointcloud.boxes import CLASSES
 from stillhouse_pointcloud.detectors.anchors import decode
-from stillhouse_pointcloud.overlaps import bev_iou
+from stillhouse_pointcloud.standalone import suppressed
 
 # from x, y, z to x, y, z, metres
 Limits = tuple[float, float, float, float, float, float]
@@ -140,15 +138,3 @@ def _one(scores: Tensor, boxes: Tensor, halves: Tensor, at: Tensor, picking: Pic
     labels = torch.cat([torch.full((len(part[1]),), part[2]) for part in parts])
     order = score.sort(descending=True, stable=True).indices[: picking.most]
     return Found(boxes=every[order], scores=score[order], labels=labels[order])
-
-
-def suppressed(boxes: Float[ndarray, "M 7"], overlap: float) -> Integer[ndarray, " kept"]:
-    """The rows that stay of boxes in falling order of score, when each takes away those after it
-    that share more than `overlap` with it.
-    """
-    over = bev_iou(boxes, boxes) > overlap
-    gone = np.zeros(len(boxes), dtype=np.bool_)
-    for row in range(len(boxes)):
-        if not gone[row]:
-            gone[row + 1 :] |= over[row, row + 1 :]
-    return np.flatnonzero(~gone)

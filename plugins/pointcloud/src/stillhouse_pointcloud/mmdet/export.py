@@ -19,8 +19,9 @@ from stillhouse.export import check_opset
 from stillhouse.objectives.objective import Tensors
 from stillhouse_pointcloud.converts import card, seen_clouds, write_maps
 from stillhouse_pointcloud.mmdet.clouds import CELLS, COUNTS, POINTS
+from stillhouse_pointcloud.mmdet.configs import plain
 from stillhouse_pointcloud.mmdet.network import Detector
-from stillhouse_pointcloud.mmdet.outputs import config_of, without_onnx
+from stillhouse_pointcloud.mmdet.outputs import config_of, voxel_layer, without_onnx
 
 INPUTS = (POINTS, COUNTS, CELLS)
 
@@ -86,6 +87,7 @@ class ExportDetector:
         record = (
             {"onnx": None, "why": reason} if reason else self._onnx(module, inputs["data"], out)
         )
+        record |= {"classes": list(module.classes), "decoding": head_of(config_of(built.spec))}
         (out / "export.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
         files = f"There is no ONNX file: {reason}." if reason else VOXELS_ONNX
         text = card(built, title=self.title, paper=self.paper, known=module.name, files=files)
@@ -105,7 +107,20 @@ class ExportDetector:
         )
 
 
+def head_of(config: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON values
+    """What a user of the maps needs of a configuration: its voxels, anchors, coder of boxes, and
+    which boxes are kept.
+    """
+    head = config.get("bbox_head") or config.get("pts_bbox_head") or {}
+    names = ("type", "anchor_generator", "bbox_coder", "tasks", "dir_offset", "dir_limit_offset")
+    return {
+        "voxels": plain(voxel_layer(config)),
+        "head": {name: plain(head[name]) for name in names if name in head},
+        "test_cfg": plain(config.get("test_cfg")),
+    }
+
+
 VOXELS_ONNX = """\
 model.onnx takes the voxels of one cloud and gives the head's maps; see export.json. Outside it
 are the sorting of points into voxels and the boxes from maps: both are code of mmdetection3d and
-`stillhouse_pointcloud`."""
+`stillhouse_pointcloud`. export.json has the classes, voxels, anchors and coder of boxes."""

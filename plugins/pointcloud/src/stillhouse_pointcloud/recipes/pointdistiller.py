@@ -43,6 +43,7 @@ from stillhouse_pointcloud.recipes.pointdistiller_settings import (
     Student,
 )
 from stillhouse_pointcloud.samples import Lidar, Street
+from stillhouse_pointcloud.tried import TriedDetector
 
 PORTS = ("train", "validation", "test")
 MARGIN = 2.0  # metres between the last rendered object and the end of the grid
@@ -131,8 +132,10 @@ def _mixed(settings: PointDistillerSettings, zoo: Detectors, read: ReadKitti) ->
 def _teacher(settings: PointDistillerSettings, zoo: Detectors) -> Train | Convert:
     """Trained here; or given."""
     if settings.teacher:
-        inputs = {"checkpoint": settings.teacher}
-        return Convert(name="teacher", convert=zoo.load(), inputs=inputs)
+        tried = {"data": "data.train"} if settings.check_teacher else {}
+        load = TriedDetector(load=zoo.load(), overlaps=settings.overlaps, within=zoo.area)
+        inputs = {"checkpoint": settings.teacher, **tried}
+        return Convert(name="teacher", convert=load, inputs=inputs)
     lesson = Lesson(
         phases={"teacher": _phase(settings, ("teacher",), settings.teacher_lr)},
         student="teacher",
@@ -286,5 +289,9 @@ def _export(settings: PointDistillerSettings, zoo: Detectors) -> Convert:
     student = exported(settings)
     name = settings.student16 if student == "alone16" else settings.student
     export = zoo.export(f"{name}, 3D boxes in clouds, {ROWS[student]}")
-    inputs = {"student": f"{student}-0.student", "data": "data.train"}
+    inputs = {
+        "student": f"{student}-0.student",
+        "data": "data.train",
+        "scores": f"{student}-0-scores.scores",
+    }
     return Convert(name="export", convert=export, inputs=inputs)

@@ -24,6 +24,16 @@ NOTES = (
     "smaller, the more cells a grid has).",
     "Students have the same first weights and batches of a seed, whatever they learn from. "
     "Encoders and regressors are trained beside them and are no part of them.",
+    "The graph loss has two learned encoders, and they can lower it without the student: the study "
+    "of the encoders trains them alone, both detectors as they were, for as long and on the same "
+    "batches (first seed, the exported student's loss) and says what part of the loss's fall is "
+    "the student's. teacher_encoder=frozen, which is ours, leaves the teacher's as it was drawn.",
+    "One teacher, of one seed, teaches the students of all seeds: the intervals are those of the "
+    "students' seeds and do not hold the teacher's. Encoders and regressors have the student's "
+    "learning rate, weight decay and gradient clip. One network finds all three classes, where the "
+    "authors train one for cars and one for pedestrians and cyclists. BatchNorm's momentum is 0.1 "
+    "at tiny and small, 0.01 at paper. A pillar keeps its first points and a cloud its fullest "
+    "pillars, where the published detector draws them.",
     "AP is KITTI's over 40 recalls; a right box shares 0.7 (cars) or 0.5 in space with the truth, "
     "unless `overlaps` says otherwise, as it does at tiny, where nobody learns long enough for "
     "that. Truths outside the detectors' grid are ignored. All scores are those of the last step.",

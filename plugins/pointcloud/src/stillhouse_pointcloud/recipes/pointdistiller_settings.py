@@ -42,6 +42,9 @@ class PointDistillerSettings(Settings):
     teacher_model: str = Field(
         "pillars-64", description="the teacher's detector; pointpillars-kitti: mmdetection3d's"
     )
+    check_teacher: bool = Field(
+        True, description="try a given teacher on training frames; false: go on if it finds nothing"
+    )
     student: str = Field("pillars-32", description="the students' detector, 4 times smaller")
     student16: str = Field("pillars-16", description="that of alone16, 16 times smaller")
     layers: tuple[int, int, int] = Field(
