@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from stillhouse.digest import digest
-from stillhouse.domain import recipe_function
 from stillhouse.errors import BadSetting, StillhouseError
 from stillhouse.json_files import brief
-from stillhouse.settings import Settings, make_settings
+from stillhouse.settings import Settings, make_recipe, make_settings
 
 REFUSED = "refused"
 NEAR = 3  # settings that are named in place of one that reaches nothing
@@ -55,7 +54,7 @@ class _Variants:
         given = {"seeds": self.settings.seeds, **values}
         try:
             made = make_settings(self.name, self.settings.scale, given)
-            return digest(recipe_function(self.name)(made))
+            return digest(make_recipe(self.name, made))
         except StillhouseError as error:
             return f"{REFUSED}: {error}"
 

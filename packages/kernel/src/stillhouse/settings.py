@@ -235,8 +235,18 @@ def _yaml(text: str, where: str) -> Any:  # Any: texts, lists and mappings
 
 
 def make_recipe(name: str, settings: Settings) -> Recipe:
-    """The frozen recipe of these settings, hashed once so that a lambda in it is refused here."""
-    recipe = recipe_function(name)(settings)
+    """The frozen recipe of these settings, hashed once so that a lambda in it is refused here.
+    Raises BadSetting where networks or counts of these sizes fit no memory.
+    """
+    function = recipe_function(name)
+    try:
+        recipe = function(settings)
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BadSetting(
+            f"{name}: no recipe of these settings can be made ({reason[:200]}); sizes or widths "
+            "may be too large"
+        ) from error
     digest(recipe, at=f"recipe '{name}'")
     return recipe
 
