@@ -9,15 +9,16 @@ from stillhouse_vision.models import ImageSpec
 
 PREPARE = """
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-image = Image.open("image.png").convert(use["preprocessing"]["mode"])
+image = ImageOps.exif_transpose(Image.open("image.png")).convert(use["preprocessing"]["mode"])
 size = use["preprocessing"]["size"]
 scale = size / min(image.size)
 width, height = (max(size, round(side * scale)) for side in image.size)
 left, top = (width - size) // 2, (height - size) // 2
-image = image.resize((width, height), Image.Resampling.BICUBIC)
-pixels = np.array(image.crop((left, top, left + size, top + size)))
+x, y = image.width / width, image.height / height
+box = (left * x, top * y, (left + size) * x, (top + size) * y)
+pixels = np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 inputs = {"images": np.ascontiguousarray(pixels[None])}
 """
