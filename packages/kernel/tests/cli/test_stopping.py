@@ -1,5 +1,6 @@
 """Runs that are stopped or killed: what they say, what they leave, and who removes it."""
 
+import contextlib
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from stillhouse.cli.stopping import Stopping
 from stillhouse.leftovers import asides, dead_temporaries, remove_asides, temporary
 
 NAME = "spirals/distill"
@@ -150,6 +152,20 @@ def test_the_next_run_of_a_stage_removes_what_a_killed_one_left(stillhouse, proj
     assert stillhouse("stage", NAME, "data")[0] == 0
     left = {p.name for p in run.glob(".*")} - {".locks"}
     assert left == {".kd-0.0123abcd", ".0123abcd.settings.json"}
+
+
+def test_a_signal_that_a_library_swallowed_stops_the_run_after_the_stage() -> None:
+    stopping = Stopping()
+    before = signal.getsignal(signal.SIGTERM)
+    with stopping:
+        stopping.check()
+        with contextlib.suppress(BaseException):  # as some exporters do
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        with pytest.raises(KeyboardInterrupt):
+            stopping.check()
+    assert stopping.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_names_that_only_look_alike_are_left_alone(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@ integers.
 """
 
 import difflib
-import tempfile
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from stillhouse.artifact import Built, recorded
 from stillhouse.errors import BadRecipe, BadSetting, ContractError, UnknownName
 from stillhouse.export import MIN_OPSET, Axes, check_axes, check_opset, resizings, write_onnx
+from stillhouse.leftovers import temporary
 from stillhouse.profile import macs, parameters
 from stillhouse.quantize.fake import GELU_MINIMUM
 from stillhouse.quantize.onnx_network import ONNX, save_onnx, session
@@ -115,8 +115,8 @@ class ToIntegers:
             store_biases,
         )
 
-        with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
-            file = Path(folder) / ONNX
+        with temporary() as folder:
+            file = folder / ONNX
             with rounded.watching():
                 opset, axes = self.opset, self.dynamic
                 write_onnx(rounded, batch, self.outputs, file, opset=opset, dynamic=axes)
@@ -257,8 +257,8 @@ def integer_kernels(content: bytes) -> dict[str, int]:
     """
     import onnx
 
-    with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
-        file = Path(folder) / ONNX
+    with temporary() as folder:
+        file = folder / ONNX
         session(content, optimized=file)
         counts = Counter(node.op_type for node in onnx.load(str(file)).graph.node)
     return {kind: count for kind, count in sorted(counts.items()) if kind in KERNELS}

@@ -4,7 +4,6 @@ Static: the ranges of the activations are measured once, on samples, and stored.
 """
 
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from stillhouse.artifact import Built, recorded
 from stillhouse.data.data import Data
 from stillhouse.errors import BadRecipe, BadSetting
 from stillhouse.export import Axes, check_axes, check_onnx, check_opset, sample, write_onnx
+from stillhouse.leftovers import temporary
 from stillhouse.profile import macs, parameters
 from stillhouse.quantize.onnx_network import ONNX, OnnxNetwork, save_onnx
 
@@ -46,8 +46,8 @@ class ToOnnx:
     def __call__(self, inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:  # noqa: ARG002
         built, data = _ports(inputs, self.role)
         batch = sample(data, self.samples, self.inputs)
-        with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
-            file = Path(folder) / ONNX
+        with temporary() as folder:
+            file = folder / ONNX
             given, axes = (built.module, batch, self.outputs), self.dynamic
             write_onnx(*given, file, opset=self.opset, dynamic=axes)
             check_onnx(file, *given, tolerance=self.tolerance, dynamic=axes)
@@ -139,8 +139,8 @@ def _quantized(file: Tensor, rows: _Rows, how: QuantizeStatic) -> bytes:
         "entropy": quantization.CalibrationMethod.Entropy,
         "percentile": quantization.CalibrationMethod.Percentile,
     }
-    with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder, _quiet():
-        before, ready, after = (Path(folder) / f"{name}.onnx" for name in ("a", "b", "c"))
+    with temporary() as folder, _quiet():
+        before, ready, after = (folder / f"{name}.onnx" for name in ("a", "b", "c"))
         before.write_bytes(file.cpu().numpy().tobytes())
         # folds BatchNorm into the convolutions, without which the ranges would be of other numbers
         quant_pre_process(str(before), str(ready), skip_symbolic_shape=True)
