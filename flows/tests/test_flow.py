@@ -4,6 +4,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,6 +67,10 @@ def test_a_run_leaves_a_report_on_a_branch_and_nothing_else(
     assert counting.git("show", f"{branch}:params.yaml").splitlines()[0] == "# edited"
     assert "seeds: 2" in counting.git("show", f"{branch}:params.yaml")
 
+    # the project itself has run nothing
+    command = [sys.executable, "-m", "stillhouse", "report", "toy/count"]
+    done = subprocess.run(command, cwd=counting.root, env=dict(env), capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f"Report: {page}", done.stderr
     with sqlite3.connect(Path(env["PREFECT_HOME"]) / "prefect.db") as base:
         names = [name for (name,) in base.execute("SELECT name FROM flow_run")]
     assert "toy-count@tiny" in names

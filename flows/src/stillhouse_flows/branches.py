@@ -2,13 +2,13 @@
 them: neither the user's tree nor their index is touched.
 """
 
-import tempfile
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from stillhouse.errors import StillhouseError
+from stillhouse.leftovers import temporary
 from stillhouse_flows.git import GitError, git, identity, ignored, top
 
 ABSENT = "0" * 40
@@ -134,8 +134,8 @@ class Staging:
 @contextmanager
 def staging(repo: Repository) -> Generator[Staging]:
     """An empty tree, filled through an index that goes with the block."""
-    with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
-        yield Staging(repo, {"GIT_INDEX_FILE": str(Path(folder) / "index")})
+    with temporary() as folder:
+        yield Staging(repo, {"GIT_INDEX_FILE": str(folder / "index")})
 
 
 def move(

@@ -7,7 +7,6 @@ of a cluster need a clone each (STILLHOUSE_ROOT), but no common folder.
 
 import json
 import os
-import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from prefect.utilities.annotations import quote
 
 from stillhouse.errors import BadSetting, MissingExtra, StillhouseError
 from stillhouse.files import storage, write_text
+from stillhouse.leftovers import temporary
 from stillhouse.places import home, project_root
 from stillhouse_flows.board import Board, say
 from stillhouse_flows.local import settle
@@ -166,8 +166,8 @@ def whole_run(
 ) -> Compared:
     """One run, in a process of its own."""
     said: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="stillhouse-") as scratch:
-        target = Path(scratch) / "result.json"
+    with temporary() as scratch:
+        target = scratch / "result.json"
         code = (children or Children()).run(
             ["python", "-m", "stillhouse_flows.solo", json.dumps(asdict(asked)), str(target)],
             env={**os.environ, **surroundings, "PATH": _path()},

@@ -144,6 +144,7 @@ def distill(
         )
         if push:
             push_to_remote(carried)
+        register(run)
         tell(words)
         return run.finished(commit)
 
@@ -156,6 +157,16 @@ def settled(space: RunWorkspace, request: Request, device: str) -> Run:
         if not space.started():
             forget(space)
         raise
+
+
+def register(run: Run) -> None:
+    """Have `report`, `export`, `predict` and `compare` of the project find this run."""
+    from stillhouse.newest import register_run  # imports torch
+    from stillhouse.runs import Runs
+
+    space, chosen = run.space, run.prepared
+    runs = Runs(root=space.root, recipe=chosen.recipe, variant=chosen.variant)
+    register_run(space.project, runs)
 
 
 def name_run(run: Run) -> None:

@@ -3,12 +3,12 @@
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from stillhouse.errors import StillhouseError
+from stillhouse.leftovers import temporary
 
 # set by git for its hooks; they would point every command here at the hook's repository and index
 FOREIGN = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR")
@@ -106,8 +106,8 @@ def snapshot(root: Path) -> Snapshot:
     Made through an index of its own: the user's tree and index stay as they are.
     """
     base = head(root)
-    with tempfile.TemporaryDirectory(prefix="stillhouse-") as folder:
-        index = Path(folder) / "index"
+    with temporary() as folder:
+        index = folder / "index"
         mine = root / git(root, "rev-parse", "--git-path", "index")
         if mine.is_file():
             shutil.copyfile(mine, index)  # with its file times: only what changed is read

@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from stillhouse.errors import TRY_AGAIN, StillhouseError
+from stillhouse.leftovers import temporary
 from stillhouse_flows.child import FAILED, LOCKED, StageResult, result_from
 from stillhouse_flows.process_group import kill_group
 from stillhouse_flows.project import StageSpec
@@ -128,8 +128,8 @@ def run_stage(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="stillhouse-") as scratch, log.open("w") as stream:
-        target = Path(scratch) / "result.json"
+    with temporary() as scratch, log.open("w") as stream:
+        target = scratch / "result.json"
         tail = _Tail(stream.write, say)
         command = [
             sys.executable,

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 PREFIX = "stillhouse-"
-BESIDE = (".run.json", ".scores.json", ".curves.tsv")
+BESIDE = (".run.json", ".scores.json", ".main.json", ".curves.tsv")
 
 
 @contextmanager

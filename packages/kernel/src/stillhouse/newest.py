@@ -20,11 +20,11 @@ from stillhouse.settings import Settings
 KEPT = 20
 
 
-def register_run(project: Path, runs: Runs, settings: Settings) -> None:
+def register_run(project: Path, runs: Runs, settings: Settings | None = None) -> None:
     """Note that `runs` holds the newest results of its recipe and variant in `project`; writes
-    their settings.json where it is missing.
+    their settings.json from `settings` where it is missing.
     """
-    if not runs.settings.is_file():
+    if settings is not None and not runs.settings.is_file():
         runs.note_settings(settings)
     file = _index(project)
     file.parent.mkdir(parents=True, exist_ok=True)
