@@ -70,8 +70,8 @@ def test_a_documented_line_on_own_data_runs(document: str, number: int, tmp_path
     there = {"data": tmp_path / "images", "teacher": tmp_path / "teacher.pth"}
     given = [re.sub(r"^(data|teacher)=file:.*", lambda m: f"{m[1]}=file:{there[m[1]]}", w)
              for w in words]  # fmt: skip
-    trains = [] if any(w.startswith("teacher=") for w in given) else ["teacher_steps=5"]
-    few = [word for value in (*FEW, *trains) for word in ("--set", value)]
+    trained = () if any(word.startswith("teacher=") for word in words) else ("teacher_steps=5",)
+    few = [word for value in (*FEW, *trained) for word in ("--set", value)]
     done = subprocess.run(
         [sys.executable, "-m", "stillhouse", *given, *few],
         env={

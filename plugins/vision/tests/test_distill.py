@@ -201,5 +201,33 @@ def test_a_network_of_before_is_the_same_under_its_full_name() -> None:
     assert make_settings(NAME, "small", {"student": "resnet20"}).variant() == preset.variant()
 
 
+@pytest.mark.parametrize("name", ["distill", "diswot", "kd3", "knfu"])
+def test_tiny_says_beside_its_headline_why_it_may_mislead(name: str) -> None:
+    tiny, small = (
+        make_recipe(f"vision/{name}", make_settings(f"vision/{name}", scale))
+        for scale in ("tiny", "small")
+    )
+    assert tiny.caution.startswith("Scale tiny shows that everything works, not what the method")
+    assert "--scale small --set seeds=3" in tiny.caution
+    assert small.caution == ""
+
+
+@pytest.mark.parametrize("name", ["distill", "diswot", "kd3"])
+def test_notes_say_that_all_students_have_one_teacher(name: str) -> None:
+    made = make_recipe(f"vision/{name}", make_settings(f"vision/{name}", "small"))
+    assert any("All students have one teacher, of one seed" in note for note in made.notes)
+
+
+def test_notes_say_how_students_are_trained_beside_the_papers() -> None:
+    for name, said, official in (
+        ("kd3", "1,000 steps of 128 images, augment=crop-flip padding=4", "crops of random size"),
+        ("diswot", "312 steps of 64 images, augment=crop-flip padding=4", "240 epochs of batches"),
+    ):
+        made = make_recipe(f"vision/{name}", make_settings(f"vision/{name}", "small"))
+        (note,) = [note for note in made.notes if said in note]
+        assert "learning rate of 0.05 that falls as a cosine" in note
+        assert official in note
+
+
 def test_recipe_is_a_function_of_its_settings() -> None:
     assert distill(make_settings(NAME, "tiny")) == distill(make_settings(NAME, "tiny"))

@@ -129,7 +129,7 @@ class Recipe:
     others are compared with, `method` the row that is the system itself: the headline is about it.
     `control` is what needs no model (rows below it make no headline), `ceiling` what a perfect
     model scores on the test data. `notes` are printed in every report (what is official, what is a
-    reconstruction).
+    reconstruction); `caution` follows the headline wherever that stands: why it may mislead.
     `studies` maps a heading of the report to Evaluate stages, one a seed, that are about the method
     and not about one model; their scores may be named "line/score", a table's line and column.
     Raises BadRecipe or UnknownName when stages, ports or rows do not fit together.
@@ -145,6 +145,7 @@ class Recipe:
     method: str = ""
     control: Bound | None = None
     ceiling: Bound | None = None
+    caution: str = ""
 
     def __post_init__(self) -> None:
         ports: set[str] = set()

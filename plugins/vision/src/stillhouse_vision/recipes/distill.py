@@ -12,6 +12,8 @@ from stillhouse.stages import Convert, Train
 from stillhouse_vision.models import channels, output_shapes
 from stillhouse_vision.recipes.distill_settings import WARM, Distill
 from stillhouse_vision.recipes.teaching import (
+    ONE_TEACHER,
+    caution,
     data_stage,
     named_model,
     phase,
@@ -73,6 +75,8 @@ def distill(settings: Distill) -> Recipe:
         stages=(data_stage(settings), *teacher.stages, *students, *scores, export),
         rows={**teacher.rows, **_rows(settings)},
         baseline="student",
+        notes=(ONE_TEACHER,),
+        caution=caution(settings, f"{settings.steps} steps"),
         method=f"student + {settings.objective[0]}",
     )
 

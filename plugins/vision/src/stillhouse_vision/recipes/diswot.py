@@ -18,10 +18,13 @@ from stillhouse_vision.models import channels
 from stillhouse_vision.recipes.diswot_settings import DisWOT
 from stillhouse_vision.recipes.diswot_studies import distillation, study_stages
 from stillhouse_vision.recipes.teaching import (
+    ONE_TEACHER,
+    caution,
     data_stage,
     image_spec,
     named_model,
     phase,
+    schedule_note,
     supervised,
     teacher_stages,
     train_stage,
@@ -49,6 +52,10 @@ NOTES = (
     "'random' is another architecture in each seed; the other students are one architecture.",
     "Calibration networks are compared on held-out training data, trained once each; NAS-Bench-201 "
     "accuracies are the benchmark's, without a teacher, on its test set.",
+)
+OFFICIAL = (
+    "the paper has CIFAR-100, 240 epochs of batches of 64, and a learning rate of 0.05 that falls "
+    "to a tenth at epochs 150, 180 and 210: in longer trainings rows may change places"
 )
 LISTED = 1000  # up to here every architecture's size is looked at
 
@@ -97,8 +104,9 @@ def diswot(settings: DisWOT) -> Recipe:
         ),
         rows={**teacher.rows, **rows},
         baseline="student",
+        caution=caution(settings, f"{settings.steps} steps"),
         method="student + kd",
-        notes=NOTES,
+        notes=(*NOTES, schedule_note(settings, OFFICIAL), ONE_TEACHER),
         studies=studies.titles,
     )
 

@@ -21,11 +21,14 @@ from stillhouse_vision.objectives import KD3, SharedClassifierProjector
 from stillhouse_vision.objectives.shared import ExtractHead, MergeStudent, check_factor, last_map
 from stillhouse_vision.recipes.kd3_settings import KD3Settings
 from stillhouse_vision.recipes.teaching import (
+    ONE_TEACHER,
     augmentation,
+    caution,
     data_stage,
     image_spec,
     named_model,
     phase,
+    schedule_note,
     student_scores,
     teacher_stages,
     train_stage,
@@ -46,6 +49,10 @@ NOTES = (
     "KD3's deployed student is larger than that of plain KD by the projector: see its parameters.",
     "An epoch of KD3 is a fixed number of steps between two selections. A model normalises with "
     "one mean and deviation everywhere; the released code has other ones for the web.",
+)
+OFFICIAL = (
+    "the released code has crops of random size and shape, 240 epochs, and a learning rate that "
+    "falls to a tenth at epochs 150, 180 and 210. KD3's own milestones are fractions of the run"
 )
 STUDY = "What the last selection kept of the web"
 EVERYTHING, CONFIDENT, OURS = (
@@ -106,8 +113,9 @@ def kd3(settings: KD3Settings) -> Recipe:
         rows=rows,
         studies={STUDY: tuple(stage.name for stage in studies)},
         baseline=EVERYTHING,
+        caution=caution(settings, f"{settings.steps} steps"),
         method=OURS,
-        notes=NOTES,
+        notes=(*NOTES, schedule_note(settings, OFFICIAL), ONE_TEACHER),
     )
 
 

@@ -18,8 +18,9 @@ from stillhouse.objectives.objective import Optimizer
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.stages import Convert, Evaluate, Make
 from stillhouse_vision.federated_data import Dirichlet, Grouped, Split, SplitImages
+from stillhouse_vision.own_clients import OwnClients
 from stillhouse_vision.recipes.knfu_settings import KnowledgeFusion
-from stillhouse_vision.recipes.teaching import data_stage, named_model
+from stillhouse_vision.recipes.teaching import caution, data_stage, image_spec, named_model
 from stillhouse_vision.usage import classifier_usage
 
 PAPER = "KnFu: effective knowledge fusion, 2024 (arXiv 2403.11892)"
@@ -43,8 +44,8 @@ NOTES = (
     "Predictions on the transfer set tell a server what classes a client has, and may tell more "
     "about its pictures: nothing is clipped or noised here. A client can also fake the predictions "
     "of another's neighbour.",
-    "A federation has no global model. The exported student is client-0 of the first seed of KnFu, "
-    "made for its own classes.",
+    "A federation has no global model. The exported student is the first client of the first seed "
+    "of KnFu, made for its own classes.",
 )
 ITSELF, FUSED = "self-distillation", "KnFu"
 
@@ -56,6 +57,9 @@ def knfu(settings: KnowledgeFusion) -> Recipe:
     neighbours serves each client better than the mean of all (FedMD); where they do not, the same.
     Command: `stillhouse run vision/knfu --scale tiny|small|paper`; `--set split=dirichlet` for
     the other split. Scores are those of the last round; nothing is picked on the test set.
+
+    Clients of your own: `--set data=file:<what all see> --set private=file:<folder>` with a folder
+    a client, each with a folder a class (not all of them need be there).
 
     A seed has its own split, first weights and batches, the same for all rows. tiny: digits, 6
     clients, 3 rounds. small: MNIST, 10 clients of three architectures with 20 pictures each, 300
@@ -78,8 +82,9 @@ def knfu(settings: KnowledgeFusion) -> Recipe:
             for label, row in rows.items()
         },
         baseline=ITSELF,
+        caution=caution(settings, f"{settings.rounds} rounds"),
         method=FUSED,
-        notes=(_split_note(settings), *NOTES),
+        notes=(_split_note(settings), *_alone_note(settings), *NOTES),
     )
 
 
@@ -104,12 +109,38 @@ def _rows(settings: KnowledgeFusion) -> tuple[_Row, ...]:
         _Row(label="local only", name="local"),
         _Row(label=ITSELF, name="itself", rule=Itself()),
         _Row(label="FedMD mean", name="mean", rule=Mean()),
-        _Row(label="FedAvg (sends weights)", name="fedavg", averaged=True),
+        _Row(label=_averaged(settings), name="fedavg", averaged=True),
         _Row(label=FUSED, name="knfu", rule=fusion),
     )
 
 
+def _averaged(settings: KnowledgeFusion) -> str:
+    return "FedAvg (no two of one architecture)" if _alone(settings) else "FedAvg (sends weights)"
+
+
+def _alone(settings: KnowledgeFusion) -> bool:
+    """Whether no two clients have one architecture, so that no weights can be averaged."""
+    kinds = settings.models
+    dealt = [kinds[number % len(kinds)] for number in range(len(_names(settings)))]
+    return len(set(dealt)) == len(dealt)
+
+
+def _alone_note(settings: KnowledgeFusion) -> tuple[str, ...]:
+    if not _alone(settings):
+        return ()
+    return (
+        f"No two of the {len(_names(settings))} clients have one architecture "
+        f"({', '.join(settings.models)}), so FedAvg has nobody to average with: each client learns "
+        "alone, as in the row local only. Name fewer models to compare with it.",
+    )
+
+
 def _split_note(settings: KnowledgeFusion) -> str:
+    if settings.private:
+        return (
+            f"Clients of this report: {', '.join(settings.client_names)}, each with the images of "
+            f"its own folder; up to {settings.transfer} of the training images of data shared."
+        )
     each = f"{settings.samples} private pictures a client, {settings.transfer} shared"
     if settings.split == "dirichlet":
         return f"Split of this report: Dirichlet, alpha {settings.alpha:g}; {each}."
@@ -121,6 +152,8 @@ def _split_note(settings: KnowledgeFusion) -> str:
 
 
 def _names(settings: KnowledgeFusion) -> tuple[str, ...]:
+    if settings.private:
+        return settings.client_names
     return tuple(f"client-{number}" for number in range(settings.clients))
 
 
@@ -134,6 +167,18 @@ def _models(settings: KnowledgeFusion) -> Mapping[str, Model]:
 
 
 def _split(settings: KnowledgeFusion, seed: int) -> Make:
+    read = {"train": "data.train", "test": "data.test"}
+    ports = ("transfer", "test", *_names(settings))
+    if settings.private:
+        own = OwnClients(
+            clients=_names(settings),
+            transfer=settings.transfer,
+            images=image_spec(settings),
+            classes=settings.classes,
+            resize=settings.resize,
+        )
+        read["private"] = settings.private
+        return Make(name=f"split-{seed}", make=own, inputs=read, ports=ports, seed=seed)
     split: Split = Dirichlet(alpha=settings.alpha)
     if settings.split == "grouped":
         split = Grouped(groups=settings.groups, members=settings.members)
@@ -144,13 +189,7 @@ def _split(settings: KnowledgeFusion, seed: int) -> Make:
         classes=settings.classes,
         split=split,
     )
-    return Make(
-        name=f"split-{seed}",
-        make=make,
-        inputs={"train": "data.train", "test": "data.test"},
-        ports=("transfer", "test", *_names(settings)),
-        seed=seed,
-    )
+    return Make(name=f"split-{seed}", make=make, inputs=read, ports=ports, seed=seed)
 
 
 def _federation(settings: KnowledgeFusion, row: _Row, seed: int) -> Federate | FedAvg:
@@ -194,9 +233,10 @@ def _scores(settings: KnowledgeFusion, row: _Row, seed: int) -> Evaluate:
 
 
 def _export(settings: KnowledgeFusion) -> Convert:
+    names = _names(settings)
     card = Card(
         title=(
-            f"{settings.models[0]}, client-0 of {settings.clients} of a KnFu federation: "
+            f"{settings.models[0]}, {names[0]} of {len(names)} of a KnFu federation: "
             "a personal model for its own classes, not a global one"
         ),
         task="image-classification",
@@ -205,5 +245,5 @@ def _export(settings: KnowledgeFusion) -> Convert:
     return Convert(
         name="export",
         convert=Export(card=card, usage=classifier_usage),
-        inputs={"student": "knfu-0.client-0", "data": "split-0.test"},
+        inputs={"student": f"knfu-0.{names[0]}", "data": "split-0.test"},
     )

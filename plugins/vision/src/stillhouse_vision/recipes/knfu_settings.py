@@ -7,8 +7,12 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from stillhouse.federated.fusion import Distance
-from stillhouse.recipe import Scale
+from stillhouse.inputs import raw_input
+from stillhouse.places import project_root
+from stillhouse.recipe import OUTSIDE, Scale
+from stillhouse.settings import Input
 from stillhouse_vision.models import full_name
+from stillhouse_vision.own_clients import client_names
 from stillhouse_vision.own_data import Look, number
 from stillhouse_vision.recipes.teaching_settings import Pictures
 
@@ -31,6 +35,10 @@ class KnowledgeFusion(Pictures):
         ((0, 1, 2), (3, 4, 5), (6, 7, 8, 9)), description="classes of each group of clients"
     )
     members: tuple[int, ...] = Field((3, 3, 4), description="clients of each group")
+    private: Input = Field(
+        "", description="clients of your own: file:<folder a client, in each a folder a class>"
+    )
+    client_names: tuple[str, ...] = Field((), description="their folders; empty: all there are")
     clients: int = Field(10, ge=1, le=10_000, description="of the federation")
     samples: int = Field(20, ge=1, description="private pictures a client")
     transfer: int = Field(300, ge=1, description="pictures that all clients share")
@@ -51,7 +59,24 @@ class KnowledgeFusion(Pictures):
     mean: tuple[float, ...] = Field((0.5,), description="of the greys (0 to 1), subtracted first")
     std: tuple[float, ...] = Field((0.25,), description="of the greys, divided by then")
 
-    follows_data: ClassVar[tuple[str, ...]] = (*Pictures.follows_data, "groups", "members")
+    follows_data: ClassVar[tuple[str, ...]] = (
+        *Pictures.follows_data,
+        "groups",
+        "members",
+        "client_names",
+    )
+
+    @classmethod
+    def from_data(
+        cls,
+        source: Any,
+        values: Mapping[str, Any],
+        given: Mapping[str, Any],  # Any: as there
+    ) -> Mapping[str, Any]:
+        private = values.get("private", "")
+        known = isinstance(private, str) and private.startswith(OUTSIDE)
+        names = client_names(raw_input(private, project_root())) if known else ()
+        return {**super().from_data(source, values, given), "client_names": names}
 
     @classmethod
     def of_look(
@@ -102,7 +127,12 @@ class KnowledgeFusion(Pictures):
     def _whole(self) -> "KnowledgeFusion":
         if self.teacher:
             raise ValueError("teacher: a federation has none; leave it empty")
-        if self.split == "grouped":
+        if self.private and not self.client_names:
+            raise ValueError(
+                "private: the clients' folders are found where data are your own too; set data to "
+                "the images that all clients may see (their training part is shared)"
+            )
+        if self.split == "grouped" and not self.private:
             self._check_groups()
         return self
 

@@ -21,6 +21,7 @@ from stillhouse.objectives.objective import (
 )
 from stillhouse.objectives.supervised import CrossEntropy
 from stillhouse.recipe import Stage
+from stillhouse.settings import Settings
 from stillhouse.stages import Convert, Evaluate, Make, Train
 from stillhouse.training import Augment
 from stillhouse_vision.augment import CropFlip, Randomised
@@ -29,9 +30,37 @@ from stillhouse_vision.figures import Predictions
 from stillhouse_vision.models import ImageSpec, LoadCheckpoint, model
 from stillhouse_vision.recipes.teaching_settings import Pictures, Teaching
 
+ONE_TEACHER = (
+    "All students have one teacher, of one seed (or the given one): intervals hold for students of "
+    "this teacher, and say nothing of what another teacher would give."
+)
 NOTHING: Mapping[str, Any] = {}  # Any: the default of several kinds of mapping
 # the smallest slice of a batch, where memory does not suffice for the whole
 SMALLEST = 8
+
+
+def schedule_note(settings: Teaching, official: str) -> str:
+    """How students are trained in this run, beside what the paper or its code does."""
+    falls = "falls as a cosine"
+    if settings.milestones:
+        at = ", ".join(f"{fraction:.3g}" for fraction in settings.milestones)
+        falls = f"falls to a tenth at {at} of the run"
+    return (
+        f"Here students train for {settings.steps:,} steps of {settings.batch} images, "
+        f"augment={settings.augment} padding={settings.padding} views={settings.views}, with a "
+        f"learning rate of {settings.lr:g} that {falls}; {official}."
+    )
+
+
+def caution(settings: Settings, after: str) -> str:
+    """What must stand beside a headline of scale tiny."""
+    if settings.scale != "tiny":
+        return ""
+    return (
+        f"Scale tiny shows that everything works, not what the method is worth: after {after} "
+        "neither teacher nor students have learned all that they can, and on one seed a difference "
+        "either way is chance; compare with --scale small --set seeds=3."
+    )
 
 
 def image_spec(settings: Pictures) -> ImageSpec:

@@ -9,12 +9,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import save_file
 
 from stillhouse.artifact import Artifact
+from stillhouse.data.data import Columns
+from stillhouse.data.shards import SCHEMA, save_data
 from stillhouse.errors import BadRecipe, BadSetting, StillhouseError, UnknownName
 from stillhouse.federated.flower import bridge
 from stillhouse.federated.flower.bridge import Config, Grid
@@ -22,12 +24,13 @@ from stillhouse.federated.flower.client import Answers, Seat
 from stillhouse.federated.flower.messages import ACTIONS
 from stillhouse.federated.flower.server import serve
 from stillhouse.federated.stage import DATA, TRANSFER, Federate
-from stillhouse.files import write_text
+from stillhouse.files import write_text, writing
 from stillhouse.inputs import outside
 from stillhouse.places import home, project_root
 from stillhouse.recipe import Context, Event, Recipe
 from stillhouse.runs import Runs, input_of
 from stillhouse.settings import make_recipe, make_settings
+from stillhouse.stages import Make
 
 JOB, EVENTS, OUTCOME = "job.json", "events.jsonl", "outcome.json"
 EXCHANGE_FILE = "exchange.safetensors"
@@ -45,7 +48,8 @@ def node_folder(key: str, client: str) -> Path:
 @dataclass(frozen=True, kw_only=True)
 class NodeSeats:
     """A SuperNode's client, from --node-config: `client`, and where they are not the run's own
-    `data` and `transfer` (folders of shards), `root` (the project), `device`, `threads`.
+    `data` and `transfer` (folders of shards; `data` also images, see `node_data`), `root` (the
+    project), `device`, `threads`.
     """
 
     def __call__(self, run: Config, node: Config) -> Seat:
@@ -58,8 +62,11 @@ class NodeSeats:
         inputs: dict[str, Artifact] = {}
         for port, key in own.items():
             if port in stage.inputs:
-                ref = f"file:{node[key]}" if key in node else stage.inputs[port]
-                inputs[port] = outside(ref, root) if key in node else input_of(recipe, ref, runs)
+                inputs[port] = (
+                    node_data(recipe, stage.inputs[port], Path(str(node[key])), run)
+                    if key in node
+                    else input_of(recipe, stage.inputs[port], runs)
+                )
         return Seat(
             name=client,
             stage=stage,
@@ -68,6 +75,34 @@ class NodeSeats:
             device=str(node.get("device", "cpu")),
             threads=int(node.get("threads", run["threads"])),
         )
+
+
+@runtime_checkable
+class ReadsClient(Protocol):
+    """A recipe's `make` that can read one client's own folder."""
+
+    def read_client(self, folder: Path) -> Columns: ...
+
+
+def node_data(recipe: Recipe, ref: str, path: Path, run: Config) -> Artifact:
+    """What an operator gave: a folder of shards as it is; else a folder that the recipe's stage can
+    read, turned into shards once. Raises BadSetting where the recipe has no such stage.
+    """
+    found = outside(f"file:{path.absolute()}", path.parent)
+    if (path / SCHEMA).is_file() or path.is_file():
+        return found
+    stage = recipe.stage(ref.partition(".")[0])
+    make = stage.make if isinstance(stage, Make) else None
+    if not isinstance(make, ReadsClient):
+        raise BadSetting(
+            f"--node-config data: {path}: no {SCHEMA} in it; give a folder of shards, or run the "
+            "recipe with clients of your own, which read folders of images"
+        )
+    folder = node_folder(str(run["key"]), "own-data") / found.digest
+    if not folder.is_dir():
+        with writing(folder) as out:
+            save_data(out / "data", make.read_client(path))
+    return outside(f"file:{folder / 'data'}", path.parent)
 
 
 def staged(run: Config, root: Path) -> tuple[Recipe, Federate, Runs]:
