@@ -200,7 +200,7 @@ def test_it_says_that_it_is_a_reconstruction_and_whose_model_leaves() -> None:
     made = recipe()
     assert made.notes[0].startswith("Split of this report: grouped, classes 0, 1, 2 for 2 clients")
     assert made.notes[1].startswith("A reconstruction:")
-    assert any("client-0" in note for note in made.notes)
+    assert any("first client of the first seed" in note for note in made.notes)
     export = made.stage("export")
     assert isinstance(export, Convert)
     assert export.inputs["student"] == "knfu-0.client-0"
