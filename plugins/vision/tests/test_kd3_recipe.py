@@ -1,10 +1,12 @@
 """The recipe vision/kd3: what is compared with what, and its settings."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from stillhouse.data.data import TensorData
@@ -133,11 +135,15 @@ def test_teacher_selects_first_and_the_student_alone_at_the_end() -> None:
     assert kept.alpha == weights[-1]
 
 
-def test_own_teacher_web_and_target() -> None:
-    made = recipe(teacher="file:mine", web="file:pictures", data="file:target")
-    assert made.stage("teacher").inputs == {"checkpoint": "file:mine"}
+def test_own_teacher_web_and_target(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "target" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "target" / name / "0.png")
+    target = f"file:{tmp_path / 'target'}"
+    made = recipe(teacher="file:mine", web="file:pictures", data=target)
+    assert made.stage("teacher").inputs == {"checkpoint": "file:mine", "data": "data.train"}
     assert made.stage("web").inputs == {"source": "file:pictures"}
-    assert made.stage("data").inputs == {"source": "file:target"}
+    assert made.stage("data").inputs == {"source": target}
     assert made.stage("head").inputs == {"teacher": "teacher.model"}
     assert train(made, "kd3-0").inputs["teacher"] == "teacher.model"
 
