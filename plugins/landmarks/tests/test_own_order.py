@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Generator
 
 from stillhouse.errors import BadData, BadSetting
-from stillhouse.settings import make_recipe, make_settings
+from stillhouse.settings import make_recipe, make_settings, parse_assignments
 from stillhouse_landmarks.data import ReadFaces
 from stillhouse_landmarks.layouts import COFW, IBUG, partners
 from stillhouse_landmarks.recipes.face_data import face_copies, face_reader
@@ -97,6 +97,16 @@ def test_a_layout_has_its_points_and_its_mirror() -> None:
     assert settings(layout="cofw").mirrored() == COFW.swap()
     assert settings(layout="cofw", flip=0).mirrored() == ()
     assert partners(("0-1", "4-3"), 5) == (1, 0, 2, 4, 3)
+
+
+def test_two_points_and_pairs_as_a_command_line_gives_them() -> None:
+    given = parse_assignments(
+        ["layout=own", "points=29", f"swap={','.join(OWN_PAIRS)}", "normalizer=16,22"]
+    )
+    made = settings(**given)
+    assert made.normalizer == (16, 22)
+    assert made.mirrored() == SWAP
+    assert settings(**{**given, "swap": "0-1"}).mirrored()[:3] == (1, 0, 2)
 
 
 def test_29_points_in_another_order_are_not_taken_for_cofws(tmp_path: Path) -> None:

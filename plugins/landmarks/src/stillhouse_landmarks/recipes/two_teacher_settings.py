@@ -144,6 +144,12 @@ class TwoTeacherSettings(Settings):
         },
     }
 
+    @field_validator("normalizer", mode="before")
+    @classmethod
+    def _two_points(cls, value: object) -> object:
+        """Two points as text, as a command line gives them."""
+        return value.split(",") if isinstance(value, str) and "," in value else value
+
     @field_validator("students")
     @classmethod
     def _once(cls, names: tuple[Student, ...]) -> tuple[Student, ...]:
