@@ -79,10 +79,10 @@ def test_a_box_shares_all_of_itself_wherever_it_stands_and_whatever_its_heading(
 
 
 def test_the_boxes_of_nineteen_frames_take_less_than_two_seconds():
-    start = time.perf_counter()
+    start = time.process_time()
     for seed in range(19):
         found, truth = drawn(100, seed), drawn(20, 100 + seed)
         iou_3d(truth, found)
         bev_iou(truth, found)
         bev_iou(found, found)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
