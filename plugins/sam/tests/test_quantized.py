@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from stillhouse.artifact import Built, load_model
 from stillhouse.data.data import TensorData
+from stillhouse.quantize.onnx_network import session
 from stillhouse.quantize.onnx_qdq import ToIntegers
 from stillhouse.quantize.ptq import Quantize, QuantizedNetwork
 from stillhouse_sam.models import Shape, named
@@ -79,19 +80,22 @@ def test_a_sams_encoder_runs_with_integers(encoder: str, convolutions: int, tmp_
         outputs=("logits", "iou"),
         dynamic=DYNAMIC,
         samples=2,
+        tolerance=0.5,  # processors without VNNI may overflow; the file is judged without kernels
     )
     ports = {"student": rounded, "data": TensorData(rows(4))}
     how(ports, tmp_path / "int8", rng=Generator().manual_seed(0))
     found = load_model(tmp_path / "int8")
     counts = found.spec.kwargs["integers"]
+    content = found.module.get_buffer("file").numpy().tobytes()
     # prompt encoder and decoder stay floats, as in the recipe
     assert 0 < counts["rounded"] < counts["products"]
     assert counts["kernels"]["QLinearConv"] == convolutions
     for count, prompts in ((1, 1), (4, 3), (2, 7)):
         given = rows(count, prompts)
         with torch.no_grad():
-            whole = found.module(given)["logits"]
+            assert found.module(given)["logits"].shape == (count, prompts, 3, 32, 32)
             near, exact = (one.module(given)["logits"] for one in (rounded, built))
-        assert whole.shape == (count, prompts, 3, 32, 32)
+        arrays = {name: value.numpy() for name, value in given.items()}
+        whole = torch.as_tensor(session(content, plain=True).run(["logits"], arrays)[0])
         assert 0 < gap(whole, near) < 0.06
         assert 0 < gap(whole, exact) < 0.06
