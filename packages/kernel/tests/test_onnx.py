@@ -183,6 +183,62 @@ def test_the_ranges_are_those_of_the_calibration_rows(file: Built, tmp_path: Pat
     assert narrow == pytest.approx(float(images.max() - images.min()) / 255, rel=1e-5)
 
 
+class Masked(nn.Module):
+    """Attention over three tokens of which the last is padding, by an added mask; [B, 4]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys, self.values = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        tokens = batch["images"]
+        mask = torch.tensor([0.0, 0.0, torch.finfo(torch.float32).min])
+        scores = tokens @ self.keys(tokens).transpose(1, 2) + mask
+        return {"logits": (scores.softmax(-1) @ self.values(tokens))[:, 0]}
+
+
+@pytest.fixture
+def masked(tmp_path: Path) -> tuple[Built, TensorData]:
+    torch.manual_seed(0)
+    spec, tokens = Model(build=Masked), torch.randn(40, 3, 4)
+    tokens[:, 2] = 3  # whoever looks at the padding is far off
+    data = TensorData({"images": tokens})
+    built = Built(spec=spec, module=spec.new().eval())
+    ToOnnx()({"student": built, "data": data}, tmp_path / "masked", rng=Generator())
+    return load_model(tmp_path / "masked"), data
+
+
+def test_a_mask_that_is_added_does_not_drown_the_scores(
+    masked: tuple[Built, TensorData], tmp_path: Path
+) -> None:
+    file, data = masked
+    int8 = to_int8(file, tmp_path / "int8", data=data, samples=40)
+    exact, near = logits(file.module, data), logits(int8.module, data)
+    assert (exact - near).abs().mean() < 0.05 * exact.abs().mean()
+    assert quantizers(tmp_path / "int8" / ONNX) > 0
+
+
+def quantizers(file: Path) -> int:
+    return sum(node.op_type == "QuantizeLinear" for node in onnx.load(str(file)).graph.node)
+
+
+def test_an_int8_file_that_is_far_off_is_refused(file: Built, tmp_path: Path) -> None:
+    told = r"quantize: 'logits' of the int8 file is off the float one's by .* in the mean"
+    with pytest.raises(ContractError, match=told):
+        to_int8(file, tmp_path / "off", samples=20, tolerance=1e-6)
+    assert not (tmp_path / "off").exists()
+
+
+def test_percentile_cuts_what_minmax_covers(file: Built, tmp_path: Path) -> None:
+    images = toy_data(20).columns["images"].clone()
+    images[0, 0, 0, 0] = 40.0
+    data = TensorData({**toy_data(20).columns, "images": images})
+    for method in ("minmax", "percentile"):
+        to_int8(file, tmp_path / method, data=data, samples=20, method=method, tolerance=10.0)
+    whole, cut = (image_scale(tmp_path / m / ONNX) for m in ("minmax", "percentile"))
+    assert cut < whole
+
+
 def image_scale(file: Path) -> float:
     """The scale with which an int8 file quantizes its input."""
     found = {i.name: i for i in onnx.load(str(file)).graph.initializer}["images_scale"]

@@ -87,6 +87,17 @@ def session(
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
+def distance(found: Any, expected: Tensor, *, tolerance: float) -> str:  # Any: a numpy array
+    """How far an output is off in the mean, where that is more than `tolerance` of its mean size;
+    else "".
+    """
+    size = expected.abs().mean().item()
+    gap = (torch.from_numpy(found) - expected).abs().mean().item()
+    if gap <= tolerance * size:
+        return ""
+    return f"{gap:.2e} in the mean, its mean size is {size:.2e} (allowed: {tolerance:.0%} of it)"
+
+
 def onnx_network(
     *,
     size: int,

@@ -20,9 +20,9 @@ from stillhouse.export import MIN_OPSET, Axes, check_axes, check_opset, resizing
 from stillhouse.leftovers import temporary
 from stillhouse.profile import macs, parameters
 from stillhouse.quantize.fake import GELU_MINIMUM
-from stillhouse.quantize.onnx_network import ONNX, save_onnx, session
+from stillhouse.quantize.onnx_network import ONNX, distance, save_onnx, session
 from stillhouse.quantize.ptq import QuantizedNetwork, drawn
-from stillhouse.quantize.scales import Product, Scales
+from stillhouse.quantize.scales import SMALLEST, Product, Scales
 
 if TYPE_CHECKING:
     from stillhouse.objectives.objective import Tensors
@@ -52,13 +52,13 @@ class ToIntegers:
     "products" the network has, how many the file has "rounded", and the "kernels" that ONNX Runtime
     took for them.
 
-    Differs: ONNX has no two ranges. After a softmax there are 255 steps from 0 to 1, after a GELU
-    255 from -0.17 to the largest number that the two ranges reach. ONNX Runtime computes a
-    convolution with integers only if what it gives is rounded too: where a product reads it, in
-    that one's steps, which all others then read as well, else in 255 steps over the range measured.
-    After a ReLU steps begin at zero, and end where a ReLU6 does. BatchNorm moves into the steps of
-    the weights before it. Processors without VNNI add pairs of products in 16 bits, which may
-    overflow.
+    Differs: ONNX has no two ranges. After a softmax the scale is the largest number measured over
+    255, after a GELU 255 steps go from -0.17 to the largest number that the two ranges reach. ONNX
+    Runtime computes a convolution with integers only if what it gives is rounded too: where a
+    product reads it, in that one's steps, which all others then read as well, else in 255 steps
+    over the range measured. After a ReLU steps begin at zero, and end where a ReLU6 does. BatchNorm
+    moves into the steps of the weights before it. A matrix product has one scale for all heads.
+    Processors without VNNI add pairs of products in 16 bits, which may overflow.
     """
 
     role: str = "student"
@@ -84,7 +84,7 @@ class ToIntegers:
         built: Built = inputs[self.role]
         network = _checked(built.module, self.role)
         batch = drawn(inputs["data"], self.samples, self.inputs, rng)
-        chosen = _Rounded(network, self.parts)
+        chosen = _Rounded(network, self.parts, batch)
         content, rounded = self._file(chosen, batch)
         for some in (batch, *resizings(batch, self.dynamic)):
             self._check(content, chosen.simulated(some), some)
@@ -131,20 +131,17 @@ class ToIntegers:
         given = {name: value.numpy() for name, value in batch.items()}
         found = session(content).run(list(self.outputs), given)
         for name, value in zip(self.outputs, found, strict=True):
-            size = expected[name].abs().mean().item()
-            gap = (torch.from_numpy(value) - expected[name]).abs().mean().item()
-            if not gap <= self.tolerance * size:
+            if off := distance(value, expected[name], tolerance=self.tolerance):
                 raise ContractError(
-                    f"integers: '{name}' is off the rounded network's by {gap:.2e} in the mean, "
-                    f"its mean size is {size:.2e} (allowed: {self.tolerance:.0%} of it); leave "
-                    "fragile parts out of `parts`"
+                    f"integers: '{name}' is off the rounded network's by {off}; leave fragile "
+                    "parts out of `parts`"
                 )
 
 
 class _Rounded(nn.Module):
     """A quantized network for the exporter: ONNX's own rounding of the operands in `parts`."""
 
-    def __init__(self, network: QuantizedNetwork, parts: Sequence[str]) -> None:
+    def __init__(self, network: QuantizedNetwork, parts: Sequence[str], batch: "Tensors") -> None:
         super().__init__()
         self.network = network
         known = dict(network.net.named_modules())
@@ -157,7 +154,8 @@ class _Rounded(nn.Module):
         self.everything, self.depth = not parts, 0
         scales = [network.scales(i) for i in range(len(network.products))]
         forms = [product["form"] for product in network.products]
-        self.grids = [_grids(form, one) for form, one in zip(forms, scales, strict=True)]
+        tops = _tops(network, batch)
+        self.grids = [_grids(*one) for one in zip(forms, scales, tops, strict=True)]
 
     @contextmanager
     def watching(self) -> Generator[None]:
@@ -204,10 +202,25 @@ class _Rounded(nn.Module):
         return product.compute(x, _rounding(weight, weight_step, zeros, product.channels))
 
 
-def _grids(form: str, scales: Scales) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """(step, zero point) of the activation in uint8, and the step of the weight in int8."""
+def _tops(network: QuantizedNetwork, batch: "Tensors") -> list[float]:
+    """The largest number of each product's activation on a batch, all products rounded."""
+    tops: list[float] = []
+
+    def each(index: int, product: Product, x: Tensor, weight: Tensor) -> Tensor:
+        tops.append(x.max().item())
+        return network.rounded(index, product, x, weight)
+
+    with torch.no_grad():
+        network.computed(dict(batch), each)
+    return tops
+
+
+def _grids(form: str, scales: Scales, top: float) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """(scale, zero point) of the activation in uint8, and the scale of the weight in int8; `top` is
+    the largest number measured, of which a softmax over many keys has no large one.
+    """
     if form == "softmax":
-        step, zero = 1 / 255, 0
+        step, zero = max(top, SMALLEST) / 255, 0
     elif form == "gelu":
         step = (scales.activation.item() * (2 ** (BITS - 1) - 1) + GELU_MINIMUM) / 255
         zero = round(GELU_MINIMUM / step)
@@ -271,6 +284,8 @@ def _ranges(
     import onnx
     from onnx import TensorProto, helper
 
+    if not names:
+        return {}  # ONNX Runtime takes no names for all of them
     model = onnx.load_from_string(content)
     ends = [(name, kind) for kind in ("ReduceMin", "ReduceMax") for name in names]
     for name, kind in ends:

@@ -9,17 +9,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Generator, Tensor
 
 from stillhouse.artifact import Built, recorded
 from stillhouse.data.data import Data
-from stillhouse.errors import BadRecipe, BadSetting
+from stillhouse.errors import BadRecipe, BadSetting, ContractError
 from stillhouse.export import Axes, check_axes, check_onnx, check_opset, sample, write_onnx
 from stillhouse.leftovers import temporary
 from stillhouse.profile import macs, parameters
-from stillhouse.quantize.onnx_network import ONNX, OnnxNetwork, save_onnx
+from stillhouse.quantize.onnx_network import ONNX, OnnxNetwork, distance, save_onnx, session
 
-Method = Literal["minmax", "entropy", "percentile"]
+SOFTMAX = ("Softmax", "LogSoftmax")
+# what lies between an addition and the softmax that it is for
+BETWEEN = (
+    *("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast"),
+    *("Mul", "Div"),
+)
+Method = Literal["minmax", "percentile"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +78,13 @@ class QuantizeStatic:
     Ports: the `role`, which `ToOnnx` made, and "data", `samples` rows of which (drawn by the
     stage's seed) measure the ranges of the activations: training data, never what is scored later.
     Only nodes of the types `ops` are quantized; those of `float_outputs` take quantized numbers in
-    but give floats out, as a regressor's last layer should.
+    but give floats out, as a regressor's last layer should. What is added on the way to a softmax
+    stays floats: beside a mask's large numbers all scores would be one. Raises ContractError when
+    an output, on the first rows of those drawn, is off the float file's by more than `tolerance` of
+    its mean size.
+
+    Differs: ONNX Runtime's "entropy" is not offered: `quantize_static` gives it as many bins as
+    quantized bins, of which the whole range is the only choice: MinMax's file, byte for byte.
     """
 
     role: str = "student"
@@ -80,6 +93,7 @@ class QuantizeStatic:
     method: Method = "minmax"
     ops: tuple[str, ...] = ("Conv", "Gemm", "MatMul", "Add", "Clip", "Relu", "GlobalAveragePool")
     float_outputs: tuple[str, ...] = ("Gemm", "MatMul")
+    tolerance: float = 0.2
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.batch < 1:
@@ -96,8 +110,21 @@ class QuantizeStatic:
             )
         rows = _Rows(data, built.module.inputs, self.samples, self.batch, rng)
         content = _quantized(built.module.file, rows, self)
+        self._check(content, built.module, rows.first)
         kwargs = {k: v for k, v in built.spec.kwargs.items() if k != "size"}
         save_onnx(out, content, kwargs)
+
+    def _check(self, content: bytes, floats: OnnxNetwork, rows: Mapping[str, Any]) -> None:
+        """The int8 file against the float one, which `ToOnnx` compared with torch."""
+        batch = {name: torch.from_numpy(value) for name, value in rows.items()}
+        expected = floats(batch)
+        found = session(content).run(list(floats.outputs), dict(rows))
+        for name, value in zip(floats.outputs, found, strict=True):
+            if off := distance(value, expected[name], tolerance=self.tolerance):
+                raise ContractError(
+                    f"quantize: '{name}' of the int8 file is off the float one's by {off}; leave "
+                    "operators out of `ops`, or allow more with `tolerance`"
+                )
 
 
 def _ports(inputs: Mapping[str, Any], role: str) -> tuple[Built, Data]:
@@ -113,6 +140,7 @@ class _Rows:
         self, data: Data, names: Sequence[str], samples: int, batch: int, rng: Generator
     ) -> None:
         self.left = min(samples, len(data))
+        self.first: dict[str, Any] = {}  # Any: numpy arrays; the first batch that was given
         self.names = tuple(names)
         self.batches: Iterator[Mapping[str, Tensor]] = data.batches(batch, rng=rng)
 
@@ -123,7 +151,9 @@ class _Rows:
         batch = next(self.batches)
         count = min(self.left, len(batch["id"]))
         self.left -= count
-        return {name: batch[name][:count].numpy() for name in self.names}
+        given = {name: batch[name][:count].numpy() for name in self.names}
+        self.first = self.first or given
+        return given
 
 
 def _quantized(file: Tensor, rows: _Rows, how: QuantizeStatic) -> bytes:
@@ -136,7 +166,6 @@ def _quantized(file: Tensor, rows: _Rows, how: QuantizeStatic) -> bytes:
 
     methods = {
         "minmax": quantization.CalibrationMethod.MinMax,
-        "entropy": quantization.CalibrationMethod.Entropy,
         "percentile": quantization.CalibrationMethod.Percentile,
     }
     with temporary() as folder, _quiet():
@@ -150,6 +179,7 @@ def _quantized(file: Tensor, rows: _Rows, how: QuantizeStatic) -> bytes:
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=list(how.ops),
+            nodes_to_exclude=_before_softmax(ready),
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
@@ -157,6 +187,23 @@ def _quantized(file: Tensor, rows: _Rows, how: QuantizeStatic) -> bytes:
             extra_options={"OpTypesToExcludeOutputQuantization": list(how.float_outputs)},
         )
         return after.read_bytes()
+
+
+def _before_softmax(file: Path) -> list[str]:
+    """The additions whose sum a softmax reads, perhaps in another shape."""
+    import onnx
+
+    graph = onnx.load(str(file)).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    found: list[str] = []
+    for node in graph.node:
+        name = node.input[0] if node.op_type in SOFTMAX else ""
+        while name in makers and makers[name].op_type in (*BETWEEN, "Add"):
+            maker = makers[name]
+            if maker.op_type == "Add":
+                found.append(maker.name)
+            name = maker.input[0]
+    return found
 
 
 class _quiet:  # noqa: N801  read as a word in a with statement

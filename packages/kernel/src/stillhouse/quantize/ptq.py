@@ -112,7 +112,8 @@ class Quantize:
     `search_scales`. One step a tensor, for convolutions one an output channel of the weight; after
     a softmax and a GELU two ranges.
 
-    Differs: matrix products have one step for all heads. Task loss: see `task_gradients`.
+    Differs: a matrix product has one scale for all heads, where PTQ4ViT has one a head. Task loss:
+    see `task_gradients`.
     """
 
     role: str = "student"

@@ -105,14 +105,17 @@ def _transposed(layer: nn.ConvTranspose2d, x: Tensor, weight: Tensor) -> Tensor:
 
 def minmax_scales(product: Product, x: Tensor, weight: Tensor, *, bits: int) -> Scales:
     """Steps that cover all numbers: max|x| / (2^(b-1) - 1/2); with a zero point (max - min) /
-    (2^b - 1), zero among the numbers; after a softmax one range, that is a split of 1.
+    (2^b - 1), zero among the numbers; after a softmax the smallest split 2^-k above all numbers, so
+    that one range holds them.
     """
     most = 2 ** (bits - 1) - 0.5
     axes = [i for i in range(weight.dim()) if i != product.channels]
     scale = (weight.abs().amax(axes) / most).clamp(min=SMALLEST)
     zero = x.new_zeros(())
     if product.form == "softmax":
-        return Scales(weight=scale, activation=x.new_ones(()), zero_point=zero)
+        above = [2.0**-k for k in range(SPLITS) if 2.0**-k > x.max().item()]
+        split = x.new_tensor(min(above, default=1.0))
+        return Scales(weight=scale, activation=split, zero_point=zero)
     if product.form != "asymmetric":
         top = x.max() if product.form == "gelu" else x.abs().max()
         return Scales(weight=scale, activation=(top / most).clamp(min=SMALLEST), zero_point=zero)
