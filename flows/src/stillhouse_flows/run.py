@@ -99,20 +99,21 @@ def opened(space: RunWorkspace, request: Request, device: str) -> Run:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise BadSetting(f"'data:{name}': leads out of data/; use file:<path> for other files")
     for name in prepared.files:
-        if ".." in Path(name).parts:
-            full = os.path.normpath(space.project / name)
-            raise BadSetting(
-                f"'file:{name}' leads elsewhere from a run's own workspace; give file:{full}"
-            )
         _check_file(space.project, name)
     folders = source_folders(space.project)
     return Run(space=space, request=request, prepared=prepared, env=env, folders=folders)
 
 
 def _check_file(project: Path, name: str) -> None:
-    """Refuse a file outside the project, unless whoever started this process allowed it: a run may
-    have been asked for by somebody who may not read this machine's files.
+    """Refuse a path that leads elsewhere from a workspace, and a file outside the project unless
+    whoever started this process allowed it: a run may have been asked for by somebody who may not
+    read this machine's files.
     """
+    if ".." in Path(name).parts:
+        full = os.path.normpath(project / name)
+        raise BadSetting(
+            f"'file:{name}' leads elsewhere from a run's own workspace; give file:{full}"
+        )
     roots = [Path(p).resolve() for p in os.environ.get(INPUTS, "").split(os.pathsep) if p]
     path = (project / Path(name).expanduser()).resolve()
     if not any(path.is_relative_to(root) for root in (project, *roots)):

@@ -188,12 +188,13 @@ def test_a_given_model_that_diverged_is_refused(tmp_path: Path) -> None:
 
 
 def test_checkpoints_are_read_with_weights_only() -> None:
-    """In one place of all that is installed: nobody else unpickles what a user gives."""
+    """In two places of all that is installed: nobody else unpickles what a user gives."""
     root = Path(__file__).parents[3]
     folders = (root / "packages", root / "plugins", root / "flows")
     sources = [file for folder in folders for file in folder.rglob("src/**/*.py")]
     found = [file.name for file in sources if "torch.load(" in file.read_text().replace("{", "")]
     assert sources
-    assert set(found) == {"weights.py"}
-    text = (root / "packages/kernel/src/stillhouse/weights.py").read_text()
-    assert 'torch.load(file, map_location="cpu", weights_only=True)' in text
+    assert set(found) == {"weights.py", "class_order.py"}
+    for name, device in (("weights.py", "cpu"), ("class_order.py", "meta")):
+        text = (root / "packages/kernel/src/stillhouse" / name).read_text()
+        assert f'torch.load(file, map_location="{device}", weights_only=True)' in text

@@ -261,7 +261,7 @@ def test_points_a_little_outside_are_kept(tmp_path: Path) -> None:
 
 def test_another_number_of_points_than_the_setting(tmp_path: Path) -> None:
     write_faces(tmp_path, {"train": 3, "test": 1}, points=29)
-    with pytest.raises(BadData, match=r"tr0.pts: 29 points, expected 68; set points=29$"):
+    with pytest.raises(BadData, match=r"tr0.pts: 29 points, expected 68; set layout="):
         read(tmp_path)
 
 

@@ -179,5 +179,5 @@ def test_a_subclass_is_all_that_a_plugin_needs(tmp_path) -> None:
     failed = [line for line in out.splitlines() if line.startswith("FAILED")]
     assert all("TestNothing" in line for line in failed)
     assert "domain 'nothing': None" in out
-    # of TestFaulty: loads, hashes alike, refuses bad settings, is not run again
-    assert " 4 passed, " in out.splitlines()[-1]
+    # of TestFaulty: loads, hashes alike, says what settings mean, refuses bad ones, is not run again
+    assert " 5 passed, " in out.splitlines()[-1]
