@@ -135,16 +135,22 @@ def test_what_dvc_takes_for_the_same_parameter_is_not_restored(
     variant = keep(counting, env, "{'factor': 1}")
     pipeline = f"pipelines/toy/count/{variant}/dvc.yaml"
     call(counting, env, "dvc", "repro", pipeline)
-    for same in ("1.0", "true"):
-        text = f"toy:\n  count:\n    {variant}: {{factor: {same}}}\n"
-        (counting / "params.yaml").write_text(text)
+    before = (counting / f"runs/toy/count/{variant}/double/stage.json").read_text()
+    for text, same in (("1.0", True), ("true", False)):
+        (counting / "params.yaml").write_text(
+            f"toy:\n  count:\n    {variant}: {{factor: {text}}}\n"
+        )
         command = [str(Path(sys.executable).with_name("dvc")), "repro", pipeline]
         done = subprocess.run(
             command, cwd=counting.root, env=dict(env), capture_output=True, text=True
         )
+        if same:  # the setting's type reads 1.0 as 1: the same settings, the same results
+            assert done.returncode == 0, done.stderr
+            continue
         assert done.returncode != 0, done.stdout
         assert "these settings belong to variant 'tiny-" in done.stderr
         assert f"not '{variant}'; rename it" in done.stderr
+    assert (counting / f"runs/toy/count/{variant}/double/stage.json").read_text() == before
 
 
 def test_a_link_to_a_folder_below_data_is_refused(counting: "Project", tmp_path: Path) -> None:
