@@ -111,7 +111,7 @@ def test_no_panoptic_photo_is_trained_on() -> None:
     mini = find_photos(MINI)
     asked = {photo.place for photo in photos}
     assert asked & {photo.place for photo in mini["train"]} == set()
-    assert asked & {photo.place for photo in mini["test"]} == {139, 802}
+    assert asked & {photo.place for photo in mini["validation"]} == {139, 802}
 
 
 def test_everything_is_the_first_ten() -> None:
