@@ -28,9 +28,12 @@ from stillhouse_pointcloud.predict import predict
 from stillhouse_pointcloud.samples import SMALL_LIDAR, SMALL_STREET, render
 from stillhouse_pointcloud.tried import TriedDetector
 
-pytestmark = pytest.mark.skipif(
-    bool(missing()), reason=f"{missing()} is not installed: uv sync --extra pointcloud-mmdet3d"
-)
+pytestmark = [
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(
+        bool(missing()), reason=f"{missing()} is not installed: uv sync --extra pointcloud-mmdet3d"
+    ),
+]
 
 NAME = "pointcloud/pointdistiller"
 COARSE = str(Path(__file__).with_name("coarse_pillars.py"))

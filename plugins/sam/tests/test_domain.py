@@ -1,4 +1,9 @@
+import pytest
+
 from stillhouse.testing import DomainSuite
+
+# a run and a second, killed one of every stage, beside another worker on two cores
+pytestmark = pytest.mark.timeout(1500)
 
 
 class TestSam(DomainSuite):
