@@ -47,27 +47,27 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=4)
     parser.add_argument("--recipe", default="vision/distill")
     parser.add_argument("--out", type=Path, default=Path("docs/results/flow-growth"))
-    asked = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="stillhouse-growth-") as place:
         project, home = Path(place) / "project", Path(place) / "home"
         subprocess.check_call(["git", "clone", "--quiet", str(REPOSITORY), str(project)])
         env = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
         env |= {"STILLHOUSE_HOME": str(home), "STILLHOUSE_ROOT": str(project)}
         rows: list[dict[str, int]] = []
-        for _ in range(asked.runs):
-            command = [sys.executable, "-m", "stillhouse", "flow", "run", asked.recipe]
+        for _ in range(args.runs):
+            command = [sys.executable, "-m", "stillhouse", "flow", "run", args.recipe]
             subprocess.check_call(command, cwd=project, env=env, stdout=subprocess.DEVNULL)
             rows.append(measure(project, home))
             print(json.dumps(rows[-1]), flush=True)
     grown = {k: (rows[-1][k] - rows[0][k]) / (len(rows) - 1) for k in rows[0]} if rows[1:] else {}
     record = {
-        "recipe": asked.recipe,
+        "recipe": args.recipe,
         "runs": rows,
         "per_100": {k: round(100 * v) for k, v in grown.items()},
         "environment": environment("cpu"),
     }
-    asked.out.mkdir(parents=True, exist_ok=True)
-    (asked.out / "flow-growth.json").write_text(json.dumps(record, indent=1) + "\n")
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "flow-growth.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

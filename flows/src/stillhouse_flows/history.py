@@ -40,9 +40,9 @@ class Entry:
         """The entry for a terminal."""
         facts = [self.recipe, f"data {self.data or 'none'}", self.state, self.score, self.decision]
         when = self.when[:16].replace("T", " ")
-        told = f"{when}  {self.run}  {'; '.join(filter(None, facts))}"
+        text = f"{when}  {self.run}  {'; '.join(filter(None, facts))}"
         # on a line of its own, whole however wide the terminal is
-        return f"{told}\n    {self.page}" if self.page else told
+        return f"{text}\n    {self.page}" if self.page else text
 
 
 def history(project: Path, recipe: str = "", *, limit: int = 0) -> list[Entry]:

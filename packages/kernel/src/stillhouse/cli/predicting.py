@@ -10,8 +10,7 @@ from typing import Any
 from stillhouse.artifact import SPEC, Built, load_model
 from stillhouse.domain import Domain, domains, load_function
 from stillhouse.errors import BadSetting, MissingData, PluginError, UnknownName
-
-ONNX = "model.onnx"
+from stillhouse.quantize.onnx_network import ONNX, load_onnx
 
 
 def predictions(student: str, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]:
@@ -39,8 +38,6 @@ def _exported(path: Path) -> Built | None:
         return load_model(path)
     file = path / ONNX if path.is_dir() else path
     if file.suffix == ".onnx" and file.is_file():
-        from stillhouse.quantize.onnx_network import load_onnx
-
         return load_onnx(file)
     return None
 

@@ -120,12 +120,17 @@ def save_onnx(out: Path, content: bytes, kwargs: Mapping[str, Any]) -> None:  # 
     """Write the new folder `out` with an `OnnxNetwork` of these bytes, and them as model.onnx;
     `kwargs` are those of `onnx_network` but `size`.
     """
+    save_model(out, _network_of(content, kwargs))
+    (out / ONNX).write_bytes(content)
+
+
+def _network_of(content: bytes, kwargs: Mapping[str, Any]) -> Built:  # Any: JSON values
+    """The `OnnxNetwork` of these bytes; `kwargs` are those of `onnx_network` but `size`."""
     spec = Model(build=onnx_network, kwargs={**kwargs, "size": len(content)})
     module = spec.new()
     assert isinstance(module, OnnxNetwork)
     module.file.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-    save_model(out, Built(spec=spec, module=module))
-    (out / ONNX).write_bytes(content)
+    return Built(spec=spec, module=module.eval())
 
 
 def load_onnx(file: Path) -> Built:
@@ -143,7 +148,6 @@ def load_onnx(file: Path) -> Built:
     try:
         record = json.loads(beside.read_text())
         kwargs = {
-            "size": len(content),
             "inputs": list(record["inputs"]),
             "outputs": list(record["outputs"]),
             "parameter_count": int(record["parameters"]),
@@ -157,8 +161,4 @@ def load_onnx(file: Path) -> Built:
     except Exception as error:  # ONNX Runtime's errors share no class of its own
         reason = str(error).splitlines()[0]
         raise CorruptArtifact(f"{file}: no whole ONNX file ({reason}); export it again") from error
-    spec = Model(build=onnx_network, kwargs=kwargs)
-    module = spec.new()
-    assert isinstance(module, OnnxNetwork)
-    module.file.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-    return Built(spec=spec, module=module.eval())
+    return _network_of(content, kwargs)
