@@ -154,7 +154,7 @@ def _main_score(report: str, branch: RunBranch) -> str:
     row = document.row(exported[0]) if exported else document.rows[-1] if document.rows else None
     score = row.scores.get(document.primary or "") if row else None
     if row is None or score is None:
-        return document.headline.sentence
+        return document.headline.text
     return f"{row.name}: {document.primary} {score.mean:.6g}"
 
 

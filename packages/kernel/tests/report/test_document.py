@@ -84,7 +84,7 @@ def test_headlines(
 def test_one_seed_invents_no_interval(tmp_path: Path) -> None:
     document = document_of(ONE, tmp_path)
     line = results(document).rows[2]
-    assert line[:4] == ("student + kd", "88.00", "1 seed", "+1.00 (1 seed)")
+    assert line[:3] == ("student + kd", "88.00", "+1.00 (1 seed)")
     assert (
         document.headline.detail[0] == "With 1 seed there is no interval: chance is not ruled out."
     )
@@ -183,7 +183,7 @@ def test_versions_come_from_the_checkout(tmp_path: Path) -> None:
         subprocess.run(["git", *who, *words], cwd=tmp_path, check=True)
     lineage = document_of(ONE, tmp_path).lineage
     assert (lineage.data, lineage.changed) == ("abc.dir", False)
-    assert lineage.read == ("data:photos",)
+    assert document_of(ONE, tmp_path).read == ("data:photos",)
     assert lineage.commit is not None
     assert len(lineage.commit) == 40
     assert lineage.lock == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.report import load, publish, report
-from stillhouse.report.render import escape_markdown, linked
+from stillhouse.report.render import data_read, escape_markdown, linked
 from stillhouse.runs import Runs
 
 from .written import ONE, THREE, Scored, Story, write_run
@@ -229,3 +229,49 @@ def test_publishing_with_pictures_takes_them_along(page: Path, tmp_path: Path) -
     assert len(links) == 4
     assert all((target / link).read_bytes().startswith(b"\x89PNG") for link in links)
     assert json.loads((target / "report.json").read_text())["pictures"]
+
+
+def test_notes_stand_below_the_results_with_their_code_as_code(tmp_path: Path) -> None:
+    note = "`more_clicks` is <ours>, arXiv 2306.14289."
+    page = made(dataclasses.replace(ONE, notes=(note,)), tmp_path)
+    text, plain = page.read_text(), page.with_name("report.md").read_text()
+    assert "<li><code>more_clicks</code> is &lt;ours&gt;, <a href=" in text
+    assert text.index('id="results"') < text.index('id="notes"') < text.index('id="training"')
+    assert "\n- `more_clicks` is \\<ours\\>, arXiv 2306.14289.\n" in plain
+    assert plain.index("## Results") < plain.index("## Notes") < plain.index("## Training")
+    Page(text)
+
+
+def test_a_caution_stands_below_the_headline(tmp_path: Path) -> None:
+    runs = Runs(root=tmp_path, recipe="vision/distill", variant="small")
+    recipe = dataclasses.replace(
+        write_run(ONE, runs.folder), caution="Chance; see `--set seeds=3`."
+    )
+    page = report(recipe, runs)
+    title = re.search(r"<h1>(.*?)</h1>", page.read_text())
+    assert title is not None
+    assert "Chance" not in title[1]
+    assert "Chance; see <code>--set seeds=3</code>." in page.read_text()
+    assert "\n> Chance; see `--set seeds=3`.\n" in page.with_name("report.md").read_text()
+    headline = load(page).headline
+    assert headline.text == f"{headline.sentence} Chance; see `--set seeds=3`."
+
+
+def test_one_seed_has_no_columns_without_values(tmp_path: Path) -> None:
+    page = made(ONE, tmp_path)
+    lines = page.with_name("report.md").read_text().splitlines()
+    head = next(line for line in lines if line.startswith("| Model |"))
+    assert head.startswith("| Model | Accuracy, % | Difference, points | Teacher agreement, % |")
+    assert "One seed a model, so no interval." in page.read_text()
+    costs = next(line for line in lines if line.startswith("| Stage | Time"))
+    assert costs.endswith("| Memory, MiB | Notes |")  # the teacher's cache
+
+
+def test_what_was_read_is_taken_from_the_stages(tmp_path: Path) -> None:
+    page = made(ONE, tmp_path)
+    document = load(page)
+    assert data_read(document) == "data:photos"
+    inside = [dataclasses.replace(stage, inputs={}) for stage in document.stages]
+    alone = dataclasses.replace(document, stages=tuple(inside))
+    assert data_read(alone) == "none from outside the recipe"
+    assert data_read(dataclasses.replace(document, stages=())) == "not recorded"

@@ -43,7 +43,7 @@ def test_scores_with_a_line_are_a_grid_and_the_others_a_list():
     grid, rest = study_tables(study(SCORES))
     assert text(grid) == [
         ("", "Kendall tau", "Search (lower is better), s"),
-        ("diswot", "0.5000 (0.2500 to 0.7500)", "-"),
+        ("diswot", "0.5000 (0.2500 to 0.7500)", "\N{EN DASH}"),
         ("parameters", "\N{MINUS SIGN}0.1250", "2.00"),
     ]
     assert text(rest) == [("", "Value"), ("Speedup", "180.00")]

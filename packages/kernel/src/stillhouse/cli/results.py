@@ -56,7 +56,7 @@ def print_report(target: "Target", *, partial: bool = False) -> Path:
     table = brief(document)
     numbers = range(1, len(table.head))
     print_table(table.title, table.head, table.rows, width=WIDTH, numbers=numbers)
-    for text in (legend(document), document.headline.sentence, *document.costlier):
+    for text in (legend(document), document.headline.text, *document.costlier):
         if text:
             print(text)
     print(f"Report: {page}")

@@ -16,7 +16,6 @@ from stillhouse.report.document import (
     Curve,
     Document,
     Environment,
-    Headline,
     Held,
     Picture,
     Row,
@@ -31,10 +30,6 @@ from stillhouse.report.headline import Findings, headline
 from stillhouse.report.lineage import lineage
 from stillhouse.report.statistics import Difference, holm, paired, summarize, unpaired
 from stillhouse.report.units import unit
-
-
-def _cautious(found: Headline, caution: str) -> Headline:
-    return replace(found, sentence=f"{found.sentence} {caution}".strip())
 
 
 def build(recipe: Recipe, name: str, root: Path, folder: Path) -> Document:
@@ -58,7 +53,7 @@ def build(recipe: Recipe, name: str, root: Path, folder: Path) -> Document:
         settings=dict(sorted(settings.settings.items())),
         reference=recipe.reference,
         notes=recipe.notes,
-        headline=_cautious(headline(found), recipe.caution),
+        headline=replace(headline(found), caution=recipe.caution),
         missing=tuple(s.name for s in recipe.stages if s.name not in done),
         baseline=recipe.baseline,
         primary=primary.name if primary else None,

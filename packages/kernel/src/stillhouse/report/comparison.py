@@ -88,7 +88,7 @@ def _facts(document: Document) -> Mapping[str, str]:
         "recipe": document.recipe,
         "scale": document.scale,
         **{f"setting {k}": json.dumps(v) for k, v in document.settings.items()},
-        "data read": ", ".join(lineage.read) or NONE,
+        "data read": ", ".join(document.read) or NONE,
         "data version": lineage.data or NONE,
         "git commit": lineage.commit or NONE,
         "uv.lock": lineage.lock or NONE,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pydantic
 
 from stillhouse.errors import CorruptArtifact, MissingData
+from stillhouse.recipe import OUTSIDE
 from stillhouse.report.collect import Product, Source
 from stillhouse.report.statistics import Difference, Summary
 
@@ -111,8 +112,7 @@ class Shipped:
 class Lineage:
     """The versions of data and code in the checkout the report was made in; None where it has none.
 
-    `stale` says, a sentence each, which stages do not belong to this code or to each other; `read`
-    names what the stages read from outside the recipe.
+    `stale` says, a sentence each, which stages do not belong to this code or to each other.
     """
 
     data: str | None
@@ -122,7 +122,6 @@ class Lineage:
     code: str
     stillhouse: str
     stale: tuple[str, ...]
-    read: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,11 +134,17 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """What the numbers say, in a sentence, and what that rests on."""
+    """What the numbers say, in a sentence, what that rests on, and why it may mislead."""
 
     sentence: str
     detail: tuple[str, ...]
     withheld: bool = False  # the scores bear no comparison: the sentence says why
+    caution: str = ""
+
+    @property
+    def text(self) -> str:
+        """The sentence with its caution."""
+        return f"{self.sentence} {self.caution}".strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +193,12 @@ class Document:
     @property
     def title(self) -> str:
         return f"{self.recipe}@{self.variant}"
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """What the finished stages read from outside the recipe."""
+        refs = (source.ref for stage in self.stages for source in stage.inputs.values())
+        return tuple(dict.fromkeys(ref for ref in refs if ref.startswith(OUTSIDE)))
 
     def score(self, name: str) -> Score | None:
         return next((s for s in self.scores if s.name == name), None)

@@ -27,13 +27,7 @@ def lineage(recipe: Recipe, name: str, root: Path, finished: Mapping[str, Finish
         code=code,
         stillhouse=importlib.metadata.version("stillhouse"),
         stale=_stale(recipe, finished, code),
-        read=_read(finished),
     )
-
-
-def _read(finished: Mapping[str, Finished]) -> tuple[str, ...]:
-    sources = (source for stage in finished.values() for source in stage.file.inputs.values())
-    return tuple(dict.fromkeys(s.ref for s in sources if s.ref.startswith(OUTSIDE)))
 
 
 def data_version(file: Path) -> str | None:

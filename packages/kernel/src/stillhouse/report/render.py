@@ -18,6 +18,7 @@ from stillhouse.report.palette import MODES, THEMES, Mode, colours
 from stillhouse.report.studies import study_tables
 
 TEMPLATES = Path(__file__).with_name("templates")
+CODE = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"https?://[^\s<>\"')\]]*[^\s<>\"')\].,;]|\barXiv[: ]\s?(\d{4}\.\d{4,5})")
 MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~$])")
 SIZE = re.compile(r'<svg [^>]*?width="(?P<width>[\d.]+)pt" height="(?P<height>[\d.]+)pt"')
@@ -60,6 +61,7 @@ def _shared(document: Document) -> dict[str, object]:
     return {
         "document": document,
         "about_results": about_results(document),
+        "data_read": data_read(document),
         "results": tables.results(document),
         "other_scores": tables.other_scores(document),
         "by_seed": tables.by_seed(document),
@@ -74,27 +76,46 @@ def _shared(document: Document) -> dict[str, object]:
 
 def about_results(document: Document) -> str:
     """How the main table is to be read."""
-    tested = [
-        gap
-        for row in document.rows
-        if (gap := row.differences.get(document.primary or "")) and gap.corrected is not None
-    ]
+    name = document.primary or ""
+    several = any(len(row.seeds) > 1 for row in document.rows)
+    means = "Means over seeds." if several else "One seed a model, so no interval."
+    return " ".join(filter(None, [means, _about_gaps(document, name), _bounds(document, name)]))
+
+
+def _about_gaps(document: Document, name: str) -> str:
+    """What the differences of the main table are; "" where it has none."""
+    gaps = [row.differences[name] for row in document.rows if name in row.differences]
+    if not gaps:
+        return ""
+    if all(gap.low is None for gap in gaps):
+        return f"Differences are to {document.baseline}, without an interval: they may be chance."
+    count = sum(gap.corrected is not None for gap in gaps)
     others = (
-        f"; p of the {len(tested)} rows beside the method is corrected for their number (Holm)"
-        if len(tested) > 1
+        f"; p of the {count} rows beside the method is corrected for their number (Holm)"
+        if count > 1
         else ""
     )
-    bounds = " ".join(
-        f"{what}: {held.name}, {units.quantity(held.value, document.primary or '')}"
-        f"{units.counted(held.counts)}."
-        for what, held in (("Trivial control", document.control), ("Ceiling", document.ceiling))
+    return (
+        f"Differences are to {document.baseline}, paired seed by seed where the "
+        f"rows share their seeds, and starred where p < 0.05{others}. Intervals are Student's t "
+        "over training seeds: they do not cover another choice of test data."
+    )
+
+
+def _bounds(document: Document, name: str) -> str:
+    bounds = (("Trivial control", document.control), ("Ceiling", document.ceiling))
+    return " ".join(
+        f"{what}: {held.name}, {units.quantity(held.value, name)}{units.counted(held.counts)}."
+        for what, held in bounds
         if held is not None
     )
-    return (
-        f"Means over seeds. Differences are to {document.baseline}, paired seed by seed where the "
-        f"rows share their seeds, and starred where p < 0.05{others}. Intervals are Student's t "
-        f"over training seeds: they do not cover another choice of test data. {bounds}"
-    ).strip()
+
+
+def data_read(document: Document) -> str:
+    """What the stages read from outside; where none has finished, nothing was recorded."""
+    if not document.stages:
+        return "not recorded"
+    return ", ".join(document.read) or "none from outside the recipe"
 
 
 def _environment(*, escaping: bool) -> jinja2.Environment:
@@ -107,8 +128,9 @@ def _environment(*, escaping: bool) -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     filters: dict[str, Any] = {  # Any: functions of one or two arguments
-        "linked": linked,
+        "prose": prose,
         "md": escape_markdown,
+        "md_prose": markdown_prose,
         "code": code_span,
         "words": words,
         "svg_uri": _svg_uri,
@@ -116,6 +138,15 @@ def _environment(*, escaping: bool) -> jinja2.Environment:
     }
     environment.filters.update(filters)
     return environment
+
+
+def prose(text: str) -> Markup:
+    """Escaped text with its URLs and arXiv numbers as links, and `code` as code."""
+    parts = CODE.split(text)  # text and code in turn
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if i % 2 else linked(part)
+        for i, part in enumerate(parts)
+    )
 
 
 def linked(text: str) -> Markup:
@@ -130,9 +161,19 @@ def linked(text: str) -> Markup:
     return Markup("").join([*parts, escape(text[end:])])
 
 
+def markdown_prose(text: str) -> str:
+    """Text on one line that Markdown shows as it is, but `code` as code."""
+    parts = CODE.split(" ".join(text.split()))
+    return "".join(f"`{part}`" if i % 2 else _escaped(part) for i, part in enumerate(parts))
+
+
 def escape_markdown(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
-    return MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+    return _escaped(" ".join(text.split()))
+
+
+def _escaped(text: str) -> str:
+    return MARKDOWN.sub(r"\\\1", text)
 
 
 def code_span(text: str) -> str:

@@ -6,7 +6,7 @@ from stillhouse.metrics.scores import lower_is_better
 from stillhouse.report import units
 from stillhouse.report.document import Study
 from stillhouse.report.statistics import Summary
-from stillhouse.report.tables import Cell, Column, Line, Table, spread
+from stillhouse.report.tables import Cell, Column, Line, Table, nothing, spread
 
 LOW, HIGH = "_low", "_high"
 
@@ -52,7 +52,7 @@ def _list(study: Study, names: Sequence[str]) -> Table:
 def _cell(study: Study, key: str, name: str, *, unit: bool = False) -> Cell:
     summary = study.scores.get(key)
     if summary is None:
-        return Cell(text="-", quiet=True)
+        return nothing()
     low, high = study.scores.get(key + LOW), study.scores.get(key + HIGH)
     if len(summary.values) == 1 and low is not None and high is not None:
         note = units.interval(low.mean, high.mean, name)

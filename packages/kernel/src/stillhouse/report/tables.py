@@ -66,11 +66,23 @@ class Table:
         return tuple((line.head, *map(_plain, line.cells)) for line in self.lines)
 
 
+def filled(table: Table) -> Table:
+    """The table without the columns in which no line has a value."""
+    kept = [
+        i
+        for i in range(len(table.columns))
+        if any(not line.cells[i].quiet and line.cells[i].text for line in table.lines)
+    ]
+    lines = [replace(line, cells=tuple(line.cells[i] for i in kept)) for line in table.lines]
+    return replace(table, columns=tuple(table.columns[i] for i in kept), lines=tuple(lines))
+
+
 def _plain(cell: Cell) -> str:
     return f"{cell.text} ({cell.note})" if cell.note else cell.text
 
 
-def _nothing(text: str = NONE) -> Cell:
+def nothing(text: str = NONE) -> Cell:
+    """A cell without a value."""
     return Cell(text=text, quiet=True)
 
 
@@ -89,7 +101,7 @@ def results(document: Document) -> Table:
         )
         for i, row in enumerate(document.rows)
     ]
-    return Table(title="Results", first="Model", columns=head, lines=tuple(lines))
+    return filled(Table(title="Results", first="Model", columns=head, lines=tuple(lines)))
 
 
 def _column(score: Score) -> Column:
@@ -113,15 +125,15 @@ def _primary_cells(row: Row, primary: Score | None) -> tuple[Cell, ...]:
         return ()
     summary = row.scores.get(primary.name)
     if summary is None:
-        return (_nothing("not run"), _nothing(), _nothing(), _nothing())
+        return (nothing("not run"), nothing(), nothing(), nothing())
     count = units.seeds(len(summary.values))
     span = (
-        _nothing(count)
+        nothing(count)
         if summary.low is None or summary.high is None
         else Cell(text=units.interval(summary.low, summary.high, primary.name), note=count)
     )
     gap = row.differences.get(primary.name)
-    p = _nothing() if gap is None or row.standing == "baseline" else _p(gap)
+    p = nothing() if gap is None or row.standing == "baseline" else _p(gap)
     return (spread(summary, primary.name, strong=True), span, _gap(row, primary), p)
 
 
@@ -133,10 +145,10 @@ def spread(summary: Summary, name: str, *, strong: bool = False) -> Cell:
 
 def _gap(row: Row, primary: Score) -> Cell:
     if row.standing == "baseline":
-        return _nothing("baseline")
+        return nothing("baseline")
     gap = row.differences.get(primary.name)
     if gap is None:
-        return _nothing()
+        return nothing()
     cell = gap_cell(gap, primary.name)
     return replace(cell, text=f"{cell.text} {STAR}") if cell.strong else cell
 
@@ -155,12 +167,12 @@ def _p(gap: Difference) -> Cell:
     """The p that counts: after Holm's correction where other rows were tested beside this one."""
     if gap.corrected is not None:
         return Cell(text=units.probability(gap.corrected), note="Holm")
-    return _nothing() if gap.p is None else Cell(text=units.probability(gap.p))
+    return nothing() if gap.p is None else Cell(text=units.probability(gap.p))
 
 
 def _mean(row: Row, score: Score) -> Cell:
     summary = row.scores.get(score.name)
-    return _nothing() if summary is None else Cell(text=units.number(summary.mean, score.name))
+    return nothing() if summary is None else Cell(text=units.number(summary.mean, score.name))
 
 
 def other_scores(document: Document) -> Table:
@@ -173,7 +185,7 @@ def other_scores(document: Document) -> Table:
             head=row.name,
             row=i,
             cells=tuple(
-                spread(row.scores[s.name], s.name) if s.name in row.scores else _nothing()
+                spread(row.scores[s.name], s.name) if s.name in row.scores else nothing()
                 for s in shown
             ),
         )
@@ -213,7 +225,7 @@ def _seed_cells(row: Row, name: str, count: int) -> tuple[Cell, ...]:
         else Cell(text="not run", note=stage, quiet=True)
         for stage in row.stages
     ]
-    return tuple(cells + [_nothing()] * (count - len(cells)))
+    return tuple(cells + [nothing()] * (count - len(cells)))
 
 
 def costs(document: Document) -> Table:
@@ -221,7 +233,7 @@ def costs(document: Document) -> Table:
     names = ("Time", "Device", "Steps", "Batch", "Step", "Samples/s", "Memory", "Notes")
     unit = {"Step": "ms", "Memory": "MiB"}
     longest = max((s.seconds or 0.0 for s in document.stages), default=0.0)
-    return Table(
+    table = Table(
         title="Cost",
         first="Stage",
         columns=tuple(
@@ -230,11 +242,12 @@ def costs(document: Document) -> Table:
         ),
         lines=tuple(Line(head=s.name, cells=_cost(s, longest)) for s in document.stages),
     )
+    return filled(table)
 
 
 def _cost(stage: StageEntry, longest: float) -> tuple[Cell, ...]:
     if stage.seconds is None:
-        return (_nothing("not recorded"), *[_nothing()] * 7)
+        return (nothing("not recorded"), *[nothing()] * 7)
     device = str(stage.device) + (
         f" \N{MULTIPLICATION SIGN} {stage.nproc}" if (stage.nproc or 1) > 1 else ""
     )
@@ -253,7 +266,7 @@ def _cost(stage: StageEntry, longest: float) -> tuple[Cell, ...]:
 
 def _measured(stage: StageEntry, name: str, factor: float, form: str) -> Cell:
     value = stage.measured.get(name)
-    return _nothing() if value is None else Cell(text=form.format(factor * value))
+    return nothing() if value is None else Cell(text=form.format(factor * value))
 
 
 def _cost_notes(stage: StageEntry) -> str:

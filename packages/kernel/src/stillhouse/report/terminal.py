@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from stillhouse.report import units
 from stillhouse.report.document import Document, Row
-from stillhouse.report.tables import NONE, STAR, Cell, Column, Line, Table
+from stillhouse.report.tables import STAR, Cell, Column, Line, Table, filled, nothing
 
 COSTS = ("parameters", "macs", "latency_b1_ms")
 SHORT = {"parameters": "Params", "latency_b1_ms": "Latency"}
@@ -21,14 +21,8 @@ def brief(document: Document) -> Table:
         points = units.unit(primary.name).points
         score = Column(label=primary.label, unit=primary.unit)
         columns = [score, Column(label="Difference", unit=points), *columns]
-    return Table(
-        title="Results",
-        first="Model",
-        columns=tuple(columns),
-        lines=tuple(
-            Line(head=row.name, cells=_cells(row, document, shown)) for row in document.rows
-        ),
-    )
+    lines = tuple(Line(head=row.name, cells=_cells(row, document, shown)) for row in document.rows)
+    return filled(Table(title="Results", first="Model", columns=tuple(columns), lines=lines))
 
 
 def legend(document: Document) -> str:
@@ -51,20 +45,21 @@ def _symbol(name: str) -> str:
 def _cells(row: Row, document: Document, costs: Sequence[str]) -> tuple[Cell, ...]:
     names = [name for name in (document.primary, *costs) if name is not None]
     values = [
-        Cell(text=units.number(row.scores[n].mean, n) if n in row.scores else NONE) for n in names
+        Cell(text=units.number(row.scores[n].mean, n)) if n in row.scores else nothing()
+        for n in names
     ]
     if document.primary is None:
         return tuple(values)
-    return (values[0], Cell(text=_gap(row, document.primary)), *values[1:])
+    return (values[0], _gap(row, document.primary), *values[1:])
 
 
-def _gap(row: Row, name: str) -> str:
+def _gap(row: Row, name: str) -> Cell:
     """A difference and half its interval: Student's t intervals lie evenly about the mean."""
     gap = row.differences.get(name)
     if row.standing == "baseline" or gap is None:
-        return "baseline" if row.standing == "baseline" else NONE
+        return nothing("baseline") if row.standing == "baseline" else nothing()
     text = units.signed(gap.mean, name)
     if gap.high is None:
-        return text
+        return Cell(text=text)
     half = units.number(gap.high - gap.mean, name)
-    return f"{text} \N{PLUS-MINUS SIGN}{half}{f' {STAR}' if gap.beyond_noise() else ''}"
+    return Cell(text=f"{text} \N{PLUS-MINUS SIGN}{half}{f' {STAR}' if gap.beyond_noise() else ''}")

@@ -59,7 +59,7 @@ def caution(settings: Settings, after: str) -> str:
     return (
         f"Scale tiny shows that everything works, not what the method is worth: after {after} "
         "neither teacher nor students have learned all that they can, and on one seed a difference "
-        "either way is chance; compare with --scale small --set seeds=3."
+        "either way is chance; compare with `--scale small --set seeds=3`."
     )
 
 
