@@ -371,6 +371,22 @@ def test_cofw_as_published(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(found["test"][1].photo.open())[..., 0], grey[1])
 
 
+def test_rows_that_cofws_two_files_share_are_counted(tmp_path: Path) -> None:
+    shapes = [ring(29, radius=8.0 + i) for i in range(5)]
+    pixels = [np.asarray(photo(p)) for p in shapes]
+    write_cofw(tmp_path / "COFW_train_color.mat", "train", shapes, [*pixels[:4], pixels[0]])
+    write_cofw(tmp_path / "COFW_test_color.mat", "test", shapes[3:], pixels[3:])
+    lines: list[str] = []
+    with noted(lines.append):
+        made = read(tmp_path, 29, validation=0.7)
+    train, test = (tmp_path / f"COFW_{part}_color.mat" for part in ("train", "test"))
+    assert lines == [
+        f"1 image(s) are in two splits with the same bytes ({test}: row 0: {train}: row 3)",
+        "2 photo(s) that have copies are not drawn for validation",
+    ]
+    assert [len(made[port]["images"]) for port in ("train", "validation", "test")] == [3, 2, 2]
+
+
 def test_cofw_that_is_broken(tmp_path: Path) -> None:
     file = tmp_path / "COFW_train_color.mat"
     file.write_bytes(b"MATLAB 5.0 MAT-file")

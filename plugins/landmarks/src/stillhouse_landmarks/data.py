@@ -24,7 +24,7 @@ from stillhouse.data.sources import check_apart, copied
 from stillhouse.data.splits import parts
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import not_negative
-from stillhouse_landmarks.formats import Face, PhotoFile, find_faces
+from stillhouse_landmarks.formats import Face, Photo, PhotoFile, find_faces
 from stillhouse_landmarks.layouts import NAMED, check_mirror
 
 SHARD_BYTES = 256 << 20  # a port is written in parts of this size
@@ -210,8 +210,9 @@ def parted(
 
     A photo file whose bytes another has stays in the rest, which a line says.
     """
-    copies = copied([(str(path), path) for path in _files(faces)])
-    photos = list(dict.fromkeys(f.photo for f in faces if str(_path(f)) not in copies))
+    contents = _contents(faces)
+    copies = copied(contents.values())
+    photos = [photo for photo, (where, _) in contents.items() if where not in copies]
     if copies:
         note(f"{len(copies)} photo(s) that have copies are not drawn for {what}")
     count = kept_out(len(photos), fraction, where=faces[0].where, what=what)
@@ -223,22 +224,28 @@ def parted(
 
 
 def check_photos(splits: Mapping[str, Sequence[Face]]) -> None:
-    """Raises BadData for an image file whose bytes one in another part has. A photo that the data's
-    own lists have in two parts (of several faces, each its own) is counted in a line.
+    """Raises BadData for an image file whose bytes one in another part has. Rows of COFW's files
+    with the pixels of one in another part are counted in a line, as are photos that the data's own
+    lists have in two parts (of several faces, each its own).
     """
-    files = {split: _files(faces) for split, faces in splits.items()}
-    seen: dict[Path, str] = {}
-    both = {p for s, paths in files.items() for p in paths if seen.setdefault(p, s) != s}
+    if len(splits) < 2:
+        return
+    contents = {split: _contents(faces) for split, faces in splits.items()}
+    seen: dict[Photo, str] = {}
+    both = {p: c[p][0] for s, c in contents.items() for p in c if seen.setdefault(p, s) != s}
     if both:
-        note(f"{len(both)} photo(s) have faces in two parts by the data's own lists ({min(both)})")
-    named = {s: [(str(p), p) for p in paths if p not in both] for s, paths in files.items()}
-    check_apart(named)
+        first = min(both.values())
+        note(f"{len(both)} photo(s) have faces in two parts by the data's own lists ({first})")
+    check_apart({s: [c[p] for p in c if p not in both] for s, c in contents.items()})
 
 
-def _files(faces: Sequence[Face]) -> list[Path]:
-    """The image files of faces, each once."""
-    return [path for path in dict.fromkeys(map(_path, faces)) if path is not None]
+def _contents(faces: Sequence[Face]) -> dict[Photo, tuple[str, Path | bytes]]:
+    """The photos of faces, each once: where it is, and its content."""
+    first: dict[Photo, str] = {}
+    for face in faces:
+        first.setdefault(face.photo, face.where)
+    return {photo: (_name(photo, where), photo.content()) for photo, where in first.items()}
 
 
-def _path(face: Face) -> Path | None:
-    return face.photo.path if isinstance(face.photo, PhotoFile) else None
+def _name(photo: Photo, where: str) -> str:
+    return str(photo.path) if isinstance(photo, PhotoFile) else where

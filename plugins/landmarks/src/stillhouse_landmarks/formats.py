@@ -4,6 +4,7 @@ Points come out in pixels from the image's left and top edge: the middle of the 
 (0.5, 0.5). 300-W and COFW count pixels from 1 (MATLAB), WFLW from 0.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,10 @@ class Photo(Protocol):
         """Decoded, in RGB; raises BadData naming it."""
         ...
 
+    def content(self) -> Path | bytes:
+        """What two copies share: the file, whose bytes count, or a digest of the pixels."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoFile:
@@ -49,6 +54,9 @@ class PhotoFile:
 
     def open(self) -> Image.Image:
         return read_image(self.path, str(self.path), annotated=True)
+
+    def content(self) -> Path | bytes:
+        return self.path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +68,15 @@ class CofwPhoto:
     row: int
 
     def open(self) -> Image.Image:
+        pixels = self._pixels()
+        return Image.fromarray(np.ascontiguousarray(pixels.T)).convert("RGB")  # HDF5 has [3, W, H]
+
+    def content(self) -> Path | bytes:
+        pixels = self._pixels()
+        return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).digest()
+
+    def _pixels(self) -> NDArray[np.uint8]:
+        """[3, W, H], or [W, H] of a grey one."""
         with _hdf5(self.path) as file:
             stored = file[file[self.key][:].ravel()[self.row]]
             where = f"{self.path}: {self.key}, row {self.row}"
@@ -68,7 +85,7 @@ class CofwPhoto:
         if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or 0 in pixels.shape:
             found = f"{pixels.dtype} {list(pixels.shape)}"
             raise BadData(f"{where}: {found} is no 8-bit image")
-        return Image.fromarray(np.ascontiguousarray(pixels.T)).convert("RGB")  # HDF5 has [3, W, H]
+        return pixels
 
 
 @dataclass(frozen=True, kw_only=True)
