@@ -45,3 +45,38 @@ def test_classes_in_another_order_are_named():
         "one with these, or set check_teacher=false to go on with it as it is"
     )
     check(np.array([[5, 0, 0, 50], [0, 1, 0, 20], [0, 0, 0, 15]]))  # weak, and no more than that
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"epoch": 80, "CLASSES": ("Pedestrian", "Cyclist", "Car")},  # mmdetection3d below 1.1
+        {"epoch": 80, "dataset_meta": {"classes": ["person", "bicycle", "car"]}},  # since
+    ],
+)
+def test_a_checkpoint_s_class_names_are_compared_with_the_run_s(tmp_path, meta):
+    torch.manual_seed(0)
+    file = tmp_path / "epoch_80.pth"
+    torch.save({"meta": meta, "state_dict": SPEC.new().state_dict()}, file)
+    load = TriedDetector(load=LoadDetector(model=SPEC), within=SMALL_GRID)
+    for source in (file, tmp_path):
+        with pytest.raises(BadData) as caught:
+            load({"checkpoint": source, "data": data()}, tmp_path / "no", rng=Generator())
+        line = str(caught.value)
+        assert line.startswith("the given model's classes are in another order: its ")
+        assert line.endswith(
+            "the run's Car, Pedestrian, Cyclist; give one whose classes are Car, Pedestrian, "
+            "Cyclist, or set check_teacher=false to go on with it as it is"
+        )
+    load({"checkpoint": file}, tmp_path / "yes", rng=Generator())
+    assert (tmp_path / "yes/model.json").is_file()
+
+
+def test_a_checkpoint_with_the_run_s_names_is_tried(tmp_path):
+    torch.manual_seed(0)
+    file = tmp_path / "epoch_80.pth"
+    meta = {"dataset_meta": {"classes": ("car", "pedestrian", "cyclist")}}
+    torch.save({"meta": meta, "state_dict": SPEC.new().state_dict()}, file)
+    load = TriedDetector(load=LoadDetector(model=SPEC), within=SMALL_GRID)
+    with pytest.raises(BadData, match="the given teacher finds 0 of the "):
+        load({"checkpoint": file, "data": data()}, tmp_path / "no", rng=Generator())

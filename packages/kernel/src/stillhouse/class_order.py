@@ -42,16 +42,23 @@ def class_names(source: Path) -> tuple[str, ...]:
     return next((names for record in records if (names := _names(record))), ())
 
 
-def check_names(given: Sequence[str], wanted: Sequence[str], *, go_on: str) -> None:
+def check_names(
+    given: Sequence[str],
+    wanted: Sequence[str],
+    *,
+    go_on: str,
+    reorder: str = "take the model's order as names",
+) -> None:
     """Raises BadData where a model's names for its outputs are not the run's, in this order;
-    nothing where one of them has none. `go_on` ends the message.
+    nothing where one of them has none. `reorder` says what to do about the order alone, `go_on`
+    ends the message.
     """
     ours, theirs = [_plain(name) for name in wanted], [_plain(name) for name in given]
     if not given or not wanted or theirs == ours:
         return
     same = sorted(theirs) == sorted(ours)
     what = "in another order" if same else "others"
-    do = "take the model's order as names" if same else "give a model of the run's classes"
+    do = reorder if same else "give a model of the run's classes"
     raise BadData(
         f"the given model's classes are {what}: its {_listed(given)}; "
         f"the run's {_listed(wanted)}; {do}, or {go_on}"

@@ -11,12 +11,15 @@ import torch
 from torch import Generator
 
 from stillhouse.artifact import load_model
+from stillhouse.class_order import check_names, class_names
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData
 from stillhouse.stages.convert import Converter
+from stillhouse.weights import checkpoint_file
 from stillhouse_pointcloud.boxes import CLASSES
 from stillhouse_pointcloud.detectors.found import PICKING, Area, detector
 from stillhouse_pointcloud.metrics import OVERLAPS, Scene, scene_of
+from stillhouse_pointcloud.mmdet.clouds import ALIASES
 from stillhouse_pointcloud.overlaps import bev_iou
 
 BATCH, FRAMES = 8, 64  # a batch of clouds, and how many are looked at
@@ -26,12 +29,14 @@ GO_ON = "set check_teacher=false to go on with it as it is"
 
 @dataclass(frozen=True, kw_only=True)
 class TriedDetector:
-    """A `convert`: as `load`, and, where the port "data" is given, BadData for a detector that
-    finds less than `LEAST` of the true boxes of its first `FRAMES` frames (from above, sharing
-    `overlaps`): its classes may be in another order, or its clouds other ones.
+    """A `convert`: as `load`, and, where the port "data" is given, BadData for a checkpoint whose
+    meta names other classes than `classes`, in this order, and for a detector that finds less than
+    `LEAST` of the true boxes of its first `FRAMES` frames (from above, sharing `overlaps`): its
+    classes may be in another order, or its clouds other ones.
     """
 
     load: Converter
+    classes: tuple[str, ...] = CLASSES
     overlaps: tuple[float, float, float] = OVERLAPS
     within: Area | None = None
 
@@ -42,12 +47,25 @@ class TriedDetector:
         *,
         rng: Generator,
     ) -> None:
-        self.load({"checkpoint": inputs["checkpoint"]}, out, rng=rng)
+        source = inputs["checkpoint"]
+        if "data" in inputs and isinstance(source, Path):
+            self._check_names(source)
+        self.load({"checkpoint": source}, out, rng=rng)
         if "data" not in inputs:
             return
         models = {"teacher": load_model(out).module.requires_grad_(False)}
         scenes = _scenes(models, inputs["data"], self.within)
         check(found_as(scenes, self.overlaps))
+
+    def _check_names(self, checkpoint: Path) -> None:
+        given = class_names(checkpoint_file(checkpoint))
+        reorder = f"give one whose classes are {', '.join(self.classes)}"
+        check_names(_known(given), _known(self.classes), reorder=reorder, go_on=GO_ON)
+
+
+def _known(names: Sequence[str]) -> list[str]:
+    """Other data sets' names for our classes as ours."""
+    return [ALIASES.get(name.lower(), name) for name in names]
 
 
 def _scenes(models: Mapping[str, Any], data: Data, within: Area | None) -> list[Scene]:

@@ -133,7 +133,9 @@ def _teacher(settings: PointDistillerSettings, zoo: Detectors) -> Train | Conver
     """Trained here; or given."""
     if settings.teacher:
         tried = {"data": "data.train"} if settings.check_teacher else {}
-        load = TriedDetector(load=zoo.load(), overlaps=settings.overlaps, within=zoo.area)
+        load = TriedDetector(
+            load=zoo.load(), classes=zoo.classes, overlaps=settings.overlaps, within=zoo.area
+        )
         inputs = {"checkpoint": settings.teacher, **tried}
         return Convert(name="teacher", convert=load, inputs=inputs)
     lesson = Lesson(

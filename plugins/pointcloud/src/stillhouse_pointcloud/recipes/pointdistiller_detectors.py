@@ -15,6 +15,7 @@ from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Objective, Phase, Weighted
 from stillhouse.stages.convert import Converter
 from stillhouse_pointcloud import converts, detectors, mmdet
+from stillhouse_pointcloud.boxes import CLASSES
 from stillhouse_pointcloud.detectors import PillarGrid
 from stillhouse_pointcloud.detectors.found import Area, Limits
 from stillhouse_pointcloud.detectors.network import NAME
@@ -57,6 +58,11 @@ class Detectors(Protocol):
         ...
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """The teacher's classes, in the order of its outputs."""
+        ...
+
+    @property
     def distilled(self) -> tuple[str, ...]:
         """The outputs whose local graphs are distilled, each by encoders of its own."""
         ...
@@ -95,6 +101,10 @@ class Plain:
     def limits(self) -> Limits:
         (x0, x1), (y0, y1), (z0, z1) = self.area.x, self.area.y, self.area.z
         return x0, y0, z0, x1, y1, z1
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return CLASSES
 
     @property
     def distilled(self) -> tuple[str, ...]:
@@ -173,6 +183,10 @@ class Stock:
     @property
     def limits(self) -> Limits | None:
         return outputs.limits(self.specs[self.settings.teacher_model])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.specs[self.settings.teacher_model].kwargs["classes"])
 
     @property
     def distilled(self) -> tuple[str, ...]:
