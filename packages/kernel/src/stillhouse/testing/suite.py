@@ -5,6 +5,7 @@ A domain's tests subclass it; all its tests share one finished `tiny` run of eac
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,13 @@ from stillhouse.cli.exporting import export_student
 from stillhouse.cli.target import Target, make_target
 from stillhouse.domain import Domain, domains
 from stillhouse.errors import StillhouseError
-from stillhouse.recipe import Event
+from stillhouse.recipe import SCALES, Event
 from stillhouse.runs import Runs, run_recipe
 from stillhouse.settings import make_settings, settings_class
 from stillhouse.testing.digests import digests_elsewhere, recipe_digests
 from stillhouse.testing.killing import kill_and_resume
+
+MEASURED = re.compile(r"docs/results|\d ?%")
 
 
 class DomainSuite:
@@ -100,6 +103,13 @@ class DomainSuite:
     def test_every_setting_says_what_it_means(self, recipe: str) -> None:
         fields = settings_class(recipe).model_fields
         assert [name for name, field in fields.items() if not field.description] == []
+
+    def test_notes_hold_no_measured_numbers(self, recipe: str) -> None:
+        """Those come from report.json: typed ones are wrong after the next run."""
+        for scale in SCALES:
+            made = make_target(recipe, scale, self._given(recipe)).recipe
+            typed = [text for text in (*made.notes, made.caution) if MEASURED.search(text)]
+            assert typed == [], f"{recipe} at {scale}: numbers that a run measured, in a note"
 
     def test_refuses_bad_settings(self, recipe: str) -> None:
         field = next(name for name in settings_class(recipe).model_fields if name != "scale")

@@ -17,7 +17,8 @@ NOTES = (
     "Coordinates are fractions of the crop minus 1/2: the paper's, which are 1/2 minus the "
     "fraction, with the other sign.",
     "Soft landmarks: principal components of the augmented training shapes without alignment, "
-    "clipped at three standard deviations. That they explain 95 % is inferred from file names.",
+    "clipped at three standard deviations. How much they explain (`variance`) is inferred from "
+    "file names.",
     "The authors' weight decay of 1e-4 is taken as decoupled (AdamW): within the loss it would "
     "weigh more, the smaller a loss is, and the losses would not be comparable.",
     "An NME is divided by the distance of the outer eye corners (`normalizer`). On WFLW the "

@@ -18,8 +18,8 @@ NOTES = (
     "whatever its settings say, and the loss that is not reweighted is a norm, not squared. Its "
     "teacher runs in training mode; here it does not.",
     "FitNets and AT compare the canvas of pillars (`hint`), the first by a trained 1 x 1 "
-    "convolution, BatchNorm and ReLU. Their weights are ours, the paper prints none: in the first "
-    "5 steps at small they bring each loss to 1.1 to 1.7, where the graph losses are; at other "
+    "convolution, BatchNorm and ReLU. Their weights are ours, the paper prints none: chosen so "
+    "that at small each loss begins about where the graph losses do (see the curves); at other "
     "scales that was not looked at (AT's is a mean over positions of maps of 2-norm 1, and so "
     "smaller, the more cells a grid has).",
     "Students have the same first weights and batches of a seed, whatever they learn from. "

@@ -21,11 +21,9 @@ NOTES = (
     "token and output terms, mask and IoU against the truth, and a decoder that learns. Hard "
     "prompts, then hard mask weighting, add one each; but weighting also makes the output term "
     "smaller: of a mask that teacher and student draw as well the weight is 1/2, without it 1.",
-    "The output term compares raw logits, which no weight of the paper bounds: at small (means "
-    "over all steps, first seed, docs/results/sam-tinysam) it is 64 % of the loss, with hard mask "
-    "weighting 50 %; the embedding term 13 % and 16 %, the masks' 17 % and 26 %. So it leads "
-    "the direction of a step, whose gradient is cut to a 2-norm of `clip_norm` (1; not of the "
-    "paper).",
+    "The output term compares raw logits, which no weight of the paper bounds: where its curve is "
+    "above the others (Training), it leads the direction of a step, whose gradient is cut to a "
+    "2-norm of `clip_norm`, which is not of the paper.",
     "One teacher, trained or given once, teaches the students of all seeds: intervals over seeds "
     "do not hold what another teacher would change.",
     "W8A8 and fewer are fake-quantized: rounded numbers in floats. Scales: alternating grid search "
