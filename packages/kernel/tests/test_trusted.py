@@ -1,6 +1,8 @@
 """What a model folder, a stage's record or a `builtin:` input may have called, and what not."""
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -148,6 +150,44 @@ def test_a_record_of_another_shape_is_one_line(tmp_path: Path, record: Any, mess
     with pytest.raises(StillhouseError, match=message) as caught:
         load_model(written(tmp_path / "model", record))
     assert "\n" not in str(caught.value)
+
+
+LOAD = """
+import resource, sys
+from pathlib import Path
+import torch
+from stillhouse.artifact import load_model
+from stillhouse.errors import CorruptArtifact
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    load_model(Path(sys.argv[1]))
+except CorruptArtifact as error:
+    print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)  # MiB
+"""
+
+
+@pytest.mark.parametrize("width", [10**6, 10**9])
+def test_a_width_far_beyond_the_weights_takes_no_memory(tmp_path: Path, width: int) -> None:
+    """A linear layer of 10**6 x 10**6 takes 4 TB, of 10**9 x 10**9 four million."""
+    import stillhouse_trap  # pyright: ignore[reportMissingImports]
+
+    spec = Model(build=stillhouse_trap.Net, kwargs={"width": 3})
+    save_model(tmp_path / "model", Built(spec=spec, module=spec.new()))
+    record = json.loads((tmp_path / "model" / "model.json").read_text())
+    record["kwargs"]["width"] = width
+    (tmp_path / "model" / "model.json").write_text(json.dumps(record))
+    command = [sys.executable, "-c", LOAD, str(tmp_path / "model")]
+    places = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(SITE)])}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=places)
+    line, grown = done.stdout.splitlines()
+    size = (tmp_path / "model" / "model.safetensors").stat().st_size
+    assert line == (
+        f"{tmp_path}/model/model.json: builds no network: its arguments ask for "
+        f"{4 * width * width:,} bytes and more, but the weights have {size}; give the arguments "
+        "that the weights were saved with"
+    )
+    assert int(grown) < 500
 
 
 def test_what_was_saved_is_read(tmp_path: Path) -> None:

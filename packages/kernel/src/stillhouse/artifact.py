@@ -121,24 +121,28 @@ def save_model(path: Path, built: Built) -> Artifact:
 def load_model(path: Path) -> Built:
     """The model of a folder with `model.json` and `model.safetensors`, in eval mode, on the CPU.
 
-    Raises CorruptArtifact for unreadable files and for arguments that make no network, PluginError
-    for a builder that is none of `stillhouse` and its plugins.
+    Raises CorruptArtifact for unreadable files and for arguments that make no network, or one far
+    larger than the weights, PluginError for a builder that is none of `stillhouse` and its plugins.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_model as load
+
+    from stillhouse.allocation import Bounded
 
     file = path / SPEC
     record = read_json(file, dict[str, Any], redo="run the stage that made it again")
     try:
         spec = spec_of(record)
-        module = spec.new()
+        with Bounded(_size(path / WEIGHTS)):
+            module = spec.new()
     except MissingExtra:
         raise
     except PluginError as error:
         raise PluginError(f"{file}: {error}") from error
     except Exception as error:  # whatever a builder does with numbers that it was not made for
         kind = "" if isinstance(error, StillhouseError) else f"{type(error).__name__}: "
-        reason = " ".join(f"{kind}{error}".split())
+        text = str(error) if kind == "" else next(iter(str(error).splitlines()), "")
+        reason = " ".join(f"{kind}{text}".split())
         raise CorruptArtifact(f"{file}: builds no network: {reason}") from error
     try:
         load(module, str(path / WEIGHTS))
@@ -146,3 +150,7 @@ def load_model(path: Path) -> Built:
         reason = str(error).splitlines()[0]
         raise CorruptArtifact(f"{path}: {WEIGHTS} does not fit {SPEC} ({reason})") from error
     return Built(spec=spec, module=module.eval())
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
