@@ -62,22 +62,22 @@ def run(
     """Run a recipe as a Prefect flow in a workspace of its own; results are commits on runs/*."""
     from stillhouse_flows.server import ensure_api
 
-    asked = _asked(recipe, scale, assignments, device, ref)
+    inputs = _flow_inputs(recipe, scale, assignments, device, ref)
     with one_line():
         ensure_api()
         from stillhouse_flows.flow import with_workers
 
-        finished = with_workers(workers)(**asked, push=push)
+        finished = with_workers(workers)(**inputs, push=push)
     if open_:
         from stillhouse.cli.results import open_page
 
         open_page(finished.page)
 
 
-def _asked(
+def _flow_inputs(
     recipe: str, scale: str, assignments: list[str], device: str, ref: str
 ) -> dict[str, Any]:  # Any: a flow's parameters
-    """Check what a user asks of a flow, and set up this process for it."""
+    """Check the inputs of a flow, and set up this process for it."""
     from stillhouse.settings import parse_assignments
     from stillhouse_flows.parameters import check_name
 
@@ -167,12 +167,12 @@ def watch(
     """Run a recipe when what it reads has changed; promote its student if it passes the gate."""
     from stillhouse_flows.server import ensure_api
 
-    asked = _asked(recipe, scale, assignments, device, ref)
+    inputs = _flow_inputs(recipe, scale, assignments, device, ref)
     with one_line():
         ensure_api()
         from stillhouse_flows.watch import watch as flow
 
-        flow(**asked, push=push, code=code, force=force)
+        flow(**inputs, push=push, code=code, force=force)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """What the files of an exported student say about themselves: model card, export.json, metadata."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,22 @@ class Usage:
     preprocessing: Mapping[str, Any] = field(default_factory=dict[str, Any])  # Any: JSON values
     prepare: str = ""
     read: str = ""
+
+
+def normalized_inside(
+    *, size: int, mode: str, resize: str, mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:  # Any: JSON values
+    """The `preprocessing` of images that are scaled to `size` pixels outside the exported file and
+    normalized, by `mean` and `std` of pixels in 0..1, within it.
+    """
+    return {
+        "size": size,
+        "mode": mode,
+        "resize": resize,
+        "mean": list(mean),
+        "std": list(std),
+        "normalized_inside": True,
+    }
 
 
 def port_record(values: Mapping[str, Tensor], usage: Usage | None) -> dict[str, dict[str, Any]]:

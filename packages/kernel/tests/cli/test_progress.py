@@ -19,10 +19,10 @@ def training(steps: int) -> list[Event]:
 
 def lines(events: list[Event], *, every: float) -> list[str]:
     written: list[str] = []
-    with Lines({}, every=every, write=written.append) as display:
-        display.begin("kd-0")
-        for event in events:
-            display(event)
+    display = Lines({}, every=every, write=written.append)
+    display.begin("kd-0")
+    for event in events:
+        display(event)
     return written
 
 

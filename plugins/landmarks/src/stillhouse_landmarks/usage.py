@@ -1,6 +1,7 @@
 """How an exported regressor of landmarks is used, for its model card and its ONNX file."""
 
 from stillhouse import Model, Usage
+from stillhouse.card import normalized_inside
 from stillhouse.errors import BadData
 from stillhouse_landmarks.models import images_of
 
@@ -41,14 +42,13 @@ def regressor_usage(spec: Model) -> Usage:
             "landmarks": f"x and y of {images.points} points in turn, in fractions of the crop: "
             "0 is its left or top edge, 1 the other",
         },
-        preprocessing={
-            "size": images.size,
-            "mode": "RGB",
-            "resize": "the central square to size, bilinear and antialiased",
-            "mean": list(images.mean),
-            "std": list(images.std),
-            "normalized_inside": True,
-        },
+        preprocessing=normalized_inside(
+            size=images.size,
+            mode="RGB",
+            resize="the central square to size, bilinear and antialiased",
+            mean=images.mean,
+            std=images.std,
+        ),
         prepare=PREPARE,
         read=READ,
     )

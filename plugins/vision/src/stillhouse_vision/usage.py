@@ -5,6 +5,7 @@ from typing import Any
 
 from stillhouse import Model, Usage
 from stillhouse.artifact import Record
+from stillhouse.card import normalized_inside
 from stillhouse_vision.models import ImageSpec
 
 PREPARE = """
@@ -43,14 +44,13 @@ def classifier_usage(spec: Model) -> Usage:
             "logits": "a number a class; their softmax gives the probabilities",
         },
         classes=names,
-        preprocessing={
-            "size": images.size,
-            "mode": mode,
-            "resize": "shorter side to size, bicubic, then the central square",
-            "mean": list(images.mean),
-            "std": list(images.std),
-            "normalized_inside": True,
-        },
+        preprocessing=normalized_inside(
+            size=images.size,
+            mode=mode,
+            resize="shorter side to size, bicubic, then the central square",
+            mean=images.mean,
+            std=images.std,
+        ),
         prepare=PREPARE,
         read=READ,
     )

@@ -22,13 +22,6 @@ SKIPPED = "skipped: up to date"
 class Display(Protocol):
     """An observer of stages that begin one after the other."""
 
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
     def __call__(self, event: Event) -> None: ...
     def begin(self, stage: str) -> None: ...
 
@@ -79,17 +72,6 @@ class Lines:
         self.every, self.write = every, write
         self.rate = Rate(batches)
         self.began = self.last = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
 
     def begin(self, stage: str) -> None:  # noqa: ARG002
         self.rate.restart()

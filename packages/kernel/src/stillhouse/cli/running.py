@@ -92,10 +92,11 @@ def _run_stages(target: "Target", device: str, nproc: int, engine: str, stopping
             stopping.check()
 
 
-def _display(target: "Target") -> "Display":
+def _display(target: "Target") -> "contextlib.AbstractContextManager[Display]":
     from stillhouse.cli.progress import Bars, Lines
 
-    return Bars(_batches(target)) if sys.stdout.isatty() else Lines(_batches(target))
+    batches = _batches(target)
+    return Bars(batches) if sys.stdout.isatty() else contextlib.nullcontext(Lines(batches))
 
 
 def _batches(target: "Target") -> dict[str, int]:

@@ -4,8 +4,8 @@ The bytes of the file are the model's weights, so that metrics, timings and figu
 call a module.
 """
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from stillhouse.artifact import Built, Model, save_model
 from stillhouse.errors import CorruptArtifact, MissingData
+from stillhouse.json_files import read_json
 from stillhouse.objectives.objective import Tensors
 
 if TYPE_CHECKING:
@@ -133,6 +134,25 @@ def _network_of(content: bytes, kwargs: Mapping[str, Any]) -> Built:  # Any: JSO
     return Built(spec=spec, module=module.eval())
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportedModel:
+    """The spec of the module that was exported, as `artifact.recorded` writes it."""
+
+    build: str
+    kwargs: Mapping[str, Any]  # Any: JSON values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What export.json says of the network; inputs and outputs by name, in the file's order."""
+
+    inputs: Mapping[str, Any]  # Any: JSON values
+    outputs: Mapping[str, Any]
+    parameters: int
+    macs: int
+    model: ExportedModel
+
+
 def load_onnx(file: Path) -> Built:
     """The `OnnxNetwork` of an exported ONNX file, with export.json beside it.
 
@@ -144,18 +164,15 @@ def load_onnx(file: Path) -> Built:
             f"{file}: there is no {RECORD} beside it, which says what it is; give the folder that "
             "`stillhouse export --to onnx` wrote"
         )
+    record = read_json(beside, Exported, redo="export it again")
+    kwargs = {
+        "inputs": list(record.inputs),
+        "outputs": list(record.outputs),
+        "parameter_count": record.parameters,
+        "macs": record.macs,
+        "source": {"build": record.model.build, "kwargs": dict(record.model.kwargs)},
+    }
     content = file.read_bytes()
-    try:
-        record = json.loads(beside.read_text())
-        kwargs = {
-            "inputs": list(record["inputs"]),
-            "outputs": list(record["outputs"]),
-            "parameter_count": int(record["parameters"]),
-            "macs": int(record["macs"]),
-            "source": {"build": str(record["model"]["build"]), "kwargs": record["model"]["kwargs"]},
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptArtifact(f"{beside}: cannot be read ({error!r}); export it again") from error
     try:
         session(content)
     except Exception as error:  # ONNX Runtime's errors share no class of its own
