@@ -164,8 +164,8 @@ def test_a_conversion_that_takes_long_tells_how_far_it_is(
     stage.run(export_inputs(tmp_path), ctx)
     # a convolution and a layer
     assert [(e.stage, e.done, e.total, e.text) for e in seen] == [
-        (ctx.stage, 1, 2, "products"),
-        (ctx.stage, 2, 2, "products"),
+        (ctx.stage, 1, 2, "ops"),
+        (ctx.stage, 2, 2, "ops"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""A whole SAM in fewer bits: every product of encoder, prompt encoder and decoder is found; those of
+"""A whole SAM in fewer bits: every op of encoder, prompt encoder and decoder is found; those of
 the encoder run with integers.
 """
 
@@ -62,7 +62,7 @@ def gap(found: Tensor, expected: Tensor) -> float:
 def test_a_quantized_sam_is_saved_and_opened_again(tmp_path: Path):
     built, found = quantized("sam-32x1", tmp_path / "w8")
     assert isinstance(found.module, QuantizedNetwork)
-    forms = [product["form"] for product in found.module.products]
+    forms = [op["form"] for op in found.module.ops]
     # one attention in the encoder; two of three in each of two decoder blocks, one at the end
     assert forms.count("softmax") == 1 + 2 * 3 + 1
     assert "gelu" in forms
@@ -88,7 +88,7 @@ def test_a_sams_encoder_runs_with_integers(encoder: str, convolutions: int, tmp_
     counts = found.spec.kwargs["integers"]
     content = found.module.get_buffer("file").numpy().tobytes()
     # prompt encoder and decoder stay floats, as in the recipe
-    assert 0 < counts["rounded"] < counts["products"]
+    assert 0 < counts["rounded"] < counts["ops"]
     assert counts["kernels"]["QLinearConv"] == convolutions
     for count, prompts in ((1, 1), (4, 3), (2, 7)):
         given = rows(count, prompts)

@@ -1,4 +1,4 @@
-"""A small network with every kind of product."""
+"""A small network with every kind of op."""
 
 import torch
 from torch import Tensor, nn

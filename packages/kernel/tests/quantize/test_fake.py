@@ -28,7 +28,7 @@ def test_a_scale_may_be_one_a_channel():
 
 
 @pytest.mark.parametrize("k", [1, 3, 8])
-def test_a_softmax_is_never_further_off_than_half_a_coarse_step(k: int):
+def test_a_softmax_is_never_further_off_than_half_a_coarse_scale(k: int):
     x = torch.linspace(0, 1, 100_001, dtype=torch.float64)
     error = (quantize_softmax(x, 2.0**-k, bits=8) - x).abs()
     assert error.max() <= 1 / 254 + 1e-12
@@ -47,7 +47,7 @@ def test_a_gelu_keeps_its_small_negative_numbers():
     x = torch.tensor([-0.16997, -0.0849850, 0.6, 200.0])
     found = quantize_gelu(x, 1.0, bits=8)
     assert found.tolist() == pytest.approx([-0.16997, -0.084985, 1.0, 127.0], abs=1e-6)
-    # one range with the same positive step loses them
+    # one range with the same positive scale loses them
     assert fake_quantize(x[:2], torch.tensor(1.0), bits=8).abs().max() == 0
 
 

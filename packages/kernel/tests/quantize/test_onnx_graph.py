@@ -34,7 +34,7 @@ graph (float[N, 1, 3, 3] x) => (float[N, 3, 3, 3] y)
   y = BatchNormalization <epsilon = 0.25> (c, gain, shift, mean, variance)
 }
 """
-# the second channel's steps are so small that its bias has no int32 number of them
+# the second channel's scales are so small that its bias has no int32 number of them
 TINY = """
 <ir_version: 9, opset_import: ["" : 18]>
 graph (float[N, 1, 3, 3] x) => (float[N, 2, 3, 3] y)
@@ -64,7 +64,7 @@ graph (float[N, 3] x) => (float[N, 2] y)
 }
 """
 # two readers of what is left between 0 and 6, and a sum
-CLIPPED = """
+CLIproductsED = """
 <ir_version: 9, opset_import: ["" : 18]>
 graph (float[N, 1, 3, 3] x) => (float[N, 1, 3, 3] y, float[N, 1, 3, 3] s)
 <float xs = {0.05}, uint8 xz = {100}, float ws = {0.01}, int8 wz = {0},
@@ -88,7 +88,7 @@ graph (float[N, 1, 3, 3] x) => (float[N, 1, 3, 3] y, float[N, 1, 3, 3] s)
 """
 
 
-# what is read behind a ReLU6 in steps that reach beyond 6, by a product with a large bias
+# what is read behind a ReLU6 with a scale that reaches beyond 6, by an op with a large bias
 BIASED = """
 <ir_version: 9, opset_import: ["" : 18]>
 graph (float[N, 1, 3, 3] x) => (float[N, 2, 3, 3] y)
@@ -125,7 +125,7 @@ def kinds(model: ir.Model) -> list[str]:
 
 
 @pytest.mark.parametrize("text", [NORMED, TINY])
-def test_folding_changes_no_number_beyond_a_step_of_the_bias(text: str):
+def test_folding_changes_no_number_beyond_a_scale_of_the_bias(text: str):
     x = np.random.default_rng(0).normal(0, 3, (4, 1, 3, 3)).astype(np.float32)
     model = ir.from_onnx_text(text)
     (before,) = run(model, x)
@@ -141,7 +141,7 @@ def test_folding_changes_no_number_beyond_a_step_of_the_bias(text: str):
     assert "w" not in model.graph.initializers  # the floats are gone
 
 
-def test_a_norm_multiplies_the_steps_and_turns_the_signs():
+def test_a_norm_multiplies_the_scales_and_turns_the_signs():
     model = ir.from_onnx_text(NORMED)
     fold(model.graph)
     conv = model.graph[-1]
@@ -150,7 +150,7 @@ def test_a_norm_multiplies_the_steps_and_turns_the_signs():
     assert back is not None
     found = rounding(back)
     assert found is not None
-    # by hand: |gain| / sqrt(variance + 0.25), a channel of zeros in steps of one
+    # by hand: |gain| / sqrt(variance + 0.25), a channel of zeros with the scale one
     factors = np.array([2 / 0.75**0.5, 3 / 1.25**0.5])
     np.testing.assert_allclose(found[0], [*(np.array([0.01, 0.02]) * factors), 1], rtol=1e-6)
     value = back.inputs[0]
@@ -171,27 +171,27 @@ def test_a_layers_weight_is_kept_as_it_is_read():
     assert stored[0].const_value.numpy().tolist() == [[11, -44], [22, 127], [33, -128]]
 
 
-def test_what_two_products_read_is_rounded_once_and_no_further_than_it_is_cut():
+def test_what_two_ops_read_is_rounded_once_and_no_further_than_it_is_cut():
     x = np.random.default_rng(0).normal(0, 3, (4, 1, 3, 3)).astype(np.float32)
-    model = ir.from_onnx_text(CLIPPED)
+    model = ir.from_onnx_text(CLIproductsED)
     before = run(model, x)
     fold(model.graph)
     assert ranged(model.graph) == ["c", "r", "y", "p", "s"]
     ranges = {"c": (-9.0, 9.0), "r": (0.0, 6.0), "y": (0.0, 5.4), "p": (0.0, 5.4), "s": (0.0, 9.0)}
     round_outputs(model.graph, ranges)
     assert [value.name for value in model.graph.outputs] == ["y", "s"]
-    steps = [
+    scales = [
         found[0].item()
         for node in model.graph
         if node.op_type == "QuantizeLinear" and (found := rounding(node)) is not None
     ]
-    # 0.03 x 255 would reach 7.65, where clipping ends at 6; the finer steps are kept
-    assert sorted(steps) == pytest.approx([0.02, 5.4 / 255, 5.4 / 255, 6 / 255, 9 / 255, 0.05])
-    for found, expected, step in zip(run(model, x), before, (5.4 / 255, 9 / 255), strict=True):
-        assert 0 < np.abs(found - expected).max() < 3 * step
+    # 0.03 x 255 would reach 7.65, where clipping ends at 6; the finer scales are kept
+    assert sorted(scales) == pytest.approx([0.02, 5.4 / 255, 5.4 / 255, 6 / 255, 9 / 255, 0.05])
+    for found, expected, scale in zip(run(model, x), before, (5.4 / 255, 9 / 255), strict=True):
+        assert 0 < np.abs(found - expected).max() < 3 * scale
 
 
-def test_a_bias_is_stored_in_the_steps_that_its_product_reads_in_the_end():
+def test_a_bias_is_stored_in_the_scales_that_its_product_reads_in_the_end():
     x = np.random.default_rng(0).normal(0, 4, (8, 1, 3, 3)).astype(np.float32)
     model = ir.from_onnx_text(BIASED)
     (before,) = run(model, x)
@@ -199,17 +199,17 @@ def test_a_bias_is_stored_in_the_steps_that_its_product_reads_in_the_end():
     round_outputs(model.graph, {"p": (-9.0, 9.0), "r": (0.0, 6.0), "y": (-77.2, 43.0)})
     store_biases(model.graph)
     for conv in [node for node in model.graph if node.op_type == "Conv"]:
-        steps: list[npt.NDArray[np.float32]] = []
+        scales: list[npt.NDArray[np.float32]] = []
         for value in conv.inputs:
             back = None if value is None else value.producer()
             assert back is not None
             found = back.inputs[1]
             assert found is not None
             assert found.const_value is not None
-            steps.append(found.const_value.numpy())
-        np.testing.assert_allclose(steps[2], steps[0] * steps[1], rtol=1e-6)
-    step = (77.2 + 43) / 255
-    # the kernels of integers take a bias's steps for granted: they alone would be off
+            scales.append(found.const_value.numpy())
+        np.testing.assert_allclose(scales[2], scales[0] * scales[1], rtol=1e-6)
+    scale = (77.2 + 43) / 255
+    # the kernels of integers take a bias's scales for granted: they alone would be off
     for optimized in (False, True):
         (found,) = run(model, x, optimized=optimized)
-        assert np.abs(found - before).max() < 1.1 * step
+        assert np.abs(found - before).max() < 1.1 * scale

@@ -1,4 +1,4 @@
-"""Integers in an ONNX file: the steps that were found, near the rounded network, integer kernels."""
+"""Integers in an ONNX file: the scales that were found, near the rounded network, integer kernels."""
 
 import copy
 from collections import Counter
@@ -25,7 +25,7 @@ from stillhouse.quantize.onnx_graph import Grid, rounding
 from stillhouse.quantize.onnx_network import ONNX, OnnxNetwork
 from stillhouse.quantize.onnx_qdq import ToIntegers
 from stillhouse.quantize.ptq import Quantize, QuantizedNetwork
-from stillhouse.quantize.scales import Product
+from stillhouse.quantize.scales import Op
 
 from .networks import Mixed, Residual, images
 
@@ -88,15 +88,15 @@ def gap(found: Tensor, expected: Tensor) -> float:
 
 
 def grids(file: Path) -> list[tuple[Grid, Grid]]:
-    """Of the activation and the weight of each product of rounded operands, in order."""
-    products = [
+    """Of the activation and the weight of each op of rounded operands, in order."""
+    ops = [
         node
         for node in ir.load(str(file)).graph
         if node.op_type in ("Conv", "MatMul", "Gemm")
         and all(v is not None and v.producer() is not None for v in node.inputs[:2])
     ]
     found: list[tuple[Grid, Grid]] = []
-    for node in products:
+    for node in ops:
         pair = [_grid(value) for value in node.inputs[:2]]
         found.append((pair[0], pair[1]))
     return found
@@ -124,13 +124,13 @@ def optimized(file: Path, out: Path) -> Counter[str]:
 
 
 def largest(module: QuantizedNetwork, wanted: int) -> float:
-    """The largest number that a product takes, on the images that calibrate."""
+    """The largest number that an op takes, on the images that calibrate."""
     found: list[float] = []
 
-    def each(index: int, product: Product, x: Tensor, weight: Tensor) -> Tensor:
+    def each(index: int, op: Op, x: Tensor, weight: Tensor) -> Tensor:
         if index == wanted:
             found.append(x.max().item())
-        return module.rounded(index, product, x, weight)
+        return module.rounded(index, op, x, weight)
 
     with torch.no_grad():
         module.computed({"images": images(8)}, each)
@@ -148,7 +148,7 @@ class Even(nn.Module):
 
 @pytest.mark.parametrize("keys", [196, 1024])
 def test_a_softmax_over_many_even_keys_sums_to_one(keys: int, tmp_path: Path) -> None:
-    """In steps of 1 / 255 the weights of 196 keys sum to 0.77, those of 1,024 to 0."""
+    """With the scale 1 / 255 the weights of 196 keys sum to 0.77, those of 1,024 to 0."""
     values = torch.rand(4, keys, 8, generator=Generator().manual_seed(0)) + 0.5
     built = Built(spec=Model(build=Even), module=Even().eval())
     how = Quantize(outputs={"mean": "normal"}, metric="minmax", samples=4)
@@ -166,32 +166,32 @@ def test_a_softmax_over_many_even_keys_sums_to_one(keys: int, tmp_path: Path) ->
     torch.testing.assert_close(found, exact, rtol=0.02, atol=0)
 
 
-def test_the_file_holds_the_steps_that_were_found(
+def test_the_file_holds_the_scales_that_were_found(
     models: dict[str, Built], files: dict[str, tuple[Built, Path]]
 ) -> None:
     module = models["Mixed"].module
     assert isinstance(module, QuantizedNetwork)
     found = grids(files["Mixed"][1] / ONNX)
     taken = range(8)  # then come a transposed convolution and what no output depends on
-    assert len(module.products) == 10
+    assert len(module.ops) == 10
     assert len(found) == 8
-    for i, ((step, zero, _), (outer, middle, axis)) in zip(taken, found, strict=True):
-        scales, form = module.scales(i), module.products[i]["form"]
+    for i, ((scale, zero, _), (outer, middle, axis)) in zip(taken, found, strict=True):
+        scales, form = module.scales(i), module.ops[i]["form"]
         if form == "softmax":
-            assert (step.item(), zero.item()) == (pytest.approx(largest(module, i) / 255), 0)
+            assert (scale.item(), zero.item()) == (pytest.approx(largest(module, i) / 255), 0)
         elif form == "gelu":
             top = 127 * scales.activation.item()
-            assert 255 * step.item() == pytest.approx(top + GELU_MINIMUM)
-            assert zero.item() == round(GELU_MINIMUM / step.item())
+            assert 255 * scale.item() == pytest.approx(top + GELU_MINIMUM)
+            assert zero.item() == round(GELU_MINIMUM / scale.item())
         else:
-            assert step.item() == scales.activation.item()
+            assert scale.item() == scales.activation.item()
             assert zero.item() == scales.zero_point.item() + 128
         assert torch.equal(torch.from_numpy(outer.copy()), scales.weight)
         assert not middle.any()
-        assert axis == (0 if module.products[i]["axis"] == 0 else None)
+        assert axis == (0 if module.ops[i]["axis"] == 0 else None)
 
 
-def test_the_steps_of_convolutions_are_those_found_times_the_norms_factors(
+def test_the_scales_of_convolutions_are_those_found_times_the_norms_factors(
     models: dict[str, Built], files: dict[str, tuple[Built, Path]]
 ) -> None:
     module = models["Residual"].module
@@ -199,14 +199,14 @@ def test_the_steps_of_convolutions_are_those_found_times_the_norms_factors(
     net = module.net
     assert isinstance(net, Residual)
     found = grids(files["Residual"][1] / ONNX)
-    assert len(found) == len(module.products) == 5
+    assert len(found) == len(module.ops) == 5
     for i, norm in enumerate((net.first[1], net.beside[1], net.alone[1])):
         assert isinstance(norm, nn.BatchNorm2d)
         assert norm.running_var is not None
         factor = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().abs()
         expected = module.scales(i).weight * factor
         torch.testing.assert_close(torch.from_numpy(found[i][1][0].copy()), expected)
-    for i in (0, 1, 4):  # 2 reads what the sum and 3 what ReLU6 gives: perhaps smaller steps
+    for i in (0, 1, 4):  # 2 reads what the sum and 3 what ReLU6 gives: perhaps smaller scales
         assert found[i][0][0].item() == module.scales(i).activation.item()
 
 
@@ -224,7 +224,7 @@ def test_integers_are_near_the_rounded_network_and_near_the_floats(
         assert 0 < gap(whole[output], exact[output]) < 0.05
 
 
-def test_convolutions_and_products_run_as_integers(
+def test_convolutions_and_ops_run_as_integers(
     files: dict[str, tuple[Built, Path]], tmp_path: Path
 ) -> None:
     convolutions = optimized(files["Residual"][1] / ONNX, tmp_path / "a.onnx")
@@ -244,7 +244,7 @@ def test_the_spec_says_what_runs_as_integers(
 ) -> None:
     file, folder = files["Mixed"]
     counts = file.spec.kwargs["integers"]
-    assert (counts["products"], counts["rounded"]) == (10, 8)
+    assert (counts["ops"], counts["rounded"]) == (10, 8)
     assert sum(counts["kernels"].values()) == 8
     assert isinstance(file.module, OnnxNetwork)
     assert bytes(file.module.file.tolist()) == (folder / ONNX).read_bytes()
@@ -278,7 +278,7 @@ def test_other_parts_stay_floats(models: dict[str, Built], tmp_path: Path) -> No
 
 
 def test_what_stays_a_float_is_not_judged(models: dict[str, Built], tmp_path: Path) -> None:
-    """A step that makes the rounded network useless, of a layer that the file leaves in floats."""
+    """A scale that makes the rounded network useless, of a layer that the file leaves in floats."""
     module = copy.deepcopy(models["Mixed"].module)
     assert isinstance(module, QuantizedNetwork)
     module.get_buffer("activation_0").fill_(1000.0)
@@ -301,9 +301,9 @@ def test_what_cannot_be_used_is_named(models: dict[str, Built], tmp_path: Path) 
     module = models["Mixed"].module
     assert isinstance(module, QuantizedNetwork)
     floats = Built(spec=models["Mixed"].spec, module=module.net)
-    with pytest.raises(BadRecipe, match="'student' is a Mixed; make its steps with Quantize"):
+    with pytest.raises(BadRecipe, match="'student' is a Mixed; make its scales with Quantize"):
         converted(floats, tmp_path / "b", ("logits",))
-    four = QuantizedNetwork(module.net, bits=4, products=module.products)
+    four = QuantizedNetwork(module.net, bits=4, ops=module.ops)
     with pytest.raises(BadSetting, match="'student' is of 4 bits, ONNX Runtime computes with 8"):
         converted(Built(spec=floats.spec, module=four), tmp_path / "c", ("logits",))
     with pytest.raises(ContractError, match="'logits' is off the rounded network's by"):

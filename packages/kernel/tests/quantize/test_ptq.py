@@ -1,5 +1,6 @@
-"""Quantization after training: every product is found, the gradients lead, the model comes back."""
+"""Quantization after training: every op is found, the gradients lead, the model comes back."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from stillhouse.artifact import Built, Model, load_model
 from stillhouse.errors import BadRecipe, BadSetting, ContractError, PluginError
-from stillhouse.quantize.products import Products
+from stillhouse.quantize.ops import Ops
 from stillhouse.quantize.ptq import (
     Likelihood,
     Quantize,
@@ -18,7 +19,7 @@ from stillhouse.quantize.ptq import (
     quantized,
     task_gradients,
 )
-from stillhouse.quantize.scales import Product
+from stillhouse.quantize.scales import Op
 
 from ..toys import SITE, Net, toy_data  # noqa: TID252  # pyright: ignore[reportAttributeAccessIssue]
 from .networks import Mixed, images
@@ -47,14 +48,14 @@ def loss(module: nn.Module, batch: Tensor) -> float:
 
 
 def equal_gradients(net: nn.Module, batch: Tensor) -> list[float]:
-    """The largest gradient of KL(y || y) for each product of the network in floats."""
+    """The largest gradient of KL(y || y) for each op of the network in floats."""
     held: list[Tensor] = []
 
-    def each(index: int, product: Product, x: Tensor, weight: Tensor) -> Tensor:
-        held.append(product.compute(x, weight))
+    def each(index: int, op: Op, x: Tensor, weight: Tensor) -> Tensor:
+        held.append(op.compute(x, weight))
         return held[-1].clone()
 
-    with Products(each, forms=None):
+    with Ops(each, forms=None):
         found = net({"images": batch})
     losses = [divergence(found[name], found[name], how) for name, how in OUTPUTS.items()]
     gradients = torch.autograd.grad(losses[0] + losses[1], held, allow_unused=True)
@@ -63,7 +64,7 @@ def equal_gradients(net: nn.Module, batch: Tensor) -> list[float]:
 
 def test_every_product_is_found_in_order_and_in_its_form():
     module = applied(metric="minmax")
-    assert [(p["form"], p["channels"]) for p in module.products] == [
+    assert [(p["form"], p["channels"]) for p in module.ops] == [
         ("asymmetric", 8),
         ("asymmetric", 8),
         ("symmetric", None),  # qkv
@@ -83,16 +84,16 @@ def test_taking_attention_apart_changes_nothing():
     mask = torch.rand(5, 5) < 0.7
     mask.fill_diagonal_(True)
 
-    def plain(index: int, product: Product, x: Tensor, weight: Tensor) -> Tensor:
-        return product.compute(x, weight)
+    def plain(index: int, op: Op, x: Tensor, weight: Tensor) -> Tensor:
+        return op.compute(x, weight)
 
     attention = nn.functional.scaled_dot_product_attention
     for given in (mask, torch.randn(5, 5)):
         expected = attention(q, k, v, attn_mask=given)
-        with Products(plain, forms=None):
+        with Ops(plain, forms=None):
             found = attention(q, k, v, attn_mask=given)
         torch.testing.assert_close(found, expected)
-    with torch.no_grad(), Products(plain, forms=None):
+    with torch.no_grad(), Ops(plain, forms=None):
         found = net({"images": images(2)})
     torch.testing.assert_close(found, net({"images": images(2)}))
 
@@ -122,7 +123,7 @@ def test_more_bits_are_nearer_to_the_floats():
 
 
 @pytest.mark.parametrize("metric", ["mse", "hessian"])
-def test_a_search_is_nearer_to_the_floats_than_covering_steps(metric: str):
+def test_a_search_is_nearer_to_the_floats_than_covering_scales(metric: str):
     assert loss(applied(bits=4, metric=metric), images(8)) < loss(
         applied(bits=4, metric="minmax"), images(8)
     )
@@ -147,25 +148,33 @@ def test_a_quantized_model_is_written_and_read_again(
         tmp_path / "again/model.safetensors"
     ).read_bytes()
     assert isinstance(read, QuantizedNetwork)
+    # the names in users' files: those of every version
+    record = json.loads((tmp_path / "q/model.json").read_text())
+    assert record["build"] == "stillhouse.quantize.ptq:quantized"
+    assert sorted(record["kwargs"]) == ["bits", "network", "products"]
+    assert record["kwargs"]["products"] == list(read.ops)
+    assert sorted(dict(read.named_buffers(recurse=False))) == sorted(
+        f"{kind}_{i}" for kind in ("weight", "activation", "zero_point") for i in range(2)
+    )
     difference = (read(batch)["logits"] - built.module(batch)["logits"]).abs().max()
     assert 0 < difference < 0.1
     assert all(torch.equal(before[k], v) for k, v in built.module.state_dict().items())
 
 
-def test_it_says_how_many_products_are_done():
+def test_it_says_how_many_ops_are_done():
     said: list[tuple[int, int, str]] = []
     how = Quantize(outputs=OUTPUTS, candidates=2, rounds=1)
     how.applied(mixed(), {"images": images(2)}, tell=lambda *event: said.append(event))
-    assert said == [(i + 1, 10, "products") for i in range(10)]
+    assert said == [(i + 1, 10, "ops") for i in range(10)]
 
 
-def test_other_products_than_calibrated_are_refused():
+def test_other_ops_than_calibrated_are_refused():
     module = applied(metric="minmax")
-    short = QuantizedNetwork(module.net, bits=8, products=module.products[:3])
-    with pytest.raises(ContractError, match="more products than the 3 that were calibrated"):
+    short = QuantizedNetwork(module.net, bits=8, ops=module.ops[:3])
+    with pytest.raises(ContractError, match="more ops than the 3 that were calibrated"):
         short({"images": images(1)})
-    long = QuantizedNetwork(module.net, bits=8, products=(*module.products, module.products[-1]))
-    with pytest.raises(ContractError, match="10 products, but 11 were calibrated"):
+    long = QuantizedNetwork(module.net, bits=8, ops=(*module.ops, module.ops[-1]))
+    with pytest.raises(ContractError, match="10 ops, but 11 were calibrated"):
         long({"images": images(1)})
 
 
@@ -179,8 +188,8 @@ def test_what_cannot_be_quantized_is_refused(tmp_path: Path):
     attention = nn.MultiheadAttention(4, 1).eval()
     x = torch.ones(2, 1, 4)
 
-    def each(index: int, product: Product, x: Tensor, weight: Tensor) -> Tensor:
-        return product.compute(x, weight)
+    def each(index: int, op: Op, x: Tensor, weight: Tensor) -> Tensor:
+        return op.compute(x, weight)
 
-    with pytest.raises(BadRecipe, match="hides its products"), Products(each, forms=None):
+    with pytest.raises(BadRecipe, match="hides its ops"), Ops(each, forms=None):
         attention(x, x, x)

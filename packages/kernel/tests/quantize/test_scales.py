@@ -1,4 +1,4 @@
-"""The search for steps: never worse than the covering step, and led by the gradients."""
+"""The search for scales: never worse than the covering scale, and led by the gradients."""
 
 import pytest
 import torch
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from stillhouse.errors import BadRecipe, BadSetting
 from stillhouse.quantize.scales import (
     Metric,
-    Product,
+    Op,
     criterion,
     minmax_scales,
-    product_of,
+    op_of,
     search_scales,
 )
 
@@ -32,19 +32,19 @@ def _case(layer: nn.Module, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Ten
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("metric", ["hessian", "mse"])
 @pytest.mark.parametrize(("layer", "shape"), LAYERS)
-def test_a_search_never_ends_worse_than_the_covering_steps(
+def test_a_search_never_ends_worse_than_the_covering_scales(
     layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d,
     shape: tuple[int, ...],
     metric: Metric,
     bits: int,
 ):
     x, outputs, gradients = _case(layer, shape)
-    product, weight = product_of(layer), layer.weight.detach()
+    op, weight = op_of(layer), layer.weight.detach()
     found = search_scales(layer, x, outputs, gradients, bits=bits, metric=metric, candidates=20)
     g = gradients if metric == "hessian" else None
     losses = [
-        criterion(outputs, product.quantized(x, weight, scales, bits=bits).detach(), g)
-        for scales in (found, minmax_scales(product, x, weight, bits=bits))
+        criterion(outputs, op.quantized(x, weight, scales, bits=bits).detach(), g)
+        for scales in (found, minmax_scales(op, x, weight, bits=bits))
     ]
     assert losses[0] <= losses[1]
     if bits == 4:  # there is something to gain
@@ -53,14 +53,14 @@ def test_a_search_never_ends_worse_than_the_covering_steps(
     assert tuple(found.weight.shape) == channels
 
 
-def test_covering_steps_by_hand():
+def test_covering_scales_by_hand():
     layer = nn.Linear(2, 1)
     layer.weight.data = torch.tensor([[7.5, -3.0]])
     x = torch.tensor([[15.0, -1.0]])
     found = search_scales(layer, x, layer(x), None, bits=4, metric="minmax")
     assert (found.weight, found.activation, found.zero_point) == (1.0, 2.0, 0.0)
-    asymmetric = Product(compute=torch.matmul, form="asymmetric")
-    # -5 ... 10 in steps of 1: -5 is the lowest of -8 ... 7, so zero lies at -3
+    asymmetric = Op(compute=torch.matmul, form="asymmetric")
+    # -5 ... 10 with the scale 1: -5 is the lowest of -8 ... 7, so zero lies at -3
     found = minmax_scales(asymmetric, torch.tensor([-5.0, 10.0]), torch.ones(2), bits=4)
     assert (found.activation, found.zero_point) == (1.0, -3.0)
 
@@ -68,17 +68,17 @@ def test_covering_steps_by_hand():
 def test_gradients_say_which_error_matters():
     """An outlier that the loss does not feel: only the search that knows it clips it."""
     x = torch.tensor([[0.5, 0.0], [-0.3, 0.0], [0.4, 0.0], [0.0, 100.0]])
-    product = Product(compute=torch.matmul)
+    op = Op(compute=torch.matmul)
     outputs = x @ torch.eye(2)
     gradients = torch.tensor([[1.0, 0.0]] * 4)
 
     def felt(metric: Metric) -> float:
-        found = search_scales(product, (x, torch.eye(2)), outputs, gradients, bits=4, metric=metric)
-        rounded = product.quantized(x, torch.eye(2), found, bits=4)
+        found = search_scales(op, (x, torch.eye(2)), outputs, gradients, bits=4, metric=metric)
+        rounded = op.quantized(x, torch.eye(2), found, bits=4)
         return float(criterion(outputs, rounded, gradients))
 
     hessian, mse, minmax = felt("hessian"), felt("mse"), felt("minmax")
-    # steps of about 14 lose the first column whole: .25 + .09 + .16
+    # scales of about 14 lose the first column whole: .25 + .09 + .16
     assert minmax == pytest.approx(0.5)
     assert mse == pytest.approx(0.5)
     assert hessian < 0.5 * minmax
@@ -88,8 +88,8 @@ def test_the_split_of_a_softmax_follows_the_small_numbers():
     rng = torch.Generator().manual_seed(0)
     x = torch.rand(64, 16, generator=rng) * 0.02
     weight = torch.randn(16, 4, generator=rng)
-    product = Product(compute=torch.matmul, form="softmax")
-    found = search_scales(product, (x, weight), x @ weight, None, bits=8, metric="mse")
+    op = Op(compute=torch.matmul, form="softmax")
+    found = search_scales(op, (x, weight), x @ weight, None, bits=8, metric="mse")
     assert found.activation == 2.0**-5  # the least power of two above .02
 
 

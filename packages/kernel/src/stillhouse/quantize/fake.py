@@ -29,9 +29,9 @@ def fake_quantize(
 
 def quantize_softmax(x: Tensor, split: Tensor | float, *, bits: int) -> Tensor:
     """Two ranges for numbers in [0, 1] after a softmax (PTQ4ViT's twin uniform quantization): those
-    below `split` in steps of split / (2^(b-1) - 1), the others in steps of 1 / (2^(b-1) - 1).
+    below `split` with the scale split / (2^(b-1) - 1), the others with 1 / (2^(b-1) - 1).
 
-    Each number falls in one of the two: its error is at most half a step.
+    Each number falls in one of the two: its error is at most half that scale.
     """
     top = 2 ** (bits - 1) - 1
     fine = torch.clamp(torch.round(x * (top / split)), 0, top) * (split / top)
@@ -40,13 +40,13 @@ def quantize_softmax(x: Tensor, split: Tensor | float, *, bits: int) -> Tensor:
 
 
 def quantize_gelu(x: Tensor, scale: Tensor | float, *, bits: int) -> Tensor:
-    """Two ranges for numbers after a GELU: those >= 0 in steps of `scale`, 2^(b-1) of them; those
-    below in steps of 0.16997 / 2^(b-1), which reach GELU's minimum (PTQ4ViT).
+    """Two ranges for numbers after a GELU: those >= 0 with `scale`, on 2^(b-1) levels; those
+    below with the scale 0.16997 / 2^(b-1), which reaches GELU's minimum (PTQ4ViT).
     """
     half = 2 ** (bits - 1)
-    step = GELU_MINIMUM / half
+    fixed = GELU_MINIMUM / half
     above = torch.clamp(torch.round(x / scale), 0, half - 1) * scale
-    below = torch.clamp(torch.round(x / step), -half, 0) * step
+    below = torch.clamp(torch.round(x / fixed), -half, 0) * fixed
     return torch.where(x < 0, below, above)
 
 

@@ -1,6 +1,6 @@
-"""An ONNX graph with the operands of its products rounded, made into one that ONNX Runtime fuses:
-weights kept as int8, BatchNorm in the steps of the convolution before it, biases as int32, and what
-convolutions give rounded as well.
+"""An ONNX graph with the operands of its ops rounded, made into one that ONNX Runtime fuses:
+weights kept as int8, BatchNorm in the scales of the convolution before it, biases as int32, and
+what convolutions give rounded as well.
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 Array = npt.NDArray[Any]  # Any: numbers of some type
-Grid = tuple[Array, Array, int | None]  # step, zero point, axis
+Grid = tuple[Array, Array, int | None]  # scale, zero point, axis
 Ranges = Mapping[str, tuple[float, float]]
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 CUTS = ("Relu", "Clip")  # joined with the rounding after them, where that cuts as they do
 TOP = 255  # of uint8
-LARGEST = 2.0**30  # of a bias in steps; int32 ends at 2^31
+LARGEST = 2.0**30  # of a bias over its scale; int32 ends at 2^31
 
 
 def fold(graph: ir.Graph) -> None:
@@ -29,7 +29,7 @@ def fold(graph: ir.Graph) -> None:
 
 
 def store_biases(graph: ir.Graph) -> None:
-    """Biases as int32, once every activation has the steps it keeps (`round_outputs`)."""
+    """Biases as int32, once every activation has the scale it keeps (`round_outputs`)."""
     for node in _nodes(graph, "Conv", "Gemm"):
         _store_bias(graph, node)
     _sweep(graph)
@@ -45,9 +45,9 @@ def round_outputs(graph: ir.Graph, ranges: Ranges) -> None:
     """Round what each convolution of rounded operands gives, after a ReLU or clipping where one
     follows, and so the sums of two rounded tensors.
 
-    Where a product reads the tensor, its own steps are taken (of several the widest), and all
-    others read the same; else 255 steps cover the range measured. What other layers give is rounded
-    only where a ReLU follows, with which ONNX Runtime would else join them as floats.
+    Where an op reads the tensor, its own scale is taken (of several the widest), and all
+    others read the same; else 255 levels cover the range measured. What other layers give is
+    rounded only where a ReLU follows, with which ONNX Runtime would else join them as floats.
     """
     for node in _nodes(graph, "Conv", "Gemm", "Add"):
         rounded = all(_maker(value, DEQUANTIZE) for value in node.inputs[:2])
@@ -57,20 +57,20 @@ def round_outputs(graph: ir.Graph, ranges: Ranges) -> None:
     _sweep(graph)
 
 
-def rounded_products(graph: ir.Graph) -> int:
-    """How many products there are of two rounded operands."""
+def rounded_ops(graph: ir.Graph) -> int:
+    """How many ops there are of two rounded operands."""
     found = _nodes(graph, "Conv", "MatMul", "Gemm")
     return sum(all(_maker(value, DEQUANTIZE) for value in node.inputs[:2]) for node in found)
 
 
 def rounding(node: ir.Node) -> Grid | None:
-    """Step, zero point and axis (None: one step) of a QuantizeLinear or DequantizeLinear; None
+    """Scale, zero point and axis (None: one scale) of a QuantizeLinear or DequantizeLinear; None
     where they are not constant.
     """
-    step, zero = (_constant(value) for value in node.inputs[1:3])
-    if step is None or zero is None:
+    scale, zero = (_constant(value) for value in node.inputs[1:3])
+    if scale is None or zero is None:
         return None
-    return step, zero, node.attributes.get_int("axis", 1) if step.ndim else None
+    return scale, zero, node.attributes.get_int("axis", 1) if scale.ndim else None
 
 
 def _store_weight(graph: ir.Graph, node: ir.Node) -> None:
@@ -80,9 +80,9 @@ def _store_weight(graph: ir.Graph, node: ir.Node) -> None:
     weight, found = _constant(node.inputs[0]), rounding(node)
     if weight is None or found is None:
         return
-    step, zero, axis = found
+    scale, zero, axis = found
     types = np.iinfo(zero.dtype)
-    whole = np.rint(weight / _along(step, axis, weight.ndim)) + _along(zero, axis, weight.ndim)
+    whole = np.rint(weight / _along(scale, axis, weight.ndim)) + _along(zero, axis, weight.ndim)
     whole = whole.clip(types.min, types.max).astype(zero.dtype)
     back = _only(node.outputs[0], DEQUANTIZE)
     assert back is not None
@@ -98,7 +98,7 @@ def _store_weight(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _join_norm(graph: ir.Graph, conv: ir.Node) -> None:
-    """BatchNorm multiplies the steps of the weights before it, and moves the bias.
+    """BatchNorm multiplies the scales of the weights before it, and moves the bias.
 
     Where it multiplies by a negative number the weights change their sign, and -128 becomes 127.
     """
@@ -115,9 +115,9 @@ def _join_norm(graph: ir.Graph, conv: ir.Node) -> None:
     factor = (gain / np.sqrt(variance + epsilon)).astype(np.float32)
     sign = _along(np.sign(factor).astype(np.int16), 0, weight.ndim)
     whole = (weight.astype(np.int16) * sign).clip(-128, 127).astype(np.int8)
-    step = np.where(factor == 0, 1, found[0] * np.abs(factor)).astype(np.float32)
+    scale = np.where(factor == 0, 1, found[0] * np.abs(factor)).astype(np.float32)
     back.replace_input_with(0, _kept(graph, whole, f"{_name(back.inputs[0])}_normed"))
-    back.replace_input_with(1, _kept(graph, step, f"{_name(back.inputs[0])}_step"))
+    back.replace_input_with(1, _kept(graph, scale, f"{_name(back.inputs[0])}_scale"))
     conv.resize_inputs(3)
     moved = (shift + (bias - mean) * factor).astype(np.float32)
     conv.replace_input_with(2, _kept(graph, moved, f"{_name(back.inputs[0])}_bias"))
@@ -126,9 +126,9 @@ def _join_norm(graph: ir.Graph, conv: ir.Node) -> None:
 
 
 def _store_bias(graph: ir.Graph, node: ir.Node) -> None:
-    """A bias in steps of activation times weight, as the sums are that it is added to.
+    """A bias with the scale of activation times weight, as the sums are that it is added to.
 
-    Where a bias is too large for that (weights all near zero) the weights take larger steps.
+    Where a bias is too large for that (weights all near zero) the weights take larger scales.
     """
     x, back = (_maker(value, DEQUANTIZE) for value in node.inputs[:2])
     bias = _bias(node)
@@ -138,17 +138,17 @@ def _store_bias(graph: ir.Graph, node: ir.Node) -> None:
     weight = _constant(back.inputs[0])
     if outer is None or found is None or weight is None:
         return
-    step, zero, axis = found
+    scale, zero, axis = found
     least = np.abs(bias) / (outer[0] * LARGEST)
-    larger = np.maximum(step, least if axis is not None else least.max()).astype(np.float32)
+    larger = np.maximum(scale, least if axis is not None else least.max()).astype(np.float32)
     name = _name(node.inputs[2])
-    if (larger > step).any():
-        whole = np.rint(weight * _along(step / larger, axis, weight.ndim)).astype(zero.dtype)
+    if (larger > scale).any():
+        whole = np.rint(weight * _along(scale / larger, axis, weight.ndim)).astype(zero.dtype)
         back.replace_input_with(0, _kept(graph, whole, f"{name}_weight"))
-        back.replace_input_with(1, _kept(graph, larger, f"{name}_weight_step"))
+        back.replace_input_with(1, _kept(graph, larger, f"{name}_weight_scale"))
     both = (larger * outer[0]).astype(np.float32)
-    steps = np.rint(bias / both).astype(np.int32)
-    given = [_kept(graph, steps, f"{name}_int32"), _kept(graph, both, f"{name}_step")]
+    stored = np.rint(bias / both).astype(np.int32)
+    given = [_kept(graph, stored, f"{name}_int32"), _kept(graph, both, f"{name}_scale")]
     made = ir.node(DEQUANTIZE, given, {"axis": 0} if both.ndim else None)
     graph.insert_before(node, made)
     node.replace_input_with(2, made.outputs[0])
@@ -176,15 +176,15 @@ def _round(graph: ir.Graph, node: ir.Node, ranges: Ranges) -> None:
 
 def _fits(graph: ir.Graph, node: ir.Node, found: Grid, cut: ir.Node) -> bool:
     """Whether a rounding alone leaves what a ReLU or clipping before it leaves: it is moved to
-    begin at zero, and one that reaches higher gets the smaller steps that reach just as high.
+    begin at zero, and one that reaches higher gets the smaller scale that reaches just as high.
     """
-    step, zero, _ = found
+    scale, zero, _ = found
     ends = [_constant(value) for value in cut.inputs[1:3]]
     low, high = (None if end is None else float(end) for end in (*ends, None, None)[:2])
     if cut.op_type != "Relu" and low != 0:
         return False
-    if zero != 0 or (high is not None and TOP * step > high):
-        largest = step if high is None else np.minimum(step, np.float32(high / TOP))
+    if zero != 0 or (high is not None and TOP * scale > high):
+        largest = scale if high is None else np.minimum(scale, np.float32(high / TOP))
         back = _only(node.outputs[0], DEQUANTIZE)
         assert back is not None
         name = _name(cut.outputs[0])
@@ -196,13 +196,13 @@ def _fits(graph: ir.Graph, node: ir.Node, found: Grid, cut: ir.Node) -> bool:
 
 
 def _rounded(graph: ir.Graph, value: ir.Value, ranges: Ranges) -> ir.Node:
-    """A tensor in 255 steps from its smallest number to its largest: the new QuantizeLinear."""
+    """A tensor on 255 levels from its smallest number to its largest: the new QuantizeLinear."""
     low, high = ranges[_name(value)]
     low, high = min(low, 0.0), max(high, 0.0)
-    step = (high - low or 1.0) / TOP
+    scale = (high - low or 1.0) / TOP
     constants = [
-        _kept(graph, np.float32(step), f"{_name(value)}_step"),
-        _kept(graph, np.uint8(round(-low / step)), f"{_name(value)}_zero"),
+        _kept(graph, np.float32(scale), f"{_name(value)}_scale"),
+        _kept(graph, np.uint8(round(-low / scale)), f"{_name(value)}_zero"),
     ]
     first = ir.node(QUANTIZE, [value, *constants])
     second = ir.node(DEQUANTIZE, [first.outputs[0], *constants])

@@ -1,4 +1,4 @@
-"""A network whose products are rounded, as an ONNX file whose products ONNX Runtime computes with
+"""A network whose ops are rounded, as an ONNX file whose ops ONNX Runtime computes with
 integers.
 """
 
@@ -22,13 +22,13 @@ from stillhouse.profile import macs, parameters
 from stillhouse.quantize.fake import GELU_MINIMUM
 from stillhouse.quantize.onnx_network import ONNX, distance, save_onnx, session
 from stillhouse.quantize.ptq import QuantizedNetwork, drawn
-from stillhouse.quantize.scales import SMALLEST, Product, Scales
+from stillhouse.quantize.scales import SMALLEST, Op, Scales
 
 if TYPE_CHECKING:
     from stillhouse.objectives.objective import Tensors
 
 BITS = 8
-# what ONNX Runtime puts in the place of a product with its roundings
+# what ONNX Runtime puts in the place of an op with its roundings
 KERNELS = frozenset(
     {
         *("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger"),
@@ -40,24 +40,24 @@ KERNELS = frozenset(
 @dataclass(frozen=True, kw_only=True)
 class ToIntegers:
     """A `convert`: a `QuantizedNetwork` of 8 bits (what `Quantize` made) as an ONNX file that ONNX
-    Runtime runs with integers, in QDQ form: activations uint8, weights int8, the steps those found.
+    Runtime runs with integers, in QDQ form: activations uint8, weights int8, with the scales found.
 
     Ports: the `role`, and "data", `samples` rows of which (drawn by the stage's seed; with that of
     `Quantize`, the same) measure the ranges of what convolutions give. Raises ContractError when
-    an output, on these rows, is off that of the same products rounded in torch by more than
+    an output, on these rows, is off that of the same ops rounded in torch by more than
     `tolerance` of its mean size; so too at other lengths of the axes in `dynamic`, which is as of
-    `Export`. `parts` names the modules whose products become integers
-    ("sam.image_encoder"; none: all): what stays a float is not rounded, and small products are no
+    `Export`. `parts` names the modules whose ops become integers
+    ("sam.image_encoder"; none: all): what stays a float is not rounded, and small ops are no
     faster as integers. Transposed convolutions stay floats. The spec's "integers" says how many
-    "products" the network has, how many the file has "rounded", and the "kernels" that ONNX Runtime
+    "ops" the network has, how many the file has "rounded", and the "kernels" that ONNX Runtime
     took for them.
 
     Differs: ONNX has no two ranges. After a softmax the scale is the largest number measured over
-    255, after a GELU 255 steps go from -0.17 to the largest number that the two ranges reach. ONNX
+    255, after a GELU 255 levels go from -0.17 to the largest number that the two ranges reach. ONNX
     Runtime computes a convolution with integers only if what it gives is rounded too: where a
-    product reads it, in that one's steps, which all others then read as well, else in 255 steps
-    over the range measured. After a ReLU steps begin at zero, and end where a ReLU6 does. BatchNorm
-    moves into the steps of the weights before it. A matrix product has one scale for all heads.
+    op reads it, with that one's scale, which all others then read as well, else on 255 levels
+    over the range measured. After a ReLU these begin at zero, and end where a ReLU6 does. BatchNorm
+    moves into the scales of the weights before it. A matrix product has one scale for all heads.
     Processors without VNNI add pairs of products in 16 bits, which may overflow.
     """
 
@@ -96,7 +96,7 @@ class ToIntegers:
             "macs": macs(network.net, one),
             "source": recorded(built.spec),
             "integers": {
-                "products": len(network.products),
+                "ops": len(network.ops),
                 "rounded": rounded,
                 "kernels": integer_kernels(content),
             },
@@ -104,14 +104,14 @@ class ToIntegers:
         save_onnx(out, content, kwargs)
 
     def _file(self, rounded: "_Rounded", batch: "Tensors") -> tuple[bytes, int]:
-        """The file, and how many of its products have rounded operands."""
+        """The file, and how many of its ops have rounded operands."""
         import onnx_ir as ir
 
         from stillhouse.quantize.onnx_graph import (
             fold,
             ranged,
             round_outputs,
-            rounded_products,
+            rounded_ops,
             store_biases,
         )
 
@@ -125,7 +125,7 @@ class ToIntegers:
             ranges = _ranges(_bytes(model), ranged(model.graph), batch)
             round_outputs(model.graph, ranges)
             store_biases(model.graph)
-            return _bytes(model), rounded_products(model.graph)
+            return _bytes(model), rounded_ops(model.graph)
 
     def _check(self, content: bytes, expected: "Tensors", batch: "Tensors") -> None:
         given = {name: value.numpy() for name, value in batch.items()}
@@ -152,8 +152,8 @@ class _Rounded(nn.Module):
         inside = [part for part in known if any(f"{part}.".startswith(f"{p}.") for p in parts)]
         self.watched = [known[part] for part in inside]
         self.everything, self.depth = not parts, 0
-        scales = [network.scales(i) for i in range(len(network.products))]
-        forms = [product["form"] for product in network.products]
+        scales = [network.scales(i) for i in range(len(network.ops))]
+        forms = [op["form"] for op in network.ops]
         tops = _tops(network, batch)
         self.grids = [_grids(*one) for one in zip(forms, scales, tops, strict=True)]
 
@@ -161,14 +161,14 @@ class _Rounded(nn.Module):
     def watching(self) -> Generator[None]:
         """Knows while it is entered whether a part is being computed."""
 
-        def step(by: int) -> Any:  # Any: hooks of two kinds
+        def deeper(by: int) -> Any:  # Any: hooks of two kinds
             def hook(*_: object) -> None:
                 self.depth += by
 
             return hook
 
-        handles = [one.register_forward_pre_hook(step(1)) for one in self.watched]
-        handles += [one.register_forward_hook(step(-1)) for one in self.watched]
+        handles = [one.register_forward_pre_hook(deeper(1)) for one in self.watched]
+        handles += [one.register_forward_hook(deeper(-1)) for one in self.watched]
         try:
             yield
         finally:
@@ -181,34 +181,34 @@ class _Rounded(nn.Module):
     def simulated(self, batch: "Tensors") -> dict[str, Tensor]:
         """What the network gives with the same operands rounded, in torch."""
 
-        def each(index: int, product: Product, x: Tensor, weight: Tensor) -> Tensor:
-            if not self._takes(product):
-                return product.compute(x, weight)
-            return self.network.rounded(index, product, x, weight)
+        def each(index: int, op: Op, x: Tensor, weight: Tensor) -> Tensor:
+            if not self._takes(op):
+                return op.compute(x, weight)
+            return self.network.rounded(index, op, x, weight)
 
         with self.watching(), torch.no_grad():
             return self.network.computed(batch, each)
 
-    def _takes(self, product: Product) -> bool:
-        transposed = product.channels == 1
+    def _takes(self, op: Op) -> bool:
+        transposed = op.channels == 1
         return not transposed and bool(self.everything or self.depth)
 
-    def _each(self, index: int, product: Product, x: Tensor, weight: Tensor) -> Tensor:
-        if not self._takes(product):
-            return product.compute(x, weight)
-        (step, zero), weight_step = self.grids[index]
-        x = _rounding(x, step, zero, None)
-        zeros = torch.zeros_like(weight_step, dtype=torch.int8)
-        return product.compute(x, _rounding(weight, weight_step, zeros, product.channels))
+    def _each(self, index: int, op: Op, x: Tensor, weight: Tensor) -> Tensor:
+        if not self._takes(op):
+            return op.compute(x, weight)
+        (scale, zero), weight_scale = self.grids[index]
+        x = _rounding(x, scale, zero, None)
+        zeros = torch.zeros_like(weight_scale, dtype=torch.int8)
+        return op.compute(x, _rounding(weight, weight_scale, zeros, op.channels))
 
 
 def _tops(network: QuantizedNetwork, batch: "Tensors") -> list[float]:
-    """The largest number of each product's activation on a batch, all products rounded."""
+    """The largest number of each op's activation on a batch, all ops rounded."""
     tops: list[float] = []
 
-    def each(index: int, product: Product, x: Tensor, weight: Tensor) -> Tensor:
+    def each(index: int, op: Op, x: Tensor, weight: Tensor) -> Tensor:
         tops.append(x.max().item())
-        return network.rounded(index, product, x, weight)
+        return network.rounded(index, op, x, weight)
 
     with torch.no_grad():
         network.computed(dict(batch), each)
@@ -220,22 +220,22 @@ def _grids(form: str, scales: Scales, top: float) -> tuple[tuple[Tensor, Tensor]
     the largest number measured, of which a softmax over many keys has no large one.
     """
     if form == "softmax":
-        step, zero = max(top, SMALLEST) / 255, 0
+        scale, zero = max(top, SMALLEST) / 255, 0
     elif form == "gelu":
-        step = (scales.activation.item() * (2 ** (BITS - 1) - 1) + GELU_MINIMUM) / 255
-        zero = round(GELU_MINIMUM / step)
+        scale = (scales.activation.item() * (2 ** (BITS - 1) - 1) + GELU_MINIMUM) / 255
+        zero = round(GELU_MINIMUM / scale)
     else:
-        step, zero = scales.activation.item(), int(scales.zero_point.item()) + 2 ** (BITS - 1)
-    return (torch.tensor(step), torch.tensor(zero, dtype=torch.uint8)), scales.weight.clone()
+        scale, zero = scales.activation.item(), int(scales.zero_point.item()) + 2 ** (BITS - 1)
+    return (torch.tensor(scale), torch.tensor(zero, dtype=torch.uint8)), scales.weight.clone()
 
 
-def _rounding(x: Tensor, step: Tensor, zero: Tensor, axis: int | None) -> Tensor:
+def _rounding(x: Tensor, scale: Tensor, zero: Tensor, axis: int | None) -> Tensor:
     """QuantizeLinear and DequantizeLinear, where a graph is being recorded."""
 
     def node(kind: str, first: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.onnx.ops.symbolic(
             kind,
-            (first, step, zero),
+            (first, scale, zero),
             None if axis is None else {"axis": axis},
             dtype=dtype,
             shape=x.shape,
@@ -248,7 +248,7 @@ def _rounding(x: Tensor, step: Tensor, zero: Tensor, axis: int | None) -> Tensor
 def _checked(module: nn.Module, role: str) -> QuantizedNetwork:
     if not isinstance(module, QuantizedNetwork):
         raise BadRecipe(
-            f"integers: '{role}' is a {type(module).__name__}; make its steps with Quantize first"
+            f"integers: '{role}' is a {type(module).__name__}; make its scales with Quantize first"
         )
     if module.bits != BITS:
         raise BadSetting(

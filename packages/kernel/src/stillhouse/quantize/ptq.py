@@ -1,4 +1,4 @@
-"""Post-training quantization of all products of a network, simulated in torch (TinySAM, AAAI 2025,
+"""Post-training quantization of all ops of a network, simulated in torch (TinySAM, AAAI 2025,
 sec. 3.3): no training, a few calibration samples.
 """
 
@@ -14,8 +14,8 @@ from stillhouse.artifact import Built, Model, recorded, save_model, spec_of
 from stillhouse.data.data import Data, rows_of
 from stillhouse.errors import BadRecipe, BadSetting, ContractError
 from stillhouse.quantize.fake import check_bits
-from stillhouse.quantize.products import Products
-from stillhouse.quantize.scales import Metric, Product, Scales, minmax_scales, search_scales
+from stillhouse.quantize.ops import Ops
+from stillhouse.quantize.scales import Metric, Op, Scales, minmax_scales, search_scales
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,13 +32,13 @@ def silent(done: int, total: int, text: str) -> None:
 
 
 class QuantizedNetwork(nn.Module):
-    """`net` with both operands of each product rounded to `bits`; biases, additions and
+    """`net` with both operands of each op rounded to `bits`; biases, additions and
     normalisations stay floats.
 
-    The steps are the buffers weight_<i>, activation_<i>, zero_point_<i> of product i in order of
-    execution; `products` says of each its "form", the weight's "axis" of channels and how many
-    "channels" there are (null: one step). Raises ContractError when a forward computes another
-    number of products. Numbers stay 32-bit floats: for what integers bring, see `onnx_qdq`.
+    The scales are the buffers weight_<i>, activation_<i>, zero_point_<i> of op i in order of
+    execution; `ops` says of each its "form", the weight's "axis" of channels and how many
+    "channels" there are (null: one scale). Raises ContractError when a forward computes another
+    number of ops. Numbers stay 32-bit floats: for what integers bring, see `onnx_qdq`.
     """
 
     def __init__(
@@ -46,18 +46,18 @@ class QuantizedNetwork(nn.Module):
         net: nn.Module,
         *,
         bits: int,
-        products: Sequence[Mapping[str, Any]],  # Any: JSON values
+        ops: Sequence[Mapping[str, Any]],  # Any: JSON values
     ) -> None:
         super().__init__()
-        self.net, self.bits, self.products = net, bits, tuple(products)
-        for i, product in enumerate(self.products):
-            count: int | None = product["channels"]
+        self.net, self.bits, self.ops = net, bits, tuple(ops)
+        for i, op in enumerate(self.ops):
+            count: int | None = op["channels"]
             self.register_buffer(f"weight_{i}", torch.ones(() if count is None else (count,)))
             self.register_buffer(f"activation_{i}", torch.ones(()))
             self.register_buffer(f"zero_point_{i}", torch.zeros(()))
 
     def scales(self, index: int) -> Scales:
-        """Those of a product."""
+        """Those of an op."""
         return Scales(
             weight=self.get_buffer(f"weight_{index}"),
             activation=self.get_buffer(f"activation_{index}"),
@@ -65,25 +65,25 @@ class QuantizedNetwork(nn.Module):
         )
 
     def keep(self, index: int, scales: Scales) -> None:
-        """Take these for a product."""
+        """Take these for an op."""
         self.get_buffer(f"weight_{index}").copy_(scales.weight)
         self.get_buffer(f"activation_{index}").copy_(scales.activation)
         self.get_buffer(f"zero_point_{index}").copy_(scales.zero_point)
 
-    def rounded(self, index: int, product: Product, x: Tensor, weight: Tensor) -> Tensor:
-        """A product of rounded operands."""
-        return product.quantized(x, weight, self.scales(index), bits=self.bits)
+    def rounded(self, index: int, op: Op, x: Tensor, weight: Tensor) -> Tensor:
+        """An op of rounded operands."""
+        return op.quantized(x, weight, self.scales(index), bits=self.bits)
 
     def computed(
-        self, batch: "Tensors", each: Callable[[int, Product, Tensor, Tensor], Tensor]
+        self, batch: "Tensors", each: Callable[[int, Op, Tensor, Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        """The outputs of `net` with its products computed by `each`."""
-        mode = Products(each, forms=[product["form"] for product in self.products])
+        """The outputs of `net` with its ops computed by `each`."""
+        mode = Ops(each, forms=[op["form"] for op in self.ops])
         with mode:
             found = self.net(batch)
-        if mode.count != len(self.products):
+        if mode.count != len(self.ops):
             raise ContractError(
-                f"quantize: {mode.count} products, but {len(self.products)} were calibrated; "
+                f"quantize: {mode.count} ops, but {len(self.ops)} were calibrated; "
                 "the network must compute the same ones for every input"
             )
         return found
@@ -96,10 +96,10 @@ def quantized(
     *,
     network: Mapping[str, Any],  # Any: JSON; {"build", "kwargs"} of the network in floats
     bits: int,
-    products: Sequence[Mapping[str, Any]],
+    products: Sequence[Mapping[str, Any]],  # the ops, as every saved model.json calls them
 ) -> nn.Module:
     """A `QuantizedNetwork` of a network of `stillhouse` or a plugin; PluginError for another's."""
-    return QuantizedNetwork(spec_of(network).new(), bits=bits, products=products)
+    return QuantizedNetwork(spec_of(network).new(), bits=bits, ops=products)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class Quantize:
     of port "data" (drawn by the stage's seed): training data, never what is scored later.
 
     `outputs` says which of the network's outputs the task loss reads and as what; `metric` as in
-    `search_scales`. One step a tensor, for convolutions one an output channel of the weight; after
+    `search_scales`. One scale a tensor, for convolutions one an output channel of the weight; after
     a softmax and a GELU two ranges.
 
     Differs: a matrix product has one scale for all heads, where PTQ4ViT has one a head. Task loss:
@@ -138,7 +138,7 @@ class Quantize:
     def run_telling(
         self, inputs: Mapping[str, Any], out: "Path", *, rng: Generator, tell: Tell
     ) -> None:
-        """The same, telling after each product whose steps are found."""
+        """The same, telling after each op whose scales are found."""
         if self.role not in inputs or "data" not in inputs:
             raise BadRecipe(
                 f"quantize: needs the ports '{self.role}' and 'data' (got {sorted(inputs)})"
@@ -150,13 +150,13 @@ class Quantize:
     def applied(self, built: Built, batch: "Tensors", *, tell: Tell = silent) -> Built:
         """The quantized model, calibrated on `batch`; its weights are those of `built`."""
         net = built.module.eval().requires_grad_(False)
-        covering, products = _covering(net, batch, self.bits)
+        covering, ops = _covering(net, batch, self.bits)
         kwargs = {
             "network": recorded(built.spec),
             "bits": self.bits,
-            "products": products,
+            "products": ops,
         }
-        module = QuantizedNetwork(net, bits=self.bits, products=products).eval()
+        module = QuantizedNetwork(net, bits=self.bits, ops=ops).eval()
         for index, scales in enumerate(covering):
             module.keep(index, scales)
         if self.metric != "minmax":
@@ -166,11 +166,11 @@ class Quantize:
     def _search(self, module: QuantizedNetwork, batch: "Tensors", tell: Tell) -> None:
         hessian = self.metric == "hessian"
         gradients = task_gradients(module, batch, self.outputs) if hessian else None
-        for index in range(len(module.products)):
-            product, x, weight, outputs = _captured(module, batch, index)
+        for index in range(len(module.ops)):
+            op, x, weight, outputs = _captured(module, batch, index)
             g = None if gradients is None else gradients[index]
             found = search_scales(
-                product,
+                op,
                 (x, weight),
                 outputs,
                 g,
@@ -181,7 +181,7 @@ class Quantize:
                 rounds=self.rounds,
             )
             module.keep(index, found)
-            tell(index + 1, len(module.products), "products")
+            tell(index + 1, len(module.ops), "ops")
 
 
 def drawn(data: Data, samples: int, names: Sequence[str], rng: Generator) -> dict[str, Tensor]:
@@ -199,7 +199,7 @@ def drawn(data: Data, samples: int, names: Sequence[str], rng: Generator) -> dic
 def task_gradients(
     module: QuantizedNetwork, batch: "Tensors", outputs: Mapping[str, Likelihood]
 ) -> list[Tensor | None]:
-    """dL/dO of each product's output O at the network as it is quantized now, L the sum over
+    """dL/dO of each op's output O at the network as it is quantized now, L the sum over
     `outputs` of KL(float || quantized); None where no output depends on O.
 
     Categorical and Bernoulli outputs are logits, normal ones means of unit variance; KL in nats,
@@ -210,11 +210,11 @@ def task_gradients(
     """
     held: dict[int, Tensor] = {}
 
-    def each(index: int, product: Product, x: Tensor, weight: Tensor) -> Tensor:
+    def each(index: int, op: Op, x: Tensor, weight: Tensor) -> Tensor:
         scales = module.scales(index)
-        rounded = product.rounded_activation(x, scales, bits=module.bits)
-        second = product.rounded_weight(weight, scales, bits=module.bits)
-        out = product.compute(_straight(x, rounded), _straight(weight, second))
+        rounded = op.rounded_activation(x, scales, bits=module.bits)
+        second = op.rounded_weight(weight, scales, bits=module.bits)
+        out = op.compute(_straight(x, rounded), _straight(weight, second))
         held[index] = out if out.requires_grad else out.detach().requires_grad_()
         return held[index].clone()  # a caller may write into it
 
@@ -226,7 +226,7 @@ def task_gradients(
             (divergence(found[name], expected[name], how) for name, how in outputs.items()),
             start=torch.zeros(()),
         )
-        tensors = [held[i] for i in range(len(module.products))]
+        tensors = [held[i] for i in range(len(module.ops))]
         return list(torch.autograd.grad(loss, tensors, allow_unused=True))
 
 
@@ -250,32 +250,32 @@ def divergence(found: Tensor, expected: Tensor, likelihood: Likelihood) -> Tenso
 def _covering(
     net: nn.Module, batch: "Tensors", bits: int
 ) -> tuple[list[Scales], list[dict[str, Any]]]:  # Any: JSON values
-    """Min-max scales of each product, and what it is."""
+    """Min-max scales of each op, and what it is."""
     scales: list[Scales] = []
-    products: list[dict[str, Any]] = []
+    ops: list[dict[str, Any]] = []
 
-    def each(index: int, product: Product, x: Tensor, weight: Tensor) -> Tensor:  # noqa: ARG001
-        scales.append(minmax_scales(product, x, weight, bits=bits))
-        axis = product.channels
+    def each(index: int, op: Op, x: Tensor, weight: Tensor) -> Tensor:  # noqa: ARG001
+        scales.append(minmax_scales(op, x, weight, bits=bits))
+        axis = op.channels
         channels = None if axis is None else weight.shape[axis]
-        products.append({"form": product.form, "axis": axis, "channels": channels})
-        return product.compute(x, weight)
+        ops.append({"form": op.form, "axis": axis, "channels": channels})
+        return op.compute(x, weight)
 
-    with torch.no_grad(), Products(each, forms=None):
+    with torch.no_grad(), Ops(each, forms=None):
         net(dict(batch))
-    return scales, products
+    return scales, ops
 
 
 def _captured(
     module: QuantizedNetwork, batch: "Tensors", wanted: int
-) -> tuple[Product, Tensor, Tensor, Tensor]:
-    """A product, its operands and its output in floats: one at a time, for the memory of it."""
-    caught: list[tuple[Product, Tensor, Tensor, Tensor]] = []
+) -> tuple[Op, Tensor, Tensor, Tensor]:
+    """An op, its operands and its output in floats: one at a time, for the memory of it."""
+    caught: list[tuple[Op, Tensor, Tensor, Tensor]] = []
 
-    def each(index: int, product: Product, x: Tensor, weight: Tensor) -> Tensor:
-        out = product.compute(x, weight)
+    def each(index: int, op: Op, x: Tensor, weight: Tensor) -> Tensor:
+        out = op.compute(x, weight)
         if index == wanted:
-            caught.append((product, x.clone(), weight, out.clone()))
+            caught.append((op, x.clone(), weight, out.clone()))
         return out
 
     with torch.no_grad():

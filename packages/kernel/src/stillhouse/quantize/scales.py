@@ -1,7 +1,7 @@
-"""The steps of one product's two operands, found by an alternating grid search.
+"""The scales of one op's two operands, found by an alternating grid search.
 
-PTQ4ViT (ECCV 2022) as TinySAM (AAAI 2025, sec. 3.3) takes it: a reconstruction from the papers. A
-product is a linear layer, a convolution or a matrix product; "weight" is its second operand also
+PTQ4ViT (ECCV 2022) as TinySAM (AAAI 2025, sec. 3.3) takes it: a reconstruction from the papers. An
+op is a linear layer, a convolution or a matrix product; "weight" is its second operand also
 where that is no weight, "activation" its first.
 """
 
@@ -19,15 +19,15 @@ from stillhouse.quantize.fake import check_bits, fake_quantize, quantize_gelu, q
 Metric = Literal["hessian", "mse", "minmax"]
 # how an activation is rounded: around zero; with a zero point; in two ranges
 Form = Literal["symmetric", "asymmetric", "softmax", "gelu"]
-LOWEST, HIGHEST = 0.01, 1.2  # candidates, as parts of the step that covers all numbers
+LOWEST, HIGHEST = 0.01, 1.2  # candidates, as parts of the scale that covers all numbers
 SPLITS = 20  # of a softmax: 2^0 ... 2^-19
-SMALLEST = 1e-12  # a step, where all numbers are zero
+SMALLEST = 1e-12  # a scale, where all numbers are zero
 
 
 @dataclass(frozen=True, kw_only=True)
-class Product:
+class Op:
     """`compute(activation, weight)`, and how its operands are rounded: the activation in `form`,
-    the weight around zero with one step, or one for each index of its axis `channels`.
+    the weight around zero with one scale, or one for each index of its axis `channels`.
     """
 
     compute: Callable[[Tensor, Tensor], Tensor]
@@ -50,7 +50,7 @@ class Product:
         return fake_quantize(x, scales.activation, bits=bits, zero_point=scales.zero_point)
 
     def quantized(self, x: Tensor, weight: Tensor, scales: "Scales", *, bits: int) -> Tensor:
-        """The product of the two rounded operands."""
+        """What the op gives of the two rounded operands."""
         return self.compute(
             self.rounded_activation(x, scales, bits=bits),
             self.rounded_weight(weight, scales, bits=bits),
@@ -59,8 +59,9 @@ class Product:
 
 @dataclass(frozen=True, kw_only=True)
 class Scales:
-    """The steps of a product: `weight` [] or [channels]; `activation` [], which after a softmax is
-    the split of the two ranges and after a GELU the positive step; `zero_point` [], a whole number.
+    """The scales of an op: `weight` [] or [channels]; `activation` [], which after a softmax is
+    the split of the two ranges and after a GELU the positive scale; `zero_point` [], a whole
+    number.
     """
 
     weight: Tensor
@@ -68,25 +69,23 @@ class Scales:
     zero_point: Tensor
 
 
-def product_of(layer: nn.Module) -> Product:
-    """The product a layer computes, its bias included. Raises BadRecipe for other layers."""
+def op_of(layer: nn.Module) -> Op:
+    """The op a layer computes, its bias included. Raises BadRecipe for other layers."""
     match layer:
         case nn.Linear():
-            return Product(compute=lambda x, w: functional.linear(x, w, layer.bias))
+            return Op(compute=lambda x, w: functional.linear(x, w, layer.bias))
         case nn.Conv2d(padding_mode="zeros"):
-            return Product(
+            return Op(
                 compute=lambda x, w: layer._conv_forward(x, w, layer.bias),  # pyright: ignore[reportPrivateUsage]
                 form="asymmetric",
                 channels=0,
             )
         case nn.ConvTranspose2d():
-            return Product(
-                compute=lambda x, w: _transposed(layer, x, w), form="asymmetric", channels=1
-            )
+            return Op(compute=lambda x, w: _transposed(layer, x, w), form="asymmetric", channels=1)
         case _:
             raise BadRecipe(
                 f"quantize: a {type(layer).__name__} has no scales to search; "
-                "give a Linear, a Conv2d with zeros around, a ConvTranspose2d or a Product"
+                "give a Linear, a Conv2d with zeros around, a ConvTranspose2d or a Op"
             )
 
 
@@ -103,34 +102,34 @@ def _transposed(layer: nn.ConvTranspose2d, x: Tensor, weight: Tensor) -> Tensor:
     )
 
 
-def minmax_scales(product: Product, x: Tensor, weight: Tensor, *, bits: int) -> Scales:
-    """Steps that cover all numbers: max|x| / (2^(b-1) - 1/2); with a zero point (max - min) /
+def minmax_scales(op: Op, x: Tensor, weight: Tensor, *, bits: int) -> Scales:
+    """Scales that cover all numbers: max|x| / (2^(b-1) - 1/2); with a zero point (max - min) /
     (2^b - 1), zero among the numbers; after a softmax the smallest split 2^-k above all numbers, so
     that one range holds them.
     """
     most = 2 ** (bits - 1) - 0.5
-    axes = [i for i in range(weight.dim()) if i != product.channels]
+    axes = [i for i in range(weight.dim()) if i != op.channels]
     scale = (weight.abs().amax(axes) / most).clamp(min=SMALLEST)
     zero = x.new_zeros(())
-    if product.form == "softmax":
+    if op.form == "softmax":
         above = [2.0**-k for k in range(SPLITS) if 2.0**-k > x.max().item()]
         split = x.new_tensor(min(above, default=1.0))
         return Scales(weight=scale, activation=split, zero_point=zero)
-    if product.form != "asymmetric":
-        top = x.max() if product.form == "gelu" else x.abs().max()
+    if op.form != "asymmetric":
+        top = x.max() if op.form == "gelu" else x.abs().max()
         return Scales(weight=scale, activation=(top / most).clamp(min=SMALLEST), zero_point=zero)
     low, high = x.min().clamp(max=0), x.max().clamp(min=0)
     span = (high - low).clamp(min=SMALLEST)
-    steps = 2**bits - 1
+    levels = 2**bits - 1
     return Scales(
         weight=scale,
-        activation=span / steps,
-        zero_point=torch.round(-low / span * steps) - 2 ** (bits - 1),
+        activation=span / levels,
+        zero_point=torch.round(-low / span * levels) - 2 ** (bits - 1),
     )
 
 
 def search_scales(
-    layer: nn.Module | Product,
+    layer: nn.Module | Op,
     inputs: Tensor | tuple[Tensor, Tensor],
     outputs: Tensor,
     gradients: Tensor | None,
@@ -143,27 +142,25 @@ def search_scales(
     """The scales that minimise sum((g * (O_q - O))^2) on calibration samples: the weight's given
     the activation's, then the other way round, `rounds` times.
 
-    `inputs` are what a layer is given, or (activation, weight) of a `Product`; `outputs` O are what
+    `inputs` are what a layer is given, or (activation, weight) of a `Op`; `outputs` O are what
     it then gives in floats, `gradients` g those of the task loss for O, of the same shape. Metric
     "mse" takes g = 1, "minmax" searches nothing. Candidates are linear in 0.01 ... 1.2 times the
-    covering step. A weight with a step a channel has each judged on the outputs of that channel.
+    covering scale. A weight with a scale a channel has each judged on the outputs of that channel.
     Nothing is differentiated.
 
-    Differs: the search begins at the covering steps and a candidate must do better than what is
+    Differs: the search begins at the covering scales and a candidate must do better than what is
     held, so that it never ends worse than it began; the zero point of an asymmetric activation
-    is kept while its step is searched.
+    is kept while its scale is searched.
     """
     _check(bits, metric, gradients, outputs, candidates, rounds)
-    product = layer if isinstance(layer, Product) else product_of(layer)
+    op = layer if isinstance(layer, Op) else op_of(layer)
     x, weight = _operands(layer, inputs)
     with torch.no_grad():
-        start = minmax_scales(product, x, weight, bits=bits)
+        start = minmax_scales(op, x, weight, bits=bits)
         if metric == "minmax":
             return start
         g = _normalised(gradients) if metric == "hessian" and gradients is not None else None
-        search = _Search(
-            product=product, x=x, weight=weight, outputs=outputs, g=g, bits=bits, start=start
-        )
+        search = _Search(op=op, x=x, weight=weight, outputs=outputs, g=g, bits=bits, start=start)
         return search.run(candidates, rounds)
 
 
@@ -179,11 +176,11 @@ def _normalised(gradients: Tensor) -> Tensor:
 
 
 def _operands(
-    layer: nn.Module | Product, inputs: Tensor | tuple[Tensor, Tensor]
+    layer: nn.Module | Op, inputs: Tensor | tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    if isinstance(layer, Product):
+    if isinstance(layer, Op):
         if isinstance(inputs, Tensor):
-            raise BadRecipe("quantize: a Product needs both operands (got one tensor)")
+            raise BadRecipe("quantize: a Op needs both operands (got one tensor)")
         return inputs
     weight = layer.weight
     if not (isinstance(inputs, Tensor) and isinstance(weight, Tensor)):
@@ -193,7 +190,7 @@ def _operands(
 
 @dataclass(frozen=True, kw_only=True)
 class _Search:
-    product: Product
+    op: Op
     x: Tensor
     weight: Tensor
     outputs: Tensor
@@ -215,7 +212,7 @@ class _Search:
         return held
 
     def _better_weight(self, held: Scales, factors: list[float]) -> Scales:
-        x = self.product.rounded_activation(self.x, held, bits=self.bits)
+        x = self.op.rounded_activation(self.x, held, bits=self.bits)
         best, least = held.weight, self._weight_loss(x, held)
         for factor in factors:
             scale = self.start.weight * factor
@@ -226,9 +223,9 @@ class _Search:
 
     def _weight_loss(self, x: Tensor, scales: Scales) -> Tensor:
         """[] or [channels]."""
-        weight = self.product.rounded_weight(self.weight, scales, bits=self.bits)
-        found = self.product.compute(x, weight)
-        if self.product.channels is None:
+        weight = self.op.rounded_weight(self.weight, scales, bits=self.bits)
+        found = self.op.compute(x, weight)
+        if self.op.channels is None:
             return criterion(self.outputs, found, self.g)
         error = (found - self.outputs).double()
         each = (error if self.g is None else error * self.g).square().transpose(0, -3)
@@ -236,8 +233,8 @@ class _Search:
         return each.flatten(1).sum(1).reshape(-1, len(scales.weight)).sum(0)
 
     def _better_activation(self, held: Scales, factors: list[float]) -> Scales:
-        weight = self.product.rounded_weight(self.weight, held, bits=self.bits)
-        if self.product.form == "softmax":
+        weight = self.op.rounded_weight(self.weight, held, bits=self.bits)
+        if self.op.form == "softmax":
             tried = [self.x.new_tensor(2.0**-k) for k in range(SPLITS)]
         else:
             tried = [self.start.activation * factor for factor in factors]
@@ -249,8 +246,8 @@ class _Search:
         return replace(held, activation=best)
 
     def _loss(self, weight: Tensor, scales: Scales) -> Tensor:
-        x = self.product.rounded_activation(self.x, scales, bits=self.bits)
-        return criterion(self.outputs, self.product.compute(x, weight), self.g)
+        x = self.op.rounded_activation(self.x, scales, bits=self.bits)
+        return criterion(self.outputs, self.op.compute(x, weight), self.g)
 
 
 def _check(

@@ -30,7 +30,7 @@ NOTES = (
     "for the least output error weighted by squared task gradients, on training photos. The "
     "gradient is that of the KL divergence of the quantized from the float network: the published "
     "search takes KL(y, y), whose gradient is zero but for rounding. After a softmax a number is "
-    "rounded in one of two ranges, never the sum of both as in the released code. All products are "
+    "rounded in one of two ranges, never the sum of both as in the released code. All ops are "
     "rounded, that of a prompt's coordinates with the random matrix of their encoding among them.",
     "The int8 row is an ONNX file whose image encoder ONNX Runtime runs with integers, by the "
     "scales found; prompt encoder and decoder stay floats, as fast there and more exact. After a "

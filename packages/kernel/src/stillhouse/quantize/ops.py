@@ -1,6 +1,6 @@
-"""The products of a forward pass, one after the other, whoever computes them.
+"""The ops of a forward pass, one after the other, whoever computes them.
 
-Found where torch is called, not by module: a product inside an attention is one like any other.
+Found where torch is called, not by module: an op inside an attention is one like any other.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from stillhouse.errors import BadRecipe, ContractError
-from stillhouse.quantize.scales import Form, Product
+from stillhouse.quantize.scales import Form, Op
 
 # torch's function: the names of its two operands, its form, the axis of the weight's channels
 KINDS: Mapping[str, tuple[tuple[str, str], Form, int | None]] = {
@@ -33,18 +33,18 @@ MOVES = frozenset(
 )
 REFUSED = frozenset({"multi_head_attention_forward", "_native_multi_head_attention"})
 
-Each = Callable[[int, Product, Tensor, Tensor], Tensor]
+Each = Callable[[int, Op, Tensor, Tensor], Tensor]
 
 
-class Products(TorchFunctionMode):
+class Ops(TorchFunctionMode):
     """While entered, every linear layer, 2-d (transposed) convolution and matrix product is
-    computed by `each(index, product, activation, weight)`, its index counted from 0.
+    computed by `each(index, op, activation, weight)`, its index counted from 0.
 
-    torch's fused attention is taken apart in product, softmax, product. `forms` are those of an
-    earlier pass, by index; for None they are found: what a linear layer or a product takes from a
+    torch's fused attention is taken apart in op, softmax, op. `forms` are those of an
+    earlier pass, by index; for None they are found: what a linear layer or an op takes from a
     softmax or a GELU, perhaps reshaped, is of that form. Other operations (einsum, 1-d and 3-d
     convolutions) pass untouched. Raises BadRecipe for torch's own multi-head attention, which
-    hides its products.
+    hides its ops.
     """
 
     def __init__(self, each: Each, *, forms: Sequence[Form] | None) -> None:
@@ -63,7 +63,7 @@ class Products(TorchFunctionMode):
         name, named = getattr(func, "__name__", ""), kwargs or {}
         if name in REFUSED:
             raise BadRecipe(
-                "quantize: nn.MultiheadAttention hides its products; write the attention with "
+                "quantize: nn.MultiheadAttention hides its ops; write the attention with "
                 "linear layers and scaled_dot_product_attention"
             )
         if name == "scaled_dot_product_attention":
@@ -87,9 +87,9 @@ class Products(TorchFunctionMode):
         x, weight = (
             args[i] if i < len(args) else named[operand] for i, operand in enumerate(operands)
         )
-        return self._product(lambda a, b: func(a, b, *args[2:], **rest), form, axis, x, weight)
+        return self._op(lambda a, b: func(a, b, *args[2:], **rest), form, axis, x, weight)
 
-    def _product(
+    def _op(
         self,
         compute: Callable[[Tensor, Tensor], Tensor],
         form: Form,
@@ -104,11 +104,11 @@ class Products(TorchFunctionMode):
             form = self.forms[self.count]
         else:
             raise ContractError(
-                f"quantize: more products than the {len(self.forms)} that were calibrated; "
+                f"quantize: more ops than the {len(self.forms)} that were calibrated; "
                 "the network must compute the same ones for every input"
             )
         index, self.count = self.count, self.count + 1
-        return self.each(index, Product(compute=compute, form=form, channels=axis), x, weight)
+        return self.each(index, Op(compute=compute, form=form, channels=axis), x, weight)
 
     def _attention(
         self,
@@ -127,7 +127,7 @@ class Products(TorchFunctionMode):
                 "give it a mask instead"
             )
         factor = query.shape[-1] ** -0.5 if scale is None else scale
-        scores = self._product(torch.matmul, "symmetric", None, query, key.transpose(-2, -1))
+        scores = self._op(torch.matmul, "symmetric", None, query, key.transpose(-2, -1))
         scores = scores * factor
         if attn_mask is not None:
             scores = (
@@ -136,7 +136,7 @@ class Products(TorchFunctionMode):
                 else scores + attn_mask
             )
         weights = functional.softmax(scores, dim=-1)
-        return self._product(torch.matmul, "softmax", None, weights, value)
+        return self._op(torch.matmul, "softmax", None, weights, value)
 
     def _follow(self, name: str, args: tuple[Any, ...], found: object) -> None:
         if not isinstance(found, Tensor):
