@@ -100,7 +100,8 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("STILLHOUSE_HOME", str(home))
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    monkeypatch.delenv("STILLHOUSE_ROOT", raising=False)
+    for name in ("STILLHOUSE_ROOT", "STILLHOUSE_INPUTS"):  # a command in this process may set them
+        monkeypatch.delenv(name, raising=False)
     for name in [name for name in os.environ if name.startswith("PREFECT_")]:
         monkeypatch.delenv(name)
     return home

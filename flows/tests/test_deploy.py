@@ -91,27 +91,74 @@ def test_the_projects_own_deployments_hold() -> None:
     assert [each.name for each in read(root)] == ["tiny", "nightly", "hourly"]
 
 
-def test_deploying_without_a_server_says_what_to_run(
-    empty: "Project", env: Mapping[str, str]
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["serve"],
+        ["deploy"],
+        ["worker", "local"],
+        ["run"],
+        ["watch"],
+        ["compare", "vision/distill", "vision/diswot"],
+        ["clean", "--prefect"],
+    ],
+    ids=" ".join,
+)
+def test_a_server_that_is_not_there_is_one_line(
+    words: list[str],
+    empty: "Project",
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    from stillhouse.cli import main
+
     empty.write({"prefect.yaml": GOOD})
-    for more, reason in [
-        ({}, "no Prefect server: PREFECT_API_URL is not set. Run: stillhouse flow server"),
-        (
-            {"PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api"},
-            "no Prefect server answers at http://127.0.0.1",
-        ),
-    ]:
-        done = subprocess.run(
-            [sys.executable, "-m", "stillhouse", "flow", "deploy"],
-            cwd=empty.root,
-            env={**env, **more},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 2, done.stdout + done.stderr
-        assert done.stderr.startswith(f"error: {reason}"), done.stderr
-        assert len(done.stderr.splitlines()) == 1
+    monkeypatch.setenv("STILLHOUSE_ROOT", str(empty.root))
+    api = f"http://127.0.0.1:{free_port()}/api"
+    for address, found in ((api, "does not answer (["), ("nowhere", "does not answer (unknown")):
+        monkeypatch.setenv("PREFECT_API_URL", address)
+        assert main(["flow", *words]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith(f"error: Prefect's server at {address} {found}"), told
+        assert told.endswith("Start it (stillhouse flow server), or unset PREFECT_API_URL\n")
+        assert told.count("\n") == 1
+    assert not list(empty.root.glob("runs"))
+
+
+def test_deploying_without_a_server_says_what_to_run(
+    empty: "Project", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stillhouse.cli import main
+
+    empty.write({"prefect.yaml": GOOD})
+    monkeypatch.setenv("STILLHOUSE_ROOT", str(empty.root))
+    for words in (["deploy"], ["worker", "local"]):
+        assert main(["flow", *words]) == 2
+        told = capsys.readouterr().err
+        reason = "no Prefect server: PREFECT_API_URL is not set. Run: stillhouse flow server"
+        assert told.startswith(f"error: {reason}"), told
+        assert told.count("\n") == 1
+
+
+def test_what_prefect_raises_where_its_server_went_is_one_line() -> None:
+    import httpx
+
+    from stillhouse.errors import StillhouseError
+    from stillhouse_flows.foreground import answered
+
+    request = httpx.Request("GET", "http://127.0.0.1:9/api/flows")
+    refused = httpx.HTTPStatusError(
+        "no", request=request, response=httpx.Response(401, request=request)
+    )
+    for error, found in (
+        (ExceptionGroup("tasks", [httpx.ConnectError("refused")]), "does not answer; what"),
+        (RuntimeError("Failed to reach API at x"), "does not answer; what"),
+        (refused, "answers 401 to /api/flows; what"),
+    ):
+        with pytest.raises(StillhouseError, match=found), answered():
+            raise error
+    with pytest.raises(RuntimeError, match="ours"), answered():
+        raise RuntimeError("ours")
 
 
 def test_a_taken_port_and_an_open_address_are_said(

@@ -54,3 +54,11 @@ def test_lines_have_their_time_and_are_kept(tmp_path: Path) -> None:
     assert datetime.fromisoformat(said[0].split("  ")[0]).tzinfo is not None
     told = worker.stamped("x", datetime(2026, 11, 28, 20, 15, tzinfo=UTC))
     assert datetime.fromisoformat(told.split("  ")[0]) == datetime(2026, 11, 28, 20, 15, tzinfo=UTC)
+
+
+def test_what_is_served_says_an_outage_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    text = outage("http://127.0.0.1:9/api")
+    with worker.condensing():
+        print(f"Prefect's UI:  here\n{text}{text}ended")
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in told] == ["Prefect's UI", "httpx.ConnectError", "ended"]

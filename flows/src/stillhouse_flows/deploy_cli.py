@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from stillhouse.errors import StillhouseError
+from stillhouse_flows.foreground import answered
 from stillhouse_flows.server import API, HOST
 
 PORT = 4200
@@ -69,13 +70,17 @@ def serve(names: Names = None, port: Port = PORT) -> None:
     from stillhouse.places import project_root
     from stillhouse_flows.deployments import prepared, read
     from stillhouse_flows.local import settle
-    from stillhouse_flows.server import configured, ensure_server
+    from stillhouse_flows.server import check_answers, configured, ensure_server
+    from stillhouse_flows.worker import condensing
 
     settle()
     root = project_root()
-    with _until_told():
-        if not configured():
-            ensure_server(HOST, port)  # before the flows are loaded, and Prefect with them
+    with _until_told(), answered():
+        # before the flows are loaded, and Prefect with them
+        if configured():
+            check_answers()
+        else:
+            ensure_server(HOST, port)
         chosen = read(root, names or ())
         # the processes of its runs are this process's children
         os.environ["STILLHOUSE_ROOT"] = str(root)
@@ -85,7 +90,9 @@ def serve(names: Names = None, port: Port = PORT) -> None:
             print(f"  {deployment.full_name:<28} {_when(each.schedules)}", flush=True)
         from prefect import serve as serve_deployments
 
-        serve_deployments(*ready, print_starting_message=False)
+        with condensing():
+            serve_deployments(*ready, print_starting_message=False)
+        check_answers()  # it stops by itself where the server is gone
 
 
 def _when(schedules: "tuple[object, ...]") -> str:
@@ -140,22 +147,14 @@ def worker(
 
 @contextmanager
 def _reached() -> Generator[None]:
-    """A server is needed, and one that does not answer is a user's mistake."""
-    from stillhouse_flows.server import configured
+    """A server of the user's is needed, and answers."""
+    from stillhouse_flows.server import check_answers, configured
 
     if not configured():
         raise StillhouseError(
             f"no Prefect server: {API} is not set. Run: stillhouse flow server, "
             "and in this shell the line that it prints"
         )
-    import httpx
-
-    try:
+    check_answers()
+    with answered():
         yield
-    except (httpx.ConnectError, httpx.TimeoutException, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "Failed to reach" not in str(error):
-            raise
-        raise StillhouseError(
-            f"no Prefect server answers at {os.environ.get(API, 'the address of your profile')}. "
-            "Run: stillhouse flow server"
-        ) from error

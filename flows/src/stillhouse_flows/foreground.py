@@ -1,14 +1,21 @@
 """A flow in the foreground of somebody's terminal: what they may read, and how it ends."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Generator
+from typing import TYPE_CHECKING
 
 import typer
 
-from stillhouse.errors import StillhouseError
+from stillhouse_flows.server import no_server
+
+if TYPE_CHECKING:
+    from stillhouse_flows.request import Request
 
 INTERRUPTED = 130
+# a RuntimeError of Prefect's own in place of what httpx has raised
+SILENT = ("Failed to reach API", "Service exceeded error threshold")
 
 
 def begin(device: str, ref: str) -> None:
@@ -19,26 +26,54 @@ def begin(device: str, ref: str) -> None:
 
     check_place(device, ref)
     settle()
+    # else each line of a log that an absent server does not take is an error on the terminal
+    logging.raiseExceptions = False
     # whoever types this may read what they may read
     os.environ.setdefault(INPUTS, os.sep)
+
+
+def check_request(request: "Request", ref: str) -> None:
+    """Refuse what cannot run before a server is started for it; at another commit other settings
+    may hold, and the run itself looks there.
+    """
+    from stillhouse.places import project_root
+    from stillhouse_flows import run
+
+    if not ref:
+        run.check_request(project_root(), request)
 
 
 @contextlib.contextmanager
 def one_line() -> Generator[None]:
     """Ctrl-C, and a server that is not there or went, without a traceback."""
     try:
-        yield
+        with answered():
+            yield
     except KeyboardInterrupt:
         raise _interrupted() from None
-    except Exception as error:
-        from httpx import TransportError
 
-        if not isinstance(error, TransportError) and "Failed to reach API" not in str(error):
-            raise
-        raise StillhouseError(
-            f"Prefect's server at {os.environ.get('PREFECT_API_URL')} does not answer; what is "
-            "finished is kept. Start it (stillhouse flow server), or unset PREFECT_API_URL"
-        ) from error
+
+@contextlib.contextmanager
+def answered() -> Generator[None]:
+    """Raises StillhouseError in place of what Prefect raises where its server went or refuses."""
+    try:
+        yield
+    except Exception as error:
+        if found := _no_answer(error):
+            raise no_server(found) from error
+        raise
+
+
+def _no_answer(error: BaseException) -> str:
+    """What became of the server; empty where the error is another."""
+    from httpx import HTTPStatusError, TransportError
+
+    if isinstance(error, BaseExceptionGroup):
+        return next(filter(None, map(_no_answer, error.exceptions)), "")
+    if isinstance(error, HTTPStatusError) and error.response.is_client_error:
+        return f"answers {error.response.status_code} to {error.request.url.path}"
+    gone = isinstance(error, TransportError | HTTPStatusError)
+    return "does not answer" if gone or any(text in str(error) for text in SILENT) else ""
 
 
 def _interrupted() -> typer.Exit:

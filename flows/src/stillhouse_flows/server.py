@@ -9,6 +9,7 @@ import atexit
 import importlib
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from datetime import timedelta
+from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +28,7 @@ from stillhouse_flows.process_group import die_with_parent, kill_group
 HOST = "127.0.0.1"
 API = "PREFECT_API_URL"
 STARTUP_SECONDS = 300.0
+ANSWER_SECONDS = 30.0
 # a run whose machine died sends no heartbeat (local.QUIET says how often) and is marked Crashed
 SILENCE = timedelta(seconds=90)
 ZOMBIES = "Mark runs without heartbeats as crashed"
@@ -55,8 +59,12 @@ ENVIRONMENT = {
 
 
 def ensure_api() -> None:
-    """Have a Prefect API until this process ends; call it before Prefect is imported."""
-    if not configured():
+    """Have a Prefect API until this process ends; call it before Prefect is imported. Raises
+    StillhouseError where the user's own does not answer.
+    """
+    if configured():
+        check_answers()
+    else:
         _start(HOST, _free_port(), ENVIRONMENT)
 
 
@@ -133,6 +141,38 @@ def configured() -> bool:
     """Whether the user has a Prefect API of their own."""
     profiles = Path(os.environ.get("PREFECT_HOME", "")) / "profiles.toml"
     return bool(os.environ.get(API)) or (profiles.is_file() and API in profiles.read_text())
+
+
+def check_answers() -> None:
+    """Raises StillhouseError where nothing answers at PREFECT_API_URL, before seconds are spent on
+    Prefect's import. What Prefect itself must settle (a profile, a password, a certificate) is not
+    looked at.
+    """
+    api = os.environ.get(API)
+    if not api:
+        return
+    try:
+        with urllib.request.urlopen(f"{api.rstrip('/')}/health", timeout=ANSWER_SECONDS):
+            return
+    except urllib.error.HTTPError as error:
+        if error.code != HTTPStatus.NOT_FOUND:
+            return
+        found = "is none (404)"
+    except (OSError, ValueError, OverflowError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):
+            return
+        found = f"does not answer ({' '.join(str(reason).split())})"
+    raise no_server(found)
+
+
+def no_server(found: str) -> StillhouseError:
+    """What to say where Prefect's server is not as it should be."""
+    at = os.environ.get(API) or "the address of your profile"
+    return StillhouseError(
+        f"Prefect's server at {at} {found}; what is finished is kept. "
+        f"Start it (stillhouse flow server), or unset {API}"
+    )
 
 
 def stop(server: "subprocess.Popen[bytes]") -> None:

@@ -6,7 +6,10 @@ Prefect's worker tells of a server that does not answer by a traceback at every 
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from datetime import datetime
 from pathlib import Path
 from typing import IO
@@ -63,6 +66,31 @@ def relay(stream: IO[str], file: Path, say: Callable[[str], None]) -> None:
             file.replace(file.with_suffix(".log.1"))
         with file.open("a") as out:
             out.write(f"{text}\n")
+
+
+@contextmanager
+def condensing() -> Generator[None]:
+    """What the block prints, line by line as `condensed` has it."""
+    target, (read, write) = sys.stdout, os.pipe()
+
+    def pass_on() -> None:
+        with os.fdopen(read, errors="replace") as lines:
+            for line in condensed(lines):
+                print(line, file=target, flush=True)
+
+    thread = threading.Thread(target=pass_on, daemon=True)
+    thread.start()
+    try:
+        with (
+            os.fdopen(write, "w", buffering=1) as out,
+            redirect_stdout(out),
+            warnings.catch_warnings(),
+        ):
+            # Prefect's own, where it stops for an outage
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            yield
+    finally:
+        thread.join(END_SECONDS)
 
 
 def run_worker(words: Sequence[str], file: Path) -> int:
