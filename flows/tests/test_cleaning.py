@@ -17,6 +17,7 @@ from stillhouse_flows.failures import (
     fault_of,
     note_fault,
 )
+from stillhouse_flows.git import git, identity
 from stillhouse_flows.worktree import RunWorkspace, keep_mark, prune, run_lock, workspace
 
 if TYPE_CHECKING:
@@ -107,18 +108,68 @@ def test_gc_keeps_what_a_workspace_has_not_committed(toy: "Project") -> None:
     assert [p.read_text() for p in left - kept] == ["not committed\n"]
 
 
-def test_of_runs_that_fail_for_one_reason_the_newest_stays(toy: "Project") -> None:
-    def failed(reason: str) -> RunWorkspace:
-        return ran(toy, f"Failure of toy/count@tiny\n\n{reason}\n")
+TRUNCATED = "stage 'numbers': a.png is truncated"
 
-    other = failed("stage 'numbers': another file is bad")
-    first, second = (failed("stage 'numbers': a.png is truncated") for _ in range(2))
-    last = failed("stage 'numbers': a.png is truncated")
-    gone = drop_earlier(last, "toy/count@tiny", "stage 'numbers': a.png is truncated")
-    assert set(gone) == {first.run, second.run}
+
+def failed(project: "Project", reason: str, variant: str = "tiny") -> RunWorkspace:
+    return ran(project, f"Failure of toy/count@{variant}\n\n{reason}\n")
+
+
+def test_of_runs_that_fail_for_one_reason_the_newest_stays(toy: "Project") -> None:
+    other = failed(toy, "stage 'numbers': img_1.png is truncated")
+    first, second = (failed(toy, TRUNCATED) for _ in range(2))
+    last = failed(toy, TRUNCATED)
+    assert set(drop_earlier(last, "toy/count@tiny", TRUNCATED)) == {first.run, second.run}
     assert branches(toy) == {other.branch, last.branch}
     assert not first.folder.exists()
-    assert drop_earlier(last, "toy/count@small", "stage 'numbers': another file is bad") == []
+    assert not run_lock(toy.root, first.run).with_suffix(".json").exists()
+    # another file, another recipe
+    assert drop_earlier(last, "toy/count@tiny", "stage 'numbers': img_2.png is truncated") == []
+    assert drop_earlier(last, "toy/learn@tiny", "stage 'numbers': img_1.png is truncated") == []
+    assert drop_earlier(last, "toy/count@small", "stage 'numbers': img_1.png is truncated") == [
+        other.run
+    ]
+
+
+def test_variants_that_fail_for_one_reason_leave_one_and_what_goes_stays(toy: "Project") -> None:
+    """The reason names the run's log, its variant and a count."""
+
+    def told(run: str, variant: str, step: int) -> str:
+        log = f"/x/{run}/runs/toy/count/{variant}/double.log"
+        return f"toy/count@{variant}: not a number at step {step}; its log is {log}"
+
+    finished = ran(toy)
+    spaces = dict[str, RunWorkspace]()
+    for step, variant in enumerate(("tiny-aaaaaaaa", "tiny-bbbbbbbb", "tiny-cccccccc", "tiny")):
+        with workspace(toy.root, "toy") as space:
+            text = told(space.run, variant, step)
+            space.commit(f"Failure of toy/count@{variant}\n\n{text}\n")
+        spaces[variant] = space
+    with FileLock(run_lock(toy.root, spaces["tiny-aaaaaaaa"].run)):
+        last = spaces["tiny"]
+        gone = drop_earlier(last, "toy/count@tiny", told(last.run, "tiny", 9))
+    assert set(gone) == {spaces["tiny-bbbbbbbb"].run, spaces["tiny-cccccccc"].run}
+    kept = {finished, last, spaces["tiny-aaaaaaaa"]}
+    assert branches(toy) == {space.branch for space in kept}
+    assert all(space.folder.is_dir() for space in kept)
+
+
+def test_clean_takes_what_earlier_versions_left_of_failed_runs(toy: "Project") -> None:
+    finished = ran(toy)
+    earlier = failed(toy, TRUNCATED, "tiny-aaaaaaaa")
+    age(earlier, 600)
+    last = failed(toy, TRUNCATED)
+    age(last, 300)
+    when = {**identity(toy.root), "GIT_COMMITTER_DATE": "2020-01-01T00:00:00"}
+    earlier_tip = toy.git("rev-parse", earlier.branch)
+    again = git(toy.root, "commit-tree", f"{earlier_tip}^{{tree}}", "-p", earlier_tip, "-m",
+                f"Failure of toy/count@tiny-aaaaaaaa\n\n{TRUNCATED}", env=when)  # fmt: skip
+    toy.git("update-ref", f"refs/heads/{earlier.branch}", again)
+    (gone,) = clean(toy.root, seconds=1e6, branches=False, dry=False)
+    assert (gone.run, gone.repeated) == (earlier.run, True)
+    assert branches(toy) == {finished.branch, last.branch}
+    assert not earlier.folder.exists()
+    assert list(clean(toy.root, seconds=1e6, branches=False, dry=False)) == []
 
 
 def test_a_fault_that_repeats_waits_twice_as_long_each_time(toy: "Project") -> None:

@@ -22,6 +22,7 @@ def clean(
 ) -> None:
     """Remove workspaces of old runs, never of one that goes or was promoted.
 
+    Of runs of a recipe that failed for one reason only the newest stays, whatever their age.
     Results stay in DVC's cache while a branch or tag names them: see `flow gc`.
     """
     from stillhouse.cli.cleaning import seconds
@@ -34,7 +35,7 @@ def clean(
     for left in remove(project_root(), seconds=age, branches=branches, dry=dry_run):
         freed += left.size
         what = [*(["workspace"] if left.folder else [])]
-        what += ["branch"] if branches and left.branch else []
+        what += ["branch"] if left.branch and (branches or left.repeated) else []
         print(f"{verb} {size(left.size):>10}  {' and '.join(what)} of {left.run}")
     if prefect:
         print(f"{verb} of Prefect's runs: {_forget(age, dry=dry_run)}")

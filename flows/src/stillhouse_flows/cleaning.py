@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from stillhouse.errors import StillhouseError
 from stillhouse_flows.branches import Repository, repository
+from stillhouse_flows.failures import repeated
 from stillhouse_flows.git import GitError, git
 from stillhouse_flows.worktree import discard, keep_mark, remove_folder, run_lock, workspaces
 
@@ -27,6 +28,7 @@ class Left:
     run: str
     folder: Path | None  # its workspace
     branch: bool
+    repeated: bool  # failed as a later run of the recipe did
     changed: float  # seconds since the epoch
     size: int  # bytes of the workspace that are nowhere else
 
@@ -37,8 +39,9 @@ def survey(project: Path) -> list[Left]:
     dates = _branches(repo) if repo else {}
     folders = {p.name: p for p in place.iterdir() if p.is_dir()} if place.is_dir() else {}
     spared = promoted(repo) if repo else set[str]()
+    again = repeated(project) if repo else []
     found = [
-        _left(run, folders.get(run), dates.get(run))
+        _left(run, folders.get(run), dates.get(run), repeated=run in again)
         for run in sorted({*dates, *folders} - spared)
         if not keep_mark(project, run).exists()
     ]
@@ -51,18 +54,19 @@ def promoted(repo: Repository) -> set[str]:
 
 
 def clean(project: Path, *, seconds: float, branches: bool, dry: bool) -> Iterator[Left]:
-    """Remove runs that are older than so many seconds, with `branches` their branches too; yields
-    each as it goes.
+    """Remove runs that are older than so many seconds, with `branches` their branches too; and,
+    whatever their age, runs that failed as a later one did. Yields each as it goes.
     """
     repo = _repository(project)
     for left in survey(project):
-        if time.time() - left.changed < seconds or not (left.folder or branches):
+        old = time.time() - left.changed >= seconds and (left.folder or branches)
+        if not (old or left.repeated):
             continue
         lock = _lock(project, left.run)
         with contextlib.suppress(Timeout):
             with FileLock(lock, timeout=0):
                 if not dry:
-                    _remove(project, left, branches=branches)
+                    _remove(project, left, branches=branches or left.repeated)
             lock.unlink(missing_ok=True)
             yield left
     if repo and not dry:
@@ -95,13 +99,20 @@ def _branches(repo: Repository) -> Mapping[str, float]:
     return {run: float(date) for run, _, date in (row.partition("\t") for row in rows)}
 
 
-def _left(run: str, folder: Path | None, committed: float | None) -> Left:
+def _left(run: str, folder: Path | None, committed: float | None, *, repeated: bool) -> Left:
     stats = [p.lstat() for p in (folder, *folder.rglob("*"))] if folder else []
     # a branch without a commit of its own has the date of the user's
     times = [s.st_mtime for s in stats] or [committed or 0.0]
     # a file that DVC has linked from its cache frees nothing
     size = sum(s.st_size for s in stats if s.st_nlink == 1)
-    return Left(run=run, folder=folder, branch=committed is not None, changed=max(times), size=size)
+    return Left(
+        run=run,
+        folder=folder,
+        branch=committed is not None,
+        repeated=repeated,
+        changed=max(times),
+        size=size,
+    )
 
 
 def clean_prefect(seconds: float, *, dry: bool) -> int:

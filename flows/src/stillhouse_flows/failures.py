@@ -4,6 +4,7 @@ it tries again.
 
 import datetime
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, timedelta
@@ -13,12 +14,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from stillhouse.files import storage, write_text
-from stillhouse_flows.branches import repository
-from stillhouse_flows.candidates import run_branches
+from stillhouse_flows.branches import Repository, repository
+from stillhouse_flows.candidates import RunBranch, run_branches
 from stillhouse_flows.git import git
 from stillhouse_flows.worktree import RunWorkspace, discard, run_lock, workspaces
 
 FIRST, LONGEST = timedelta(hours=1), timedelta(days=7)
+
+NUMBER = re.compile(r"(?<![\w./-])-?\d+(\.\d+)?(?![\w/-])")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,24 +72,53 @@ def clear_fault(project: Path, ref: str) -> None:
 
 
 def drop_earlier(space: RunWorkspace, ref: str, reason: str) -> list[str]:
-    """Remove branch and workspace of earlier runs of RECIPE@VARIANT that failed for this reason."""
-    repo, gone = repository(space.project), list[str]()
-    for branch in run_branches(repo):
-        if not branch.failed or branch.title != ref or branch.run == space.run:
-            continue
-        said = git(repo.top, "log", "-1", "--format=%b", f"refs/heads/runs/{branch.run}")
-        # a reason may name the log, in the run's own workspace
-        if _plain(said, branch.run) != _plain(reason, space.run):
-            continue
-        try:
-            with FileLock(run_lock(space.project, branch.run), timeout=0):
-                discard(space.project, branch.run)
-                gone.append(branch.run)
-        except Timeout:
-            continue
-        run_lock(space.project, branch.run).unlink(missing_ok=True)
-    return gone
+    """Remove branch and workspace of earlier runs of this recipe, whatever their settings, that
+    failed for this reason.
+    """
+    repo, name = repository(space.project), ref.partition("@")[0]
+    failed = [b for b in run_branches(repo) if b.failed and b.title.partition("@")[0] == name]
+    # a reason may name the log, in the run's own workspace
+    cause = _plain(reason, space.run, ref)
+    same = [b.run for b in failed if b.run != space.run and _cause(repo, b) == cause]
+    return [run for run in same if remove_run(space.project, run)]
 
 
-def _plain(reason: str, run: str) -> str:
-    return " ".join(reason.replace(run, "RUN").split())
+def repeated(project: Path) -> list[str]:
+    """Failed runs after which the same recipe failed for the same reason; they could go."""
+    repo = repository(project)
+    known, found = set[tuple[str, str]](), list[str]()
+    for branch in run_branches(repo):  # newest first
+        if not branch.failed:
+            continue
+        each = (branch.title.partition("@")[0], _cause(repo, branch))
+        if each in known:
+            found.append(branch.run)
+        known.add(each)
+    return found
+
+
+def remove_run(project: Path, run: str) -> bool:
+    """Remove a run's branch and workspace, unless it goes; whether they were removed."""
+    lock = run_lock(project, run)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            discard(project, run)
+    except Timeout:
+        return False
+    lock.unlink(missing_ok=True)
+    return True
+
+
+def _cause(repo: Repository, branch: RunBranch) -> str:
+    said = git(repo.top, "log", "-1", "--format=%b", f"refs/heads/runs/{branch.run}")
+    return _plain(said, branch.run, branch.title)
+
+
+def _plain(reason: str, run: str, ref: str) -> str:
+    """The reason without what differs from run to run: names of its own, and counts. A number in
+    a file's name stays: another file is another reason.
+    """
+    variant = ref.partition("@")[2]
+    words = reason.replace(run, "RUN").replace(ref, "REF").replace(f"/{variant}/", "/VARIANT/")
+    return NUMBER.sub("N", " ".join(words.split()))
