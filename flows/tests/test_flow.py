@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 from flow_servers import start
 
+from stillhouse.cli import main
+
 if TYPE_CHECKING:
     from conftest import Project
 
@@ -118,12 +120,45 @@ def test_ctrl_c_leaves_no_process(counting: "Project", env: Mapping[str, str]) -
     assert str(counting.root.parent) not in rows
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("facto=2",), "Did you mean 'factor'?"),
+        (("data=file:gone",), "error: 'file:gone': {root}/gone is not there; give an existing"),
+    ],
+)
 def test_wrong_input_leaves_neither_branch_nor_workspace(
-    counting: "Project", env: Mapping[str, str], own_home: Path
+    counting: "Project",
+    env: Mapping[str, str],
+    own_home: Path,
+    words: tuple[str, ...],
+    reason: str,
 ) -> None:
-    child = start(counting, env, "run", "toy/count", "--set", "facto=2")
+    assigned = [word for pair in words for word in ("--set", pair)]
+    child = start(counting, env, "run", "toy/count", *assigned)
     out, err = child.communicate()
-    assert (child.returncode, err.count("\n")) == (2, 1), out + err
-    assert "Did you mean 'factor'?" in err
+    assert (child.returncode, err.count("\n"), out) == (2, 1, ""), out + err
+    assert reason.format(root=counting.root) in err
     assert counting.git("branch", "--list", "runs/*") == ""
-    assert not [p for p in (own_home / "workspaces").glob("*/*") if p.is_dir()]
+    assert not (own_home / "workspaces").exists()
+
+
+def test_a_flow_refuses_missing_files_in_the_words_of_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Data, from which settings are read, and a teacher: all at once, by each command."""
+    monkeypatch.setenv("STILLHOUSE_ROOT", str(tmp_path))
+    words = ["--set", "data=file:gone", "--set", "teacher=file:lost/teacher.pth"]
+    told: list[str] = []
+    for command in (
+        ["run", "vision/distill"],
+        ["flow", "run", "vision/distill"],
+        ["flow", "watch", "vision/distill"],
+        ["flow", "compare", "vision/distill", "vision/diswot"],
+    ):
+        assert main([*command, *words]) == 2
+        told.append(capsys.readouterr().err)
+    assert told == [told[0]] * 4
+    assert told[0].startswith(f"error: 'file:gone': {tmp_path}/gone is not there; give")
+    assert f"; 'file:lost/teacher.pth': {tmp_path}/lost/teacher.pth is not there" in told[0]
+    assert not list(tmp_path.glob("**/workspaces"))

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from stillhouse_flows import clean_cli, compare_cli, deploy_cli
-from stillhouse_flows.foreground import begin, one_line
+from stillhouse_flows.foreground import begin, check_request, one_line
 
 app = typer.Typer(
     name="flow",
@@ -79,12 +79,13 @@ def _flow_inputs(
 ) -> dict[str, Any]:  # Any: a flow's parameters
     """Check the inputs of a flow, and set up this process for it."""
     from stillhouse.settings import parse_assignments
-    from stillhouse_flows.parameters import check_name
+    from stillhouse_flows.request import Request
 
     settings = parse_assignments(assignments)
-    check_name(recipe, scale)
+    request = Request(recipe=recipe, scale=scale, settings=settings)
     begin(device, ref)
     _check_device(device)
+    check_request(request, ref)
     return {"recipe": recipe, "scale": scale, "settings": settings, "device": device, "ref": ref}
 
 

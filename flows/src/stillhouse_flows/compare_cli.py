@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from stillhouse.errors import BadSetting
-from stillhouse_flows.foreground import begin, one_line
+from stillhouse_flows.foreground import begin, check_request, one_line
 
 
 def compare(
@@ -32,13 +32,14 @@ def compare(
     address: Annotated[str, typer.Option(help="Of a Dask or Ray cluster that is there.")] = "",
 ) -> None:
     """Run recipes, variants or settings side by side, and compare their reports."""
-    from stillhouse_flows.parameters import check_name
+    from stillhouse_flows.request import Request
     from stillhouse_flows.server import ensure_api
 
     runs: Any = requests(recipes, scale, assignments, vary)  # Any: checked by Prefect
-    for each in runs:
-        check_name(each["recipe"], each["scale"])
+    asked = [Request(**each) for each in runs]
     begin(device, ref)
+    for each in asked:
+        check_request(each, ref)
     with one_line():
         ensure_api()
         from stillhouse_flows.compare import compare as flow

@@ -37,7 +37,7 @@ from stillhouse_flows.process import Children, StageFailed, run_stage, share_cor
 from stillhouse_flows.project import INPUTS, StageSpec, plan
 from stillhouse_flows.remote import check_pools, send
 from stillhouse_flows.request import Request
-from stillhouse_flows.run import Finished, Run, opened, results_message, start
+from stillhouse_flows.run import Finished, Run, check_request, opened, results_message, start
 from stillhouse_flows.worktree import RunWorkspace, forget, workspace
 
 # one stage at a time: each uses every core, and beside another its latencies would not be its own
@@ -108,7 +108,10 @@ def distill(
     settle()
     request = Request(recipe=recipe, scale=scale, settings=settings or {})
     number = str(flow_run.id).replace("-", "")[-12:]
-    with workspace(project_root(), request.label(), ref=ref, number=number) as space:
+    project = project_root()
+    if not ref:  # at another commit other settings may hold; `settled` looks there
+        check_request(project, request)
+    with workspace(project, request.label(), ref=ref, number=number) as space:
         run = settled(space, request, device)
         name_run(run)
         tell(run.headline())
@@ -132,7 +135,7 @@ def distill(
         except BaseException as error:
             # a signal reaches this thread only: without this, what the others started would go on
             line.children.kill()
-            if isinstance(error, StillhouseError):
+            if isinstance(error, Exception):
                 note_failure(run, error)
             raise
         commit = space.commit(f"Report of {run.prepared.ref}", also=run.reports())
@@ -190,13 +193,19 @@ def tell(text: str) -> None:
             logger.info(row)
 
 
-def note_failure(run: Run, error: StillhouseError) -> None:
-    """Commit what was finished, and why no more was: once, of runs that fail for one reason."""
+def note_failure(run: Run, error: Exception) -> None:
+    """Commit what was finished, and why no more was: once, of runs that fail for one reason. Where
+    nothing has begun, nothing is left.
+    """
+    known = isinstance(error, StillhouseError)
+    reason = str(error) if known else f"{type(error).__name__}: {error}"
     # a full disk would hide the reason behind its own
     with suppress(StillhouseError):
         if run.space.started():
-            run.space.commit(f"Failure of {run.prepared.ref}\n\n{error}\n")
-            drop_earlier(run.space, run.prepared.ref, str(error))
+            run.space.commit(f"Failure of {run.prepared.ref}\n\n{reason}\n")
+            drop_earlier(run.space, run.prepared.ref, reason)
+        else:
+            forget(run.space)
 
 
 def lost_remote(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:  # Any: Prefect's

@@ -21,7 +21,7 @@ from stillhouse_flows.request import Prepared, Request
 
 def prepare(root: Path, request: Request) -> Prepared:
     """Make `root` hold the variant, its pipeline and its settings.json."""
-    name, settings = _settings(root, request)
+    name, settings = settings_of(root, request)
     chosen = generate.target(root, name, settings)
     note_variant(root, chosen)
     generate.write(chosen)
@@ -37,7 +37,8 @@ def prepare(root: Path, request: Request) -> Prepared:
     )
 
 
-def _settings(root: Path, request: Request) -> tuple[str, Settings]:
+def settings_of(root: Path, request: Request) -> tuple[str, Settings]:
+    """ "domain/recipe" and the settings of a request, with what params.yaml of `root` says."""
     if "@" in request.recipe:
         if request.scale or request.settings:
             raise BadSetting(

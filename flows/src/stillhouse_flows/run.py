@@ -3,11 +3,12 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from stillhouse.errors import BadSetting, MissingData
+from stillhouse.errors import BadSetting
+from stillhouse.inputs import check_present
 from stillhouse_flows.child import StageResult
 from stillhouse_flows.data import bring, pin
 from stillhouse_flows.git import git
@@ -21,6 +22,7 @@ from stillhouse_flows.worktree import RunWorkspace
 REPORTS = ("report.json", "report.md")
 # folders, beside the project, that "file:" inputs of a run may lie in
 INPUTS = "STILLHOUSE_INPUTS"
+FILE = "file:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +91,8 @@ class Run:
 def opened(space: RunWorkspace, request: Request, device: str) -> Run:
     """Settle the request inside the workspace, with the workspace's own code."""
     env = space.environment(device)
-    # before anybody looks at it
-    data = str(request.settings.get("data", ""))
-    if data.startswith("file:"):
-        _check_file(space.project, data.removeprefix("file:"))
+    for ref in _files(request.settings.values()):  # before anybody looks at them
+        _check_file(space.project, ref)
     words = json.dumps(asdict(request))
     prepared = prepared_from(ask("stillhouse_flows.prepare", words, env=env, cwd=space.root))
     for name in prepared.data:
@@ -100,8 +100,34 @@ def opened(space: RunWorkspace, request: Request, device: str) -> Run:
             raise BadSetting(f"'data:{name}': leads out of data/; use file:<path> for other files")
     for name in prepared.files:
         _check_file(space.project, name)
+    check_present([f"{FILE}{n}" for n in prepared.files if not _held(space, n)], space.project)
     folders = source_folders(space.project)
     return Run(space=space, request=request, prepared=prepared, env=env, folders=folders)
+
+
+def check_request(project: Path, request: Request) -> None:
+    """Raises StillhouseError where settings are wrong or a run may not read a file or does not find
+    it, before there is a workspace.
+    """
+    from stillhouse.runs import outside_refs  # imports torch
+    from stillhouse.settings import make_recipe
+    from stillhouse_flows.prepare import settings_of
+
+    given = _files(request.settings.values())
+    for name in given:
+        _check_file(project, name)
+    # a recipe may look into its data
+    check_present([f"{FILE}{name}" for name in given], project)
+    named = _files(outside_refs(make_recipe(*settings_of(project, request))))
+    for name in named:
+        _check_file(project, name)
+    check_present([f"{FILE}{name}" for name in named], project)
+
+
+def _files(values: Iterable[object]) -> list[str]:
+    """The paths of "file:" inputs."""
+    texts = (value for value in values if isinstance(value, str))
+    return [text.removeprefix(FILE) for text in texts if text.startswith(FILE)]
 
 
 def _check_file(project: Path, name: str) -> None:
@@ -146,14 +172,22 @@ def _bring_file(space: RunWorkspace, name: str) -> None:
         aim.unlink()
         aim.symlink_to(source.resolve())
         return
-    if space.start.commit and git(space.root, "ls-files", "--", name):  # below LEFT_OUT
+    if _held(space, name):  # below LEFT_OUT
         git(space.root, "checkout", "--ignore-skip-worktree-bits", "HEAD", "--", name)
         return
-    if not source.exists():
-        raise MissingData(f"'file:{name}': {source} is not there; give an existing file or folder")
     aim.parent.mkdir(parents=True, exist_ok=True)
     copy = shutil.copytree if source.is_dir() else shutil.copy2
     copy(source, aim)
+
+
+def _held(space: RunWorkspace, name: str) -> bool:
+    """Whether the workspace has a file of its own, checked out or not."""
+    if leads_out(name):
+        return False
+    aim = space.root / name
+    if aim.exists() or aim.is_symlink() or not space.start.commit:
+        return aim.exists()
+    return bool(git(space.root, "ls-files", "--", name))
 
 
 def results_message(run: Run, results: Sequence[StageResult]) -> str:

@@ -44,6 +44,13 @@ def test_a_missing_file_is_named_before_anything_is_read(tmp_path: Path) -> None
     check_present(["builtin:a:b", "hub:a/b", "file:there"], tmp_path)
 
 
+def test_all_missing_files_are_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(MissingData) as caught:
+        check_present(["file:gone", "data:there", "file:lost"], tmp_path)
+    named = [part.partition(": ")[0] for part in str(caught.value).split("; ") if ": " in part]
+    assert named == ["'file:gone'", "'data:there'", "'file:lost'"]
+
+
 def test_run_refuses_it_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,12 +72,18 @@ def _first_there(roots: Sequence[Path], find: Callable[[Path], Path]) -> Path:
 
 
 def check_present(refs: Iterable[str], root: Path) -> None:
-    """Raise MissingData for the first "data:" or "file:" reference that leads to nothing, before
+    """Raise MissingData for every "data:" or "file:" reference that leads to nothing, before
     anything is read or run.
     """
+    missing = list[str]()
     for ref in refs:
         if ref.startswith(("data:", "file:")):
-            raw_input(ref, root)
+            try:
+                raw_input(ref, root)
+            except MissingData as error:
+                missing.append(str(error))
+    if missing:
+        raise MissingData("; ".join(missing))
 
 
 def _path_artifact(path: Path) -> Artifact:

@@ -16,7 +16,7 @@ import pydantic
 from stillhouse.digest import digest
 from stillhouse.domain import recipe_function
 from stillhouse.errors import BadSetting, UnknownName
-from stillhouse.inputs import raw_input
+from stillhouse.inputs import check_present, raw_input
 from stillhouse.json_files import fault, read_json
 from stillhouse.params import read_params, read_yaml
 from stillhouse.places import project_root
@@ -197,6 +197,8 @@ def _from_data(
         return {}
     if not ref.startswith(OUTSIDE):
         return {}  # `at` says what is wrong
+    # not only the data, which are read now
+    check_present((v for v in given.values() if isinstance(v, str)), project_root())
     found = cls.from_data(raw_input(ref, project_root()), {**preset, **given}, given)
     return {key: value for key, value in found.items() if key in missing}
 
