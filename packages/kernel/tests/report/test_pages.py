@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from stillhouse.report import load, publish, report
-from stillhouse.report.render import data_read, escape_markdown, linked
+from stillhouse.report.render import data_read, escape_markdown, fact_name, linked
+from stillhouse.report.tables import other_scores
 from stillhouse.runs import Runs
 
 from .written import ONE, THREE, Scored, Story, write_run
@@ -275,3 +276,22 @@ def test_what_was_read_is_taken_from_the_stages(tmp_path: Path) -> None:
     alone = dataclasses.replace(document, stages=tuple(inside))
     assert data_read(alone) == "none from outside the recipe"
     assert data_read(dataclasses.replace(document, stages=())) == "not recorded"
+
+
+def test_rows_without_other_scores_are_left_out_there(tmp_path: Path) -> None:
+    document = load(made(ONE, tmp_path))
+    assert [line.head for line in other_scores(document).lines] == [
+        "teacher",
+        "student",
+        "student + kd",
+    ]
+    bare = dataclasses.replace(
+        document.rows[2], scores={"accuracy": document.rows[2].scores["accuracy"]}
+    )
+    fewer = dataclasses.replace(document, rows=(*document.rows[:2], bare))
+    assert [line.head for line in other_scores(fewer).lines] == ["teacher", "student"]
+
+
+def test_units_of_measured_facts_keep_their_case() -> None:
+    names = [fact_name(key) for key in ("memory_gib", "cpu", "python", "vector_flags")]
+    assert names == ["Memory, GiB", "CPU", "Python", "Vector flags"]

@@ -133,6 +133,7 @@ def _environment(*, escaping: bool) -> jinja2.Environment:
         "md_prose": markdown_prose,
         "code": code_span,
         "words": words,
+        "fact_name": fact_name,
         "svg_uri": _svg_uri,
         "svg_size": svg_size,
     }
@@ -194,6 +195,14 @@ def words(value: object) -> str:
             return ", ".join(f"{k} {words(v)}" for k, v in value.items())  # pyright: ignore[reportUnknownVariableType]
         case _:
             return str(value)
+
+
+def fact_name(key: str) -> str:
+    """The name of a measured fact as a person writes it: "memory_gib" is "Memory, GiB"."""
+    if key in ("cpu", "gpu"):
+        return key.upper()
+    text = key.replace("_gib", ", GiB").replace("_", " ")
+    return text[:1].upper() + text[1:]
 
 
 def svg_size(svg: str) -> tuple[int, int]:

@@ -191,6 +191,7 @@ def other_scores(document: Document) -> Table:
         )
         for i, row in enumerate(document.rows)
     ]
+    lines = [line for line in lines if not all(cell.quiet for cell in line.cells)]
     columns = tuple(
         Column(
             label=f"{s.label} {'(lower is better)' if s.lower_is_better else ''}".strip(),
