@@ -79,7 +79,7 @@ def test_a_stage_killed_and_resumed_leaves_what_an_unharmed_one_leaves(tmp_path)
     whole = run("toy/toy")
     again = replace(whole.runs(), root=tmp_path / "again")
     for stage in whole.recipe.stages:
-        kill_and_resume(whole.recipe, stage, again)
+        kill_and_resume(whole.recipe, stage, again, whole.runs())
     assert {stage.name for stage in whole.recipe.stages} < set(records(again))
     assert records(again) == records(whole.runs())
 

@@ -14,8 +14,9 @@ from torch import Generator, nn
 from stillhouse.artifact import Built, spec_of
 from stillhouse.card import add_metadata
 from stillhouse.errors import BadData, ContractError
-from stillhouse.export import Export, check_onnx, sample, write_onnx
+from stillhouse.export import Export, check_onnx, sample
 from stillhouse.objectives.inputs import named
+from stillhouse.quantize.onnx_network import ONNX
 from stillhouse_sam import load_sam
 from stillhouse_sam.models import SamNetwork
 from stillhouse_sam.models.encoders import MEAN, STD
@@ -61,12 +62,32 @@ class ExportSam:
             embedding = network.eval()(dict(batch))["embedding"]
         asked = {"embedding": embedding, **{name: batch[name] for name in PROMPTS}}
         given, axes = (Decoder(network.sam), asked, ANSWERS), export.dynamic
-        write_onnx(*given, file, opset=export.opset, dynamic=axes)
+        cut_decoder(file.with_name(ONNX), file)
         check_onnx(file, *given, tolerance=export.tolerance, dynamic=axes)
         whole = json.loads((file.parent / load_sam.RECORD).read_text())
         ports = {**whole["inputs"], **whole["outputs"]}
         record = {"task": whole["task"], "inputs": {n: ports[n] for n in asked}}
         add_metadata(file, record | {"outputs": {n: ports[n] for n in ANSWERS}})
+
+
+def cut_decoder(whole: Path, file: Path) -> None:
+    """Write the part of a SAM's ONNX file behind its embedding as a file of its own."""
+    import onnx
+    from onnx.utils import Extractor
+
+    model = onnx.load(str(whole))
+    for node in model.graph.node:
+        # the exporter reads the number of images off the first input that has it
+        if node.op_type == "Shape" and node.input[0] == "images" and _is_batch(node):
+            node.input[0] = "embedding"
+    part = Extractor(model).extract_model(["embedding", *PROMPTS], list(ANSWERS))
+    onnx.checker.check_model(part)
+    file.write_bytes(part.SerializeToString(deterministic=True))
+
+
+def _is_batch(node: Any) -> bool:  # Any: onnx has no types; a Shape node
+    ends = {attribute.name: attribute.i for attribute in node.attribute}
+    return (ends.get("start", 0), ends.get("end")) == (0, 1)
 
 
 def write_loader(built: Built, out: Path, *, tolerance: float) -> None:

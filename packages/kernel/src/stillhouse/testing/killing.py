@@ -1,7 +1,9 @@
 """Deaths of a stage inside one process: an exception that nothing on the way may swallow."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
@@ -19,9 +21,12 @@ class KilledError(BaseException):
 
 @dataclass(frozen=True, kw_only=True)
 class DiesLast:
-    """A stage that dies when all its outputs are written and none is in place yet."""
+    """A stage that dies when all its outputs are written and none is in place yet. They are those
+    of `done`, the stage's folder in a finished run, so that nothing is computed twice.
+    """
 
     stage: Stage
+    done: Path
 
     @property
     def name(self) -> str:
@@ -43,8 +48,8 @@ class DiesLast:
     def distributed(self) -> bool:
         return self.stage.distributed
 
-    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
-        self.stage.run(inputs, ctx)
+    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:  # noqa: ARG002
+        shutil.copytree(self.done, ctx.out, dirs_exist_ok=True)
         raise KilledError
 
 
@@ -54,16 +59,18 @@ def die_at_checkpoint(event: Event) -> None:
         raise KilledError
 
 
-def kill_and_resume(recipe: Recipe, stage: Stage, runs: Runs) -> None:
+def kill_and_resume(recipe: Recipe, stage: Stage, runs: Runs, whole: Runs) -> None:
     """Run a stage that dies once, then again to its end; asserts that nothing half-done is left.
 
     A training, a search or a federation dies at a checkpoint in the middle and must go on from
-    there; any other stage dies just before its outputs are moved into place.
+    there; any other stage dies just before its outputs, those of the finished run `whole`, are
+    moved into place.
     """
     middle, resumed = _middle(stage)
     dying = replace(runs, observe=die_at_checkpoint, checkpoint_steps=middle or None)
+    dies_last = DiesLast(stage=stage, done=whole.folder / stage.name)
     with pytest.raises(KilledError):
-        run_stage(recipe, stage if middle else DiesLast(stage=stage), dying)
+        run_stage(recipe, stage if middle else dies_last, dying)
     assert finished(stage, runs) is None
     events: list[Event] = []
     run_stage(recipe, stage, replace(runs, observe=events.append))

@@ -136,7 +136,7 @@ class DomainSuite:
         monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
         again = replace(finished.runs(), root=tmp_path)
         for stage in finished.recipe.stages:
-            kill_and_resume(finished.recipe, stage, again)
+            kill_and_resume(finished.recipe, stage, again, finished.runs())
         assert records(again) == records(finished.runs())
 
     def test_reports_every_row(self, finished: Target) -> None:
