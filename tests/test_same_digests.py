@@ -28,7 +28,8 @@ def call(clone: Path, env: Mapping[str, str], *words: str) -> str:
     return done.stdout
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_three_ways_give_the_same_artifacts(tmp_path: Path) -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")

@@ -1,5 +1,6 @@
 """Toy projects: real git and DVC repositories whose stages are one-line shell commands."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -191,18 +192,47 @@ def learnt_once(tmp_path_factory: pytest.TempPathFactory) -> Learnt:
         # where a command imports the plugin, its __pycache__ would count as a change
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    made = Learnt(project=project, good="", worse="", env=env)
-    for words in ((), ("--set", "gain=3.0")):
-        done = made.call("run", "toy/learn", *words)
-        assert done.returncode == 0, done.stdout + done.stderr
-    words = ("--format=%(subject) %(refname:lstrip=3)", "refs/heads/runs")
-    told = [line.split() for line in project.git("for-each-ref", *words).splitlines()]
-    runs = {title: run for _, _, title, run in told}
-    good = runs.pop("toy/learn@tiny")
-    (worse,) = runs.values()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "dont_write_bytecode", True)
+        patch.syspath_prepend(str(project / "src"))
+        good, worse = (finish(project, settings) for settings in ({}, {"gain": 3.0}))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "toy_plugin"]:
+        del sys.modules[name]
     shutil.rmtree(place / "home" / "workspaces")
     project.git("worktree", "prune")
     return Learnt(project=project, good=good, worse=worse, env=env)
+
+
+def finish(project: Project, changed: Mapping[str, float]) -> str:
+    """A finished run of toy/learn as the flow leaves it, but for Prefect and the stages' processes; its name."""
+    from dvc.repo import Repo
+
+    from stillhouse.report import report
+    from stillhouse.runs import Runs, run_recipe
+    from stillhouse.settings import find_settings, make_recipe
+    from stillhouse_flows.outside import write_notes
+    from stillhouse_flows.request import Request
+    from stillhouse_flows.run import opened, start
+    from stillhouse_flows.worktree import workspace
+
+    request = Request(recipe="toy/learn", settings=changed)
+    with workspace(project.root, request.label()) as space:
+        run = opened(space, request, "cpu")
+        start(run)
+        ref = run.prepared.ref
+        name, settings = find_settings(ref, space.root, space.root / "runs")
+        runs = Runs(root=space.root, recipe=name, variant=settings.variant())
+        write_notes(space.root, ref)
+        recipe = make_recipe(name, settings)
+        run_recipe(recipe, runs)
+        with contextlib.chdir(space.root), Repo(str(space.root)) as repo:
+            repo.commit(str(space.root / run.prepared.pipeline), force=True)
+        space.commit(f"Results of {ref}")
+        report(recipe, runs)
+        space.commit(f"Report of {ref}", also=run.reports())
+        return space.run
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def call(root: Path, env: Mapping[str, str], *words: str) -> str:
     return done.stdout
 
 
-@pytest.mark.essential
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_clone_pulls_the_report_and_trains_nothing(
     counting: "Project", env: dict[str, str], tmp_path: Path

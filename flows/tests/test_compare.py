@@ -58,10 +58,16 @@ def compare(project: "Project", home: Path, *words: str) -> "subprocess.Complete
     return subprocess.run(command, cwd=project.root, env=env, capture_output=True, text=True)
 
 
-def test_too_few_or_equal_runs_are_refused(counting: "Project", own_home: Path) -> None:
-    done = compare(counting, own_home, "toy/count")
-    assert done.stderr == "error: compare: give at least two runs (got 1)\n", done.stdout
-    assert done.returncode == 2
+def test_too_few_or_equal_runs_are_refused() -> None:
+    from stillhouse_flows.compare import run_names
+    from stillhouse_flows.request import Request
+
+    one, other = Request(recipe="toy/count"), Request(recipe="toy/count", settings={"factor": 3})
+    assert run_names([one, other]) == ["toy/count", "toy/count factor=3"]
+    with pytest.raises(BadSetting, match=r"^compare: give at least two runs \(got 1\)$"):
+        run_names([one])
+    with pytest.raises(BadSetting, match=r"^compare: toy/count is asked for twice; leave one out$"):
+        run_names([one, other, one])
 
 
 @pytest.mark.slow
@@ -94,10 +100,12 @@ def test_runs_are_compared(counting: "Project", own_home: Path, runner: str) -> 
 def test_a_failed_run_does_not_keep_the_others_from_being_compared(
     counting: "Project", own_home: Path
 ) -> None:
-    (counting / "data" / "a" / "numbers.txt").write_text("1\n2\n3\n")
-    words = ["toy/count", "--vary", "factor=2,3,nonsense"]
+    words = ["toy/count", "--vary", "factor=2,3", "--vary", "fail=false,true"]
     done = compare(counting, own_home, *words)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.startswith('error: toy/count factor="nonsense": '), done.stderr
+    reason = "stage 'double': these numbers cannot be used"
+    assert done.stderr.startswith(
+        f'error: toy/count factor="2" fail="true": {reason}; toy/count factor="3" '
+    ), done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert "Comparison: " in done.stdout

@@ -18,7 +18,7 @@ from stillhouse.cli import main
 if TYPE_CHECKING:
     from conftest import Project
 
-pytestmark = [pytest.mark.essential, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 def left_of(session: int) -> list[str]:
@@ -31,6 +31,7 @@ def left_of(session: int) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_report_on_a_branch_and_nothing_else(
     counting: "Project", env: Mapping[str, str], own_home: Path
 ) -> None:
@@ -84,6 +85,7 @@ def test_a_run_leaves_a_report_on_a_branch_and_nothing_else(
     assert counting.state() == before
 
 
+@pytest.mark.slow
 def test_a_failed_stage_stops_those_after_it_only(
     counting: "Project", env: Mapping[str, str]
 ) -> None:
@@ -103,6 +105,7 @@ def test_a_failed_stage_stops_those_after_it_only(
     assert line.endswith("failed; stage 'double': these numbers cannot be used"), out + err
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_process(counting: "Project", env: Mapping[str, str]) -> None:
     child = start(counting, env, "run", "toy/count", "--set", "seconds=300.0")
     assert child.stdout is not None

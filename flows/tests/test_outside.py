@@ -50,7 +50,7 @@ def mean(project: "Project", variant: str) -> float:
     return json.loads(file.read_text())["mean"]
 
 
-@pytest.mark.essential
+@pytest.mark.slow
 def test_dvc_repro_sees_a_file_outside_the_project(
     counting: "Project", env: Mapping[str, str], tmp_path: Path
 ) -> None:
@@ -123,7 +123,7 @@ def test_a_path_out_of_the_project_is_refused_with_the_one_that_works(
     )
 
 
-@pytest.mark.essential
+@pytest.mark.slow
 def test_what_dvc_takes_for_the_same_parameter_is_not_restored(
     counting: "Project", env: Mapping[str, str]
 ) -> None:

@@ -81,7 +81,7 @@ def test_a_request_elsewhere_would_be_seen(tmp_path: Path) -> None:
 
 
 @browser
-@pytest.mark.essential
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_no_request_of_the_page_leaves_this_machine(
     counting: "Project", env: Mapping[str, str], tmp_path: Path

@@ -33,17 +33,24 @@ def artifacts(home: Path) -> list[str]:
         return [json.loads(text) for (text,) in base.execute(query)]
 
 
-@pytest.mark.essential
-@pytest.mark.timeout(600)
-def test_without_a_gate_nothing_runs_and_how_to_write_one_is_said(learnt: "Learnt") -> None:
-    before = branches(learnt.project)
-    done = learnt.call("watch", "toy/learn")
-    assert done.returncode == 2, done.stdout
-    assert done.stderr == (
-        "error: toy/learn has no gate in params.yaml, so none of its students is promoted; write one, "
-        "as in gate: {toy/learn: {minimum: {accuracy: 0.9}, not_worse: [accuracy]}}\n"
+def test_without_a_gate_nothing_runs_and_how_to_write_one_is_said(
+    learnt: "Learnt", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stillhouse.errors import StillhouseError
+    from stillhouse_flows.request import Request
+    from stillhouse_flows.watch import look
+
+    monkeypatch.setenv("PYTHONPATH", learnt.env["PYTHONPATH"])
+    monkeypatch.syspath_prepend(learnt.env["PYTHONPATH"])
+    project = learnt.project
+    before = (branches(project), project.git("worktree", "list"))
+    with pytest.raises(StillhouseError) as caught:
+        look(project.root, Request(recipe="toy/learn"), "")
+    assert str(caught.value) == (
+        "toy/learn has no gate in params.yaml, so none of its students is promoted; write one, "
+        "as in gate: {toy/learn: {minimum: {accuracy: 0.9}, not_worse: [accuracy]}}"
     )
-    assert branches(learnt.project) == before
+    assert (branches(project), project.git("worktree", "list")) == before
 
 
 @pytest.mark.slow

@@ -100,7 +100,7 @@ def compare(runs: list[AskedRun], device: Device = "auto", ref: Ref = "") -> str
     """
     settle()
     requests = [Request(**run.model_dump()) for run in runs]
-    names = _names(requests)
+    names = run_names(requests)
     children, board = Children(), Board(len(requests))
     say(f"{len(requests)} runs: {', '.join(names)}")
     shared: Any = quote(children) if _threaded() else None  # Any: handed over unvisited
@@ -124,7 +124,7 @@ def compare(runs: list[AskedRun], device: Device = "auto", ref: Ref = "") -> str
     return str(page)
 
 
-def _names(requests: Sequence[Request]) -> list[str]:
+def run_names(requests: Sequence[Request]) -> list[str]:
     """What tells the runs apart. Raises BadSetting when two are the same, or there are too few."""
     if len(requests) < 2:
         raise BadSetting(f"compare: give at least two runs (got {len(requests)})")
