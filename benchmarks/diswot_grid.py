@@ -17,10 +17,10 @@ from grids import Record, guarded, rows_of, run_cell
 from rounds import write
 
 from stillhouse.cli.target import Target
+from stillhouse.code import code_version
 from stillhouse.environment import environment
 from stillhouse.recipe import SCALES
 from stillhouse.report.collect import collect
-from stillhouse.runs import code_of
 from stillhouse.settings import parse_assignments
 
 RECIPE = "vision/diswot"
@@ -91,7 +91,7 @@ def earlier(file: Path, asked: Record) -> dict[str, Record]:
     if not file.is_file():
         return {}
     record = json.loads(file.read_text())
-    same = record["settings"] == asked and record["code"] == code_of(RECIPE)
+    same = record["settings"] == asked and record["code"] == code_version("stillhouse_vision")
     return dict(record["cells"]) if same else {}
 
 
@@ -121,7 +121,7 @@ def main() -> None:
         record = {
             "settings": asked,
             "planned": len(cells(options.scale)),
-            "code": code_of(RECIPE),
+            "code": code_version("stillhouse_vision"),
             "environment": environment(options.device),
             "cells": found,
         }

@@ -27,8 +27,8 @@ from rounds import paired, summary, write
 from torch import Generator, Tensor, nn
 
 from stillhouse.artifact import Built, load_model
+from stillhouse.code import code_version
 from stillhouse.data.data import TensorData
-from stillhouse.digest import code_version
 from stillhouse.environment import environment
 from stillhouse.quantize.onnx_network import ONNX, OnnxNetwork
 from stillhouse.quantize.onnx_qdq import ToIntegers

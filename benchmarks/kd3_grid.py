@@ -14,11 +14,11 @@ from grids import Record, guarded, rows_of, run_cell
 from rounds import write
 
 from stillhouse.cli.target import Target
+from stillhouse.code import code_version
 from stillhouse.environment import environment
 from stillhouse.recipe import SCALES
 from stillhouse.report.collect import collect
 from stillhouse.report.statistics import paired
-from stillhouse.runs import code_of
 from stillhouse.settings import parse_assignments
 from stillhouse_vision.recipes.kd3 import OURS, VARIANTS
 
@@ -75,7 +75,7 @@ def main() -> None:
         record = {
             "settings": {"scale": options.scale, "seeds": seeds, "set": options.set},
             "planned_seeds": options.seeds,
-            "code": code_of(RECIPE),
+            "code": code_version("stillhouse_vision"),
             "environment": environment(options.device),
             **found,
         }

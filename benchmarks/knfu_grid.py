@@ -16,7 +16,7 @@ from typing import Any
 from grids import Record, guarded, run_cell
 from rounds import write
 
-from stillhouse.digest import code_version
+from stillhouse.code import code_version
 from stillhouse.environment import environment
 from stillhouse.report import report
 from stillhouse_vision.recipes.teaching_settings import CIFAR10

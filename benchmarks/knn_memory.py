@@ -25,7 +25,7 @@ import torch
 from rounds import write
 from torch import Tensor, nn
 
-from stillhouse.digest import code_version
+from stillhouse.code import code_version
 from stillhouse.environment import environment
 from stillhouse_pointcloud.objectives import LocalGraphDistillation
 

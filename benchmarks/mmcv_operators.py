@@ -20,8 +20,8 @@ import torch
 from rounds import write
 from torch import Tensor
 
+from stillhouse.code import code_version
 from stillhouse.data.data import TensorData
-from stillhouse.digest import code_version
 from stillhouse.environment import environment
 from stillhouse_pointcloud.data import from_arrays
 from stillhouse_pointcloud.mmdet.configs import NAMED, model

@@ -22,7 +22,7 @@ from nas_tables import ACCURACIES, ROOT, Name, Table
 from rounds import write
 from torch import Tensor
 
-from stillhouse.digest import code_version
+from stillhouse.code import code_version
 from stillhouse.environment import environment
 from stillhouse.errors import BadData
 from stillhouse.search.proxies import combined

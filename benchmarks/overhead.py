@@ -23,7 +23,7 @@ import torch
 from overhead_contestants import CHANGED
 from rounds import Worker, interleaved, paired, summary, write
 
-from stillhouse.digest import code_version
+from stillhouse.code import code_version
 
 ROOT = Path(__file__).parent.parent
 PEERS = ("torchdistill==1.1.5", "nvidia-modelopt==0.47.0", "requests")

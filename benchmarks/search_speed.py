@@ -26,7 +26,7 @@ from nas_tables import ACCURACIES, CLASSES, IMAGES, ROOT, Architecture, Table, r
 from rounds import write
 
 from stillhouse.artifact import Artifact
-from stillhouse.digest import code_version
+from stillhouse.code import code_version
 from stillhouse.environment import environment
 from stillhouse.recipe import Event, Recipe
 from stillhouse.runs import Runs, run_stage

@@ -28,7 +28,7 @@ from torch import Generator, Tensor
 from stillhouse import engine  # noqa: F401  imported here, so that no timed run pays for it
 from stillhouse.artifact import Artifact, Model
 from stillhouse.cache import Cache
-from stillhouse.digest import code_version
+from stillhouse.code import code_version
 from stillhouse.environment import environment
 from stillhouse.objectives.logits import KD
 from stillhouse.objectives.objective import Composed, Optimizer, Phase, Weighted

@@ -57,5 +57,6 @@ def test_a_clone_pulls_the_report_and_trains_nothing(
     assert theirs["curves"] == mine["curves"]
     assert theirs["curves"][0]["stage"] == "student"
     told = call(clone, env, "dvc", "repro", "pipelines/toy/slope/tiny/dvc.yaml")
-    assert "Running stage" not in told
-    assert "up to date" in told
+    # the kernel lies outside the project, so its code is looked at
+    assert told.count("Running stage") == 1
+    assert "stillhouse flow inputs" in told

@@ -48,8 +48,10 @@ def test_metrics_params_plots_and_experiments_of_two_runs(
     assert scores["square_error"]["diff"] != 0
 
     changed = json.loads(dvc("params", "diff", one, two, "--json"))
-    (values,) = changed.values()
-    assert next(iter(values.values()))["new"] == 2
+    assert next(iter(changed["params.yaml"].values()))["new"] == 2
+    # a seed more is more stages, and no stage's code changes
+    (codes,) = (values for path, values in changed.items() if path.endswith("inputs/code.json"))
+    assert all(value["old"] is None for value in codes.values())
 
     page = dvc("plots", "diff", one, three, "--out", str(tmp_path / "plots"))
     html = Path(page.strip().splitlines()[-1].removeprefix("file://"))

@@ -50,8 +50,8 @@ def test_a_run_leaves_a_report_on_a_branch_and_nothing_else(
     assert page.is_relative_to(own_home / "workspaces")
     assert page.is_file()
     assert "+ 1 changed and 1 untracked files" in lines[0]
-    assert [line.split()[1:3] for line in lines if "/4 " in line] == [
-        [name, "ran"] for name in ("numbers", "double", "double-scores", "same-scores")
+    assert [line.split()[1:3] for line in lines if "/5 " in line] == [
+        [name, "ran"] for name in ("inputs", "numbers", "double", "double-scores", "same-scores")
     ]
 
     branch = counting.git("branch", "--list", "runs/*", "--format=%(refname:short)")
@@ -80,7 +80,7 @@ def test_a_run_leaves_a_report_on_a_branch_and_nothing_else(
 
     plan = start(counting, env, "plan", "toy/count", "--set", "seeds=2")
     out, err = plan.communicate()
-    assert out.splitlines()[-1] == "0 of 4 stages would run.", out + err
+    assert out.splitlines()[-1] == "0 of 5 stages would run.", out + err
     assert counting.git("branch", "--list", "runs/*", "--format=%(refname:short)") == branch
     assert counting.state() == before
 

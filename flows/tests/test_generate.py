@@ -8,6 +8,7 @@ import pytest
 import typer
 import yaml
 
+from stillhouse.code.sources import sources
 from stillhouse_flows import cli
 
 if TYPE_CHECKING:
@@ -23,10 +24,10 @@ def generated(
     monkeypatch.syspath_prepend(str(counting / "src"))
     monkeypatch.delitem(sys.modules, "toy_plugin", raising=False)
     monkeypatch.chdir(counting.root)
+    sources.cache_clear()
     capsys.readouterr()
     cli.dvc(check=False)
     assert capsys.readouterr().out.splitlines() == [
-        "written: pipelines/toy/count/tiny/code.json",
         "written: pipelines/toy/count/tiny/dvc.yaml",
     ]
     return counting
@@ -34,17 +35,19 @@ def generated(
 
 def test_a_stage_of_a_recipe_is_a_stage_of_dvc(generated: "Project") -> None:
     stages = yaml.safe_load((generated / PIPELINE).read_text())["stages"]
-    assert list(stages) == ["numbers", "double", "double-scores", "same-scores"]
+    assert list(stages) == ["inputs", "numbers", "double", "double-scores", "same-scores"]
     base = "runs/toy/count/tiny"
-    code = ["src/toy_plugin", "pipelines/toy/count/tiny/code.json"]
+    code = f"{base}/inputs/code.json"
     assert stages["numbers"] == {
         "cmd": "stillhouse stage toy/count@tiny numbers",
         "wdir": "../../../..",
-        "deps": ["data/a/numbers.txt", *code],
+        "deps": ["data/a/numbers.txt"],
+        "params": [{code: ["numbers"]}],
         "outs": [f"{base}/numbers", f"{base}/numbers.run.json"],
         "meta": {"prefect": {"resource": "cpu", "timeout": 900}},
     }
-    assert stages["double-scores"]["deps"] == [f"{base}/double", *code]
+    assert stages["double-scores"]["deps"] == [f"{base}/double"]
+    assert stages["double-scores"]["params"] == [{code: ["double-scores"]}]
     # all in DVC's cache: a clone pulls what a report needs
     assert stages["double-scores"]["outs"] == [
         f"{base}/double-scores",
@@ -98,19 +101,39 @@ def test_settings_of_a_variant_are_its_params_except_seeds(generated: "Project")
     assert stages["inputs"] == {
         "cmd": f"stillhouse flow inputs toy/count@{variant}",
         "wdir": "../../../..",
-        "deps": ["params.yaml"],
+        "deps": ["params.yaml", "src/toy_plugin"],
         "params": [f"toy.count.{variant}.factor"],
-        "outs": [noted],
+        "outs": [f"runs/toy/count/{variant}/inputs/code.json", noted],
+        "always_changed": True,  # the kernel lies outside this project
         "meta": {"prefect": {"resource": "cpu"}},
     }
     assert all(noted in stage["deps"] for name, stage in stages.items() if name != "inputs")
     assert not (generated / PIPELINE).exists()
 
 
-def test_code_outside_the_project_is_a_dependency_by_its_digest(generated: "Project") -> None:
-    from stillhouse.digest import code_version
+def test_code_keys_are_noted_for_each_stage(generated: "Project") -> None:
+    from stillhouse.code import stage_code
+    from stillhouse.settings import make_recipe, make_settings
+    from stillhouse_flows.outside import write_notes
 
-    record = json.loads((generated / "pipelines/toy/count/tiny/code.json").read_text())
-    assert list(record) == ["toy_plugin"]
-    assert record["toy_plugin"] != code_version("stillhouse")
-    assert len(record["toy_plugin"]) == 64
+    write_notes(generated.root, "toy/count@tiny")
+    noted = json.loads((generated / "runs/toy/count/tiny/inputs/code.json").read_text())
+    recipe = make_recipe("toy/count", make_settings("toy/count", "tiny", {}))
+    assert noted == {stage.name: stage_code(recipe, stage) for stage in recipe.stages}
+    assert noted["numbers"] != noted["double-scores"] == noted["same-scores"]
+
+
+def test_code_inside_the_project_is_read_again_where_it_changed_only() -> None:
+    from stillhouse.places import project_root
+    from stillhouse_flows.generate import files, targets
+
+    root = project_root()
+    chosen = next(t for t in targets(root) if t.ref == "landmarks/two_teacher@tiny")
+    ((_, text),) = files(chosen).items()
+    entry = yaml.safe_load(text)["stages"]["inputs"]
+    assert entry["deps"] == [
+        "params.yaml",
+        "packages/kernel/src/stillhouse",
+        "plugins/landmarks/src/stillhouse_landmarks",
+    ]
+    assert "always_changed" not in entry

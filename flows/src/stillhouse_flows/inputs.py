@@ -114,7 +114,7 @@ def _settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterable[str]: 
 
 def read(root: Path, project: Path, ref: str) -> Reading:
     """What RECIPE@VARIANT would read in `root`, or in `project` where git ignores it."""
-    from stillhouse.runs import code_of
+    from stillhouse.code import recipe_code
     from stillhouse.settings import find_settings, make_recipe
 
     name, settings = find_settings(ref, root, root / "runs")
@@ -123,7 +123,7 @@ def read(root: Path, project: Path, ref: str) -> Reading:
     inputs = Inputs(
         variant=settings.variant(),
         settings=settings.overrides(),
-        code=code_of(name),
+        code=recipe_code(recipe),
         data="",
         outside={r: "" if r.startswith(DATA) else _digest(r, root, project) for r in sorted(refs)},
     )

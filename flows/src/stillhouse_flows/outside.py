@@ -1,14 +1,16 @@
 """What a variant reads that DVC cannot compare by itself, as small files that it can.
 
-The DVC stage `inputs` writes runs/<domain>/<recipe>/<variant>/inputs/: settings.json, for DVC takes
-1, 1.0 and true of params.yaml for the same; and a file for each input by "file:" or "hub:" with its
-digest, for such a folder may lie anywhere, behind links too.
+The DVC stage `inputs` writes runs/<domain>/<recipe>/<variant>/inputs/: code.json, the code key of
+each stage, which are DVC's parameters; settings.json, for DVC takes 1, 1.0 and true of params.yaml
+for the same; and a file for each input by "file:" or "hub:" with its digest, for such a folder may
+lie anywhere, behind links too.
 """
 
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from stillhouse.code import builds_in, reached_code, stage_code
 from stillhouse.digest import text_digest
 from stillhouse.errors import BadRecipe
 from stillhouse.files import write_text
@@ -18,6 +20,7 @@ from stillhouse.settings import Settings, find_settings, make_recipe
 from stillhouse_flows.project import INPUTS
 
 SETTINGS = f"{INPUTS}/settings.json"
+CODE = f"{INPUTS}/code.json"
 SCHEMES = ("file:", "hub:")
 
 
@@ -46,7 +49,7 @@ def settings_text(settings: Settings) -> str:
 
 
 def notes(settings: Settings, stages: Sequence[Stage]) -> list[str]:
-    """The files that those stages depend on; none where DVC sees everything."""
+    """The files that those stages depend on, besides their code keys."""
     kept = [SETTINGS] if settings_text(settings) else []
     return [*kept, *map(note_of, refs(stages))]
 
@@ -66,14 +69,21 @@ def write_notes(root: Path, ref: str) -> None:
     folder = root / "runs" / name / settings.variant()
     if text := settings_text(settings):
         write_text(folder / SETTINGS, text)
-    for each in refs(make_recipe(name, settings).stages):
-        note = {"ref": each, "digest": outside(each, root).digest}
+    recipe = make_recipe(name, settings)
+    keys = {stage.name: stage_code(recipe, stage) for stage in recipe.stages}
+    write_text(folder / CODE, json.dumps(keys, indent=1) + "\n")
+    for each in refs(recipe.stages):
+        given = outside(each, root)
+        note = {"ref": each, "digest": given.digest}
+        if builds := builds_in(given.path):
+            note["code"] = reached_code(builds)
         write_text(folder / note_of(each), json.dumps(note, indent=1) + "\n")
 
 
 def stale(root: Path, files: Iterable[Path]) -> list[str]:
     """Inputs whose digest is not the one noted in `files`."""
-    ours = [f for f in files if f.parent.name == INPUTS and f.name != Path(SETTINGS).name]
+    names = {Path(SETTINGS).name, Path(CODE).name}
+    ours = [f for f in files if f.parent.name == INPUTS and f.name not in names]
     ours = [f for f in ours if f.parent.resolve().is_relative_to(root.resolve() / "runs")]
     noted = [json.loads(f.read_text()) for f in ours if f.is_file()]
     return [each["ref"] for each in noted if outside(each["ref"], root).digest != each["digest"]]

@@ -7,15 +7,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from stillhouse.code.sources import source_root
 from stillhouse.errors import StillhouseError
 
 
-def package_folder(package: str) -> Path:
-    """The folder of a top-level package, found without importing it."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise StillhouseError(f"package '{package}' is not installed, or is not a package")
-    return Path(next(iter(spec.submodule_search_locations))).resolve()
+def source_path(package: str) -> Path:
+    """The folder (or single file) of a top-level package, found without importing it."""
+    root = source_root(package)
+    if root is None:
+        raise StillhouseError(f"package '{package}' is not installed, or has no source")
+    return root.resolve()
 
 
 def stage_packages() -> tuple[str, ...]:
@@ -32,7 +33,7 @@ def inside(folder: Path, root: Path) -> bool:
 
 def source_folders(root: Path) -> tuple[str, ...]:
     """What to put on PYTHONPATH, relative to `root`, for packages that the project holds."""
-    folders = [package_folder(package) for package in stage_packages()]
+    folders = [source_path(package) for package in stage_packages()]
     parents = [f.parent.relative_to(root).as_posix() for f in folders if inside(f, root)]
     return tuple(dict.fromkeys(parents))
 
@@ -72,7 +73,7 @@ def _visible(device: str) -> dict[str, str]:
 
 def check_code(root: Path, folders: Sequence[str]) -> None:
     """Raises StillhouseError when `root` holds stillhouse and another would be imported."""
-    found = package_folder("stillhouse")
+    found = source_path("stillhouse")
     if any((root / folder / "stillhouse").is_dir() for folder in folders) and not inside(
         found, root
     ):

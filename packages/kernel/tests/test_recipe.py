@@ -15,7 +15,6 @@ from stillhouse.artifact import Model
 from stillhouse.digest import (
     arrays_digest,
     canonical,
-    code_version,
     digest,
     known_digest,
     path_digest,
@@ -176,20 +175,6 @@ def test_links_that_lead_nowhere_or_back_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     with pytest.raises(BadData, match=r"a/up: a link back to a folder that holds it; remove"):
         path_digest(tmp_path)
-
-
-def test_the_code_version_leaves_out_what_computes_nothing() -> None:
-    from stillhouse.digest import _sources
-
-    names = list(_sources("stillhouse"))
-    assert "stillhouse/engine.py" in names
-    assert "stillhouse/stages/train.py" in names
-    assert not [
-        n
-        for n in names
-        if n.startswith(("stillhouse/cli/", "stillhouse/report/", "stillhouse/testing/"))
-    ]
-    assert code_version("stillhouse") == code_version("stillhouse")
 
 
 def make(name: str = "data") -> Make:

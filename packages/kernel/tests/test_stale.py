@@ -1,6 +1,7 @@
 """What changes while a stage runs: nothing it left is kept under the key of what it began with."""
 
 import importlib
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,13 +12,16 @@ import pytest
 import torch
 from torch import Generator
 
-from stillhouse import digest
+from stillhouse.artifact import Built, Model, save_model
+from stillhouse.code import stage_code
+from stillhouse.code.sources import sources
 from stillhouse.data.data import Columns
-from stillhouse.digest import code_version, path_digest
-from stillhouse.errors import StaleInput
+from stillhouse.digest import path_digest
+from stillhouse.errors import BadRecipe, StaleInput
 from stillhouse.recipe import Recipe
-from stillhouse.runs import Runs, code_of, finished, run_recipe, stage_key
+from stillhouse.runs import Runs, finished, run_recipe, stage_key
 from stillhouse.stages import Make
+from stillhouse.trusted import builder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +89,11 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (package / "__init__.py").write_text("domain = None\n")
     (package / "late.py").write_text("number = 1\n")
     monkeypatch.syspath_prepend(str(site))
+    sources.cache_clear()
     yield package
-    for name in ("stale_plugin", "stale_plugin.late"):
-        sys.modules.pop(name, None)
-    code_version.cache_clear()
-    digest._code.cache_clear()
+    for name in [name for name in sys.modules if name.startswith("stale_plugin")]:
+        del sys.modules[name]
+    sources.cache_clear()
 
 
 def test_code_that_changes_before_it_is_loaded_is_refused(
@@ -108,12 +112,104 @@ def test_code_that_changes_before_it_is_loaded_is_refused(
 def test_code_that_changes_after_it_was_loaded_is_not_what_ran(
     tmp_path: Path, file: Path, plugin: Path
 ) -> None:
-    loaded = ReadThenWrite(file=str(plugin / "__init__.py"), text="domain = 1\n")
+    importlib.import_module("stale_plugin.late")
+    loaded = ReadThenWrite(
+        file=str(plugin / "late.py"), text="number = 3\n", load="stale_plugin.late"
+    )
     recipe, _ = reading(loaded, tmp_path)
     runs = Runs(root=tmp_path, recipe="stale/reading", variant="v")
-    before = code_of(runs.recipe)
+    before = stage_code(recipe, recipe.stages[0])
     run_recipe(recipe, runs)
     done = finished(recipe.stages[0], runs)
     assert done is not None
     digests = {"source": path_digest(file.parent)}
     assert done.key == stage_key(recipe.stages[0], digests, before)
+
+
+def test_only_an_edit_of_code_that_a_stage_reaches_runs_it_again(
+    tmp_path: Path, file: Path, plugin: Path
+) -> None:
+    (plugin / "reader.py").write_text(READER)
+    module = importlib.import_module("stale_plugin.reader")
+    stage = Make(name="read", make=module.read, inputs={"source": "data:set"}, ports=("train",))
+    recipe = Recipe(name="reading", reference="", stages=(stage,), rows={}, baseline="")
+    told: list[str] = []
+    runs = Runs(
+        root=tmp_path, recipe="stale/reading", variant="v", observe=lambda e: told.append(e.text)
+    )
+    edits = {
+        READER: "done",
+        READER.replace("Read it.", "Read all."): "up to date",
+        READER.replace("{1}", "{2}"): "done",
+    }
+    for text, ending in edits.items():
+        (plugin / "reader.py").write_text(text)
+        sources.cache_clear()  # as a new process
+        run_recipe(recipe, runs)
+        assert told.pop() == ending
+
+
+READER = '''\
+import torch
+
+
+def read(inputs, *, rng):
+    """Read it."""
+    return {"train": {"labels": torch.tensor([*{1}])}}
+'''
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildsWhatItReads:
+    """A maker that has the kernel call a builder whose name stands in its data."""
+
+    def __call__(self, inputs: Mapping[str, Any], *, rng: Generator) -> Mapping[str, Columns]:
+        net = builder((inputs["source"] / "1.txt").read_text())()
+        return {"train": {"labels": torch.zeros(len(list(net.parameters())))}}
+
+
+def test_a_builder_that_the_key_does_not_cover_is_refused(
+    tmp_path: Path, file: Path, plugin: Path
+) -> None:
+    (plugin / "nets.py").write_text("from torch import nn\n\n\nclass Net(nn.Module):\n    pass\n")
+    sources.cache_clear()
+    file.write_text("stale_plugin.nets:Net")
+    stage = Make(
+        name="read", make=BuildsWhatItReads(), inputs={"source": "data:set"}, ports=("train",)
+    )
+    recipe = Recipe(name="reading", reference="", stages=(stage,), rows={}, baseline="")
+    runs = Runs(root=tmp_path, recipe="stale/reading", variant="v")
+    with pytest.raises(BadRecipe) as told:
+        run_recipe(recipe, runs)
+    assert str(told.value) == (
+        "stage 'read': 'stale_plugin.nets:Net' is named in what it reads, but nothing in the stage "
+        "leads to it, so that its key would not see a change of it; import stale_plugin.nets where "
+        "the name is read"
+    )
+    # outside a stage nothing has a key
+    assert builder("stale_plugin.nets:Net").__name__ == "Net"
+
+
+def test_builders_of_a_model_from_outside_are_in_the_key_and_in_the_record(
+    tmp_path: Path, file: Path, plugin: Path
+) -> None:
+    (plugin / "nets.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.a = nn.Linear(1, 1)\n"
+    )
+    sources.cache_clear()
+    net = importlib.import_module("stale_plugin.nets").Net
+    save_model(tmp_path / "given", Built(spec=Model(build=net), module=net()))
+    stage = Make(name="count", make=parameters, inputs={"model": "file:given"}, ports=("train",))
+    recipe = Recipe(name="reading", reference="", stages=(stage,), rows={}, baseline="")
+    runs = Runs(root=tmp_path, recipe="stale/reading", variant="v")
+    run_recipe(recipe, runs)
+    record = json.loads((runs.folder / "count" / "stage.json").read_text())
+    assert record["builds"] == ["stale_plugin.nets"]
+    digests = {"model": path_digest(tmp_path / "given")}
+    assert record["key"] == stage_key(stage, digests, stage_code(recipe, stage, record["builds"]))
+    assert record["key"] != stage_key(stage, digests, stage_code(recipe, stage))
+
+
+def parameters(inputs: Mapping[str, Any], *, rng: Generator) -> Mapping[str, Columns]:
+    return {"train": {"labels": torch.zeros(len(list(inputs["model"].module.parameters())))}}

@@ -102,7 +102,7 @@ def written(folder: Path, record: Any) -> Path:
     ("stillhouse_trap:Linear", "defined elsewhere, as torch.nn.modules.linear:Linear"),
     ("stillhouse.files:write_text", "builds no network"),
     ("stillhouse.files:shutil.rmtree", "'shutil' is neither a function nor a class"),
-    ("stillhouse.runs:importlib.metadata.sys", "'importlib' is neither a function nor a class"),
+    ("stillhouse.domain:importlib.metadata.sys", "'importlib' is neither a function nor a class"),
     ("stillhouse.__main__:sys.exit", "not of the form module:function"),
     ("stillhouse_trap:Net.__init__.__globals__", "not of the form module:function"),
     ("stillhouse_trap:Net\n", "not of the form module:function"),

@@ -18,6 +18,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stillhouse.artifact import Built
 from stillhouse.data.data import Data, rows_of
 from stillhouse.digest import digest, file_digest
 from stillhouse.errors import BadSetting, ContractError, UnknownName
@@ -54,7 +55,7 @@ class Source:
 
     role: str  # digest of the role's artifact
     data: str  # digest of the data artifact
-    code: str
+    code: str  # of what the role, the augmentation and this module can reach
     device: str  # "cpu" or "cuda": their last bits differ
     batch: int  # rows that went through the role together: it moves the last bits, too
     cache: Cache
@@ -176,7 +177,7 @@ def cached(
 
 def stored(
     role: str,
-    module: nn.Module,
+    built: Built,
     data: Data,
     *,
     setup: Setup,
@@ -192,7 +193,9 @@ def stored(
     source = Source(
         role=ctx.digests[role],
         data=ctx.digests["data"],
-        code=ctx.code,
+        code=ctx.code(
+            (built.spec, {type(m) for m in built.module.modules()}, setup.augment, cache)
+        ),
         device=ctx.device.partition(":")[0],
         batch=setup.batch,
         cache=cache,
@@ -200,7 +203,7 @@ def stored(
     )
     epochs = -(-setup.steps // pass_length(data, setup.batch))
     views = range(setup.views if selects else min(setup.views, epochs))
-    return cached(role, module, data, views, source, ctx=ctx)
+    return cached(role, built.module, data, views, source, ctx=ctx)
 
 
 class _Fill:

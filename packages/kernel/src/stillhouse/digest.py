@@ -1,4 +1,4 @@
-"""Digests: sha256 over canonical JSON, files, folders, arrays and source code.
+"""Digests: sha256 over canonical JSON, files, folders and arrays.
 
 A recipe is hashed by what it says: frozen dataclasses, mappings, sequences, plain values, and
 functions or classes by their module and name. A lambda or closure has no name that another process
@@ -10,9 +10,8 @@ import functools
 import hashlib
 import json
 import math
-import sys
 import types
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -169,67 +168,3 @@ def arrays_digest(arrays: Mapping[str, Any]) -> str:  # Any: numpy arrays or ten
         total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         total.update(array.tobytes())
     return total.hexdigest()
-
-
-# report, cli and testing do not change what a stage computes
-NOT_CODE = ("cli", "report", "testing")
-
-
-@functools.cache
-def code_version(package: str) -> str:
-    """sha256 over the sorted .py sources of `stillhouse` (without cli, report, testing) and of
-    `package`, as they were when this process first asked.
-    """
-    files = _code(package).files
-    return text_digest("\n".join(f"{name} {hashed}" for name, hashed in files.items()))
-
-
-def changed_code(package: str) -> list[str]:
-    """The sources of `code_version` that this process may have loaded after they had changed."""
-    code, now = _code(package), _sources(package)
-    loaded = _loaded(now)
-    changed = {name for name in loaded if now[name] != code.files.get(name)}
-    found = sorted(changed - code.known)
-    code.known.update(loaded - changed)
-    return found
-
-
-@dataclasses.dataclass(kw_only=True)
-class _Code:
-    """Sources as this process first saw them, and those whose modules it loaded from them: what
-    becomes of these files later changes nothing.
-    """
-
-    files: Mapping[str, str]
-    known: set[str]
-
-
-@functools.cache
-def _code(package: str) -> _Code:
-    files = _sources(package)
-    return _Code(files=files, known=_loaded(files))
-
-
-def _loaded(names: Iterable[str]) -> set[str]:
-    modules = {name: name.removesuffix(".py").removesuffix("/__init__") for name in names}
-    return {name for name, module in modules.items() if module.replace("/", ".") in sys.modules}
-
-
-def _sources(package: str) -> Mapping[str, str]:
-    """Relative name of each source file of the kernel and of `package` -> its digest."""
-    found: dict[str, str] = {}
-    for name in dict.fromkeys(["stillhouse", package]):
-        root = source_root(name)
-        files = [root] if root.is_file() else sorted(root.rglob("*.py"))
-        for file in files:
-            inside = file.relative_to(root.parent)
-            if not (name == "stillhouse" and inside.parts[1] in NOT_CODE):
-                found[inside.as_posix()] = file_digest(file)
-    return found
-
-
-def source_root(package: str) -> Path:
-    """The folder (or single file) an imported top-level package's code lies in."""
-    __import__(package)
-    file = Path(str(sys.modules[package].__file__))
-    return file.parent if file.name == "__init__.py" else file

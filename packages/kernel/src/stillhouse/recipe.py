@@ -46,6 +46,11 @@ def silent(event: Event) -> None:
     """The observer that shows nothing."""
 
 
+def no_code(value: object) -> str:  # noqa: ARG001
+    """Where no run keeps account of code."""
+    return ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """Where and on what a stage runs. Nothing here is part of the stage's key."""
@@ -61,7 +66,8 @@ class Context:
     engine: str = "local"  # of the federations among the stages
     recipe: str = ""  # "domain/recipe", with `settings` what another host builds the stage from
     settings: Path | None = None  # settings.json of the variant; None outside a run
-    code: str = ""  # digest of the code that runs, part of teacher-cache keys
+    # digest of the code that a value can reach, part of teacher-cache keys
+    code: Callable[[object], str] = no_code
     digests: Mapping[str, str] = field(
         default_factory=dict[str, str]
     )  # port -> digest of the input

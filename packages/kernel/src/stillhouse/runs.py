@@ -13,7 +13,6 @@ runs/<domain>/<recipe>/<variant>/settings.json
 
 import contextlib
 import datetime
-import importlib.metadata
 import json
 import shutil
 import time
@@ -26,8 +25,8 @@ from filelock import FileLock, Timeout
 
 from stillhouse import parallel
 from stillhouse.artifact import Artifact, Kind
-from stillhouse.digest import changed_code, code_version, digest, known_digest
-from stillhouse.domain import GROUP
+from stillhouse.code import builds_in, changed_code, code_key, stage_modules, value_code
+from stillhouse.digest import digest, known_digest
 from stillhouse.environment import environment
 from stillhouse.errors import CorruptArtifact, MissingData, StaleInput
 from stillhouse.files import storage, write_text, writing
@@ -37,11 +36,11 @@ from stillhouse.leftovers import remove_asides, remove_temporaries, temporary
 from stillhouse.places import home, project_root
 from stillhouse.recipe import OUTSIDE, Context, Event, Observer, Recipe, Stage, silent
 from stillhouse.settings import Settings
+from stillhouse.trusted import covered
 
 __all__ = [
     "Runs",
     "StageRecord",
-    "code_of",
     "finished",
     "home",
     "input_of",
@@ -133,10 +132,10 @@ class _StageFile:
 def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact]:
     """Run one stage, or skip it while its key holds; returns its outputs by port.
 
-    The key covers the stage, the digests of its inputs and the code. Raises MissingData when an
-    input's stage has not run, CorruptArtifact when an input's bytes differ from their digest,
-    StaleInput when data or code changed while the stage ran (nothing it left is kept), StorageError
-    when the file system refuses.
+    The key covers the stage, the digests of its inputs and the code it can reach (stillhouse.code).
+    Raises MissingData when an input's stage has not run, CorruptArtifact when an input's bytes
+    differ from their digest, StaleInput when data or code changed while the stage ran (nothing it
+    left is kept), StorageError when the file system refuses.
     """
     rank, nproc = parallel.world()
     if nproc > 1:
@@ -146,9 +145,10 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
             remove_asides(runs.folder, stage.name)
             remove_temporaries()
         inputs = {port: input_of(recipe, ref, runs) for port, ref in stage.inputs.items()}
-        code = code_of(runs.recipe)
+        builds = builds_of(stage, inputs)
+        modules = stage_modules(recipe, stage, builds)
         digests = {port: artifact.digest for port, artifact in inputs.items()}
-        key = stage_key(stage, digests, code)
+        key = stage_key(stage, digests, code_key(modules))
         if key != parallel.agree(key):
             raise StaleInput(
                 f"stage '{stage.name}': data or code changed while its processes began"
@@ -162,7 +162,8 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
             stage=stage,
             inputs=inputs,
             key=key,
-            code=code,
+            modules=modules,
+            builds=builds,
             rank=rank,
             nproc=nproc,
         )
@@ -187,19 +188,14 @@ def outside_refs(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(ref for ref in refs if ref.startswith(OUTSIDE)))
 
 
-def code_of(recipe: str) -> str:
-    """The code version of "domain/recipe": the kernel's sources and the plugin's."""
-    return code_version(_package(recipe))
-
-
-def _package(recipe: str) -> str:
-    points = importlib.metadata.entry_points(group=GROUP, name=recipe.partition("/")[0])
-    packages = (point.value.partition(":")[0].partition(".")[0] for point in points)
-    return next(packages, "stillhouse")
+def builds_of(stage: Stage, inputs: Mapping[str, Artifact]) -> tuple[str, ...]:
+    """The modules that models from outside the recipe name as their builders."""
+    paths = [inputs[port].path for port, ref in stage.inputs.items() if ref.startswith(OUTSIDE)]
+    return tuple(sorted({name for path in paths for name in builds_in(path)}))
 
 
 def stage_key(stage: Stage, digests: Mapping[str, str], code: str) -> str:
-    """The key of a stage: what it says, its inputs' digests by port, and the code that runs it."""
+    """The key of a stage: what it says, its inputs' digests by port, and the code it can reach."""
     return digest({"stage": stage, "inputs": digests, "code": code})
 
 
@@ -263,7 +259,8 @@ class _Place:
     stage: Stage
     inputs: Mapping[str, Artifact]
     key: str
-    code: str
+    modules: frozenset[str]  # that the key covers
+    builds: tuple[str, ...]  # those of them that models from outside name
     rank: int
     nproc: int
 
@@ -275,7 +272,8 @@ class _Place:
         with _held(lock, self.stage, self.runs), storage(folder):
             with writing(folder) as out:
                 ctx, started, clock = self._context(out), time.time(), time.monotonic()
-                outputs = self.stage.run(self.inputs, ctx)
+                with covered(self.stage.name, self.modules):
+                    outputs = self.stage.run(self.inputs, ctx)
                 self._check_inputs()
                 write_text(
                     out / "stage.json",
@@ -296,7 +294,7 @@ class _Place:
             for port, artifact in self.inputs.items()
             if artifact.opener != OPEN_BUILTIN and _differs(artifact)  # built-in data are code
         ]
-        changed += changed_code(_package(self.runs.recipe))
+        changed += changed_code(self.modules)
         if changed:
             raise StaleInput(
                 f"stage '{self.stage.name}': {', '.join(changed)} changed while it ran; what it "
@@ -304,7 +302,7 @@ class _Place:
             )
 
     def _scratch_run(self) -> Mapping[str, Artifact]:
-        with temporary() as out:
+        with temporary() as out, covered(self.stage.name, self.modules):
             self.stage.run(self.inputs, self._context(out))
         return {}
 
@@ -322,7 +320,7 @@ class _Place:
             engine=runs.engine,
             recipe=runs.recipe,
             settings=runs.settings,
-            code=self.code,
+            code=value_code,
             digests={port: artifact.digest for port, artifact in self.inputs.items()},
             observe=runs.observe if self.rank == 0 else silent,
             checkpoint_seconds=runs.checkpoint_seconds,
@@ -336,7 +334,8 @@ class _Place:
         return folder / self.key
 
     def _record(self, outputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:  # Any: JSON
-        return {
+        record = {"builds": self.builds} if self.builds else {}
+        return record | {
             "stage": self.stage.name,
             "kind": type(self.stage).__name__,
             "key": self.key,

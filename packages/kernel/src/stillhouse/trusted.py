@@ -5,6 +5,7 @@ A model folder comes from anywhere. Nothing in it may reach a function that was 
 named there: whatever a name says is looked at before it is called.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -13,7 +14,8 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import BadRecipe, CorruptArtifact, PluginError
@@ -24,6 +26,22 @@ if TYPE_CHECKING:
 # what a function is when it is defined: plain, or with functools.cache
 FUNCTIONS = (types.FunctionType, type(functools.cache(len)))
 NAME = re.compile(r"(?!.*\b__)[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.A)
+
+
+# the stage that runs, and the modules that its key covers
+_COVERED: ContextVar[tuple[str, Collection[str]] | None] = ContextVar("covered", default=None)
+
+
+@contextlib.contextmanager
+def covered(stage: str, modules: Collection[str]) -> Generator[None]:
+    """While `stage` runs: what it reads may name these modules only, for its key covers no other
+    code.
+    """
+    token = _COVERED.set((stage, modules))
+    try:
+        yield
+    finally:
+        _COVERED.reset(token)
 
 
 def builder(name: str) -> "Callable[..., nn.Module]":
@@ -95,6 +113,13 @@ def _defined(name: str) -> Any:  # Any: a function or class
         raise PluginError(
             f"'{name}': package '{package}' is neither stillhouse nor a plugin that declares a "
             "'stillhouse.domains' entry point; nothing of it is imported"
+        )
+    stage, modules = _COVERED.get() or ("", (module,))
+    if module not in modules:
+        raise BadRecipe(
+            f"stage '{stage}': '{name}' is named in what it reads, but nothing in the stage leads "
+            f"to it, so that its key would not see a change of it; import {module} where the name "
+            "is read"
         )
     try:
         found: Any = importlib.import_module(module)

@@ -13,7 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from stillhouse.artifact import Artifact
-from stillhouse.digest import code_version, digest, text_digest
+from stillhouse.code import stage_code
+from stillhouse.digest import digest, text_digest
 from stillhouse.recipe import Bound, Context, Recipe
 
 ENVIRONMENT = {
@@ -147,16 +148,16 @@ def write_run(story: Story, folder: Path, *, without: tuple[str, ...] = ()) -> R
     accuracy = {f"{s.prefix}-{i}-scores": a for s in story.rows for i, a in enumerate(s.accuracy)}
     for stage in recipe.stages:
         if stage.name not in without:
-            _write_stage(folder, stage, made)
+            _write_stage(folder, recipe, stage, made)
             score = accuracy.get(stage.name, story.teacher)
             _WRITERS.get(stage.kind, _nothing)(folder, stage, score)
     return recipe
 
 
-def _write_stage(folder: Path, stage: Step, made: dict[str, str]) -> None:
+def _write_stage(folder: Path, recipe: Recipe, stage: Step, made: dict[str, str]) -> None:
     inputs = {p: {"ref": r, "digest": made.get(r, text_digest(r))} for p, r in stage.inputs.items()}
     digests = {port: entry["digest"] for port, entry in inputs.items()}
-    key = digest({"stage": stage, "inputs": digests, "code": code_version("stillhouse_vision")})
+    key = digest({"stage": stage, "inputs": digests, "code": stage_code(recipe, stage)})
     kind = {"Make": "data", "Evaluate": "scores"}.get(stage.kind, "model")
     outputs = {}
     for port in stage.outputs:

@@ -8,7 +8,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Generator
 
-LOGGER = "stillhouse.data"
+LOGGER = "stillhouse.data.notes"
 
 
 def note(text: str) -> None:

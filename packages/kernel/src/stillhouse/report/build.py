@@ -44,7 +44,7 @@ def build(recipe: Recipe, name: str, root: Path, folder: Path) -> Document:
         control=_held(recipe.control, primary, done),
         ceiling=_held(recipe.ceiling, primary, done),
     )
-    origin = lineage(recipe, name, root, done)
+    origin = lineage(recipe, root, done)
     return Document(
         schema_version=SCHEMA,
         recipe=name,

@@ -40,6 +40,7 @@ class StageFile:
     key: str
     inputs: Mapping[str, Source]
     outputs: Mapping[str, Product]
+    builds: tuple[str, ...] = ()  # modules that build models from outside the recipe
 
 
 @dataclass(frozen=True, kw_only=True)

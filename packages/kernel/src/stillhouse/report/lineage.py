@@ -8,25 +8,26 @@ from pathlib import Path
 
 import yaml
 
+from stillhouse.code import recipe_code, stage_code
 from stillhouse.digest import file_digest
 from stillhouse.errors import BadData
 from stillhouse.recipe import OUTSIDE, Recipe, Stage
 from stillhouse.report.collect import Finished
 from stillhouse.report.document import Lineage
-from stillhouse.runs import code_of, stage_key
+from stillhouse.runs import stage_key
 
 
-def lineage(recipe: Recipe, name: str, root: Path, finished: Mapping[str, Finished]) -> Lineage:
+def lineage(recipe: Recipe, root: Path, finished: Mapping[str, Finished]) -> Lineage:
     """The versions of the checkout at `root`, and what of the finished stages is stale in it."""
-    lock, code = root / "uv.lock", code_of(name)
+    lock = root / "uv.lock"
     return Lineage(
         data=data_version(root / "data.dvc"),
         commit=_git(root, "rev-parse", "HEAD"),
         changed=bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
         lock=file_digest(lock) if lock.is_file() else None,
-        code=code,
+        code=recipe_code(recipe),
         stillhouse=importlib.metadata.version("stillhouse"),
-        stale=_stale(recipe, finished, code),
+        stale=_stale(recipe, finished),
     )
 
 
@@ -54,9 +55,11 @@ def _git(root: Path, *words: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _stale(recipe: Recipe, finished: Mapping[str, Finished], code: str) -> tuple[str, ...]:
+def _stale(recipe: Recipe, finished: Mapping[str, Finished]) -> tuple[str, ...]:
     stages = [stage for stage in recipe.stages if stage.name in finished]
-    other = [s.name for s in stages if _key(s, finished[s.name], code) != finished[s.name].file.key]
+    other = [
+        s.name for s in stages if _key(recipe, s, finished[s.name]) != finished[s.name].file.key
+    ]
     notes = [note for stage in stages for note in _older_inputs(stage, finished)]
     if other:
         names = "all stages" if len(other) == len(finished) else ", ".join(other)
@@ -64,10 +67,10 @@ def _stale(recipe: Recipe, finished: Mapping[str, Finished], code: str) -> tuple
     return tuple(notes)
 
 
-def _key(stage: Stage, done: Finished, code: str) -> str:
+def _key(recipe: Recipe, stage: Stage, done: Finished) -> str:
     """The key run_stage would give the stage now, its outside inputs unchanged."""
     inputs = {port: source.digest for port, source in done.file.inputs.items()}
-    return stage_key(stage, inputs, code)
+    return stage_key(stage, inputs, stage_code(recipe, stage, done.file.builds))
 
 
 def _older_inputs(stage: Stage, finished: Mapping[str, Finished]) -> list[str]:

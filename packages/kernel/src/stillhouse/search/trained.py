@@ -61,8 +61,8 @@ class Trained:
         roles = {role: built.module for role, built in given.items()}
         setup = self.setup(0)
         for role, cache in self.cache.items():
-            module = named(roles, role, what="role", where="score by training: cache")
-            roles[role] = stored(role, module, data, setup=setup, cache=cache, ctx=ctx)
+            built = named(given, role, what="role", where="score by training: cache")
+            roles[role] = stored(role, built, data, setup=setup, cache=cache, ctx=ctx)
         return PreparedTrained(score=self, frozen=roles, ctx=alone(ctx))
 
 

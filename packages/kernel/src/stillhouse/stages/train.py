@@ -93,7 +93,7 @@ class Train:
         setup, selects = self.setup(), isinstance(self.objective, Refreshing)
         for role, cache in self.cache.items():
             models[role] = stored(
-                role, models[role], data, setup=setup, cache=cache, ctx=ctx, selects=selects
+                role, built[role], data, setup=setup, cache=cache, ctx=ctx, selects=selects
             )
         start = time.perf_counter()
         try:
