@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stillhouse.code import code_version, stage_roots
-from stillhouse.code.closure import Code
+from stillhouse.code.closure import DOORS, Code
 from stillhouse.code.keys import RUNNER
 from stillhouse.code.sources import read
 from stillhouse.digest import text_digest
@@ -30,6 +30,8 @@ ROOTS = {
     "stillhouse": "packages/kernel/src/stillhouse",
     "stillhouse_landmarks": "plugins/landmarks/src/stillhouse_landmarks",
 }
+# it looked for the sources of code keys, as stillhouse.code does now
+BEFORE = {"stillhouse.digest"}
 WHOLE = "all of kernel and plugin"
 
 
@@ -88,7 +90,7 @@ def keys(
         ):
             packed.extractall(folder, filter="data")
             modules = read({package: Path(folder) / path for package, path in ROOTS.items()})
-        code = Code(modules=modules)
+        code = Code(modules=modules, doors=DOORS | BEFORE)
         # as it was before: the bytes of every file
         files = "\n".join(f"{n} {text_digest(m.text.hex())}" for n, m in sorted(modules.items()))
         seen[name] = {WHOLE: text_digest(files)} | {

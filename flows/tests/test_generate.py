@@ -8,7 +8,8 @@ import pytest
 import typer
 import yaml
 
-from stillhouse.code.sources import sources
+from stillhouse.code.sources import snapshot
+from stillhouse.errors import StillhouseError
 from stillhouse_flows import cli
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def generated(
     monkeypatch.syspath_prepend(str(counting / "src"))
     monkeypatch.delitem(sys.modules, "toy_plugin", raising=False)
     monkeypatch.chdir(counting.root)
-    sources.cache_clear()
+    snapshot.cache_clear()
     capsys.readouterr()
     cli.dvc(check=False)
     assert capsys.readouterr().out.splitlines() == [
@@ -114,13 +115,23 @@ def test_settings_of_a_variant_are_its_params_except_seeds(generated: "Project")
 def test_code_keys_are_noted_for_each_stage(generated: "Project") -> None:
     from stillhouse.code import stage_code
     from stillhouse.settings import make_recipe, make_settings
-    from stillhouse_flows.outside import write_notes
+    from stillhouse_flows.outside import check_key, write_notes
 
     write_notes(generated.root, "toy/count@tiny")
     noted = json.loads((generated / "runs/toy/count/tiny/inputs/code.json").read_text())
     recipe = make_recipe("toy/count", make_settings("toy/count", "tiny", {}))
     assert noted == {stage.name: stage_code(recipe, stage) for stage in recipe.stages}
-    assert noted["numbers"] != noted["double-scores"] == noted["same-scores"]
+    assert {len(key) for key in noted.values()} == {64}
+    check_key(generated.root, "toy/count@tiny", "double")
+    # on another machine, with a plugin of another version
+    source = generated / "src/toy_plugin/__init__.py"
+    source.write_text(source.read_text().replace("* self.factor", "+ self.factor"))
+    snapshot.cache_clear()
+    told = (
+        r"^stage 'double': this machine's stillhouse or plugin differs from the sender's; install"
+    )
+    with pytest.raises(StillhouseError, match=told):
+        check_key(generated.root, "toy/count@tiny", "double")
 
 
 def test_code_inside_the_project_is_read_again_where_it_changed_only() -> None:

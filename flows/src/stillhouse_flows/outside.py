@@ -4,15 +4,19 @@ The DVC stage `inputs` writes runs/<domain>/<recipe>/<variant>/inputs/: code.jso
 each stage, which are DVC's parameters; settings.json, for DVC takes 1, 1.0 and true of params.yaml
 for the same; and a file for each input by "file:" or "hub:" with its digest, for such a folder may
 lie anywhere, behind links too.
+
+`python -m stillhouse_flows.outside REQUEST`, called in a workspace with its code, refuses a stage
+whose code key is not the one noted there.
 """
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stillhouse.code import builds_in, reached_code, stage_code
 from stillhouse.digest import text_digest
-from stillhouse.errors import BadRecipe
+from stillhouse.errors import BadRecipe, StillhouseError
 from stillhouse.files import write_text
 from stillhouse.inputs import outside
 from stillhouse.recipe import Recipe, Stage
@@ -70,14 +74,28 @@ def write_notes(root: Path, ref: str) -> None:
     if text := settings_text(settings):
         write_text(folder / SETTINGS, text)
     recipe = make_recipe(name, settings)
-    keys = {stage.name: stage_code(recipe, stage) for stage in recipe.stages}
-    write_text(folder / CODE, json.dumps(keys, indent=1) + "\n")
+    write_text(folder / CODE, json.dumps(_keys(recipe), indent=1) + "\n")
     for each in refs(recipe.stages):
         given = outside(each, root)
         note = {"ref": each, "digest": given.digest}
         if builds := builds_in(given.path):
             note["code"] = reached_code(builds)
         write_text(folder / note_of(each), json.dumps(note, indent=1) + "\n")
+
+
+def _keys(recipe: Recipe) -> dict[str, str]:
+    return {stage.name: stage_code(recipe, stage) for stage in recipe.stages}
+
+
+def check_key(root: Path, ref: str, stage: str) -> None:
+    """Raises StillhouseError where a stage reaches other code here than where its key was noted."""
+    name, settings = find_settings(ref, root, root / "runs")
+    noted = json.loads((root / "runs" / name / settings.variant() / CODE).read_text())
+    if noted[stage] != _keys(make_recipe(name, settings))[stage]:
+        raise StillhouseError(
+            f"stage '{stage}': this machine's stillhouse or plugin differs from the sender's; "
+            "install the same versions on both"
+        )
 
 
 def stale(root: Path, files: Iterable[Path]) -> list[str]:
@@ -87,3 +105,19 @@ def stale(root: Path, files: Iterable[Path]) -> list[str]:
     ours = [f for f in ours if f.parent.resolve().is_relative_to(root.resolve() / "runs")]
     noted = [json.loads(f.read_text()) for f in ours if f.is_file()]
     return [each["ref"] for each in noted if outside(each["ref"], root).digest != each["digest"]]
+
+
+def main(argv: Sequence[str]) -> int:
+    from stillhouse_flows.process import answer  # which imports what imports this module
+
+    request = json.loads(argv[0])
+
+    def checked() -> str:
+        check_key(Path.cwd(), request["ref"], request["stage"])
+        return ""
+
+    return answer(checked)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

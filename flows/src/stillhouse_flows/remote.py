@@ -158,6 +158,8 @@ def stage(
             (space.root / run.prepared.pipeline).with_suffix(".lock").write_text(lock)
         spec = next(each for each in plan(space.root, run.prepared.pipeline) if each.name == name)
         _do("fetch", spec.address, run)
+        words = json.dumps({"ref": run.prepared.ref, "stage": name})
+        ask("stillhouse_flows.outside", words, env=run.env, cwd=space.root)
         children = Children()
         try:
             names = slots.devices(device) if spec.resource == "gpu" else ()

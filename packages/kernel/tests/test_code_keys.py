@@ -12,7 +12,7 @@ import pytest
 
 from stillhouse.code import builds_in, code_version, stage_code, stage_modules, value_code
 from stillhouse.code.closure import DOORS, KERNEL, Code
-from stillhouse.code.sources import read, sources
+from stillhouse.code.sources import read, snapshot, sources
 from stillhouse.errors import PluginError
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.stages import Convert, Evaluate, Make
@@ -62,7 +62,7 @@ class Plugin:
         for name, text in files.items():
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / name).write_text(text.replace("PLUGIN", self.name))
-        sources.cache_clear()
+        snapshot.cache_clear()
 
     def edit(self, name: str, old: str, new: str) -> None:
         text = (self.folder / name).read_text()
@@ -86,7 +86,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plugin]:
     yield made
     for name in [name for name in sys.modules if name.startswith(made.name)]:
         del sys.modules[name]
-    sources.cache_clear()
+    snapshot.cache_clear()
 
 
 Edit = Callable[[Plugin], None]

@@ -14,7 +14,7 @@ from torch import Generator
 
 from stillhouse.artifact import Built, Model, save_model
 from stillhouse.code import stage_code
-from stillhouse.code.sources import sources
+from stillhouse.code.sources import snapshot
 from stillhouse.data.data import Columns
 from stillhouse.digest import path_digest
 from stillhouse.errors import BadRecipe, StaleInput
@@ -89,11 +89,11 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (package / "__init__.py").write_text("domain = None\n")
     (package / "late.py").write_text("number = 1\n")
     monkeypatch.syspath_prepend(str(site))
-    sources.cache_clear()
+    snapshot.cache_clear()
     yield package
     for name in [name for name in sys.modules if name.startswith("stale_plugin")]:
         del sys.modules[name]
-    sources.cache_clear()
+    snapshot.cache_clear()
 
 
 def test_code_that_changes_before_it_is_loaded_is_refused(
@@ -144,7 +144,7 @@ def test_only_an_edit_of_code_that_a_stage_reaches_runs_it_again(
     }
     for text, ending in edits.items():
         (plugin / "reader.py").write_text(text)
-        sources.cache_clear()  # as a new process
+        snapshot.cache_clear()  # as a new process
         run_recipe(recipe, runs)
         assert told.pop() == ending
 
@@ -172,7 +172,7 @@ def test_a_builder_that_the_key_does_not_cover_is_refused(
     tmp_path: Path, file: Path, plugin: Path
 ) -> None:
     (plugin / "nets.py").write_text("from torch import nn\n\n\nclass Net(nn.Module):\n    pass\n")
-    sources.cache_clear()
+    snapshot.cache_clear()
     file.write_text("stale_plugin.nets:Net")
     stage = Make(
         name="read", make=BuildsWhatItReads(), inputs={"source": "data:set"}, ports=("train",)
@@ -197,7 +197,7 @@ def test_builders_of_a_model_from_outside_are_in_the_key_and_in_the_record(
         "from torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n"
         "        super().__init__()\n        self.a = nn.Linear(1, 1)\n"
     )
-    sources.cache_clear()
+    snapshot.cache_clear()
     net = importlib.import_module("stale_plugin.nets").Net
     save_model(tmp_path / "given", Built(spec=Model(build=net), module=net()))
     stage = Make(name="count", make=parameters, inputs={"model": "file:given"}, ports=("train",))

@@ -4,7 +4,7 @@ name modules.
 
 import contextlib
 import gc
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
 from stillhouse.code.effects import has_effect, is_harmless
@@ -38,6 +38,7 @@ class Code:
     """First-party modules by name."""
 
     modules: Mapping[str, Syntax]
+    doors: Set[str] = frozenset(DOORS)
     _edges: dict[str, tuple[frozenset[str], tuple[str, ...]]] = field(
         default_factory=dict[str, tuple[frozenset[str], tuple[str, ...]]]
     )
@@ -108,7 +109,7 @@ class Code:
             for each in syntax.imports:
                 found |= self._imported(each, meanings)
             found |= self._by_string(syntax)
-            if syntax.dynamic and name not in DOORS:
+            if syntax.dynamic and name not in self.doors:
                 found |= self.whole(name.partition(".")[0])
             self._edges[name] = frozenset(found), tuple(sorted(meanings))
         return self._edges[name]

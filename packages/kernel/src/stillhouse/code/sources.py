@@ -26,12 +26,22 @@ class Sources:
     known: set[str]
 
 
-@functools.cache
 def sources() -> Sources:
     """The sources of the kernel and of every package that declares a domain, read once."""
-    roots = {name: root for name in sorted(trusted_packages()) if (root := source_root(name))}
-    modules = read(roots)
+    return snapshot(_roots(tuple(sys.path)))
+
+
+@functools.cache
+def snapshot(roots: tuple[tuple[str, Path], ...]) -> Sources:
+    """The sources of packages at these roots as they are when they are first asked for."""
+    modules = read(dict(roots))
     return Sources(code=Code(modules=modules), known=_loaded(modules))
+
+
+@functools.cache
+def _roots(path: tuple[str, ...]) -> tuple[tuple[str, Path], ...]:  # noqa: ARG001  the cache's key
+    named = ((name, source_root(name)) for name in sorted(trusted_packages()))
+    return tuple((name, root) for name, root in named if root)
 
 
 def source_root(package: str) -> Path | None:
