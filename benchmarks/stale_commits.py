@@ -1,6 +1,6 @@
-"""How many of the last commits that touched the kernel made finished stages stale: a Train, an
-Evaluate and a Make stage of landmarks/two_teacher, keyed by the code that each can reach, against a
-key over all of the kernel and the plugin.
+"""How many of the last commits that touched the kernel's code made finished stages stale: a Train,
+an Evaluate and a Make stage of landmarks/two_teacher, keyed by the code that each can reach,
+against a key over all of the kernel and the plugin.
 
 The trees of the commits are read as text; nothing of them is imported. A stage's roots are those of
 the recipe as it is now.
@@ -19,7 +19,7 @@ from pathlib import Path
 from stillhouse.code import code_version, stage_roots
 from stillhouse.code.closure import DOORS, Code
 from stillhouse.code.keys import RUNNER
-from stillhouse.code.sources import read
+from stillhouse.code.sources import NOT_CODE, read
 from stillhouse.digest import text_digest
 from stillhouse.environment import environment
 from stillhouse.settings import make_recipe, make_settings
@@ -43,7 +43,8 @@ def main() -> None:
     given = parser.parse_args()
     recipe = make_recipe(RECIPE, make_settings(RECIPE, "tiny", {}))
     roots = {kind: stage_roots(recipe, recipe.stage(name)) for kind, name in STAGES.items()}
-    words = ("log", f"-{given.commits}", "--format=%h %s", given.last, "--", "packages/kernel")
+    paths = [ROOTS["stillhouse"], *(f":(exclude){ROOTS['stillhouse']}/{n}" for n in NOT_CODE)]
+    words = ("log", f"-{given.commits}", "--format=%h %s", given.last, "--", *paths)
     commits = [line.partition(" ") for line in git(*words).decode().splitlines()]
     started = time.process_time()
     seen: dict[str, Mapping[str, str]] = {}
