@@ -1,4 +1,4 @@
-"""How many of the last commits that touched the kernel's code made finished stages stale: a Train,
+"""How many of the last commits that touched the kernel made finished stages stale: a Train,
 an Evaluate and a Make stage of landmarks/two_teacher, keyed by the code that each can reach,
 against a key over all of the kernel and the plugin.
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from stillhouse.code import code_version, stage_roots
 from stillhouse.code.closure import DOORS, Code
 from stillhouse.code.keys import RUNNER
-from stillhouse.code.sources import NOT_CODE, read
+from stillhouse.code.sources import read
 from stillhouse.digest import text_digest
 from stillhouse.environment import environment
 from stillhouse.settings import make_recipe, make_settings
@@ -43,8 +43,7 @@ def main() -> None:
     given = parser.parse_args()
     recipe = make_recipe(RECIPE, make_settings(RECIPE, "tiny", {}))
     roots = {kind: stage_roots(recipe, recipe.stage(name)) for kind, name in STAGES.items()}
-    paths = [ROOTS["stillhouse"], *(f":(exclude){ROOTS['stillhouse']}/{n}" for n in NOT_CODE)]
-    words = ("log", f"-{given.commits}", "--format=%h %s", given.last, "--", *paths)
+    words = ("log", f"-{given.commits}", "--format=%h %s", given.last, "--", "packages/kernel")
     commits = [line.partition(" ") for line in git(*words).decode().splitlines()]
     started = time.process_time()
     seen: dict[str, Mapping[str, str]] = {}
@@ -75,6 +74,8 @@ def stale(
     commit: str, roots: Mapping[str, set[str]], seen: dict[str, Mapping[str, str]]
 ) -> list[str]:
     """The kinds of keys that differ between a commit and the one before it."""
+    if not git("diff", "--name-only", f"{commit}^", commit, "--", *ROOTS.values()):
+        return []
     before, after = (keys(f"{commit}{up}", roots, seen) for up in ("^", ""))
     return [kind for kind in after if before[kind] != after[kind]]
 
