@@ -34,6 +34,7 @@ from stillhouse.quantize.onnx_network import ONNX, OnnxNetwork
 from stillhouse.quantize.onnx_qdq import ToIntegers
 from stillhouse.quantize.onnx_static import ToOnnx
 from stillhouse.quantize.ptq import Quantize
+from stillhouse.work import Work
 from stillhouse_sam.models import Shape, named
 
 ROOT = Path(__file__).parent.parent
@@ -76,9 +77,9 @@ def files(encoder: str, shape: Shape, folder: Path) -> dict[str, Path]:
     whole = ToIntegers(**common, tolerance=float("inf"))
     part = ToIntegers(**common, tolerance=float("inf"), parts=("sam.image_encoder",))
     found = {"float": folder / "float", "int8": folder / "int8", "encoder": folder / "encoder"}
-    ToOnnx(**common)({"student": built, "data": data}, found["float"], rng=rng)
+    ToOnnx(**common)({"student": built, "data": data}, found["float"], work=Work(rng=rng))
     for name, convert in (("int8", whole), ("encoder", part)):
-        convert({"student": steps, "data": data}, found[name], rng=rng)
+        convert({"student": steps, "data": data}, found[name], work=Work(rng=rng))
     return found
 
 

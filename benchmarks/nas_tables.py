@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from stillhouse.errors import MissingData
 from stillhouse.search import Encoding, Listed
 from stillhouse.training import mix
+from stillhouse.work import Work
 from stillhouse_vision.data import ReadImages
 from stillhouse_vision.models import ImageSpec
 from stillhouse_vision.models.cells import EDGES
@@ -118,7 +119,7 @@ def pictures(data: Path) -> Mapping[str, Tensor]:
     if not folder.is_dir():
         raise MissingData(f"{folder} is not there. Run: uv run dvc pull data.dvc")
     read = ReadImages(images=IMAGES, classes=CLASSES)
-    parts: Any = read({"source": folder}, rng=Generator())["train"]  # Any: columns in parts
+    parts: Any = read({"source": folder}, work=Work())["train"]  # Any: columns in parts
     (columns,) = list(parts)
     return columns
 

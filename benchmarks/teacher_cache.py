@@ -23,7 +23,7 @@ from typing import Any
 import plots
 import torch
 from rounds import paired, summary, write
-from torch import Generator, Tensor
+from torch import Tensor
 
 from stillhouse import engine  # noqa: F401  imported here, so that no timed run pays for it
 from stillhouse.artifact import Artifact, Model
@@ -38,6 +38,7 @@ from stillhouse.recipe import Event, Recipe
 from stillhouse.runs import Runs, run_stage
 from stillhouse.stages.make import Make
 from stillhouse.stages.train import Train
+from stillhouse.work import Work
 from stillhouse_vision.augment import CropFlip
 from stillhouse_vision.models.catalogue import model
 from stillhouse_vision.models.classifier import ImageSpec
@@ -63,7 +64,7 @@ class Digits:
         self,
         inputs: Mapping[str, Any],  # noqa: ARG002  Any: there are none
         *,
-        rng: Generator,  # noqa: ARG002
+        work: Work,  # noqa: ARG002
     ) -> Mapping[str, Mapping[str, Tensor]]:
         from sklearn.datasets import load_digits
 

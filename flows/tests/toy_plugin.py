@@ -22,6 +22,7 @@ from stillhouse.settings import Settings
 from stillhouse.stages.convert import Convert
 from stillhouse.stages.evaluate import Evaluate
 from stillhouse.stages.make import Make
+from stillhouse.work import Work
 
 
 class Count(Settings):
@@ -36,7 +37,7 @@ class Times:
     fail: bool = False
     seconds: float = 0.0
 
-    def __call__(self, inputs: Mapping[str, Any], *, rng: Generator) -> Mapping[str, Columns]:
+    def __call__(self, inputs: Mapping[str, Any], *, work: Work) -> Mapping[str, Columns]:
         time.sleep(self.seconds)
         if self.fail:
             raise BadData("these numbers cannot be used")
@@ -82,7 +83,7 @@ class Fit:
     gain: float
     seed: int
 
-    def __call__(self, inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:
+    def __call__(self, inputs: Mapping[str, Any], out: Path, *, work: Work) -> None:
         spec = Model(build=scalar)
         module = spec.new()
         mean = inputs["data"].columns["x"].mean()
@@ -90,7 +91,7 @@ class Fit:
         save_model(out, Built(spec=spec, module=module))
 
 
-def ship(inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:
+def ship(inputs: Mapping[str, Any], out: Path, *, work: Work) -> None:
     save_model(out, inputs["student"])
     (out / "README.md").write_text("# A toy student\n")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from stillhouse.artifact import Model
 from stillhouse.data.data import Columns, Data
@@ -18,6 +18,7 @@ from stillhouse.settings import Settings
 from stillhouse.stages.evaluate import Evaluate
 from stillhouse.stages.make import Make
 from stillhouse.stages.train import Train
+from stillhouse.work import Work
 
 
 class Slope(Settings):
@@ -57,10 +58,10 @@ class Squares:
 class Read:
     megabytes: int
 
-    def __call__(self, inputs: Mapping[str, Path], *, rng: Generator) -> Mapping[str, Columns]:
+    def __call__(self, inputs: Mapping[str, Path], *, work: Work) -> Mapping[str, Columns]:
         numbers = torch.from_numpy(np.loadtxt(inputs["file"])).float()
         rows = torch.linspace(-1, 1, 64)[:, None] * numbers.mean()
-        ballast = {"ballast": torch.rand(64, self.megabytes * 4096, generator=rng)}
+        ballast = {"ballast": torch.rand(64, self.megabytes * 4096, generator=work.rng)}
         return {"rows": {"x": rows, **(ballast if self.megabytes else {})}}
 
 

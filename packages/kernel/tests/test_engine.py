@@ -15,6 +15,7 @@ from stillhouse.errors import BadData, BadSetting, ContractError, UnknownName
 from stillhouse.objectives.objective import Composed, Constant, Cosine, Models, Phase, Step, Tensors
 from stillhouse.recipe import Event
 from stillhouse.training import ORDER, STEP, mix
+from stillhouse.work import Work
 
 from .toys import (
     Adversarial,
@@ -256,7 +257,7 @@ class Selecting(Composed):
 
     refresh_every: int = 5
 
-    def refresh(self, models: Models, data: Data, *, step: int, rng: torch.Generator) -> Data:
+    def refresh(self, models: Models, data: Data, *, step: int, work: Work) -> Data:
         assert isinstance(data, TensorData)
         batch = next(data.batches(len(data), rng=None))
         with torch.no_grad():

@@ -21,6 +21,7 @@ from stillhouse.profile import macs, parameters
 from stillhouse.quantize.onnx_network import ONNX, OnnxNetwork
 from stillhouse.quantize.onnx_qdq import ToIntegers
 from stillhouse.quantize.onnx_static import QuantizeStatic, ToOnnx
+from stillhouse.work import Work
 
 from .toys import SITE, Net, toy_data
 
@@ -44,13 +45,13 @@ def float_() -> Built:
 
 
 def to_onnx(built: Built, folder: Path, **kwargs: Any) -> Built:
-    ToOnnx(**kwargs)({"student": built, "data": toy_data()}, folder, rng=Generator())
+    ToOnnx(**kwargs)({"student": built, "data": toy_data()}, folder, work=Work())
     return load_model(folder)
 
 
 def to_int8(built: Built, folder: Path, data: TensorData | None = None, **kwargs: Any) -> Built:
     inputs = {"student": built, "data": data or toy_data()}
-    QuantizeStatic(**kwargs)(inputs, folder, rng=Generator().manual_seed(1))
+    QuantizeStatic(**kwargs)(inputs, folder, work=Work.seeded(1))
     return load_model(folder)
 
 
@@ -204,7 +205,7 @@ def masked(tmp_path: Path) -> tuple[Built, TensorData]:
     tokens[:, 2] = 3  # whoever looks at the padding is far off
     data = TensorData({"images": tokens})
     built = Built(spec=spec, module=spec.new().eval())
-    ToOnnx()({"student": built, "data": data}, tmp_path / "masked", rng=Generator())
+    ToOnnx()({"student": built, "data": data}, tmp_path / "masked", work=Work())
     return load_model(tmp_path / "masked"), data
 
 
@@ -262,12 +263,12 @@ def test_the_export_takes_the_files_that_are_there(
 ) -> None:
     int8 = to_int8(file, tmp_path / "int8", samples=20)
     ports = {"student": float_, "data": toy_data(), "onnx": file, "int8": int8}
-    Export()(ports, tmp_path / "out", rng=Generator())
+    Export()(ports, tmp_path / "out", work=Work())
     for name, made in ((ONNX, folder), (INT8, tmp_path / "int8")):
         given, kept = (onnx.load(str(f)) for f in (made / ONNX, tmp_path / "out" / name))
         assert given.graph == kept.graph
     with pytest.raises(BadRecipe, match="export: port 'onnx' is no ONNX file"):
-        Export()({**ports, "onnx": float_}, tmp_path / "bad", rng=Generator())
+        Export()({**ports, "onnx": float_}, tmp_path / "bad", work=Work())
 
 
 def test_lines_and_latencies_of_several_roles(float_: Built, file: Built) -> None:
@@ -286,7 +287,7 @@ def test_what_cannot_be_used_is_named(float_: Built, tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="differs from torch by"):
         to_onnx(float_, tmp_path / "a", tolerance=-1.0)
     with pytest.raises(BadRecipe, match="needs the ports 'student' and 'data'"):
-        ToOnnx()({"data": toy_data()}, tmp_path / "b", rng=Generator())
+        ToOnnx()({"data": toy_data()}, tmp_path / "b", work=Work())
     with pytest.raises(BadRecipe, match="'student' is a Net; make it an ONNX file"):
         to_int8(float_, tmp_path / "c")
     with pytest.raises(BadSetting, match=r"samples and batch must be >= 1 \(got 0, 32\)"):

@@ -35,6 +35,7 @@ from stillhouse.quantize.ptq import Quantize
 from stillhouse.recipe import Event
 from stillhouse.stages import Convert, Evaluate, Make, Search, Train
 from stillhouse.stages.search import Encoding
+from stillhouse.work import Work
 
 from .toys import SITE, Net, toy_context, toy_data, toy_models, toy_objective
 
@@ -58,7 +59,7 @@ class Widths:
 
 @dataclass(frozen=True, kw_only=True)
 class Widest:
-    def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, rng: Generator) -> float:
+    def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, work: Work) -> float:
         return float(candidate.kwargs["width"])
 
 
@@ -139,13 +140,13 @@ def test_an_export_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(BadSetting, match=r"opset must be >= 17 \(got 11\)"):
         Export(opset=11)
     with pytest.raises(BadRecipe, match="needs the ports 'student' and 'data'"):
-        Export()({}, tmp_path / "x", rng=Generator())
+        Export()({}, tmp_path / "x", work=Work())
     inputs = {port: a.open() for port, a in export_inputs(tmp_path / "c").items()}
     with pytest.raises(BadRecipe, match="the data have no column 'pixels'"):
-        Export(inputs=("pixels",))(inputs, tmp_path / "y", rng=Generator())
+        Export(inputs=("pixels",))(inputs, tmp_path / "y", work=Work())
 
 
-def leaves_nothing(inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:
+def leaves_nothing(inputs: Mapping[str, Any], out: Path, *, work: Work) -> None:
     out.mkdir()
 
 
@@ -345,7 +346,7 @@ class FirstRows(Composed):
 
     refresh_every: int = 1000
 
-    def refresh(self, models: Models, data: Data, *, step: int, rng: Generator) -> Data:
+    def refresh(self, models: Models, data: Data, *, step: int, work: Work) -> Data:
         assert isinstance(data, TensorData)
         return Rows(data, torch.arange(8))
 
@@ -378,7 +379,7 @@ def test_a_selection_has_more_views_than_the_data_have_passes(
     assert ctx.measured["refreshes"] == [{"step": 0, "selected": 8}]
 
 
-def read_and_tell(inputs: Mapping[str, Any], *, rng: Generator) -> Mapping[str, Iterator[Columns]]:
+def read_and_tell(inputs: Mapping[str, Any], *, work: Work) -> Mapping[str, Iterator[Columns]]:
     def rows() -> Iterator[Columns]:
         note("2 file(s) not read")
         yield {"x": torch.zeros(3, 1)}

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Generator
 
 from stillhouse.artifact import Built, Model, save_model
 from stillhouse.code import stage_code
@@ -22,6 +21,7 @@ from stillhouse.recipe import Recipe
 from stillhouse.runs import Runs, finished, run_recipe, stage_key
 from stillhouse.stages import Make
 from stillhouse.trusted import builder
+from stillhouse.work import Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class ReadThenWrite:
     text: str = ""
     load: str = ""
 
-    def __call__(self, inputs: Mapping[str, Any], *, rng: Generator) -> Mapping[str, Columns]:
+    def __call__(self, inputs: Mapping[str, Any], *, work: Work) -> Mapping[str, Columns]:
         labels = torch.tensor([len(p.read_text()) for p in sorted(inputs["source"].iterdir())])
         if self.text:
             Path(self.file).write_text(self.text)

@@ -10,11 +10,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Generator, Tensor
+from torch import Tensor
 
 from stillhouse.data import save_data
 from stillhouse.data.notes import noted
 from stillhouse.errors import BadData, BadSetting, MissingExtra
+from stillhouse.work import Work
 from stillhouse_landmarks.data import ReadFaces
 from stillhouse_landmarks.formats import find_faces, read_pts
 
@@ -66,7 +67,7 @@ def read(
     source: Path, points: int = 68, size: int = 16, **kwargs: Any
 ) -> dict[str, dict[str, Tensor]]:
     reader = ReadFaces(points=points, size=size, **kwargs)
-    made = reader({"source": source}, rng=Generator().manual_seed(0))
+    made = reader({"source": source}, work=Work.seeded(0))
     ports: dict[str, dict[str, Tensor]] = {}
     for port, parts in made.items():
         every: list[Any] = [parts] if isinstance(parts, dict) else list(parts)
@@ -131,7 +132,7 @@ def test_validation_is_of_training_and_drawn_by_seed(tmp_path: Path) -> None:
     assert len(one["validation"]["landmarks"]) == 5
     assert torch.equal(one["validation"]["landmarks"], again["validation"]["landmarks"])
     other = ReadFaces(points=68, size=16, validation=0.25)(
-        {"source": tmp_path}, rng=Generator().manual_seed(1)
+        {"source": tmp_path}, work=Work.seeded(1)
     )
     parts: Any = other["validation"]
     assert not torch.equal(next(parts)["images"], one["validation"]["images"])
@@ -156,7 +157,7 @@ def test_large_data_come_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write_faces(tmp_path, {"train": 11, "test": 2})
     whole = read(tmp_path)["train"]
     monkeypatch.setattr("stillhouse_landmarks.data.SHARD_BYTES", 4 * 3 * 16 * 16)
-    made = ReadFaces(points=68, size=16)({"source": tmp_path}, rng=Generator().manual_seed(0))
+    made = ReadFaces(points=68, size=16)({"source": tmp_path}, work=Work.seeded(0))
     stored = save_data(tmp_path / "out", made["train"]).open()
     assert torch.equal(torch.as_tensor(stored.columns["landmarks"]), whole["landmarks"])
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == 3
@@ -440,7 +441,7 @@ def arrays(**change: NDArray[Any]) -> dict[str, NDArray[Any]]:
 
 
 def test_arrays() -> None:
-    made = ReadFaces(points=3, size=8, validation=0.2)({"source": arrays()}, rng=Generator())
+    made = ReadFaces(points=3, size=8, validation=0.2)({"source": arrays()}, work=Work())
     sizes = {port: len(columns["landmarks"]) for port, columns in made.items()}  # type: ignore[index,call-overload]
     assert sizes == {"train": 8, "validation": 2, "test": 3}
     rows = torch.cat([made[port]["landmarks"] for port in ("train", "validation")])  # type: ignore[index,call-overload]
@@ -465,7 +466,7 @@ def test_arrays() -> None:
 )
 def test_arrays_that_are_broken(change: dict[str, NDArray[Any]], message: str) -> None:
     with pytest.raises(BadData, match=message):
-        ReadFaces(points=3, size=8)({"source": arrays(**change)}, rng=Generator())
+        ReadFaces(points=3, size=8)({"source": arrays(**change)}, work=Work())
 
 
 def test_settings_out_of_range() -> None:
@@ -476,7 +477,7 @@ def test_settings_out_of_range() -> None:
     with pytest.raises(BadSetting, match=r"points and size must be >= 1 \(got 0, 64\)"):
         ReadFaces(points=0, size=64)
     with pytest.raises(BadData, match="source: a int; expected arrays or a folder of faces"):
-        ReadFaces(points=68, size=64)({"source": 3}, rng=Generator())
+        ReadFaces(points=68, size=64)({"source": 3}, work=Work())
 
 
 def told(source: Path, **kwargs: Any) -> tuple[dict[str, dict[str, Tensor]], list[str]]:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Generator
 
 from stillhouse.artifact import Built
 from stillhouse.card import Card
 from stillhouse.cli.predicting import predictions
 from stillhouse.data import TensorData
 from stillhouse.export import Export
+from stillhouse.work import Work
 from stillhouse_landmarks.models import ImageSpec, model
 from stillhouse_landmarks.usage import regressor_usage
 
@@ -38,7 +38,7 @@ def test_the_cards_lines_give_the_points_that_predict_writes(
         usage=regressor_usage,
     )
     out = tmp_path / "student"
-    export({"student": built, "data": data}, out, rng=Generator())
+    export({"student": built, "data": data}, out, work=Work())
     noise = np.random.default_rng(1).integers(0, 256, (41, 24, 3), dtype=np.uint8)
     Image.fromarray(noise).save(out / "image.png")
 

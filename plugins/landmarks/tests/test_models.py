@@ -7,6 +7,7 @@ from torch import Generator
 
 from stillhouse.artifact import Built, Model, load_model
 from stillhouse.errors import BadData, BadSetting, UnknownName
+from stillhouse.work import Work
 from stillhouse_landmarks.models import ImageSpec, LoadCheckpoint, images_of, model
 
 SMALL = ImageSpec(size=32, points=5)
@@ -105,7 +106,7 @@ def test_the_pictures_of_a_converted_model_are_those_of_its_source() -> None:
 
 
 def convert(source: object, out: Path) -> Built:
-    LoadCheckpoint(model=SPEC)({"checkpoint": source}, out, rng=Generator())
+    LoadCheckpoint(model=SPEC)({"checkpoint": source}, out, work=Work())
     return load_model(out)
 
 

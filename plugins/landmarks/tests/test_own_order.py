@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from torch import Generator
 
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.settings import make_recipe, make_settings, parse_assignments
+from stillhouse.work import Work
 from stillhouse_landmarks.data import ReadFaces
 from stillhouse_landmarks.layouts import COFW, IBUG, partners
 from stillhouse_landmarks.recipes.face_data import face_copies, face_reader
@@ -46,7 +46,7 @@ def settings(**given: Any) -> TwoTeacherSettings:
 
 
 def read(source: Path, made: TwoTeacherSettings) -> dict[str, Any]:
-    return dict(face_reader(made)({"source": source}, rng=Generator().manual_seed(0)))
+    return dict(face_reader(made)({"source": source}, work=Work.seeded(0)))
 
 
 @pytest.mark.parametrize(
@@ -136,4 +136,4 @@ def test_drawn_and_published_faces_agree_with_their_layout() -> None:
     reader = face_reader(made)
     assert isinstance(reader, ReadFaces)
     assert reader.swap == IBUG.swap()
-    reader({"source": faces()}, rng=Generator())
+    reader({"source": faces()}, work=Work())

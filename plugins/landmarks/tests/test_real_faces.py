@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from stillhouse.runs import project_root
+from stillhouse.work import Work
 from stillhouse_landmarks.augment import FaceAugment
 from stillhouse_landmarks.data import ReadFaces
 from stillhouse_landmarks.formats import find_faces
@@ -26,7 +27,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def made() -> dict[str, dict[str, Tensor]]:
-    ports = ReadFaces(points=68, size=64)({"source": FACES}, rng=Generator().manual_seed(0))
+    ports = ReadFaces(points=68, size=64)({"source": FACES}, work=Work.seeded(0))
     read: dict[str, dict[str, Tensor]] = {}
     for port, parts in ports.items():
         assert not isinstance(parts, dict)

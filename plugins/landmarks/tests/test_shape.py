@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from stillhouse.artifact import load_model
 from stillhouse.data import TensorData
 from stillhouse.errors import BadData, BadSetting
+from stillhouse.work import Work
 from stillhouse_landmarks.augment import FaceAugment
 from stillhouse_landmarks.shape import FitShape, ShapeModel, ShapeRole, shape_role
 
@@ -70,7 +71,7 @@ def test_detail_that_the_modes_lack_is_lost() -> None:
 def test_kept_as_a_role(tmp_path: Path) -> None:
     given = shapes()
     data = TensorData({"landmarks": given})
-    FitShape(variance=0.9)({"data": data}, tmp_path / "m", rng=Generator())
+    FitShape(variance=0.9)({"data": data}, tmp_path / "m", work=Work())
     loaded = load_model(tmp_path / "m")
     assert isinstance(loaded.module, ShapeRole)
     assert list(loaded.module.parameters()) == []
@@ -83,8 +84,8 @@ def test_fitted_to_augmented_shapes(tmp_path: Path) -> None:
     data = TensorData({"landmarks": faces, "images": torch.zeros(30, 3, 8, 8, dtype=torch.uint8)})
     plain, turned = tmp_path / "plain", tmp_path / "turned"
     augment = FaceAugment(flip=0, rotation=40)
-    FitShape()({"data": data}, plain, rng=Generator())
-    FitShape(augment=augment, views=3)({"data": data}, turned, rng=Generator())
+    FitShape()({"data": data}, plain, work=Work())
+    FitShape(augment=augment, views=3)({"data": data}, turned, work=Work())
     spreads = [load_model(path).module.state_dict()["variances"].sum() for path in (plain, turned)]
     assert spreads[1] > 1.2 * spreads[0]
 

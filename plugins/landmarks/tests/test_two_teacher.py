@@ -10,6 +10,7 @@ from stillhouse.errors import BadSetting, StillhouseError, UnknownName
 from stillhouse.objectives.objective import Composed, Tensors
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Convert, Evaluate, Make, Train
+from stillhouse.work import Work
 from stillhouse_landmarks.augment import FaceAugment
 from stillhouse_landmarks.objectives import NOBODY, PAPER, RELEASED, two_teacher_loss
 from stillhouse_landmarks.recipes.soft_faces import Copies, SoftFaces
@@ -205,7 +206,7 @@ def test_soft_faces_are_views_with_the_soft_landmarks_of_their_own_points() -> N
     shape = ShapeModel.fit(data.rows(torch.arange(12))["landmarks"], 0.5)
     augment = FaceAugment(occlusion=0.0)
     make = SoftFaces(augment=Copies(augment=augment), views=3)
-    made = make({"data": data, "shape": shape_role(shape)}, rng=torch.Generator())
+    made = make({"data": data, "shape": shape_role(shape)}, work=Work())
     parts = list(made["train"])
     whole = data.rows(torch.arange(12))
     assert torch.equal(parts[0]["images"], whole["images"])

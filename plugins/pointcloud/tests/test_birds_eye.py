@@ -13,6 +13,7 @@ from torch import Generator, nn
 from stillhouse.data.data import TensorData
 from stillhouse.data.shards import load_data, save_data
 from stillhouse.errors import BadData, BadSetting
+from stillhouse.work import Work
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.detectors import SMALL_GRID, Found, model, with_pillars
 from stillhouse_pointcloud.figures import (
@@ -49,7 +50,7 @@ class Says(nn.Module):
 
 
 def columns():
-    return ReadKitti()({"source": scenes()}, rng=Generator().manual_seed(0))["test"]
+    return ReadKitti()({"source": scenes()}, work=Work.seeded(0))["test"]
 
 
 DATA = TensorData(columns())
@@ -108,7 +109,7 @@ def test_edges_in_the_picture_end_before_the_camera():
 def test_the_overlay_takes_the_picture_where_there_is_one(tmp_path):
     Image.new("RGB", (1242, 375), (9, 8, 7)).save(tmp_path / "a.png")
     make = WithPictures(make=Framed(), port="test")
-    made = make({"source": tmp_path}, rng=Generator().manual_seed(0))
+    made = make({"source": tmp_path}, work=Work.seeded(0))
     assert PICTURE not in made["train"]
     save_data(tmp_path / "test", made["test"])
     data = load_data(tmp_path / "test")
@@ -124,7 +125,7 @@ def test_the_overlay_takes_the_picture_where_there_is_one(tmp_path):
     for spoilt in (b"no picture", broken_png()):
         (tmp_path / "a.png").write_bytes(spoilt)
         with pytest.raises(BadData, match=r"a.png: not an? (whole )?image .*; replace it"):
-            make({"source": tmp_path}, rng=Generator())
+            make({"source": tmp_path}, work=Work())
     # data that hold none
     assert not Overlay(lines=LINES)(MODELS, DATA).axes[0].images
     with pytest.raises(BadSetting, match=r"pictures: count must be >= 1 \(got 0\)"):
@@ -142,7 +143,7 @@ class Framed:
     """Drawn scenes whose first test frame names a picture."""
 
     def __call__(self, inputs, *, rng):
-        made = ReadKitti()({"source": scenes()}, rng=rng)
+        made = ReadKitti()({"source": scenes()}, work=Work(rng=rng))
         names = [{"name": str(i), "image": f"{'ab'[i > 0]}.png"} for i in range(24)]
         frames = [json.dumps(name) for name in names]
         return {**made, "test": {**made["test"], "frames": frames}}

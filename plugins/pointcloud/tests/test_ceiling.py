@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Generator
 
 from stillhouse.data.data import TensorData
 from stillhouse.errors import BadData
 from stillhouse.settings import make_recipe, make_settings
+from stillhouse.work import Work
 from stillhouse_pointcloud.ceiling import BoxCounts, KittiCeiling
 from stillhouse_pointcloud.data import ReadKitti, from_arrays
 from stillhouse_pointcloud.detectors import PillarGrid
@@ -62,7 +62,7 @@ def stage_scores(made):
 
 
 def held():
-    return TensorData(ReadKitti()({"source": scenes()}, rng=Generator().manual_seed(0))["test"])
+    return TensorData(ReadKitti()({"source": scenes()}, work=Work.seeded(0))["test"])
 
 
 def test_the_recipe_prints_the_ceiling_of_the_frames_that_score():

@@ -11,11 +11,11 @@ import pyarrow.feather as feather
 import pytest
 import torch
 from PIL import Image
-from torch import Generator
 
 from stillhouse.data import save_data
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.runs import project_root
+from stillhouse.work import Work
 from stillhouse_pointcloud.boxes import corners, from_bottom, in_view, inside, project, to_bottom
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.formats import difficulty, read_calib, read_labels
@@ -54,7 +54,7 @@ def write(folder: Path, frames: dict[str, str], val: str = "") -> Path:
 
 
 def read(source: Any, **kwargs: Any) -> dict[str, Any]:
-    return dict(ReadKitti(**kwargs)({"source": source}, rng=Generator().manual_seed(0)))
+    return dict(ReadKitti(**kwargs)({"source": source}, work=Work.seeded(0)))
 
 
 def test_a_label_by_hand(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_the_rng_draws_the_validation_frames(tmp_path: Path) -> None:
     source = write(tmp_path, {f"{i:03}": CAR for i in range(9)}, val="008")
 
     def held(seed: int) -> list[str]:
-        made = ReadKitti(validation=0.4)({"source": source}, rng=Generator().manual_seed(seed))
+        made = ReadKitti(validation=0.4)({"source": source}, work=Work.seeded(seed))
         frames = made["validation"]["frames"]  # type: ignore[index]
         return [json.loads(text)["name"] for text in frames]
 

@@ -15,6 +15,7 @@ from torch import Generator
 from stillhouse.artifact import Built, load_model, save_model
 from stillhouse.data.data import TensorData
 from stillhouse.errors import BadData
+from stillhouse.work import Work
 from stillhouse_pointcloud import standalone
 from stillhouse_pointcloud.converts import DensePillars, ExportDetector, LoadDetector, dense
 from stillhouse_pointcloud.data import ReadKitti
@@ -30,7 +31,7 @@ RNG = Generator()
 
 
 def data():
-    return TensorData(ReadKitti()({"source": scenes()}, rng=Generator().manual_seed(0))["test"])
+    return TensorData(ReadKitti()({"source": scenes()}, work=Work.seeded(0))["test"])
 
 
 def detector(spec=SPEC):
@@ -60,7 +61,7 @@ def test_the_exported_student_opens_and_its_onnx_is_checked(tmp_path):
     built = detector()
     out = tmp_path / "out"
     given = {"student": built, "data": data(), "scores": {"mean_3d_moderate_ap": 0.25}}
-    ExportDetector(title="A", paper="B")(given, out, rng=RNG)
+    ExportDetector(title="A", paper="B")(given, out, work=Work(rng=RNG))
     again = load_model(out)
     rows = data().rows(torch.tensor([0]))
     with torch.no_grad():
@@ -112,7 +113,9 @@ def test_the_cards_lines_find_the_boxes_that_predict_finds(tmp_path, monkeypatch
         scores = built.module(data().rows(torch.tensor([0])))["cls"].flatten()
         built.module.head.cls.bias += -0.847 - scores.topk(80).values[-1]
     out = tmp_path / "out"
-    ExportDetector(title="A", paper="B")({"student": built, "data": data()}, out, rng=RNG)
+    ExportDetector(title="A", paper="B")(
+        {"student": built, "data": data()}, out, work=Work(rng=RNG)
+    )
     points = data().rows(torch.tensor([0]))["points"].numpy()
     points.astype("<f4").tofile(out / "cloud.bin")
     card = (out / "README.md").read_text()
@@ -158,8 +161,8 @@ def test_a_checkpoint_is_loaded_whole_and_of_the_same_grid(tmp_path):
     load = LoadDetector(model=SPEC)
     file = tmp_path / "a.safetensors"
     save_file(built.module.state_dict(), file)
-    load({"checkpoint": file}, tmp_path / "from-file", rng=RNG)
-    load({"checkpoint": built}, tmp_path / "from-folder", rng=RNG)
+    load({"checkpoint": file}, tmp_path / "from-file", work=Work(rng=RNG))
+    load({"checkpoint": built}, tmp_path / "from-folder", work=Work(rng=RNG))
     for name in ("from-file", "from-folder"):
         state = load_model(tmp_path / name).module.state_dict()
         assert all(
@@ -168,14 +171,18 @@ def test_a_checkpoint_is_loaded_whole_and_of_the_same_grid(tmp_path):
     torch.manual_seed(0)
     save_model(tmp_path / "other", Built(spec=OTHER, module=OTHER.new()))
     with pytest.raises(BadData, match="the given teacher has the grid PillarGrid.*set x, y, cell"):
-        load({"checkpoint": load_model(tmp_path / "other")}, tmp_path / "no", rng=RNG)
+        load({"checkpoint": load_model(tmp_path / "other")}, tmp_path / "no", work=Work(rng=RNG))
     wide = model("pillars-8", grid=SMALL_GRID, layers=(1, 1, 1))
     with pytest.raises(
         BadData, match="is a pillars-8, the recipe's a pillars-4; set teacher_model=pillars-8"
     ):
-        load({"checkpoint": Built(spec=wide, module=wide.new())}, tmp_path / "no", rng=RNG)
+        load(
+            {"checkpoint": Built(spec=wide, module=wide.new())}, tmp_path / "no", work=Work(rng=RNG)
+        )
     line = Built(spec=SPEC, module=torch.nn.Linear(2, 2))
     with pytest.raises(BadData, match="no detector of pillars"):
-        load({"checkpoint": line}, tmp_path / "no", rng=RNG)
+        load({"checkpoint": line}, tmp_path / "no", work=Work(rng=RNG))
     with pytest.raises(BadData, match="a Linear has no pillars"):
-        ExportDetector(title="", paper="")({"student": line, "data": data()}, tmp_path, rng=RNG)
+        ExportDetector(title="", paper="")(
+            {"student": line, "data": data()}, tmp_path, work=Work(rng=RNG)
+        )

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Generator
 
 from stillhouse.artifact import load_model
 from stillhouse.data.data import TensorData
@@ -12,6 +11,7 @@ from stillhouse.engine import fit
 from stillhouse.recipe import Context
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.training import Setup, bits_of
+from stillhouse.work import Work
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.distilled import EarnedShare, earned
 from stillhouse_pointcloud.samples import scenes
@@ -24,7 +24,7 @@ def recipe(**settings):
 
 
 def data(count=8):
-    columns = ReadKitti()({"source": scenes()}, rng=Generator().manual_seed(0))["train"]
+    columns = ReadKitti()({"source": scenes()}, work=Work.seeded(0))["train"]
     return TensorData(
         {
             name: column.rows(torch.arange(count)) if hasattr(column, "rows") else column[:count]
@@ -53,7 +53,7 @@ def test_encoders_that_lower_the_loss_alone_leave_the_student_nothing(tmp_path):
     is.
     """
     made = recipe()
-    made.stage("first-student").convert({}, tmp_path / "first", rng=Generator())
+    made.stage("first-student").convert({}, tmp_path / "first", work=Work())
     first = load_model(tmp_path / "first").module
     stage = made.stage("encoders-alone")
     torch.manual_seed(5)
@@ -82,7 +82,7 @@ def test_the_control_begins_as_the_student_and_is_trained_as_long(tmp_path):
     assert alone.fresh == {"graphs": both.fresh["graphs"]}
     assert alone.objective.losses == both.objective.losses
     assert alone.outputs == ("graphs",)
-    made.stage("first-student").convert({}, tmp_path / "first", rng=Generator())
+    made.stage("first-student").convert({}, tmp_path / "first", work=Work())
     with torch.random.fork_rng():
         torch.manual_seed(both.seed)
         expected = both.fresh["student"].new()

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Generator
 
 from stillhouse.cli import main
 from stillhouse.data.data import Ragged
 from stillhouse.errors import BadData, StorageError
 from stillhouse.runs import project_root
+from stillhouse.work import Work
 from stillhouse_pointcloud.boxes import from_bottom, inside
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.frames import FULL, REDUCED
@@ -59,7 +59,7 @@ def folder(tmp_path):
 
 
 def read(source: Path):
-    return ReadKitti()({"source": source}, rng=Generator().manual_seed(0))
+    return ReadKitti()({"source": source}, work=Work.seeded(0))
 
 
 def same(one, two) -> None:

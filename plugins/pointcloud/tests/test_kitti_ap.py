@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Generator, nn
+from torch import nn
 
 from stillhouse.data.data import TensorData
 from stillhouse.errors import BadData, BadSetting
+from stillhouse.work import Work
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.detectors import SMALL_GRID, Found, PillarGrid, model
 from stillhouse_pointcloud.metrics import KittiAp, Scene, average_precision, found_scenes
@@ -169,7 +170,7 @@ class Perfect(nn.Module):
 
 
 def columns():
-    return ReadKitti()({"source": rendered()}, rng=Generator().manual_seed(0))
+    return ReadKitti()({"source": rendered()}, work=Work.seeded(0))
 
 
 def test_the_truth_is_perfect_and_a_fresh_detector_is_not():

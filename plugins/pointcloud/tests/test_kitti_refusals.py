@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Generator, nn
+from torch import nn
 
 from stillhouse.data import TensorData, read_image
 from stillhouse.data.notes import noted
 from stillhouse.errors import BadData
+from stillhouse.work import Work
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.detectors import Found
 from stillhouse_pointcloud.frames import REDUCED
@@ -64,7 +65,7 @@ def kitti(folder: Path, size=(1242, 375), focal=707.0, suffix=".png", frames=4) 
 
 
 def read(source: Path):
-    return ReadKitti()({"source": source}, rng=Generator().manual_seed(0))
+    return ReadKitti()({"source": source}, work=Work.seeded(0))
 
 
 class Says(nn.Module):
@@ -219,13 +220,13 @@ def test_deep_images_are_shown_by_their_range_or_refused(tmp_path):
     make = WithPictures(make=ReadKitti(), port="test")
     for value, shown in ((65535, 255), (32768, 127)):
         Image.fromarray(np.full((375, 1242), value, np.uint16)).save(file)
-        made = make({"source": source}, rng=Generator().manual_seed(0))
+        made = make({"source": source}, work=Work.seeded(0))
         batch = TensorData(made["test"]).rows(torch.tensor([0]))
         picture = read_image(batch["picture"].numpy().tobytes(), "it")
         assert abs(picture.getpixel((0, 0))[0] - shown) <= 1
     Image.fromarray(np.full((375, 1242), 900, np.uint16)).save(file)
     with pytest.raises(BadData, match=r"image_2/000002.png: "):
-        make({"source": source}, rng=Generator().manual_seed(0))
+        make({"source": source}, work=Work.seeded(0))
 
 
 def test_clouds_of_no_list_and_hidden_files_are_left_out_and_said(tmp_path):

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Generator
 
 from stillhouse.data.data import TensorData, rows_of
 from stillhouse.errors import BadSetting
+from stillhouse.work import Work
 from stillhouse_pointcloud.augment import SceneAugment, moved
 from stillhouse_pointcloud.boxes import inside
 from stillhouse_pointcloud.data import ReadKitti
@@ -21,11 +21,11 @@ READ = ReadKitti()
 def made(**given):
     settings = {"scenes": 6, "held_out": 4, "lidar": SMALL_LIDAR, "street": SMALL_STREET, **given}
     make = ReadMixed(read=READ, **settings)
-    return make({"source": scenes()}, rng=Generator().manual_seed(0))
+    return make({"source": scenes()}, work=Work.seeded(0))
 
 
 def batch(count=3, view=1):
-    columns = READ({"source": scenes()}, rng=Generator().manual_seed(0))["train"]
+    columns = READ({"source": scenes()}, work=Work.seeded(0))["train"]
     rows = TensorData(columns).rows(torch.arange(count))
     return {**rows, "view": torch.full((count,), view)}
 
@@ -36,7 +36,7 @@ def part(rows, name, row):
 
 
 def test_ports_hold_real_frames_and_scenes_and_no_scene_twice():
-    found, real = made(copies=2), READ({"source": scenes()}, rng=Generator().manual_seed(0))
+    found, real = made(copies=2), READ({"source": scenes()}, work=Work.seeded(0))
     count = len(real["train"]["frames"])
     assert len(found["train"]["frames"]) == 2 * count + 6
     assert len(found["test"]["frames"]) == 4

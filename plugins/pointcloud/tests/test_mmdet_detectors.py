@@ -14,6 +14,7 @@ from stillhouse.errors import BadData, BadSetting, MissingData, UnknownName
 from stillhouse.objectives.objective import Optimizer, Phase, Weighted
 from stillhouse.recipe import Context
 from stillhouse.training import Setup
+from stillhouse.work import Work
 from stillhouse_pointcloud.boxes import CLASSES
 from stillhouse_pointcloud.data import from_arrays
 from stillhouse_pointcloud.detectors.found import Picking, detector
@@ -258,7 +259,7 @@ def test_a_checkpoint_fits_or_is_named(tmp_path):
     # as mmdetection3d's runner writes it
     torch.save({"meta": {"epoch": 80}, "state_dict": module.net.state_dict()}, tmp_path / "a.pth")
     convert = LoadDetector(model=spec)
-    convert({"checkpoint": tmp_path / "a.pth"}, tmp_path / "out", rng=torch.Generator())
+    convert({"checkpoint": tmp_path / "a.pth"}, tmp_path / "out", work=Work())
     loaded = load_model(tmp_path / "out").module
     assert all(
         torch.equal(mine, theirs)
@@ -270,17 +271,17 @@ def test_a_checkpoint_fits_or_is_named(tmp_path):
         BadData, match=r"a.pth \(pointpillars-kitti/4\): does not fit the model: .* is"
     ):
         LoadDetector(model=model("pointpillars-kitti/4"))(
-            {"checkpoint": tmp_path / "a.pth"}, tmp_path / "no", rng=torch.Generator()
+            {"checkpoint": tmp_path / "a.pth"}, tmp_path / "no", work=Work()
         )
     other = Built(spec=model("second-kitti/16"), module=built("second-kitti/16"))
     with pytest.raises(BadData, match="the given detector has voxels"):
-        convert({"checkpoint": other}, tmp_path / "no", rng=torch.Generator())
+        convert({"checkpoint": other}, tmp_path / "no", work=Work())
     wide = Built(spec=model("pointpillars-kitti/4"), module=built("pointpillars-kitti/4"))
     with pytest.raises(BadData, match="'voxels' has 32 channels, that of pointpillars-kitti/16 16"):
-        convert({"checkpoint": wide}, tmp_path / "no", rng=torch.Generator())
+        convert({"checkpoint": wide}, tmp_path / "no", work=Work())
     bare = Built(spec=model("pointpillars-kitti/16", layers={}), module=module)
     with pytest.raises(BadData, match="the given detector gives no 'voxels'; give one that does"):
-        convert({"checkpoint": bare}, tmp_path / "no", rng=torch.Generator())
+        convert({"checkpoint": bare}, tmp_path / "no", work=Work())
 
 
 @pytest.mark.parametrize(("name", "operator"), [("pointrcnn-kitti/16", "furthest_point_sample")])

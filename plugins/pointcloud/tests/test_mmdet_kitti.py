@@ -8,6 +8,7 @@ import torch
 
 from stillhouse.data.data import TensorData
 from stillhouse.runs import project_root
+from stillhouse.work import Work
 from stillhouse_pointcloud.boxes import CLASSES, image_heights
 from stillhouse_pointcloud.data import ReadKitti, from_arrays
 from stillhouse_pointcloud.formats import IMAGE_SIZE
@@ -59,7 +60,7 @@ def disturbed(
 
 def real_frames() -> dict[str, torch.Tensor]:
     """The labelled frames of data/kitti-mini, whatever their split."""
-    made = ReadKitti(validation=0.5)({"source": KITTI}, rng=torch.Generator().manual_seed(0))
+    made = ReadKitti(validation=0.5)({"source": KITTI}, work=Work.seeded(0))
     return TensorData(made["train"]).rows(torch.arange(5))
 
 

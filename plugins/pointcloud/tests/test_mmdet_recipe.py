@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Generator
 
 from stillhouse.artifact import Built, load_model
 from stillhouse.cli.target import make_target
@@ -19,6 +18,7 @@ from stillhouse.runs import run_recipe
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.testing import DomainSuite
 from stillhouse.training import Setup, bits_of
+from stillhouse.work import Work
 from stillhouse_pointcloud.data import from_arrays
 from stillhouse_pointcloud.detectors.found import Bounds
 from stillhouse_pointcloud.mmdet import DetectorTraining, LoadDetector, model
@@ -196,7 +196,7 @@ def test_a_checkpoint_of_mmdetection3d_is_a_teacher(tmp_path, monkeypatch):
 
 def export(student: Built, out: Path) -> dict:
     convert = ExportDetector(title="x", paper="y", samples=2)
-    convert({"student": student, "data": data(2)}, out, rng=Generator())
+    convert({"student": student, "data": data(2)}, out, work=Work())
     return json.loads((out / "export.json").read_text())
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Generator
 
 from stillhouse.data.data import Ragged, TensorData, rows_of
 from stillhouse.engine import fit
@@ -16,6 +15,7 @@ from stillhouse.recipe import Context
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Make, Train
 from stillhouse.training import Setup
+from stillhouse.work import Work
 from stillhouse_pointcloud.augment import SceneAugment
 from stillhouse_pointcloud.boxes import CLASSES, inside
 from stillhouse_pointcloud.data import ReadKitti
@@ -38,7 +38,7 @@ library = pytest.mark.skipif(
 
 def made(make=None, seed=0):
     spared = WithSpares(make=make or ReadKitti(), spares=SPARES)
-    return spared({"source": scenes()}, rng=Generator().manual_seed(seed))
+    return spared({"source": scenes()}, work=Work.seeded(seed))
 
 
 def batch(count=6, view=1, **given):
@@ -240,7 +240,7 @@ def test_what_cannot_be_pasted_is_named():
         LibraryAugment(objects=-1, range=FAR)
 
     def bare(inputs, *, rng):
-        columns = ReadKitti()(inputs, rng=rng)
+        columns = ReadKitti()(inputs, work=Work(rng=rng))
         train = dict(columns["train"])
         train["difficulty"] = Ragged(
             values=torch.full_like(train["difficulty"].values, -1),

@@ -12,6 +12,7 @@ from stillhouse.data.data import TensorData, rows_of
 from stillhouse.errors import BadData, BadSetting, UnknownName
 from stillhouse.objectives.features import Hint
 from stillhouse.objectives.objective import Optimizer, Phase, Weighted
+from stillhouse.work import Work
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.detectors import (
     SMALL_GRID,
@@ -48,7 +49,7 @@ PHASES = {"learn": Phase(trains=("student",), optimizer=Optimizer(lr=1e-3))}
 
 
 def columns(split="train"):
-    return ReadKitti()({"source": scenes()}, rng=Generator().manual_seed(0))[split]
+    return ReadKitti()({"source": scenes()}, work=Work.seeded(0))[split]
 
 
 def batch(count=4):

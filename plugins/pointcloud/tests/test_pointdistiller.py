@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Generator
 
 from stillhouse.data.data import TensorData
 from stillhouse.engine import fit
@@ -16,6 +15,7 @@ from stillhouse.recipe import Context
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Convert, Evaluate, Make, Train
 from stillhouse.training import Setup, bits_of
+from stillhouse.work import Work
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.distilled import GraphRole, GraphTerm
 from stillhouse_pointcloud.figures import BirdsEye, Overlay
@@ -158,7 +158,7 @@ def test_an_own_teacher_is_used_as_it_is():
 
 
 def data(count=8):
-    columns = ReadKitti()({"source": scenes()}, rng=Generator().manual_seed(0))["train"]
+    columns = ReadKitti()({"source": scenes()}, work=Work.seeded(0))["train"]
     whole = TensorData(columns)
     return TensorData(
         {

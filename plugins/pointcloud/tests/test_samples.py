@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
+from stillhouse.work import Work
 from stillhouse_pointcloud.boxes import inside
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.raycast import Part, cast, grid, ray_box, ray_cylinder, ray_plane
@@ -81,7 +81,7 @@ def test_every_box_of_a_scene_holds_points():
 
 
 def test_the_reader_takes_the_scenes():
-    ports = ReadKitti()({"source": scenes()}, rng=torch.Generator().manual_seed(0))
+    ports = ReadKitti()({"source": scenes()}, work=Work.seeded(0))
     assert set(ports) == {"train", "validation", "test"}
     test = ports["test"]
     assert len(test["points"]) == 24

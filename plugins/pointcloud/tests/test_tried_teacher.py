@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from torch import Generator
 
 from stillhouse.artifact import Built, Model
 from stillhouse.data.data import TensorData
 from stillhouse.errors import BadData
+from stillhouse.work import Work
 from stillhouse_pointcloud.converts import LoadDetector
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.detectors import SMALL_GRID, model
@@ -18,7 +18,7 @@ SPEC: Model = model("pillars-4", grid=SMALL_GRID, layers=(0, 0, 0))
 
 
 def data():
-    return TensorData(ReadKitti()({"source": scenes()}, rng=Generator().manual_seed(0))["test"])
+    return TensorData(ReadKitti()({"source": scenes()}, work=Work.seeded(0))["test"])
 
 
 def test_one_that_finds_nothing_is_refused_and_can_be_taken_all_the_same(tmp_path):
@@ -26,11 +26,11 @@ def test_one_that_finds_nothing_is_refused_and_can_be_taken_all_the_same(tmp_pat
     fresh = Built(spec=SPEC, module=SPEC.new().eval())
     load = TriedDetector(load=LoadDetector(model=SPEC), within=SMALL_GRID)
     with pytest.raises(BadData) as caught:
-        load({"checkpoint": fresh, "data": data()}, tmp_path / "no", rng=Generator())
+        load({"checkpoint": fresh, "data": data()}, tmp_path / "no", work=Work())
     said = str(caught.value)
     assert said.startswith("the given teacher finds 0 of the ")
     assert said.endswith("Give one that finds them, or set check_teacher=false to go on with it as it is")  # fmt: skip
-    load({"checkpoint": fresh}, tmp_path / "yes", rng=Generator())
+    load({"checkpoint": fresh}, tmp_path / "yes", work=Work())
     assert (tmp_path / "yes/model.json").is_file()
 
 
@@ -61,14 +61,14 @@ def test_a_checkpoint_s_class_names_are_compared_with_the_run_s(tmp_path, meta):
     load = TriedDetector(load=LoadDetector(model=SPEC), within=SMALL_GRID)
     for source in (file, tmp_path):
         with pytest.raises(BadData) as caught:
-            load({"checkpoint": source, "data": data()}, tmp_path / "no", rng=Generator())
+            load({"checkpoint": source, "data": data()}, tmp_path / "no", work=Work())
         line = str(caught.value)
         assert line.startswith("the given model's classes are in another order: its ")
         assert line.endswith(
             "the run's Car, Pedestrian, Cyclist; give one whose classes are Car, Pedestrian, "
             "Cyclist, or set check_teacher=false to go on with it as it is"
         )
-    load({"checkpoint": file}, tmp_path / "yes", rng=Generator())
+    load({"checkpoint": file}, tmp_path / "yes", work=Work())
     assert (tmp_path / "yes/model.json").is_file()
 
 
@@ -79,4 +79,4 @@ def test_a_checkpoint_with_the_run_s_names_is_tried(tmp_path):
     torch.save({"meta": meta, "state_dict": SPEC.new().state_dict()}, file)
     load = TriedDetector(load=LoadDetector(model=SPEC), within=SMALL_GRID)
     with pytest.raises(BadData, match="the given teacher finds 0 of the "):
-        load({"checkpoint": file, "data": data()}, tmp_path / "no", rng=Generator())
+        load({"checkpoint": file, "data": data()}, tmp_path / "no", work=Work())

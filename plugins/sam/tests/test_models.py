@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 
 from stillhouse.artifact import Built, load_model, save_model
 from stillhouse.errors import BadData, BadSetting, UnknownName
+from stillhouse.work import Work
 from stillhouse_sam.models import (
     DecoderRole,
     Encoder,
@@ -164,9 +165,9 @@ def test_parts_come_apart_and_together_again(tmp_path: Path) -> None:
     built, given = network("cnn8"), batch()
     parts: dict[str, Built] = {}
     for part in ("encoder", "prompts", "decoder"):
-        Split(part=part)({"sam": built}, tmp_path / part, rng=RNG)
+        Split(part=part)({"sam": built}, tmp_path / part, work=Work(rng=RNG))
         parts[part] = load_model(tmp_path / part)
-    Join()(parts, tmp_path / "whole", rng=RNG)
+    Join()(parts, tmp_path / "whole", work=Work(rng=RNG))
     again = load_model(tmp_path / "whole")
     assert again.spec == built.spec
     for name, value in again.module(given).items():
@@ -178,11 +179,15 @@ def test_parts_come_apart_and_together_again(tmp_path: Path) -> None:
 def test_a_part_in_the_wrong_place_is_named(tmp_path: Path) -> None:
     built = network()
     with pytest.raises(BadData, match="encoder: a SamNetwork, not a Encoder"):
-        Join()(dict.fromkeys(("encoder", "prompts", "decoder"), built), tmp_path / "x", rng=RNG)
-    Split(part="encoder")({"sam": built}, tmp_path / "encoder", rng=RNG)
+        Join()(
+            dict.fromkeys(("encoder", "prompts", "decoder"), built),
+            tmp_path / "x",
+            work=Work(rng=RNG),
+        )
+    Split(part="encoder")({"sam": built}, tmp_path / "encoder", work=Work(rng=RNG))
     with pytest.raises(BadData, match="sam: not a whole SAM"):
         Split(part="decoder")(
-            {"sam": load_model(tmp_path / "encoder")}, tmp_path / "decoder", rng=RNG
+            {"sam": load_model(tmp_path / "encoder")}, tmp_path / "decoder", work=Work(rng=RNG)
         )
     with pytest.raises(BadData, match="a Encoder, not a whole SAM"):
         load_sam(tmp_path / "encoder")
@@ -194,7 +199,9 @@ def test_a_checkpoint_of_segment_anything_is_read(tmp_path: Path) -> None:
     source = whole(network()).sam
     file = tmp_path / "sam_small.pth"
     torch.save(source.state_dict(), file)  # as Meta publishes them: the state of a Sam
-    LoadSam(name="sam-32x1", shape=SHAPE)({"checkpoint": file}, tmp_path / "model", rng=RNG)
+    LoadSam(name="sam-32x1", shape=SHAPE)(
+        {"checkpoint": file}, tmp_path / "model", work=Work(rng=RNG)
+    )
     loaded = load_sam(tmp_path / "model")
     for name, value in source.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
@@ -215,14 +222,14 @@ def test_a_wrong_checkpoint_is_one_clear_line(tmp_path: Path) -> None:
     file = tmp_path / "sam.pth"
     torch.save(whole(network()).sam.state_dict(), file)
     with pytest.raises(BadData, match=r"sam\.pth \(sam-32x2\): does not fit .*blocks\.1") as caught:
-        load({"checkpoint": file}, out, rng=RNG)
+        load({"checkpoint": file}, out, work=Work(rng=RNG))
     assert "\n" not in str(caught.value)
     file.write_bytes(b"not a checkpoint")
     with pytest.raises(BadData, match=r"sam\.pth: not a checkpoint"):
-        load({"checkpoint": file}, out, rng=RNG)
+        load({"checkpoint": file}, out, work=Work(rng=RNG))
     other = LoadSam(name="sam-32x1", shape=Shape(size=32, grid=4, channels=32, heads=2, mlp=64))
     with pytest.raises(BadData, match=r"\(64, 8, 32\), the recipe \(32, 4, 32\)"):
-        other({"checkpoint": network()}, out, rng=RNG)
+        other({"checkpoint": network()}, out, work=Work(rng=RNG))
     assert not out.exists()
 
 
@@ -234,7 +241,9 @@ def test_the_lines_that_read_a_checkpoint_are_printed(tmp_path: Path) -> None:
         "--set channels=32 --set heads=2 --set mlp=64"
     )
     with pytest.raises(BadData, match=re.escape(lines)):
-        LoadSam(name="sam-32x1", shape=SHAPE)({"checkpoint": file}, tmp_path / "x", rng=RNG)
+        LoadSam(name="sam-32x1", shape=SHAPE)(
+            {"checkpoint": file}, tmp_path / "x", work=Work(rng=RNG)
+        )
     with torch.device("meta"):
         state = named("vit_b").new().get_submodule("sam").state_dict()
     assert described(state, SHAPE) == (

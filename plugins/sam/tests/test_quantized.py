@@ -13,6 +13,7 @@ from stillhouse.data.data import TensorData
 from stillhouse.quantize.onnx_network import session
 from stillhouse.quantize.onnx_qdq import ToIntegers
 from stillhouse.quantize.ptq import Quantize, QuantizedNetwork
+from stillhouse.work import Work
 from stillhouse_sam.models import Shape, named
 
 SHAPE = Shape(size=64, grid=8, channels=32, heads=2, mlp=64)
@@ -51,7 +52,7 @@ def quantized(encoder: str, folder: Path) -> tuple[Built, Built]:
         rounds=1,
     )
     ports = {"student": built, "data": TensorData(rows(4))}
-    quantize(ports, folder, rng=Generator().manual_seed(0))
+    quantize(ports, folder, work=Work.seeded(0))
     return built, load_model(folder)
 
 
@@ -83,7 +84,7 @@ def test_a_sams_encoder_runs_with_integers(encoder: str, convolutions: int, tmp_
         tolerance=0.5,  # processors without VNNI may overflow; the file is judged without kernels
     )
     ports = {"student": rounded, "data": TensorData(rows(4))}
-    how(ports, tmp_path / "int8", rng=Generator().manual_seed(0))
+    how(ports, tmp_path / "int8", work=Work.seeded(0))
     found = load_model(tmp_path / "int8")
     counts = found.spec.kwargs["integers"]
     content = found.module.get_buffer("file").numpy().tobytes()

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Generator
 
 from stillhouse.runs import project_root
+from stillhouse.work import Work
 from stillhouse_sam.data import ReadEverything, ReadMasks
 from stillhouse_sam.formats import decoded
 from stillhouse_sam.prompts import boxes_of, unpack_masks
@@ -29,7 +29,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def made() -> dict[str, Any]:
-    ports = ReadMasks(size=128, low=32)({"source": MINI}, rng=Generator().manual_seed(0))
+    ports = ReadMasks(size=128, low=32)({"source": MINI}, work=Work.seeded(0))
     return {port: next(iter(parts)) for port, parts in ports.items()}
 
 
@@ -115,7 +115,7 @@ def test_no_panoptic_photo_is_trained_on() -> None:
 
 
 def test_everything_is_the_first_ten() -> None:
-    ports = ReadEverything()({"source": PANOPTIC}, rng=Generator())
+    ports = ReadEverything()({"source": PANOPTIC}, work=Work())
     parts = list(ports["photos"])
     known = [json.loads(part["annotations"][0]) for part in parts]  # type: ignore[arg-type,index]
     assert len(known) == 10

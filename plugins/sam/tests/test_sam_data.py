@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from stillhouse.data import Ragged, TensorData, save_data
 from stillhouse.data.shards import load_data
 from stillhouse.errors import BadData, BadSetting
+from stillhouse.work import Work
 from stillhouse_sam import data, samples
 from stillhouse_sam.augment import Flip
 from stillhouse_sam.data import ReadEverything, ReadMasks, lowered
@@ -42,7 +43,7 @@ def joined(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 def read(source: Any, *, seed: int = 0, **settings: Any) -> Read:
     reader = ReadMasks(**{"size": 32, "low": 8, "masks": 3, **settings})
-    ports = reader({"source": source}, rng=Generator().manual_seed(seed))
+    ports = reader({"source": source}, work=Work.seeded(seed))
     return {port: joined(columns) for port, columns in ports.items()}
 
 
@@ -203,11 +204,9 @@ def test_one_part_is_parted(tmp_path: Path) -> None:
 def test_everything_mode_is_asked_of_photos_kept_for_testing(tmp_path: Path) -> None:
     write_photos(tmp_path, {"val": 20})
     made = read(tmp_path, held_out=0.25)
-    ports = ReadEverything(count=9, held_out=0.25)(
-        {"source": tmp_path}, rng=Generator().manual_seed(0)
-    )
+    ports = ReadEverything(count=9, held_out=0.25)({"source": tmp_path}, work=Work.seeded(0))
     assert names(joined(ports["photos"])) == names(made["test"])
-    whole = ReadEverything(count=30)({"source": tmp_path}, rng=Generator().manual_seed(0))
+    whole = ReadEverything(count=30)({"source": tmp_path}, work=Work.seeded(0))
     assert len(names(joined(whole["photos"]))) == 20
 
 
@@ -266,9 +265,7 @@ def test_shards_are_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     source = write_photos(tmp_path / "photos", {"train": 8, "val": 2})
     whole = read(source, scenes=3)
     monkeypatch.setattr(data, "SHARD_BYTES", 2 * 3 * 32**2 + 100)
-    ports = ReadMasks(size=32, low=8, masks=3, scenes=3)(
-        {"source": source}, rng=Generator().manual_seed(0)
-    )
+    ports = ReadMasks(size=32, low=8, masks=3, scenes=3)({"source": source}, work=Work.seeded(0))
     save_data(tmp_path / "train", ports["train"])
     assert len(list((tmp_path / "train").glob("*.safetensors"))) == 5
     loaded = load_data(tmp_path / "train")
@@ -311,7 +308,7 @@ def test_everything_is_the_first_photos_by_id(tmp_path: Path) -> None:
         write_photo(tmp_path, "val", number, [block(0, 0, 4, number % 7 + 2, (10, 12 + number))])
     write_photo(tmp_path, "val", 2, [np.zeros((5, 5), dtype=bool)])  # unlabelled: not asked
     write_photos(tmp_path, {"train": 2})
-    ports = ReadEverything(count=2)({"source": tmp_path}, rng=Generator())
+    ports = ReadEverything(count=2)({"source": tmp_path}, work=Work())
     made = joined(ports["photos"])
     assert names(made) == ["4.png", "30.png"]
     assert made["original_sizes"].tolist() == [[10, 16], [10, 42]]
@@ -321,7 +318,7 @@ def test_everything_is_the_first_photos_by_id(tmp_path: Path) -> None:
 
 
 def test_everything_is_kept_in_a_folder(tmp_path: Path) -> None:
-    ports = ReadEverything(count=3)({"source": samples.scenes()}, rng=Generator())
+    ports = ReadEverything(count=3)({"source": samples.scenes()}, work=Work())
     save_data(tmp_path / "photos", ports["photos"])
     loaded = load_data(tmp_path / "photos")
     assert isinstance(loaded, TensorData)

@@ -18,6 +18,7 @@ from stillhouse.artifact import Built, save_model
 from stillhouse.data.data import TensorData
 from stillhouse.errors import BadData
 from stillhouse.export import Card, Export
+from stillhouse.work import Work
 from stillhouse_sam.exporting import ExportSam, write_loader
 from stillhouse_sam.models import SamNetwork, Shape, named
 from stillhouse_sam.usage import sam_usage
@@ -64,7 +65,7 @@ def asked(count: int, points: int = 2) -> dict[str, Tensor]:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Built, Path]:
     built, out = sam("cnn8"), tmp_path_factory.mktemp("export") / "model"
     ports = {"student": built, "data": TensorData(asked(1))}
-    ExportSam(export=EXPORT)(ports, out, rng=Generator())
+    ExportSam(export=EXPORT)(ports, out, work=Work())
     return built, out
 
 
@@ -213,5 +214,5 @@ def test_a_part_of_a_sam_is_not_exported(tmp_path: Path) -> None:
     part = Built(spec=built.spec, module=built.module.sam.image_encoder)
     with pytest.raises(BadData, match="export: a Backbone, not a whole SAM; join its parts first"):
         ExportSam(export=EXPORT)(
-            {"student": part, "data": TensorData(asked(1))}, tmp_path / "x", rng=Generator()
+            {"student": part, "data": TensorData(asked(1))}, tmp_path / "x", work=Work()
         )

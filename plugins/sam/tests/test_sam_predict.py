@@ -9,6 +9,7 @@ from PIL import Image
 
 from stillhouse.artifact import Built, Model, load_model
 from stillhouse.errors import BadData, MissingData
+from stillhouse.work import Work
 from stillhouse_sam import predict as module
 from stillhouse_sam.confidence import KeepEverything
 from stillhouse_sam.counts import counted
@@ -89,10 +90,10 @@ def test_a_sam_is_asked_by_the_settings_kept_with_it(built: Built, tmp_path: Pat
         KeepEverything(settings=SURE_OF_ALL)(
             {"student": Built(spec=built.spec, module=torch.nn.Identity())},
             tmp_path / "x",
-            rng=torch.Generator(),
+            work=Work(),
         )
     never = SURE_OF_ALL.with_confidence(math.inf)
-    KeepEverything(settings=never)({"student": built}, tmp_path / "kept", rng=torch.Generator())
+    KeepEverything(settings=never)({"student": built}, tmp_path / "kept", work=Work())
     kept = load_model(tmp_path / "kept")
     assert isinstance(kept.module, SamNetwork)
     assert kept.module.everything is not None

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Generator
 
 from stillhouse.artifact import Built, load_model, save_model
 from stillhouse.data.data import TensorData
@@ -12,6 +11,7 @@ from stillhouse.errors import BadData, StillhouseError
 from stillhouse.quantize.ptq import Quantize
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Convert, Evaluate, Train
+from stillhouse.work import Work
 from stillhouse_sam.annotated import PUBLISHABLE
 from stillhouse_sam.confidence import CalibrateConfidence, Calibration, HighConfidence, confident
 from stillhouse_sam.data import ReadMasks
@@ -194,11 +194,11 @@ def test_a_sams_confidence_is_found_kept_and_used(tmp_path: Path) -> None:
     spec = named("cnn8", shape=Shape(size=64, grid=8, channels=32, heads=2, mlp=64))
     save_model(tmp_path / "sam", Built(spec=spec, module=spec.new().eval()))
     sam = load_model(tmp_path / "sam")
-    parts = list(ReadMasks(size=64, low=32)({"source": scenes()}, rng=Generator())["test"])
+    parts = list(ReadMasks(size=64, low=32)({"source": scenes()}, work=Work())["test"])
     data = TensorData(parts[0])
     asked = EverythingSettings(points_per_side=4, pred_iou_thresh=-9.0, stability_score_thresh=0.0)
     convert = CalibrateConfidence(settings=asked, photos=2, lost=1.0)
-    convert({"student": sam, "data": data}, tmp_path / "out", rng=Generator())
+    convert({"student": sam, "data": data}, tmp_path / "out", work=Work())
     kept = load_model(tmp_path / "out").module
     assert isinstance(kept, HighConfidence)
     found = kept.found()
@@ -212,5 +212,5 @@ def test_a_sams_confidence_is_found_kept_and_used(tmp_path: Path) -> None:
         convert(
             {"student": Built(spec=spec, module=kept), "data": data},
             tmp_path / "x",
-            rng=Generator(),
+            work=Work(),
         )

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Generator
 
 from stillhouse.artifact import Built, Model, load_model
 from stillhouse.errors import BadData
+from stillhouse.work import Work
 from stillhouse_vision.models import ImageSpec, LoadCheckpoint, model
 
 IMAGES = ImageSpec()
@@ -37,7 +37,7 @@ def foreign_state(spec: Model = SPEC) -> dict[str, torch.Tensor]:
 
 
 def convert(source: object, out: Path, spec: Model = SPEC, **kwargs: tuple[str, ...]) -> Built:
-    LoadCheckpoint(model=spec, **kwargs)({"checkpoint": source}, out, rng=Generator())
+    LoadCheckpoint(model=spec, **kwargs)({"checkpoint": source}, out, work=Work())
     return load_model(out)
 
 

@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from torch import Generator, Tensor
+from torch import Tensor
 
 from stillhouse.data import save_data
 from stillhouse.errors import BadData
+from stillhouse.work import Work
 from stillhouse_vision.data import ReadImages
 from stillhouse_vision.models import ImageSpec
 
@@ -47,7 +48,7 @@ def read(
     source: Path, images: ImageSpec = COLOUR, classes: int = 2, **kwargs: Any
 ) -> dict[str, dict[str, Tensor]]:
     reader = ReadImages(images=images, classes=classes, **kwargs)
-    made = reader({"source": source}, rng=Generator().manual_seed(0))
+    made = reader({"source": source}, work=Work.seeded(0))
     ports: dict[str, dict[str, Tensor]] = {}
     for port, parts in made.items():
         every = [parts] if isinstance(parts, dict) else list(parts)
@@ -131,7 +132,7 @@ def test_large_data_come_in_parts_that_are_stored_alike(
     write_parquet(tmp_path / "train.parquet", [(png(i), i % 2) for i in range(10)])
     reader = ReadImages(images=COLOUR, classes=2)
     monkeypatch.setattr("stillhouse_vision.data.SHARD_BYTES", 3 * 4 * 4 * 3)
-    parts = reader({"source": tmp_path}, rng=Generator().manual_seed(0))["train"]
+    parts = reader({"source": tmp_path}, work=Work.seeded(0))["train"]
     assert not isinstance(parts, dict)
     stored = save_data(tmp_path / "out", parts).open()
     assert stored.columns["labels"].tolist() == read(tmp_path)["train"]["labels"].tolist()
@@ -184,7 +185,7 @@ def test_label_out_of_range_in_arrays() -> None:
     arrays = {f"{split}_images": np.zeros((2, 3, 4, 4), np.uint8) for split in ("train", "test")}
     arrays |= {f"{split}_labels": np.array([0, 7]) for split in ("train", "test")}
     with pytest.raises(BadData, match=r"train_labels: row 1: label 7 is not in 0..1"):
-        ReadImages(images=COLOUR, classes=2)({"source": arrays}, rng=Generator())
+        ReadImages(images=COLOUR, classes=2)({"source": arrays}, work=Work())
 
 
 def test_arrays_of_another_size() -> None:
@@ -192,7 +193,7 @@ def test_arrays_of_another_size() -> None:
     arrays |= {f"{split}_labels": np.array([0, 1]) for split in ("train", "test")}
     message = r"train_images: torch.uint8 \[1, 8, 8\]; expected torch.uint8 \[3, 4, 4\]"
     with pytest.raises(BadData, match=message):
-        ReadImages(images=COLOUR, classes=2)({"source": arrays}, rng=Generator())
+        ReadImages(images=COLOUR, classes=2)({"source": arrays}, work=Work())
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

@@ -15,6 +15,7 @@ from stillhouse.search.scores import DisWOT
 from stillhouse.search.trained import Trained
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Evaluate, Search, Train
+from stillhouse.work import Work
 from stillhouse_vision.nas_tables import CELLS, SampleCells
 from stillhouse_vision.reduce import Reduce
 from stillhouse_vision.samples import digits
@@ -249,7 +250,7 @@ def test_reduced_pictures_are_means_of_areas_and_rows_are_apart() -> None:
     images[:, :, 0, 0] += torch.arange(6, dtype=torch.uint8)[:, None] * 4
     source = TensorData({"images": images, "labels": torch.arange(6)})
     rng = torch.Generator().manual_seed(0)
-    made = Reduce(size=2, train=4, validation=2)({"source": source}, rng=rng)
+    made = Reduce(size=2, train=4, validation=2)({"source": source}, work=Work(rng=rng))
     labels = [made[port]["labels"].tolist() for port in ("train", "validation")]
     assert sorted(labels[0] + labels[1]) == list(range(6))
     assert (len(labels[0]), len(labels[1])) == (4, 2)
@@ -258,9 +259,9 @@ def test_reduced_pictures_are_means_of_areas_and_rows_are_apart() -> None:
     shift = labels[0][0]
     assert first.tolist() == [[round((10 + 4 * shift) / 4), 4], [10, 12]]
     with pytest.raises(BadData, match=r"5 \+ 2 pictures are wanted, there are 6"):
-        Reduce(size=2, train=5, validation=2)({"source": source}, rng=rng)
+        Reduce(size=2, train=5, validation=2)({"source": source}, work=Work(rng=rng))
     with pytest.raises(BadData, match="pictures of 4 pixels cannot be reduced to 8"):
-        Reduce(size=8, train=4, validation=2)({"source": source}, rng=rng)
+        Reduce(size=8, train=4, validation=2)({"source": source}, work=Work(rng=rng))
 
 
 def test_sampled_cells_are_rows_of_the_table(tmp_path: Path) -> None:
@@ -268,7 +269,7 @@ def test_sampled_cells_are_rows_of_the_table(tmp_path: Path) -> None:
     columns = {"arch_str": [CELL, other], "cifar10_test_acc": [91.5, 93.25], "index": [0, 1]}
     pq.write_table(pa.table(columns), tmp_path / CELLS)
     rng = torch.Generator().manual_seed(0)
-    made = SampleCells(count=2)({"source": tmp_path}, rng=rng)["trials"]
+    made = SampleCells(count=2)({"source": tmp_path}, work=Work(rng=rng))["trials"]
     found = dict(zip(made["encoding"], made["score"].tolist(), strict=True))
     ops = '["nor_conv_3x3", "none", "skip_connect", "{}", "avg_pool_3x3", "none"]'
     assert found == pytest.approx(
@@ -278,13 +279,13 @@ def test_sampled_cells_are_rows_of_the_table(tmp_path: Path) -> None:
         }
     )
     with pytest.raises(BadData, match="2 cells, 3 are wanted; set fewer"):
-        SampleCells(count=3)({"source": tmp_path}, rng=rng)
+        SampleCells(count=3)({"source": tmp_path}, work=Work(rng=rng))
     with pytest.raises(BadSetting, match=r"the table has 10 or 100 classes \(got 3\)"):
         SampleCells(count=1, classes=3)
     with pytest.raises(BadData, match="cannot be read as a table with arch_str and cifar100"):
-        SampleCells(count=1, classes=100)({"source": tmp_path}, rng=rng)
+        SampleCells(count=1, classes=100)({"source": tmp_path}, work=Work(rng=rng))
     with pytest.raises(BadSetting, match=r"count must be >= 1 \(got 0\)"):
         SampleCells(count=0)
     (tmp_path / CELLS).write_bytes(b"not a table")
     with pytest.raises(BadData, match="cannot be read as a table with arch_str"):
-        SampleCells(count=1)({"source": tmp_path}, rng=rng)
+        SampleCells(count=1)({"source": tmp_path}, work=Work(rng=rng))

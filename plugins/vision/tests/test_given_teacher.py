@@ -9,13 +9,13 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import Generator
 from torchvision import models
 
 from stillhouse.artifact import Built, Model, load_model
 from stillhouse.class_order import class_names
 from stillhouse.data import TensorData
 from stillhouse.errors import BadData, UnknownName
+from stillhouse.work import Work
 from stillhouse_vision.models import ImageSpec, LoadCheckpoint, channels, model, output_shapes
 from stillhouse_vision.samples import digits
 
@@ -58,7 +58,7 @@ def reordered(state: dict[str, torch.Tensor], order: Sequence[int]) -> dict[str,
 
 def load(source: object, data: TensorData | None, out: Path, spec: Model = SPEC) -> Built:
     inputs = {"checkpoint": source} | ({} if data is None else {"data": data})
-    LoadCheckpoint(model=spec)(inputs, out, rng=Generator().manual_seed(0))
+    LoadCheckpoint(model=spec)(inputs, out, work=Work.seeded(0))
     return load_model(out)
 
 

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from torch import Generator, Tensor
+from torch import Tensor
 
 from stillhouse.data.notes import noted
 from stillhouse.errors import BadData
+from stillhouse.work import Work
 from stillhouse_vision.data import ReadImages
 from stillhouse_vision.models import ImageSpec
 
@@ -41,9 +42,7 @@ def write_folder(folder: Path, classes: tuple[str, ...], count: int, first: int 
 
 
 def read(source: Path, images: ImageSpec = GREY, **kwargs: Any) -> dict[str, dict[str, Tensor]]:
-    made = ReadImages(images=images, classes=2, **kwargs)(
-        {"source": source}, rng=Generator().manual_seed(0)
-    )
+    made = ReadImages(images=images, classes=2, **kwargs)({"source": source}, work=Work.seeded(0))
     ports: dict[str, dict[str, Tensor]] = {}
     for port, columns in made.items():
         every: list[Any] = list(columns)

@@ -16,6 +16,7 @@ from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.objective import Describing
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Train
+from stillhouse.work import Work
 from stillhouse_vision.models import ImageSpec, model
 from stillhouse_vision.objectives import (
     KD3,
@@ -162,7 +163,7 @@ def test_refresh_selects_by_both_networks_in_eval_mode() -> None:
     objective, data = replace(objective_of(train), pool_batch=7, least=1), pool()
     models = {r: m.eval() for r, m in roles(train).items()}
     step = 2 * objective.refresh_every
-    chosen = objective.refresh(models, data, step=step, rng=rng())
+    chosen = objective.refresh(models, data, step=step, work=Work(rng=rng()))
     assert isinstance(chosen, Rows)
     with torch.no_grad():
         features = models["student"](data.columns)
@@ -195,16 +196,16 @@ def test_selections_of_the_ablations() -> None:
     train = stage(**SMALL)
     models, data = {r: m.eval() for r, m in roles(train).items()}, pool()
     everything = replace(objective_of(train), selection="none")
-    assert len(everything.refresh(models, data, step=0, rng=rng())) == 60
+    assert len(everything.refresh(models, data, step=0, work=Work(rng=rng()))) == 60
     assert "teacher_weight" not in everything.describe(Rows(data, torch.arange(4)), data, step=0)
     alone = replace(objective_of(train), selection="teacher", least=1)
     late = 7 * alone.refresh_every
     assert (alone.alpha(late), objective_of(train).alpha(late)) == (1, 0)
-    before = alone.refresh(models, data, step=0, rng=rng())
+    before = alone.refresh(models, data, step=0, work=Work(rng=rng()))
     torch.nn.init.normal_(linear_of(models["student"]).weight)
     models["projector"] = roles(stage(**SMALL))["projector"].eval()
     torch.nn.init.normal_(models["projector"].maps[6].weight)
-    after = alone.refresh(models, data, step=0, rng=rng())
+    after = alone.refresh(models, data, step=0, work=Work(rng=rng()))
     assert isinstance(before, Rows)
     assert isinstance(after, Rows)
     assert torch.equal(before.index, after.index)  # whatever the student says
@@ -249,7 +250,7 @@ def built(name: str) -> Built:
 
 def test_extracted_head_is_the_teachers(tmp_path: Path) -> None:
     teacher = built("cnn8")
-    ExtractHead()({"teacher": teacher}, tmp_path / "head", rng=rng())
+    ExtractHead()({"teacher": teacher}, tmp_path / "head", work=Work(rng=rng()))
     head = load_model(tmp_path / "head").module
     with torch.no_grad():
         outputs = teacher.module(batch())
@@ -273,10 +274,10 @@ def test_a_teacher_without_such_a_head_is_refused(tmp_path: Path) -> None:
     teacher = built("cnn8")
     strange = Built(spec=teacher.spec, module=Rescaled(teacher.module))
     with pytest.raises(BadData, match="Rescaled: has no linear head that a student could share"):
-        ExtractHead()({"teacher": strange}, tmp_path / "a", rng=rng())
+        ExtractHead()({"teacher": strange}, tmp_path / "a", work=Work(rng=rng()))
     teacher.module.register_forward_hook(lambda m, i, out: {**out, "logits": 2 * out["logits"]})
     with pytest.raises(BadData, match="not a linear layer on the mean of its last map"):
-        ExtractHead()({"teacher": teacher}, tmp_path / "b", rng=rng())
+        ExtractHead()({"teacher": teacher}, tmp_path / "b", work=Work(rng=rng()))
     with pytest.raises(BadSetting, match="this model shows none"):
         last_map({"logits": 1})
 
@@ -285,7 +286,7 @@ def test_a_timm_teacher_can_share_its_head(tmp_path: Path) -> None:
     torch.manual_seed(0)
     spec = model("timm:resnet10t", classes=7, images=ImageSpec(size=32))
     teacher = Built(spec=spec, module=spec.new().eval())
-    ExtractHead()({"teacher": teacher}, tmp_path / "head", rng=rng())
+    ExtractHead()({"teacher": teacher}, tmp_path / "head", work=Work(rng=rng()))
     assert load_model(tmp_path / "head").spec.kwargs == {"width": 512, "classes": 7}
 
 
@@ -293,12 +294,12 @@ def test_merged_student_is_body_projector_and_head_in_one_file(tmp_path: Path) -
     train = stage(**SMALL)
     torch.manual_seed(0)
     parts = {r: Built(spec=s, module=s.new().eval()) for r, s in train.fresh.items()}
-    ExtractHead()({"teacher": built("cnn8")}, tmp_path / "head", rng=rng())
+    ExtractHead()({"teacher": built("cnn8")}, tmp_path / "head", work=Work(rng=rng()))
     parts["head"] = load_model(tmp_path / "head")
     # what is merged is what was stored
     stored = {r: save_model(tmp_path / r, parts[r]) for r in ("student", "projector")}
     opened = {**{r: a.open() for r, a in stored.items()}, "head": parts["head"]}
-    MergeStudent()(opened, tmp_path / "merged", rng=rng())
+    MergeStudent()(opened, tmp_path / "merged", work=Work(rng=rng()))
     merged, given = load_model(tmp_path / "merged"), batch()
     with torch.no_grad():
         features = parts["student"].module(given)

@@ -15,6 +15,7 @@ from stillhouse.federated.averaging import fellows
 from stillhouse.recipe import Recipe
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Convert, Evaluate, Make
+from stillhouse.work import Work
 from stillhouse_vision.data import ReadImages
 from stillhouse_vision.federated_data import Dirichlet, Grouped, SplitImages
 from stillhouse_vision.models import ImageSpec
@@ -42,7 +43,7 @@ def federation(made: Recipe, name: str) -> Federate:
 @pytest.fixture(scope="module")
 def images() -> dict[str, TensorData]:
     spec = ImageSpec(size=8, mean=(0.3,), std=(0.37,))
-    read = ReadImages(images=spec, classes=10)({"source": digits()}, rng=torch.Generator())
+    read = ReadImages(images=spec, classes=10)({"source": digits()}, work=Work())
     return {port: TensorData(columns) for port, columns in read.items()}  # type: ignore[arg-type]
 
 
@@ -55,7 +56,7 @@ def split(images: Mapping[str, TensorData], seed: int = 0, **changes: Any) -> An
         "split": Grouped(groups=GROUPS, members=(2, 2, 2)),
     }
     rng = torch.Generator().manual_seed(seed)
-    return SplitImages(**{**given, **changes})(images, rng=rng)
+    return SplitImages(**{**given, **changes})(images, work=Work(rng=rng))
 
 
 @pytest.mark.parametrize(

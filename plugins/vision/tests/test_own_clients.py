@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Generator
 
 from stillhouse.data import TensorData
 from stillhouse.data.shards import load_data
@@ -15,6 +14,7 @@ from stillhouse.federated.flower.node import node_data
 from stillhouse.recipe import Recipe
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Make
+from stillhouse.work import Work
 from stillhouse_vision.own_clients import OwnClients
 
 NAME = "vision/knfu"
@@ -48,13 +48,13 @@ def made(recipe: Recipe, tmp_path: Path) -> dict[str, TensorData]:
     read, split = recipe.stage("data"), recipe.stage("split-0")
     assert isinstance(read, Make)
     assert isinstance(split, Make)
-    parts = read.make({"source": tmp_path / "public"}, rng=Generator())
+    parts = read.make({"source": tmp_path / "public"}, work=Work())
     opened = {
         port: TensorData({name: torch.cat([part[name] for part in columns]) for name in ("images", "labels")})
         for port, columns in ((port, list(parts[port])) for port in parts)
     }  # fmt: skip
     inputs = {**opened, "private": tmp_path / "clients"}
-    ports = split.make(inputs, rng=Generator().manual_seed(0))
+    ports = split.make(inputs, work=Work.seeded(0))
     assert tuple(ports) == split.outputs
     return {port: TensorData(columns) for port, columns in ports.items()}
 

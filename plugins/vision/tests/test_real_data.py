@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from stillhouse.artifact import load_model
 from stillhouse.data import TensorData
@@ -14,6 +14,7 @@ from stillhouse.metrics import Classification
 from stillhouse.runs import project_root
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Make
+from stillhouse.work import Work
 from stillhouse_vision.data import ReadImages
 from stillhouse_vision.models import ImageSpec, LoadCheckpoint, model
 from stillhouse_vision.spaces import NasBench201, NasBenchMacro, parse_cell, parse_macro
@@ -38,7 +39,7 @@ def first(parts: object) -> Mapping[str, Tensor]:
 
 def test_cifar10_photos_are_read_without_the_lossless_rows() -> None:
     reader = ReadImages(images=IMAGES, classes=10)
-    made = reader({"source": DATA / "cifar10-subset"}, rng=Generator())
+    made = reader({"source": DATA / "cifar10-subset"}, work=Work())
     train, test = first(made["train"]), first(made["test"])
     assert torch.bincount(train["labels"]).tolist() == [2000] * 10
     assert test["images"].shape == (5000, 3, 32, 32)
@@ -48,7 +49,7 @@ def test_cifar10_photos_are_read_without_the_lossless_rows() -> None:
 
 def test_mnist_digits_are_read_as_grey_pictures() -> None:
     images = ImageSpec(size=28, mean=(0.13,), std=(0.31,))
-    made = ReadImages(images=images, classes=10)({"source": DATA / "mnist-subset"}, rng=Generator())
+    made = ReadImages(images=images, classes=10)({"source": DATA / "mnist-subset"}, work=Work())
     assert first(made["test"])["images"].shape == (10_000, 1, 28, 28)
 
 
@@ -57,9 +58,9 @@ def test_mnist_is_split_over_ten_clients_as_the_recipe_says() -> None:
     read, split = made.stage("data"), made.stage("split-0")
     assert isinstance(read, Make)
     assert isinstance(split, Make)
-    parts = read.make({"source": DATA / "mnist-subset"}, rng=Generator())
+    parts = read.make({"source": DATA / "mnist-subset"}, work=Work())
     arrays = {port: TensorData(first(columns)) for port, columns in parts.items()}
-    found = split.make(arrays, rng=Generator().manual_seed(0))
+    found = split.make(arrays, work=Work.seeded(0))
     rows = torch.cat([columns["id"] for port, columns in found.items() if port != "test"])
     assert len(rows) == len(rows.unique()) == 300 + 10 * 20
     weights = found["test"]["weights"]
@@ -77,10 +78,8 @@ def test_pretrained_resnets_score_on_the_jpeg_test_rows(
 ) -> None:
     convert = LoadCheckpoint(model=model(name, classes=10, images=IMAGES))
     source = DATA / "weights-small" / "cifar10-resnet" / file
-    convert({"checkpoint": source}, tmp_path / "m", rng=Generator())
-    made = ReadImages(images=IMAGES, classes=10)(
-        {"source": DATA / "cifar10-subset"}, rng=Generator()
-    )
+    convert({"checkpoint": source}, tmp_path / "m", work=Work())
+    made = ReadImages(images=IMAGES, classes=10)({"source": DATA / "cifar10-subset"}, work=Work())
     # every fifth of the 5,000 test rows: 1.2 points of standard error, seconds instead of a minute
     test = {column: value[::5] for column, value in first(made["test"]).items()}
     with torch.no_grad():

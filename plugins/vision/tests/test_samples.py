@@ -1,6 +1,7 @@
 import numpy as np
 import torch
 
+from stillhouse.work import Work
 from stillhouse_vision.data import ReadImages
 from stillhouse_vision.models import ImageSpec
 from stillhouse_vision.samples import TRAIN_A_CLASS, digits
@@ -24,7 +25,7 @@ def test_digits_are_the_same_every_time() -> None:
 def test_digits_use_the_whole_range_and_are_what_the_reader_reads() -> None:
     arrays = digits()
     assert (arrays["train_images"].min(), arrays["train_images"].max()) == (0, 255)
-    read = ReadImages(images=IMAGES, classes=10)({"source": arrays}, rng=torch.Generator())
+    read = ReadImages(images=IMAGES, classes=10)({"source": arrays}, work=Work())
     assert read["train"]["images"].shape == (10 * TRAIN_A_CLASS, 1, 8, 8)
     assert torch.equal(read["test"]["labels"], torch.from_numpy(arrays["test_labels"]))
 

@@ -12,7 +12,6 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from torch import Generator
 
 from stillhouse.artifact import Built
 from stillhouse.card import Card
@@ -20,6 +19,7 @@ from stillhouse.cli.predicting import as_text, predictions
 from stillhouse.data import TensorData
 from stillhouse.errors import CorruptArtifact, MissingData
 from stillhouse.export import Export
+from stillhouse.work import Work
 from stillhouse_vision.models import ImageSpec, model
 from stillhouse_vision.usage import classifier_usage
 
@@ -44,7 +44,7 @@ def exported(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         "scores": {"accuracy": 0.5, "parameters": 7},
     }
     out = tmp_path / "student"
-    Export(card=CARD, usage=classifier_usage)(ports, out, rng=Generator())
+    Export(card=CARD, usage=classifier_usage)(ports, out, work=Work())
     noise = np.random.default_rng(1).integers(0, 256, (31, 20, 3), dtype=np.uint8)
     Image.fromarray(noise).convert("RGB" if images.channels == 3 else "L").save(out / "image.png")
     return out

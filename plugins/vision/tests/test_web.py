@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from torch import Generator
 
 from stillhouse.artifact import Built
 from stillhouse.data.data import TensorData
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.runs import project_root
+from stillhouse.work import Work
 from stillhouse_vision.glyphs import COPIES, FONTS, SYMBOLS, glyphs
 from stillhouse_vision.models import ImageSpec, model
 from stillhouse_vision.samples import digits
@@ -42,7 +42,7 @@ def parquet(file: Path, values: list[int], labels: list[int] | None = None) -> P
 
 
 def read(source: Any, images: ImageSpec = IMAGES) -> Any:
-    found = ReadWeb(images=images)({"source": source}, rng=Generator())["web"]
+    found = ReadWeb(images=images)({"source": source}, work=Work())["web"]
     return found if isinstance(found, dict) else next(iter(found))
 
 
@@ -139,7 +139,7 @@ def test_most_confident_are_kept_in_their_order() -> None:
     teacher = Built(spec=spec, module=spec.new().eval())
     pictures = torch.randint(0, 256, (31, 1, 8, 8), dtype=torch.uint8)
     data = TensorData({"images": pictures, "vocabulary": torch.arange(31) < 9})
-    made = MostConfident(share=0.3, batch=7)({"web": data, "teacher": teacher}, rng=Generator())
+    made = MostConfident(share=0.3, batch=7)({"web": data, "teacher": teacher}, work=Work())
     with torch.no_grad():
         confidence = teacher.module({"images": pictures})["logits"].softmax(1).amax(1)
     expected = sorted(sorted(range(31), key=lambda i: -float(confidence[i]))[:9])

@@ -36,6 +36,7 @@ from stillhouse.recipe import Context, Event
 from stillhouse.resuming import Progress
 from stillhouse.training import Place, Precision, Setup
 from stillhouse.turns import Curves, Turn
+from stillhouse.work import Work
 
 CURVE_POINTS = 200
 NO_CONTEXT = contextlib.nullcontext()
@@ -220,15 +221,14 @@ class _Loop(BaseLoop):
 
     def _refresh(self) -> None:
         job, place = self.job, self.place
-        seed, stage = job.setup.seed, job.ctx.stage
-        rows = refreshing.choose(
-            job.objective, job.models, job.data, seed=seed, step=place.step, stage=stage
-        )
+        step, stage = place.step, job.ctx.stage
+        work = Work.of(job.ctx, job.setup.seed, training.REFRESH, step)
+        rows = refreshing.choose(job.objective, job.models, job.data, step=step, work=work)
         place.restart(
             parallel.agree(rows.index), training.pass_length(self.chosen, job.setup.batch)
         )
         self._choose(place.index)
-        told = refreshing.tell(job.objective, self.chosen, job.data, step=place.step, stage=stage)
+        told = refreshing.tell(job.objective, self.chosen, job.data, step=step, stage=stage)
         self.refreshes.append(told)
         self.turns[0].enter(self.learners)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from stillhouse.artifact import Built, Model, recorded, save_model
 from stillhouse.card import (
@@ -28,6 +28,7 @@ from stillhouse.data.data import Data
 from stillhouse.errors import BadRecipe, BadSetting, ContractError, UnknownName
 from stillhouse.profile import first_batch, macs, parameters
 from stillhouse.quantize.onnx_network import ONNX, RECORD, OnnxNetwork
+from stillhouse.work import Work
 
 MIN_OPSET = 17
 # of an input, the names of the axes behind the first that may have any length
@@ -67,7 +68,7 @@ class Export:
         check_opset(self.opset, where="export")
         check_axes(self.dynamic, self.inputs, where="export")
 
-    def __call__(self, inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:  # noqa: ARG002
+    def __call__(self, inputs: Mapping[str, Any], out: Path, *, work: Work) -> None:  # noqa: ARG002
         if self.role not in inputs or "data" not in inputs:
             raise BadRecipe(
                 f"export: needs the ports '{self.role}' and 'data' (got {sorted(inputs)})"

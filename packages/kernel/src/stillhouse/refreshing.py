@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from stillhouse.data.data import Data, Rows
 from stillhouse.errors import BadData
 from stillhouse.objectives.objective import Describing, Objective, Refreshing
-from stillhouse.training import REFRESH, Place, mix
+from stillhouse.training import Place
+from stillhouse.work import Work
 
 Told = dict[str, float]  # a refresh: its step, how many rows it chose, what the objective says
 
@@ -27,9 +27,8 @@ def choose(
     models: Mapping[str, nn.Module],
     data: Data,
     *,
-    seed: int,
     step: int,
-    stage: str,
+    work: Work,
 ) -> Rows:
     """The rows the objective chooses at `step`, every role in eval mode; raises BadData unless they
     are `Rows`, at least one.
@@ -37,11 +36,11 @@ def choose(
     assert isinstance(objective, Refreshing)
     for module in models.values():
         module.eval()
-    rng = torch.Generator().manual_seed(mix(seed, REFRESH, step))
-    rows = objective.refresh(models, data, step=step, rng=rng)
+    rows = objective.refresh(models, data, step=step, work=work)
     if not isinstance(rows, Rows) or len(rows) == 0:
         raise BadData(
-            f"stage '{stage}': refresh at step {step} must choose Rows of the data, at least one"
+            f"stage '{work.ctx.stage}': refresh at step {step} must choose Rows of the data, at "
+            "least one"
         )
     return rows
 

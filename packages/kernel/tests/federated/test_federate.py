@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from stillhouse.artifact import Artifact, Built, Model, load_model, save_model
 from stillhouse.checkpoint import last_checkpoint
@@ -43,6 +43,7 @@ from stillhouse.recipe import Event, Recipe
 from stillhouse.runs import Runs, finished, home, run_recipe, run_stage
 from stillhouse.stages import Evaluate, Make
 from stillhouse.testing.killing import KilledError, die_at_checkpoint
+from stillhouse.work import Work
 
 from ..toys import (  # noqa: TID252  the toys of all the kernel's tests
     SITE,
@@ -513,9 +514,9 @@ class Linear(nn.Module):
 class Blobs:
     """Four noisy classes: a transfer set, a test set, and two clients for each pair of classes."""
 
-    def __call__(self, inputs: Mapping[str, Any], *, rng: Generator) -> Mapping[str, Columns]:
+    def __call__(self, inputs: Mapping[str, Any], *, work: Work) -> Mapping[str, Columns]:
         labels = torch.arange(240) % 4
-        x = F.one_hot(labels, 4) + 0.3 * torch.randn(240, 4, generator=rng)
+        x = F.one_hot(labels, 4) + 0.3 * torch.randn(240, 4, generator=work.rng)
         private = torch.arange(80, 240)
         parts = grouped_split(labels[private], groups=GROUPS, members=MEMBERS, size=LOCAL, seed=0)
         shares = torch.tensor([[0.5, 0.5, 0, 0]] * 2 + [[0, 0, 0.5, 0.5]] * 2)

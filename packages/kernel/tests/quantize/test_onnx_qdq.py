@@ -26,6 +26,7 @@ from stillhouse.quantize.onnx_network import ONNX, OnnxNetwork
 from stillhouse.quantize.onnx_qdq import ToIntegers
 from stillhouse.quantize.ptq import Quantize, QuantizedNetwork
 from stillhouse.quantize.scales import Op
+from stillhouse.work import Work
 
 from .networks import Mixed, Residual, images
 
@@ -61,7 +62,7 @@ def models() -> dict[str, Built]:
 
 def converted(built: Built, folder: Path, outputs: tuple[str, ...], **given: Any) -> Built:
     how = ToIntegers(outputs=outputs, **given)
-    how({"student": built, "data": DATA}, folder, rng=Generator().manual_seed(1))
+    how({"student": built, "data": DATA}, folder, work=Work.seeded(1))
     return load_model(folder)
 
 
@@ -159,7 +160,7 @@ def test_a_softmax_over_many_even_keys_sums_to_one(keys: int, tmp_path: Path) ->
         assert rounded.module({"images": values})["mean"] == pytest.approx(exact, rel=0.02)
     folder = tmp_path / "file"
     ToIntegers(outputs=("mean",), samples=4)(
-        {"student": rounded, "data": TensorData({"images": values})}, folder, rng=Generator()
+        {"student": rounded, "data": TensorData({"images": values})}, folder, work=Work()
     )
     with torch.no_grad():
         found = load_model(folder).module({"images": values})["mean"]
@@ -297,7 +298,7 @@ def test_what_cannot_be_used_is_named(models: dict[str, Built], tmp_path: Path) 
     with pytest.raises(BadSetting, match=r"opset must be >= 17 \(got 9\)"):
         ToIntegers(opset=9)
     with pytest.raises(BadRecipe, match="needs the ports 'student' and 'data'"):
-        ToIntegers()({"data": DATA}, tmp_path / "a", rng=Generator())
+        ToIntegers()({"data": DATA}, tmp_path / "a", work=Work())
     module = models["Mixed"].module
     assert isinstance(module, QuantizedNetwork)
     floats = Built(spec=models["Mixed"].spec, module=module.net)

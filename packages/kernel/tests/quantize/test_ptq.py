@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from stillhouse.artifact import Built, Model, load_model
 from stillhouse.errors import BadRecipe, BadSetting, ContractError, PluginError
@@ -20,6 +20,7 @@ from stillhouse.quantize.ptq import (
     task_gradients,
 )
 from stillhouse.quantize.scales import Op
+from stillhouse.work import Work
 
 from ..toys import SITE, Net, toy_data  # noqa: TID252  # pyright: ignore[reportAttributeAccessIssue]
 from .networks import Mixed, images
@@ -138,12 +139,12 @@ def test_a_quantized_model_is_written_and_read_again(
     built = Built(spec=spec, module=spec.new().eval())
     before = {name: value.clone() for name, value in built.module.state_dict().items()}
     how = Quantize(candidates=5, rounds=1)
-    how({"student": built, "data": toy_data()}, tmp_path / "q", rng=Generator().manual_seed(2))
+    how({"student": built, "data": toy_data()}, tmp_path / "q", work=Work.seeded(2))
     read = load_model(tmp_path / "q").module
     batch = {"images": toy_data().rows(torch.arange(4))["images"]}
     again = Quantize(candidates=5, rounds=1)
     data = {"student": built, "data": toy_data()}
-    again(data, tmp_path / "again", rng=Generator().manual_seed(2))
+    again(data, tmp_path / "again", work=Work.seeded(2))
     assert (tmp_path / "q/model.safetensors").read_bytes() == (
         tmp_path / "again/model.safetensors"
     ).read_bytes()
@@ -164,7 +165,7 @@ def test_a_quantized_model_is_written_and_read_again(
 def test_it_says_how_many_ops_are_done():
     said: list[tuple[int, int, str]] = []
     how = Quantize(outputs=OUTPUTS, candidates=2, rounds=1)
-    how.applied(mixed(), {"images": images(2)}, tell=lambda *event: said.append(event))
+    how.applied(mixed(), {"images": images(2)}, progress=lambda *event: said.append(event))
     assert said == [(i + 1, 10, "ops") for i in range(10)]
 
 
@@ -182,7 +183,7 @@ def test_what_cannot_be_quantized_is_refused(tmp_path: Path):
     with pytest.raises(BadSetting, match=r"samples must be >= 1 \(got 0\)"):
         Quantize(samples=0)
     with pytest.raises(BadRecipe, match=r"needs the ports 'student' and 'data' \(got \[\]\)"):
-        Quantize()({}, tmp_path, rng=Generator())
+        Quantize()({}, tmp_path, work=Work())
     with pytest.raises(PluginError, match="nothing of it is imported"):
         quantized(network={"build": "os:system", "kwargs": {}}, bits=8, products=[])
     attention = nn.MultiheadAttention(4, 1).eval()

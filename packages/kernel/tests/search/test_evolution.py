@@ -28,6 +28,7 @@ from stillhouse.search import (
 )
 from stillhouse.search.proxies import parameters
 from stillhouse.stages import Search
+from stillhouse.work import Work
 
 from .networks import Small
 
@@ -200,7 +201,7 @@ def test_evolution_climbs_where_random_draws_do_not():
 
 @dataclass(frozen=True, kw_only=True)
 class Largest:
-    def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, rng: Generator) -> float:
+    def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, work: Work) -> float:
         images = torch.zeros(1, 3, 8, 8)
         return parameters(candidate.new(), images, torch.zeros(1))
 
@@ -232,9 +233,9 @@ def test_children_are_held_to_the_budget(strategy: Strategy, tmp_path: Path):
 class Drawn:
     """A score from the weights of the candidate, which the global generator draws."""
 
-    def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, rng: Generator) -> float:
+    def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, work: Work) -> float:
         drawn = sum(p.sum().item() for p in candidate.new().parameters())
-        return drawn + float(torch.rand((), generator=rng))
+        return drawn + float(torch.rand((), generator=work.rng))
 
 
 class Killed(BaseException):

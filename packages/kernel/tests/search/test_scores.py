@@ -19,6 +19,7 @@ from stillhouse.search import Encoding
 from stillhouse.search.proxies import combined, diswot_score, nwot, views
 from stillhouse.search.scores import DisWOT, ZeroCost
 from stillhouse.stages import Search
+from stillhouse.work import Work
 
 from .networks import Small, batch, small
 
@@ -66,8 +67,10 @@ def models(space: Widths) -> list[Model]:
 def test_a_zscore_is_on_the_scale_of_the_references():
     # the references are here the whole space: the scores are then the population's
     space = Widths()
-    score = DisWOT(batch=8, inits=2, references=9).prepare(space, inputs(), rng=rng(), ctx=HERE)
-    found = [score(candidate, {}, rng=rng()) for candidate in models(space)]
+    score = DisWOT(batch=8, inits=2, references=9).prepare(
+        space, inputs(), work=Work(rng=rng(), ctx=HERE)
+    )
+    found = [score(candidate, {}, work=Work(rng=rng())) for candidate in models(space)]
     raw = [
         diswot_score(small(7), m.new(), score.images, score.labels, inits=2, seed=score.seed)
         for m in models(space)
@@ -78,18 +81,20 @@ def test_a_zscore_is_on_the_scale_of_the_references():
 
 
 def test_a_sum_is_the_scores_own():
-    score = DisWOT(batch=8, inits=2, combine="sum").prepare(Widths(), inputs(), rng=rng(), ctx=HERE)
+    score = DisWOT(batch=8, inits=2, combine="sum").prepare(
+        Widths(), inputs(), work=Work(rng=rng(), ctx=HERE)
+    )
     seen = views(small(3), score.images, score.labels, inits=2, seed=score.seed)
     given = diswot_score(
         seen, small(5), score.images, score.labels, inits=2, combine="sum", seed=score.seed
     )
     model = Model(build=Small, kwargs={"widths": [4, 6]})
-    assert score(model, {}, rng=rng()) == given.value
+    assert score(model, {}, work=Work(rng=rng())) == given.value
 
 
 def test_what_is_prepared_depends_on_the_generator():
     scores = [
-        DisWOT(batch=8, inits=1).prepare(Widths(), inputs(), rng=rng(s), ctx=HERE)
+        DisWOT(batch=8, inits=1).prepare(Widths(), inputs(), work=Work(rng=rng(s), ctx=HERE))
         for s in (0, 0, 1)
     ]
     assert torch.equal(scores[0].images, scores[1].images)
@@ -101,7 +106,9 @@ def test_what_is_prepared_depends_on_the_generator():
 def test_stored_pictures_come_as_fractions():
     images, labels = batch(6)
     stored = TensorData({"images": (images.abs() * 50).clamp(0, 255).byte(), "labels": labels})
-    score = ZeroCost(proxy="nwot", batch=6).prepare(Widths(), {"data": stored}, rng=rng(), ctx=HERE)
+    score = ZeroCost(proxy="nwot", batch=6).prepare(
+        Widths(), {"data": stored}, work=Work(rng=rng(), ctx=HERE)
+    )
     assert score.images.dtype == torch.float32
     assert 0 < score.images.max() <= 1
 
@@ -129,10 +136,12 @@ def test_a_search_scores_with_one_batch(tmp_path: Path):
 
 
 def test_nwot_in_a_search_is_nwot():
-    score = ZeroCost(proxy="nwot", batch=8).prepare(Widths(), inputs(), rng=rng(), ctx=HERE)
+    score = ZeroCost(proxy="nwot", batch=8).prepare(
+        Widths(), inputs(), work=Work(rng=rng(), ctx=HERE)
+    )
     model = Model(build=Small, kwargs={"widths": [4, 6]})
     torch.manual_seed(11)
-    found = score(model, {}, rng=rng())
+    found = score(model, {}, work=Work(rng=rng()))
     torch.manual_seed(11)
     assert found == nwot(Small((4, 6)), score.images, score.labels)
 
@@ -145,10 +154,10 @@ def test_wrong_settings_and_inputs_say_so():
     with pytest.raises(BadSetting, match=r"a zero-cost score needs batch >= 2 \(got 1\)"):
         ZeroCost(proxy="zen", batch=1)
     with pytest.raises(UnknownName, match="DisWOT's score: unknown input 'teecher'"):
-        DisWOT(teacher="teecher").prepare(Widths(), inputs(), rng=rng(), ctx=HERE)
+        DisWOT(teacher="teecher").prepare(Widths(), inputs(), work=Work(rng=rng(), ctx=HERE))
     bare = {"data": TensorData({"images": torch.zeros(4, 3, 8, 8)})}
     with pytest.raises(BadData, match="a score needs a column 'labels'; there are: .*images"):
-        ZeroCost(proxy="zen").prepare(Widths(), bare, rng=rng(), ctx=HERE)
+        ZeroCost(proxy="zen").prepare(Widths(), bare, work=Work(rng=rng(), ctx=HERE))
 
 
 def test_a_rank_is_refused_in_a_search():

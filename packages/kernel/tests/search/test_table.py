@@ -20,6 +20,7 @@ from stillhouse.search.space import text_of
 from stillhouse.search.table import ScoreTable
 from stillhouse.stages import Search
 from stillhouse.training import mix
+from stillhouse.work import Work
 
 from .networks import Small, batch, small
 from .test_trained import Widths, context
@@ -65,7 +66,7 @@ def drawn(table: ScoreTable) -> tuple[torch.Tensor, torch.Tensor, int]:
 def test_columns_are_the_proxies_own_numbers():
     space = Widths()
     table = ScoreTable(space=space, methods=("kd", "at"), batch=8, inits=2)
-    made = table(given(space), rng=Generator().manual_seed(0))["table"]
+    made = table(given(space), work=Work.seeded(0))["table"]
     assert made["accuracy"].tolist() == [0.5, 0.7, 0.6]
     assert set(made) == {"encoding", "accuracy", *table.lines}
     images, labels, seed = drawn(table)
@@ -86,7 +87,7 @@ def test_columns_are_the_proxies_own_numbers():
 def test_a_dead_network_is_the_last_one():
     space = SomeDead()
     table = ScoreTable(space=space, proxies=("parameters", "jacov"), batch=8, inits=1)
-    made = table(given(space), rng=Generator().manual_seed(0))["table"]
+    made = table(given(space), work=Work.seeded(0))["table"]
     torch.manual_seed(0)
     images, labels, _ = drawn(table)
     assert COMPARISON["jacov"](Dead((2, 6)), images, labels) == -math.inf

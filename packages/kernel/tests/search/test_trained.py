@@ -23,6 +23,7 @@ from stillhouse.search import Encoding, Exhaustive
 from stillhouse.search.trained import Trained
 from stillhouse.stages import Search
 from stillhouse.training import Setup
+from stillhouse.work import Work
 
 from .networks import Small, small
 
@@ -94,9 +95,9 @@ def inputs() -> dict[str, Any]:
 def scored(score: Trained, folder: Path, seed: int = 0, **changes: Any) -> float:
     given = inputs()
     rng = Generator().manual_seed(5)
-    prepared = score.prepare(Widths(), given, rng=rng, ctx=context(folder, **changes))
+    prepared = score.prepare(Widths(), given, work=Work(rng=rng, ctx=context(folder, **changes)))
     rng = Generator().manual_seed(seed)
-    return prepared(Widths().model({"width": 2}), given, rng=rng)
+    return prepared(Widths().model({"width": 2}), given, work=Work(rng=rng))
 
 
 def test_a_score_is_the_accuracy_of_a_training_on_data_it_did_not_see(tmp_path: Path):
@@ -171,7 +172,7 @@ def test_wrong_settings_and_ports_say_so(tmp_path: Path):
         scored(trained(cache={"teecher": Cache()}), tmp_path)
     given = inputs()
     rng = Generator().manual_seed(0)
-    score = trained().prepare(Widths(), given, rng=rng, ctx=context(tmp_path))
+    score = trained().prepare(Widths(), given, work=Work(rng=rng, ctx=context(tmp_path)))
     del given["validation"]
     with pytest.raises(UnknownName, match="score by training: unknown input 'validation'"):
-        score(Widths().model({"width": 1}), given, rng=rng)
+        score(Widths().model({"width": 1}), given, work=Work(rng=rng))

@@ -19,6 +19,7 @@ from stillhouse.objectives.objective import Composed, Optimizer, Phase, Tensors,
 from stillhouse.recipe import Recipe
 from stillhouse.settings import Settings
 from stillhouse.stages import Evaluate, Make, Train
+from stillhouse.work import Work
 
 domain = Domain(
     name="toy",
@@ -81,7 +82,7 @@ def images() -> dict[str, Tensor]:
 class Split:
     test: int = 10
 
-    def __call__(self, inputs: Mapping[str, Any], *, rng: Generator) -> Mapping[str, Columns]:
+    def __call__(self, inputs: Mapping[str, Any], *, work: Work) -> Mapping[str, Columns]:
         source = inputs["source"]
         return {
             "train": {k: v[self.test :] for k, v in source.items()},
@@ -189,8 +190,8 @@ class Deal:
 
     rows: int
 
-    def __call__(self, inputs: Mapping[str, Any], *, rng: Generator) -> Mapping[str, Columns]:
-        return {port: self._part(rng) for port in ("transfer", *CLIENTS)}
+    def __call__(self, inputs: Mapping[str, Any], *, work: Work) -> Mapping[str, Columns]:
+        return {port: self._part(work.rng) for port in ("transfer", *CLIENTS)}
 
     def _part(self, rng: Generator) -> Columns:
         labels = torch.randint(0, 5, (self.rows,), generator=rng)

@@ -24,6 +24,7 @@ from stillhouse.data.sources import check_apart, copied
 from stillhouse.data.splits import parts
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import not_negative
+from stillhouse.work import Work
 from stillhouse_landmarks.formats import Face, Photo, PhotoFile, find_faces
 from stillhouse_landmarks.layouts import NAMED, check_mirror
 
@@ -76,11 +77,11 @@ class ReadFaces:
         self,
         inputs: Mapping[str, Any],  # Any: arrays by name, or a Path
         *,
-        rng: Generator,
+        work: Work,
     ) -> Mapping[str, Columns | Iterator[Columns]]:
         source = inputs["source"]
         if isinstance(source, Mapping):
-            return self._from_arrays(source, rng)
+            return self._from_arrays(source, work.rng)
         if not isinstance(source, Path):
             raise BadData(
                 f"source: a {type(source).__name__}; expected arrays or a folder of faces"
@@ -92,7 +93,9 @@ class ReadFaces:
         self._check_order(np.stack([face.points for face in splits["train"]]), str(source))
         for part, fraction in (("test", self.held_out), ("validation", self.validation)):
             if part not in splits:
-                splits["train"], splits[part] = parted(splits["train"], fraction, rng, what=part)
+                splits["train"], splits[part] = parted(
+                    splits["train"], fraction, work.rng, what=part
+                )
         return {port: self._columns(splits[port]) for port in PARTS}
 
     def _check_counts(self, faces: Sequence[Face]) -> None:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from stillhouse.artifact import Built, Model
 from stillhouse.errors import BadData, BadSetting, UnknownName
 from stillhouse.weights import adopt
+from stillhouse.work import Work
 
 TIMM = "timm:"
 SMALL = re.compile(r"(cnn|res)([1-9]\d*)")
@@ -187,7 +188,7 @@ class LoadCheckpoint:
         inputs: Mapping[str, Any],  # Any: Built or Path
         out: Path,
         *,
-        rng: Generator,  # noqa: ARG002
+        work: Work,  # noqa: ARG002
     ) -> None:
         adopt(inputs["checkpoint"], out, spec=self.model, check=self._check)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from stillhouse.artifact import Built, Model, save_model
 from stillhouse.data.data import Data
@@ -19,6 +19,7 @@ from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import same_type
 from stillhouse.objectives.objective import Tensors
 from stillhouse.training import Augment
+from stillhouse.work import Work
 
 WIDTH = 3.0  # a mode is clipped at so many standard deviations, as Cootes et al.
 BATCH = 256
@@ -125,7 +126,7 @@ class FitShape:
         inputs: Mapping[str, Any],  # Any: the opened port "data"
         out: Path,
         *,
-        rng: Generator,  # noqa: ARG002  the convert protocol has it
+        work: Work,  # noqa: ARG002  the convert protocol has it
     ) -> None:
         data = inputs["data"]
         if len(data) == 0:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from stillhouse.artifact import Built, Model, save_model
 from stillhouse.card import Card
@@ -22,6 +22,7 @@ from stillhouse.objectives.objective import Tensors
 from stillhouse.profile import first_batch, macs, parameters
 from stillhouse.quantize.onnx_network import ONNX
 from stillhouse.weights import adopt
+from stillhouse.work import Work
 from stillhouse_pointcloud.detectors import PillarDetector, PillarGrid, with_pillars
 from stillhouse_pointcloud.detectors.pillars import CELLS, COUNTS, DECORATED, POINTS
 from stillhouse_pointcloud.usage import TASK, write_about
@@ -45,7 +46,7 @@ class LoadDetector:
         inputs: Mapping[str, Any],  # Any: Built or Path
         out: Path,
         *,
-        rng: Generator,  # noqa: ARG002
+        work: Work,  # noqa: ARG002
     ) -> None:
         adopt(inputs["checkpoint"], out, spec=self.model, check=self._check)
 
@@ -127,7 +128,7 @@ class ExportDetector:
         inputs: Mapping[str, Any],  # Any: Built and Data
         out: Path,
         *,
-        rng: Generator,  # noqa: ARG002
+        work: Work,  # noqa: ARG002
     ) -> None:
         built: Built = inputs["student"]
         module = built.module.eval()

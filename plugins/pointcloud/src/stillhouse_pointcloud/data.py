@@ -20,6 +20,7 @@ from stillhouse.data import (
     visible_files,
 )
 from stillhouse.errors import BadData, BadSetting
+from stillhouse.work import Work
 from stillhouse_pointcloud.boxes import CLASSES
 from stillhouse_pointcloud.formats import (
     MAX_OCCLUSION,
@@ -75,7 +76,7 @@ class ReadKitti:
         self,
         inputs: Mapping[str, Any],  # Any: arrays by name, or a Path
         *,
-        rng: Generator,
+        work: Work,
     ) -> Mapping[str, Columns]:
         source = inputs["source"]
         if isinstance(source, Mapping):
@@ -88,7 +89,7 @@ class ReadKitti:
             _check_objects(folder, made)
         else:
             raise BadData(f"source: a {type(source).__name__}; expected arrays or a KITTI folder")
-        held, rest = _parted(len(made["train"]["frames"]), self.validation, rng)
+        held, rest = _parted(len(made["train"]["frames"]), self.validation, work.rng)
         train = made["train"]
         return {
             "train": _rows(train, rest),

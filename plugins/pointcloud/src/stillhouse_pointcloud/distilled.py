@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from stillhouse.artifact import Built, Model, save_model
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import named, pick
 from stillhouse.objectives.objective import Models, Tensors
+from stillhouse.work import Work
 from stillhouse_pointcloud.objectives import LocalGraphDistillation
 
 PILLARS = "voxels"  # the output that is ragged, and whose importance is the points in each
@@ -188,7 +189,7 @@ class FreshDetector:
         inputs: Mapping[str, Any],  # noqa: ARG002  Any: none
         out: Path,
         *,
-        rng: Generator,  # noqa: ARG002  a training draws by its seed alone
+        work: Work,  # noqa: ARG002  a training draws by its seed alone
     ) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from stillhouse.data.data import Columns, Ragged
 from stillhouse.errors import BadSetting
+from stillhouse.work import Work
 from stillhouse_pointcloud.data import ReadKitti, from_arrays
 from stillhouse_pointcloud.samples import Lidar, Street, render
 
@@ -42,9 +43,9 @@ class ReadMixed:
         self,
         inputs: Mapping[str, Any],  # Any: as of ReadKitti
         *,
-        rng: Generator,
+        work: Work,
     ) -> Mapping[str, Columns]:
-        real = self.read(inputs, rng=rng)
+        real = self.read(inputs, work=work)
         kept = max(1, round(self.read.validation * self.scenes))
         return {
             "train": joined([*[real["train"]] * self.copies, self._drawn(self.scenes, TRAIN)]),

@@ -22,6 +22,7 @@ from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Tensors
 from stillhouse.stages.make import Maker
 from stillhouse.training import mix
+from stillhouse.work import Work
 from stillhouse_pointcloud.augment import SceneAugment
 from stillhouse_pointcloud.boxes import CLASSES, inside
 from stillhouse_pointcloud.overlaps import bev_areas
@@ -48,11 +49,11 @@ class WithSpares:
         self,
         inputs: Mapping[str, Any],  # Any: as of `make`
         *,
-        rng: Generator,
+        work: Work,
     ) -> Mapping[str, Any]:  # Any: columns, as `make` gives them
-        made = self.make(inputs, rng=rng)
+        made = self.make(inputs, work=work)
         train = cast(Columns, made["train"])
-        return {**made, "train": with_spares(train, self.spares, rng)}
+        return {**made, "train": with_spares(train, self.spares, work.rng)}
 
 
 def with_spares(columns: Columns, spares: int, rng: Generator) -> Columns:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from stillhouse.data import Columns, Ragged, read_image
 from stillhouse.errors import BadSetting
 from stillhouse.files import storage
 from stillhouse.stages.make import Maker
+from stillhouse.work import Work
 from stillhouse_pointcloud.infos import folder_of
 
 PICTURE = "picture"
@@ -39,9 +40,9 @@ class WithPictures:
         self,
         inputs: Mapping[str, Any],  # Any: as of `make`
         *,
-        rng: Generator,
+        work: Work,
     ) -> Mapping[str, Any]:  # Any: columns, as `make` gives them
-        made, source = self.make(inputs, rng=rng), inputs["source"]
+        made, source = self.make(inputs, work=work), inputs["source"]
         if not isinstance(source, Path):
             return made
         columns = cast(Columns, made[self.port])

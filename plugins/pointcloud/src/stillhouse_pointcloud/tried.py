@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator
 
 from stillhouse.artifact import load_model
 from stillhouse.class_order import check_names, class_names
@@ -16,6 +15,7 @@ from stillhouse.data.data import Data
 from stillhouse.errors import BadData
 from stillhouse.stages.convert import Converter
 from stillhouse.weights import checkpoint_file
+from stillhouse.work import Work
 from stillhouse_pointcloud.boxes import CLASSES
 from stillhouse_pointcloud.detectors.found import PICKING, Area, detector
 from stillhouse_pointcloud.metrics import OVERLAPS, Scene, scene_of
@@ -45,12 +45,12 @@ class TriedDetector:
         inputs: Mapping[str, Any],  # Any: Built or Path; Data
         out: Path,
         *,
-        rng: Generator,
+        work: Work,
     ) -> None:
         source = inputs["checkpoint"]
         if "data" in inputs and isinstance(source, Path):
             self._check_names(source)
-        self.load({"checkpoint": source}, out, rng=rng)
+        self.load({"checkpoint": source}, out, work=work)
         if "data" not in inputs:
             return
         models = {"teacher": load_model(out).module.requires_grad_(False)}

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from stillhouse.artifact import Built, Model, save_model
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData
 from stillhouse.objectives.inputs import named, not_negative, positive
 from stillhouse.objectives.objective import Models
+from stillhouse.work import Work
 from stillhouse_sam.annotated import annotations, segments
 from stillhouse_sam.counts import counted
 from stillhouse_sam.everything import EverythingSettings, best_ious, sure_logits
@@ -149,7 +150,7 @@ class CalibrateConfidence:
         inputs: Mapping[str, Any],  # Any: Built or Data
         out: Path,
         *,
-        rng: Generator,  # noqa: ARG002
+        work: Work,  # noqa: ARG002
     ) -> None:
         module = inputs[self.role].module
         if not isinstance(module, SamNetwork):
@@ -209,7 +210,7 @@ class KeepEverything:
         inputs: Mapping[str, Any],  # Any: Built
         out: Path,
         *,
-        rng: Generator,  # noqa: ARG002
+        work: Work,  # noqa: ARG002
     ) -> None:
         built = inputs[self.role]
         if not isinstance(built.module, SamNetwork):

@@ -22,6 +22,7 @@ from stillhouse.data.splits import Split
 from stillhouse.data.splits import parts as used
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import positive
+from stillhouse.work import Work
 from stillhouse_sam.formats import Object, Photo, decoded, of_mask
 from stillhouse_sam.prompts import BITS, first_prompts, unpack_masks
 from stillhouse_sam.readers import find_photos
@@ -86,13 +87,13 @@ class ReadMasks:
         self,
         inputs: Mapping[str, Any],  # Any: arrays by name, or a Path
         *,
-        rng: Generator,
+        work: Work,
     ) -> Mapping[str, Iterator[Columns]]:
-        photos = parts(inputs["source"], self.validation, self.held_out, rng, void=self.void)
-        seed = int(torch.randint(2**31, (), generator=rng))
+        photos = parts(inputs["source"], self.validation, self.held_out, work.rng, void=self.void)
+        seed = int(torch.randint(2**31, (), generator=work.rng))
         rendered = (_rendered(self.size, seed, index) for index in range(self.scenes))
         some = [photo for photo in photos["train"] if photo.labelled] or photos["train"]
-        drawn = torch.randperm(len(some), generator=rng)[: self.calibration].tolist()
+        drawn = torch.randperm(len(some), generator=work.rng)[: self.calibration].tolist()
         streams: dict[str, Iterable[Photo]] = {
             **photos,
             "train": _both(photos["train"], rendered),
@@ -181,14 +182,14 @@ class ReadEverything:
         self,
         inputs: Mapping[str, Any],  # Any: arrays by name, or a Path
         *,
-        rng: Generator,
+        work: Work,
     ) -> Mapping[str, Iterator[Columns]]:
         splits = splits_of(inputs["source"], void=self.void)
         photos = splits.get("test") or splits.get("validation")
         if not photos:
             photos = splits["train"]
             if self.held_out is not None:
-                _, photos = parted(photos, self.held_out, rng, what="test")
+                _, photos = parted(photos, self.held_out, work.rng, what="test")
         kept = [photo for photo in photos if photo.labelled]
         if not kept:
             raise BadData(f"{photos[0].where}: no labelled photo; label some")

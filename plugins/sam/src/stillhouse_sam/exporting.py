@@ -17,6 +17,7 @@ from stillhouse.errors import BadData, ContractError
 from stillhouse.export import Export, check_onnx, sample
 from stillhouse.objectives.inputs import named
 from stillhouse.quantize.onnx_network import ONNX
+from stillhouse.work import Work
 from stillhouse_sam import load_sam
 from stillhouse_sam.models import SamNetwork
 from stillhouse_sam.models.encoders import MEAN, STD
@@ -45,13 +46,13 @@ class ExportSam:
         inputs: Mapping[str, Any],  # Any: Built and Data
         out: Path,
         *,
-        rng: Generator,
+        work: Work,
     ) -> None:
         built: Built = named(inputs, self.export.role, what="port", where="export")
         if not isinstance(built.module, SamNetwork):
             name = type(built.module).__name__
             raise BadData(f"export: a {name}, not a whole SAM; join its parts first")
-        self.export(inputs, out, rng=rng)
+        self.export(inputs, out, work=work)
         self._write_decoder(built.module, inputs["data"], out / DECODER)
         write_loader(built, out, tolerance=self.export.tolerance)
 

@@ -24,6 +24,7 @@ from stillhouse.data.notes import note
 from stillhouse.data.sources import check_apart, copied, note_left_out, visible_files
 from stillhouse.data.splits import Split, check_classes, parts
 from stillhouse.errors import BadData
+from stillhouse.work import Work
 from stillhouse_vision.folders import class_folders, class_names, parquet_files
 from stillhouse_vision.models.classifier import ImageSpec
 
@@ -61,7 +62,7 @@ class ReadImages:
         self,
         inputs: Mapping[str, Any],  # Any: arrays by name, or a Path
         *,
-        rng: Generator,
+        work: Work,
     ) -> Mapping[str, Columns | Iterator[Columns]]:
         source = inputs["source"]
         if isinstance(source, Mapping):
@@ -73,7 +74,7 @@ class ReadImages:
             )
         splits = find_samples(source, self.images.names)
         if "test" not in splits:
-            splits = held_out(splits["train"], self.held_out, rng)
+            splits = held_out(splits["train"], self.held_out, work.rng)
         for split, samples in splits.items():
             self._check_labels(f"{source} ({split})", samples)
         return {split: self._columns(samples) for split, samples in splits.items()}

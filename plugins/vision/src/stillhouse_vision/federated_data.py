@@ -19,6 +19,7 @@ from stillhouse.federated.splits import (
     label_distribution,
     personal_weights,
 )
+from stillhouse.work import Work
 
 IMAGES, LABELS, ID = "images", "labels", "id"
 
@@ -80,15 +81,15 @@ class SplitImages:
         self,
         inputs: Mapping[str, Any],  # Any: what each input's opener returns
         *,
-        rng: Generator,
+        work: Work,
     ) -> Mapping[str, Columns]:
         train, test = _columns(inputs["train"]), _columns(inputs["test"])
-        shared, private = self._shared(len(train[LABELS]), rng)
+        shared, private = self._shared(len(train[LABELS]), work.rng)
         parts = self.split(
             train[LABELS][private],
             clients=len(self.clients),
             size=self.size,
-            seed=int(torch.randint(2**31, (1,), generator=rng)),
+            seed=int(torch.randint(2**31, (1,), generator=work.rng)),
         )
         own = {
             name: _rows(train, private[part])

@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Generator
 
 from stillhouse.data.data import Columns
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.search.space import text_of
+from stillhouse.work import Work
 from stillhouse_vision.spaces import parse_cell
 
 CELLS = "nats_bench_tss.parquet"
@@ -38,13 +38,13 @@ class SampleCells:
             raise BadSetting(f"the table has 10 or 100 classes (got {self.classes})")
 
     def __call__(
-        self, inputs: Mapping[str, Any], *, rng: Generator
+        self, inputs: Mapping[str, Any], *, work: Work
     ) -> Mapping[str, Columns]:  # Any: what each input's opener returns
         column = ACCURACIES[self.classes]
         table = _read(Path(inputs["source"]) / CELLS, column)
         if len(table) < self.count:
             raise BadData(f"{CELLS}: {len(table)} cells, {self.count} are wanted; set fewer")
-        rows = torch.randperm(len(table), generator=rng)[: self.count]
+        rows = torch.randperm(len(table), generator=work.rng)[: self.count]
         chosen = table.take(pa.array(rows.tolist())).to_pydict()
         encodings = [text_of({"ops": list(parse_cell(text))}) for text in chosen[CELL]]
         accuracy = torch.tensor(chosen[column], dtype=torch.float64) / 100

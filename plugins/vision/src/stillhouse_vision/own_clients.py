@@ -18,6 +18,7 @@ from stillhouse.data.sources import visible_folders
 from stillhouse.errors import BadData
 from stillhouse.federated.splits import label_distribution, personal_weights
 from stillhouse.recipe import STAGE_NAME
+from stillhouse.work import Work
 from stillhouse_vision.data import decode, folder_samples
 from stillhouse_vision.federated_data import ID, IMAGES, LABELS
 from stillhouse_vision.folders import class_names
@@ -68,14 +69,14 @@ class OwnClients:
         self,
         inputs: Mapping[str, Any],  # Any: what each input's opener returns
         *,
-        rng: Generator,
+        work: Work,
     ) -> Mapping[str, Columns]:
         train, test, source = inputs["train"], inputs["test"], inputs["private"]
         own = {name: self.read_client(source / name) for name in self.clients}
         mixes = [label_distribution(columns[LABELS], self.classes) for columns in own.values()]
         weights = personal_weights(_columns(test)[LABELS], torch.stack(mixes))
         return {
-            "transfer": self._shared(train, rng),
+            "transfer": self._shared(train, work.rng),
             "test": {**_columns(test), "weights": weights},
             **own,
         }

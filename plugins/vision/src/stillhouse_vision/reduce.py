@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
 from stillhouse.data.data import Columns, TensorData
 from stillhouse.errors import BadData, BadSetting
+from stillhouse.work import Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Reduce:
             )
 
     def __call__(
-        self, inputs: Mapping[str, Any], *, rng: Generator
+        self, inputs: Mapping[str, Any], *, work: Work
     ) -> Mapping[str, Columns]:  # Any: what each input's opener returns
         source: TensorData = inputs["source"]
         wanted = self.train + self.validation
@@ -40,7 +41,7 @@ class Reduce:
                 f"{self.train} + {self.validation} pictures are wanted, there are {len(source)}; "
                 "set fewer"
             )
-        order = torch.randperm(len(source), generator=rng)[:wanted]
+        order = torch.randperm(len(source), generator=work.rng)[:wanted]
         parts = {"train": order[: self.train], "validation": order[self.train :]}
         return {name: self._columns(source.rows(index)) for name, index in parts.items()}
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from stillhouse.data.data import Columns, TensorData
 from stillhouse.data.images import IMAGE_SUFFIXES
 from stillhouse.data.sources import note_left_out, visible_files
 from stillhouse.data.splits import split_of
 from stillhouse.errors import BadData, BadSetting
+from stillhouse.work import Work
 from stillhouse_vision.data import (
     LABEL_COLUMNS,
     SHARD_BYTES,
@@ -51,7 +52,7 @@ class ReadWeb:
         self,
         inputs: Mapping[str, Any],  # Any: arrays by name, or a Path
         *,
-        rng: Generator,  # noqa: ARG002
+        work: Work,  # noqa: ARG002
     ) -> Mapping[str, Columns | Iterator[Columns]]:
         source = inputs["source"]
         if isinstance(source, Mapping):
@@ -157,7 +158,7 @@ class MostConfident:
         self,
         inputs: Mapping[str, Any],
         *,
-        rng: Generator,  # noqa: ARG002
+        work: Work,  # noqa: ARG002
     ) -> Mapping[str, Columns]:
         pool, teacher = inputs["web"], inputs["teacher"].module
         assert isinstance(pool, TensorData)

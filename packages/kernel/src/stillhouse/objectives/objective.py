@@ -7,13 +7,16 @@ steps.
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor, nn
 
 from stillhouse.data.data import Data
 from stillhouse.errors import BadSetting
+
+if TYPE_CHECKING:
+    from stillhouse.work import Work
 
 Tensors = Mapping[str, Tensor]  # a batch; a model's outputs; an objective's loss terms
 Models = Mapping[str, nn.Module]  # by role: "teacher", "student", "generator", "client/3"
@@ -152,7 +155,7 @@ class Refreshing(Protocol):
     @property
     def refresh_every(self) -> int: ...
 
-    def refresh(self, models: Models, data: Data, *, step: int, rng: Generator) -> Data: ...
+    def refresh(self, models: Models, data: Data, *, step: int, work: "Work") -> Data: ...
 
 
 @runtime_checkable

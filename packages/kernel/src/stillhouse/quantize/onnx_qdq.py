@@ -23,6 +23,7 @@ from stillhouse.quantize.fake import GELU_MINIMUM
 from stillhouse.quantize.onnx_network import ONNX, distance, save_onnx, session
 from stillhouse.quantize.ptq import QuantizedNetwork, drawn
 from stillhouse.quantize.scales import SMALLEST, Op, Scales
+from stillhouse.work import Work
 
 if TYPE_CHECKING:
     from stillhouse.objectives.objective import Tensors
@@ -76,14 +77,14 @@ class ToIntegers:
         if self.samples < 1:
             raise BadSetting(f"integers: samples must be >= 1 (got {self.samples})")
 
-    def __call__(self, inputs: Mapping[str, Any], out: Path, *, rng: torch.Generator) -> None:
+    def __call__(self, inputs: Mapping[str, Any], out: Path, *, work: Work) -> None:
         if self.role not in inputs or "data" not in inputs:
             raise BadRecipe(
                 f"integers: needs the ports '{self.role}' and 'data' (got {sorted(inputs)})"
             )
         built: Built = inputs[self.role]
         network = _checked(built.module, self.role)
-        batch = drawn(inputs["data"], self.samples, self.inputs, rng)
+        batch = drawn(inputs["data"], self.samples, self.inputs, work.rng)
         chosen = _Rounded(network, self.parts, batch)
         content, rounded = self._file(chosen, batch)
         for some in (batch, *resizings(batch, self.dynamic)):

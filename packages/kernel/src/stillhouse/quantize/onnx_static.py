@@ -19,6 +19,7 @@ from stillhouse.export import Axes, check_axes, check_onnx, check_opset, sample,
 from stillhouse.leftovers import temporary
 from stillhouse.profile import macs, parameters
 from stillhouse.quantize.onnx_network import ONNX, OnnxNetwork, distance, save_onnx, session
+from stillhouse.work import Work
 
 SOFTMAX = ("Softmax", "LogSoftmax")
 # what lies between an addition and the softmax that it is for
@@ -50,7 +51,7 @@ class ToOnnx:
         check_opset(self.opset, where="onnx")
         check_axes(self.dynamic, self.inputs, where="onnx")
 
-    def __call__(self, inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:  # noqa: ARG002
+    def __call__(self, inputs: Mapping[str, Any], out: Path, *, work: Work) -> None:  # noqa: ARG002
         built, data = _ports(inputs, self.role)
         batch = sample(data, self.samples, self.inputs)
         with temporary() as folder:
@@ -101,14 +102,14 @@ class QuantizeStatic:
                 f"quantize: samples and batch must be >= 1 (got {self.samples}, {self.batch})"
             )
 
-    def __call__(self, inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:
+    def __call__(self, inputs: Mapping[str, Any], out: Path, *, work: Work) -> None:
         built, data = _ports(inputs, self.role)
         if not isinstance(built.module, OnnxNetwork):
             raise BadRecipe(
                 f"quantize: '{self.role}' is a {type(built.module).__name__}; "
                 "make it an ONNX file with ToOnnx first"
             )
-        rows = _Rows(data, built.module.inputs, self.samples, self.batch, rng)
+        rows = _Rows(data, built.module.inputs, self.samples, self.batch, work.rng)
         content = _quantized(built.module.file, rows, self)
         self._check(content, built.module, rows.first)
         kwargs = {k: v for k, v in built.spec.kwargs.items() if k != "size"}

@@ -16,6 +16,7 @@ from stillhouse.errors import BadRecipe, BadSetting, ContractError
 from stillhouse.quantize.fake import check_bits
 from stillhouse.quantize.ops import Ops
 from stillhouse.quantize.scales import Metric, Op, Scales, minmax_scales, search_scales
+from stillhouse.work import Work
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
 
 # what an output says: logits of one class of the last axis; a logit a number; the number itself
 Likelihood = Literal["categorical", "bernoulli", "normal"]
-Tell = Callable[[int, int, str], None]  # how many of how many are done, and what they are
+Progress = Callable[[int, int, str], None]  # how many of how many are done, and what they are
 
 
 def silent(done: int, total: int, text: str) -> None:
-    """Tells nobody."""
+    """Reports nothing."""
 
 
 class QuantizedNetwork(nn.Module):
@@ -132,22 +133,16 @@ class Quantize:
         if self.samples < 1:
             raise BadSetting(f"quantize: samples must be >= 1 (got {self.samples})")
 
-    def __call__(self, inputs: Mapping[str, Any], out: "Path", *, rng: Generator) -> None:
-        self.run_telling(inputs, out, rng=rng, tell=silent)
-
-    def run_telling(
-        self, inputs: Mapping[str, Any], out: "Path", *, rng: Generator, tell: Tell
-    ) -> None:
-        """The same, telling after each op whose scales are found."""
+    def __call__(self, inputs: Mapping[str, Any], out: "Path", *, work: Work) -> None:
         if self.role not in inputs or "data" not in inputs:
             raise BadRecipe(
                 f"quantize: needs the ports '{self.role}' and 'data' (got {sorted(inputs)})"
             )
         built: Built = inputs[self.role]
-        batch = drawn(inputs["data"], self.samples, self.inputs, rng)
-        save_model(out, self.applied(built, batch, tell=tell))
+        batch = drawn(inputs["data"], self.samples, self.inputs, work.rng)
+        save_model(out, self.applied(built, batch, progress=work.progress))
 
-    def applied(self, built: Built, batch: "Tensors", *, tell: Tell = silent) -> Built:
+    def applied(self, built: Built, batch: "Tensors", *, progress: Progress = silent) -> Built:
         """The quantized model, calibrated on `batch`; its weights are those of `built`."""
         net = built.module.eval().requires_grad_(False)
         covering, ops = _covering(net, batch, self.bits)
@@ -160,10 +155,10 @@ class Quantize:
         for index, scales in enumerate(covering):
             module.keep(index, scales)
         if self.metric != "minmax":
-            self._search(module, batch, tell)
+            self._search(module, batch, progress)
         return Built(spec=Model(build=quantized, kwargs=kwargs), module=module)
 
-    def _search(self, module: QuantizedNetwork, batch: "Tensors", tell: Tell) -> None:
+    def _search(self, module: QuantizedNetwork, batch: "Tensors", progress: Progress) -> None:
         hessian = self.metric == "hessian"
         gradients = task_gradients(module, batch, self.outputs) if hessian else None
         for index in range(len(module.ops)):
@@ -181,7 +176,7 @@ class Quantize:
                 rounds=self.rounds,
             )
             module.keep(index, found)
-            tell(index + 1, len(module.ops), "ops")
+            progress(index + 1, len(module.ops), "ops")
 
 
 def drawn(data: Data, samples: int, names: Sequence[str], rng: Generator) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from stillhouse.search.scores import DisWOT
 from stillhouse.search.space import SearchSpace
 from stillhouse.search.trained import DATA, Trained
 from stillhouse.training import mix
+from stillhouse.work import Work
 
 SCORED = "diswot"  # the line of the score without training
 # what a seed is for, beside a candidate's number
@@ -122,14 +123,14 @@ class SearchTime:
     ) -> tuple[float, float]:
         """Seconds once, and seconds a candidate."""
         inputs = {"teacher": _built(teacher), "data": data}
-        rng = Generator().manual_seed(mix(self.seed, PREPARE))
+        work = Work.of(ctx, self.seed, PREPARE)
         start = time.perf_counter()
-        score = self.contest.score.prepare(self.contest.space, inputs, rng=rng, ctx=ctx)
+        score = self.contest.score.prepare(self.contest.space, inputs, work=work)
         once = time.perf_counter() - start
         seconds: list[float] = []
         for candidate in drawn:
             start = time.perf_counter()
-            score(candidate, inputs, rng=rng)
+            score(candidate, inputs, work=work)
             seconds.append(time.perf_counter() - start)
         return once, statistics.median_high(seconds)
 
@@ -166,14 +167,14 @@ class SearchTime:
     ) -> tuple[float, float]:
         """Seconds to prepare, and seconds a training."""
         inputs = {"teacher": _built(teacher), DATA: data}
-        rng = Generator().manual_seed(mix(self.seed, PREPARE))
+        work = Work.of(ctx, self.seed, PREPARE)
         start = time.perf_counter()
-        prepared = score.prepare(self.contest.space, inputs, rng=rng, ctx=ctx)
+        prepared = score.prepare(self.contest.space, inputs, work=work)
         once = time.perf_counter() - start
         seconds: list[float] = []
         for candidate in drawn:
             start = time.perf_counter()
-            prepared.train(candidate, data, rng=rng)
+            prepared.train(candidate, data, rng=work.rng)
             seconds.append(time.perf_counter() - start)
         return once, statistics.median_high(seconds)
 

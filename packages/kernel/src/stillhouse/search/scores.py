@@ -14,10 +14,10 @@ from torch import Generator, Tensor
 from stillhouse.artifact import Model
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import named
-from stillhouse.recipe import Context
 from stillhouse.search.evolution import RandomSearch
 from stillhouse.search.proxies import COMPARISON, Score, View, diswot_score, views
 from stillhouse.search.space import Encoding, SearchSpace, Trial
+from stillhouse.work import Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +48,18 @@ class DisWOT:
             )
 
     def prepare(
-        self, space: SearchSpace, inputs: Mapping[str, Any], *, rng: Generator, ctx: Context
+        self, space: SearchSpace, inputs: Mapping[str, Any], *, work: Work
     ) -> "PreparedDisWOT":  # Any: what each input's opener returns
-        images, labels = labelled_batch(inputs, self.data, self.batch, rng, ctx.device)
-        seed = int(torch.randint(2**62, (), generator=rng))
+        images, labels = labelled_batch(inputs, self.data, self.batch, work.rng, work.device)
+        seed = int(torch.randint(2**62, (), generator=work.rng))
         teacher = named(inputs, self.teacher, what="input", where="DisWOT's score").module
-        seen = views(teacher.to(ctx.device), images, labels, inits=self.inits, seed=seed)
+        seen = views(teacher.to(work.device), images, labels, inits=self.inits, seed=seed)
         raw = PreparedDisWOT(
             images=images, labels=labels, teacher=seen, seed=seed, by_class=self.by_class
         )
         if self.combine == "sum":
             return raw
-        scores = [raw.parts(space.model(e)) for e in _distinct(space, self.references, rng)]
+        scores = [raw.parts(space.model(e)) for e in _distinct(space, self.references, work.rng)]
         semantics = torch.tensor([s.semantic for s in scores], dtype=torch.float64)
         relations = torch.tensor([s.relation for s in scores], dtype=torch.float64)
         return replace(raw, semantic=Scale.of(semantics), relation=Scale.of(relations))
@@ -94,7 +94,7 @@ class PreparedDisWOT:
     semantic: Scale = Scale()
     relation: Scale = Scale()
 
-    def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, rng: Generator) -> float:
+    def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, work: Work) -> float:
         parts = self.parts(candidate)
         return self.semantic(parts.semantic) + self.relation(parts.relation)
 
@@ -125,9 +125,9 @@ class ZeroCost:
             raise BadSetting(f"a zero-cost score needs batch >= 2 (got {self.batch})")
 
     def prepare(
-        self, space: SearchSpace, inputs: Mapping[str, Any], *, rng: Generator, ctx: Context
+        self, space: SearchSpace, inputs: Mapping[str, Any], *, work: Work
     ) -> "PreparedZeroCost":  # Any: what each input's opener returns
-        images, labels = labelled_batch(inputs, self.data, self.batch, rng, ctx.device)
+        images, labels = labelled_batch(inputs, self.data, self.batch, work.rng, work.device)
         return PreparedZeroCost(proxy=self.proxy, images=images, labels=labels)
 
 
@@ -139,7 +139,7 @@ class PreparedZeroCost:
     images: Tensor
     labels: Tensor
 
-    def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, rng: Generator) -> float:
+    def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, work: Work) -> float:
         network = candidate.new().to(self.images.device)
         return COMPARISON[self.proxy](network, self.images, self.labels)
 

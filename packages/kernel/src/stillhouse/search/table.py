@@ -26,6 +26,7 @@ from stillhouse.search.ranking import ranked_last
 from stillhouse.search.scores import labelled_batch
 from stillhouse.search.space import SearchSpace
 from stillhouse.training import mix
+from stillhouse.work import Work
 
 DISWOT = ("diswot", "semantic", "relation")
 
@@ -67,13 +68,13 @@ class ScoreTable:
         return (*DISWOT, *self.proxies, *(f"{name}_init" for name in self.methods))
 
     def __call__(
-        self, inputs: Mapping[str, Any], *, rng: Generator
+        self, inputs: Mapping[str, Any], *, work: Work
     ) -> Mapping[str, Columns]:  # Any: what each input's opener returns
         trials: TensorData = named(inputs, "trials", what="input", where="table of scores")
         encodings, target = trials.columns["encoding"], trials.columns["score"]
         assert isinstance(encodings, list)
         assert isinstance(target, Tensor)
-        met = _Seen.of(self, inputs, rng)
+        met = _Seen.of(self, inputs, work.rng)
         candidates = [self.space.model(json.loads(text)) for text in encodings]
         scores = [met.diswot(candidate) for candidate in candidates]
         found: dict[str, Sequence[float]] = {

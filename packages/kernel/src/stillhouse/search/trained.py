@@ -16,6 +16,7 @@ from stillhouse.objectives.objective import Objective
 from stillhouse.recipe import Context
 from stillhouse.search.space import SearchSpace
 from stillhouse.training import Augment, Setup, alone
+from stillhouse.work import Work
 
 DATA, VALIDATION = "data", "validation"
 
@@ -54,7 +55,7 @@ class Trained:
         )
 
     def prepare(
-        self, space: SearchSpace, inputs: Mapping[str, Any], *, rng: Generator, ctx: Context
+        self, space: SearchSpace, inputs: Mapping[str, Any], *, work: Work
     ) -> "PreparedTrained":  # Any: what each input's opener returns
         data = named(inputs, DATA, what="input", where="score by training")
         given: dict[str, Built] = {k: v for k, v in inputs.items() if k not in (DATA, VALIDATION)}
@@ -62,8 +63,8 @@ class Trained:
         setup = self.setup(0)
         for role, cache in self.cache.items():
             built = named(given, role, what="role", where="score by training: cache")
-            roles[role] = stored(role, built, data, setup=setup, cache=cache, ctx=ctx)
-        return PreparedTrained(score=self, frozen=roles, ctx=alone(ctx))
+            roles[role] = stored(role, built, data, setup=setup, cache=cache, ctx=work.ctx)
+        return PreparedTrained(score=self, frozen=roles, ctx=alone(work.ctx))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +77,10 @@ class PreparedTrained:
     frozen: Mapping[str, nn.Module]
     ctx: Context
 
-    def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, rng: Generator) -> float:
+    def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, work: Work) -> float:
         # Any: what each input's opener returns
         validation = named(inputs, VALIDATION, what="input", where="score by training")
-        return self._accuracy(self.train(candidate, inputs[DATA], rng=rng), validation)
+        return self._accuracy(self.train(candidate, inputs[DATA], rng=work.rng), validation)
 
     def train(self, candidate: Model, data: Data, *, rng: Generator) -> nn.Module:
         """The candidate after its training, on the CPU in eval mode."""

@@ -1,17 +1,15 @@
 """Convert: roles (and data) in, one model out: load, quantize, extract, merge, export."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Generator
-
 from stillhouse.artifact import OPEN_MODEL, SPEC, WEIGHTS, Artifact
 from stillhouse.digest import path_digest
 from stillhouse.errors import BadRecipe
-from stillhouse.recipe import Context, Event
-from stillhouse.training import mix
+from stillhouse.recipe import Context
+from stillhouse.work import Work
 
 
 @runtime_checkable
@@ -21,24 +19,8 @@ class Converter(Protocol):
     """
 
     def __call__(
-        self, inputs: Mapping[str, Any], out: Path, *, rng: Generator
+        self, inputs: Mapping[str, Any], out: Path, *, work: Work
     ) -> None: ...  # Any: what each input's opener returns
-
-
-@runtime_checkable
-class LongConverter(Protocol):
-    """A converter that takes long: as it goes it tells `tell` how many of how many parts are done,
-    and what they are called.
-    """
-
-    def run_telling(
-        self,
-        inputs: Mapping[str, Any],  # Any: as of `Converter`
-        out: Path,
-        *,
-        rng: Generator,
-        tell: Callable[[int, int, str], None],
-    ) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +44,8 @@ class Convert:
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
         out = ctx.out / "model"
-        rng = Generator().manual_seed(mix(self.seed))
         opened = {port: artifact.open() for port, artifact in inputs.items()}
-
-        def tell(done: int, total: int, text: str) -> None:
-            ctx.observe(Event(stage=ctx.stage, text=text, done=done, total=total))
-
-        if isinstance(self.convert, LongConverter):
-            self.convert.run_telling(opened, out, rng=rng, tell=tell)
-        else:
-            self.convert(opened, out, rng=rng)
+        self.convert(opened, out, work=Work.of(ctx, self.seed))
         for name in (SPEC, WEIGHTS):
             if not (out / name).is_file():
                 raise BadRecipe(f"stage '{self.name}': convert left no {name} in its folder")

@@ -4,15 +4,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Generator
-
 from stillhouse.artifact import Artifact
 from stillhouse.data.data import Columns
 from stillhouse.data.notes import noted
 from stillhouse.data.shards import save_data
 from stillhouse.errors import BadRecipe
 from stillhouse.recipe import NOTE, Context, Event
-from stillhouse.training import mix
+from stillhouse.work import Work
 
 
 @runtime_checkable
@@ -22,7 +20,7 @@ class Maker(Protocol):
     """
 
     def __call__(
-        self, inputs: Mapping[str, Any], *, rng: Generator
+        self, inputs: Mapping[str, Any], *, work: Work
     ) -> Mapping[str, Columns | Iterator[Columns]]: ...  # Any: what each input's opener returns
 
 
@@ -58,8 +56,8 @@ class Make:
         return outputs
 
     def _made(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
-        rng = Generator().manual_seed(mix(self.seed))
-        made = self.make({port: artifact.open() for port, artifact in inputs.items()}, rng=rng)
+        opened = {port: artifact.open() for port, artifact in inputs.items()}
+        made = self.make(opened, work=Work.of(ctx, self.seed))
         if set(made) != set(self.ports):
             raise BadRecipe(
                 f"stage '{self.name}': make returned {sorted(made)}, "

@@ -17,6 +17,7 @@ from stillhouse.search.evolution import RandomSearch
 from stillhouse.search.ranking import ranked_last
 from stillhouse.search.space import Encoding, SearchSpace, Strategy, Trial
 from stillhouse.training import mix, rng_states, set_rng_states
+from stillhouse.work import Work
 
 PREPARE = -1  # the number of the generator that prepares a score; candidates count from 0
 
@@ -25,18 +26,18 @@ PREPARE = -1  # the number of the generator that prepares a score; candidates co
 class Score(Protocol):
     """How promising a candidate is (higher is better), from opened inputs; a frozen dataclass."""
 
-    def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, rng: Generator) -> float: ...
+    def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, work: Work) -> float: ...
 
 
 @runtime_checkable
 class Preparing(Protocol):
     """A score that first works out what all candidates share: the batch, what the teacher gives.
-    What it then returns scores them; a frozen dataclass. `ctx` says on which device. Prepared again
-    where a killed search goes on, it must come out the same.
+    What it then returns scores them; a frozen dataclass. Prepared again where a killed search goes
+    on, it must come out the same.
     """
 
     def prepare(
-        self, space: SearchSpace, inputs: Mapping[str, Any], *, rng: Generator, ctx: Context
+        self, space: SearchSpace, inputs: Mapping[str, Any], *, work: Work
     ) -> Score: ...  # Any: what each input's opener returns
 
 
@@ -76,8 +77,8 @@ class Search:
             hunt = _Hunt(total=self.trials, rng=Generator().manual_seed(mix(self.seed)))
             hunt.resume(ctx)
             for encoding, cost in self._candidates(hunt):
-                rng = Generator().manual_seed(mix(self.seed, len(hunt.history)))
-                score = scorer(self.space.model(encoding), opened, rng=rng)
+                work = Work.of(ctx, self.seed, len(hunt.history))
+                score = scorer(self.space.model(encoding), opened, work=work)
                 hunt.add(Trial(encoding=encoding, cost=cost, score=float(score)), ctx)
             if not hunt.history:
                 raise BadSetting(
@@ -96,8 +97,7 @@ class Search:
     def _scorer(self, opened: Mapping[str, Any], ctx: Context) -> Score:  # Any: opened inputs
         if not isinstance(self.score, Preparing):
             return self.score
-        rng = Generator().manual_seed(mix(self.seed, PREPARE))
-        return self.score.prepare(self.space, opened, rng=rng, ctx=ctx)
+        return self.score.prepare(self.space, opened, work=Work.of(ctx, self.seed, PREPARE))
 
     def _candidates(self, hunt: "_Hunt") -> Iterator[tuple[Encoding, Mapping[str, float]]]:
         while len(hunt.history) < self.trials and len(hunt.refused) < 100 * self.trials:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Generator
 
 from stillhouse.data.data import Columns, Data
 from stillhouse.errors import BadSetting
 from stillhouse.objectives.objective import Tensors
 from stillhouse.training import Augment
+from stillhouse.work import Work
 from stillhouse_landmarks.shape import ShapeModel, ShapeRole
 
 BATCH = 256
@@ -47,7 +47,7 @@ class SoftFaces:
         self,
         inputs: Mapping[str, Any],  # Any: the opened ports
         *,
-        rng: Generator,  # noqa: ARG002  an augmentation draws from ids and views
+        work: Work,  # noqa: ARG002  an augmentation draws from ids and views
     ) -> Mapping[str, Iterator[Columns]]:
         role = inputs["shape"].module
         assert isinstance(role, ShapeRole)

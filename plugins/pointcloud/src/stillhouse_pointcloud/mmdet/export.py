@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from stillhouse.artifact import Built, save_model
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData
 from stillhouse.export import check_opset
 from stillhouse.objectives.objective import Tensors
+from stillhouse.work import Work
 from stillhouse_pointcloud.converts import card, seen_clouds, write_maps
 from stillhouse_pointcloud.mmdet.clouds import CELLS, COUNTS, POINTS
 from stillhouse_pointcloud.mmdet.configs import plain
@@ -74,7 +75,7 @@ class ExportDetector:
         inputs: Mapping[str, Any],  # Any: Built and Data
         out: Path,
         *,
-        rng: Generator,  # noqa: ARG002
+        work: Work,  # noqa: ARG002
     ) -> None:
         built: Built = inputs["student"]
         module = built.module.eval()

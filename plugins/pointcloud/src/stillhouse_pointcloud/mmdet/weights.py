@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Generator
-
 from stillhouse.artifact import Built, Model
 from stillhouse.errors import BadData
 from stillhouse.weights import adopt
+from stillhouse.work import Work
 from stillhouse_pointcloud.mmdet.network import Detector
 from stillhouse_pointcloud.mmdet.outputs import config_of, outputs
 
@@ -31,7 +30,7 @@ class LoadDetector:
         inputs: Mapping[str, Any],  # Any: Built or Path
         out: Path,
         *,
-        rng: Generator,  # noqa: ARG002
+        work: Work,  # noqa: ARG002
     ) -> None:
         name = self.model.kwargs["name"]
         given = inputs["checkpoint"]

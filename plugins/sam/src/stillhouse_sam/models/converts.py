@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Generator, nn
+from torch import nn
 
 from stillhouse.artifact import Built, load_model, save_model, spec_of
 from stillhouse.errors import BadData, UnknownName
 from stillhouse.weights import adopt, checkpoint_file, read_state
+from stillhouse.work import Work
 from stillhouse_sam.models.checkpoints import described
 from stillhouse_sam.models.encoders import Encoder
 from stillhouse_sam.models.named import META_SHAPE, Shape, joined, named
@@ -44,7 +45,7 @@ class Split:
         inputs: Mapping[str, Any],  # Any: Built
         out: Path,
         *,
-        rng: Generator,  # noqa: ARG002
+        work: Work,  # noqa: ARG002
     ) -> None:
         source = inputs["sam"]
         if not isinstance(source, Built) or not isinstance(source.module, SamNetwork):
@@ -65,7 +66,7 @@ class Join:
         inputs: Mapping[str, Any],  # Any: Built
         out: Path,
         *,
-        rng: Generator,  # noqa: ARG002
+        work: Work,  # noqa: ARG002
     ) -> None:
         parts = {part: _part(inputs[part], part) for part in INSIDE}
         spec = joined(*(built.spec for built in parts.values()))
@@ -102,7 +103,7 @@ class LoadSam:
         inputs: Mapping[str, Any],  # Any: Built or Path
         out: Path,
         *,
-        rng: Generator,  # noqa: ARG002
+        work: Work,  # noqa: ARG002
     ) -> None:
         # what is tried is asked by metrics, which ask these models
         from stillhouse_sam.trying import check_boxes

@@ -16,6 +16,7 @@ from stillhouse.class_order import balanced_rows, check_names, check_predictions
 from stillhouse.data.data import TensorData
 from stillhouse.errors import BadData
 from stillhouse.weights import State, adopt, as_named
+from stillhouse.work import Work
 from stillhouse_vision.models.catalogue import output_shapes
 from stillhouse_vision.models.classifier import ImageSpec
 from stillhouse_vision.models.lookalikes import misfit
@@ -47,7 +48,7 @@ class LoadCheckpoint:
     model: Model
     agree: tuple[str, ...] = ("logits",)
 
-    def __call__(self, inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:
+    def __call__(self, inputs: Mapping[str, Any], out: Path, *, work: Work) -> None:
         source = inputs["checkpoint"]  # Built or Path
         names = ImageSpec.of(self.model.kwargs["images"]).names
         if "data" in inputs:
@@ -58,7 +59,7 @@ class LoadCheckpoint:
             hint = misfit(source, self.model, _namings) if isinstance(source, Path) else ""
             raise BadData(f"{error}. {hint}" if hint else str(error)) from error
         if "data" in inputs:
-            self._try(load_model(out), inputs["data"], rng)
+            self._try(load_model(out), inputs["data"], work.rng)
 
     def _check(self, source: Built) -> None:
         expected, found = output_shapes(self.model), output_shapes(source.spec)

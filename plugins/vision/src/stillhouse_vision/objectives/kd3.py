@@ -16,6 +16,7 @@ from stillhouse.objectives.features import hint_loss
 from stillhouse.objectives.inputs import not_negative, positive
 from stillhouse.objectives.objective import Models, Phase, Tensors
 from stillhouse.training import Augment
+from stillhouse.work import Work
 from stillhouse_vision.objectives.alignment import nt_xent, weighted_alignment_loss
 from stillhouse_vision.objectives.mixing import beta_sample, mix_distribution
 from stillhouse_vision.objectives.selection import mixing_weight, select_instances
@@ -145,7 +146,7 @@ class KD3:
         data: Data,
         *,
         step: int,
-        rng: Generator,  # noqa: ARG002  the views are a function of id and epoch
+        work: Work,  # noqa: ARG002  the views are a function of id and epoch
     ) -> Data:
         if not isinstance(data, TensorData):
             raise BadData(f"a pool to select from must be TensorData (got {type(data).__name__})")

@@ -17,6 +17,7 @@ from stillhouse.artifact import Built, Model, recorded, save_model, spec_of
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Tensors
+from stillhouse.work import Work
 from stillhouse_vision.models.classifier import Classifier, ImageSpec, conv1, conv3
 from stillhouse_vision.models.from_timm import TimmClassifier
 
@@ -100,14 +101,14 @@ class ExtractHead:
     teacher's logits on the mean of its last map.
     """
 
-    def __call__(self, inputs: Mapping[str, Any], out: Path, *, rng: Generator) -> None:
+    def __call__(self, inputs: Mapping[str, Any], out: Path, *, work: Work) -> None:
         teacher: Built = inputs["teacher"]
         linear = linear_of(teacher.module)
         kwargs = {"width": linear.in_features, "classes": linear.out_features}
         spec = Model(build=LinearHead, kwargs=kwargs)
         head = LinearHead(**kwargs)
         head.linear.load_state_dict(linear.state_dict())
-        _check_head(teacher, head, rng)
+        _check_head(teacher, head, work.rng)
         save_model(out, Built(spec=spec, module=head))
 
 
@@ -177,7 +178,7 @@ class MergeStudent:
         inputs: Mapping[str, Any],
         out: Path,
         *,
-        rng: Generator,  # noqa: ARG002
+        work: Work,  # noqa: ARG002
     ) -> None:  # Any: Built by port
         student, projector, head = (inputs[port] for port in ("student", "projector", "head"))
         spec = Model(
