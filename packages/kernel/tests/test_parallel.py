@@ -71,6 +71,7 @@ def alone(folder: Path, rows: int) -> tuple[Mapping[str, torch.Tensor], list[Map
     return weights(models), ctx.curves
 
 
+@pytest.mark.slow
 def test_unequal_rows_give_the_means_of_one_process(tmp_path: Path) -> None:
     expected, wanted = alone(tmp_path / "one", rows=7)
     # batches of 7 rows: 4 for one process and 3 for the other

@@ -185,8 +185,11 @@ def kill_in_the_middle(root: Path, home: Path, **given: Any) -> None:
 
 @pytest.mark.parametrize(
     ("cache", "nproc"),
-    [(False, 1), (True, 1), (False, 2)],
-    ids=["online", "cached", "two-processes"],
+    [
+        pytest.param(False, 1, id="online"),
+        pytest.param(True, 1, id="cached", marks=pytest.mark.slow),
+        pytest.param(False, 2, id="two-processes", marks=pytest.mark.slow),
+    ],
 )
 def test_sigkill_and_again_gives_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool, nproc: int

@@ -130,12 +130,12 @@ def test_what_only_knows_the_third_tells_nothing_more():
 def test_an_interval_covers_what_is_true():
     """tau of a bivariate normal of correlation r is 2 / pi asin(r)."""
     true, hits = 2 / math.pi * math.asin(0.6), 0
-    for seed in range(60):
+    for seed in range(30):
         a, b = torch.randn(2, 50, generator=Generator().manual_seed(seed))
-        found = bootstrap(kendall_tau, a, 0.6 * a + 0.8 * b, resamples=200, seed=seed)
+        found = bootstrap(kendall_tau, a, 0.6 * a + 0.8 * b, resamples=100, seed=seed)
         assert found.low < found.value < found.high
         hits += found.low <= true <= found.high
-    assert 51 <= hits <= 60  # 57 expected
+    assert 25 <= hits <= 30  # 28.5 expected
 
 
 def test_a_bootstrap_is_of_rows_and_of_its_seed():
