@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from stillhouse.environment import environment
+from stillhouse.work import Work
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -57,7 +58,7 @@ def main() -> None:
         for _ in range(args.runs):
             command = [sys.executable, "-m", "stillhouse", "flow", "run", args.recipe]
             subprocess.check_call(command, cwd=project, env=env, stdout=subprocess.DEVNULL)
-            rows.append(measure(project, home))
+            rows.append(measure(project, home, work=Work()))
             print(json.dumps(rows[-1]), flush=True)
     grown = {k: (rows[-1][k] - rows[0][k]) / (len(rows) - 1) for k in rows[0]} if rows[1:] else {}
     record = {

@@ -33,6 +33,7 @@ from stillhouse.search.proxies import (
     zen,
 )
 from stillhouse.training import mix
+from stillhouse.work import Work
 from stillhouse_vision import models
 
 KEPT = ROOT / ".bench" / "nas-ranking"
@@ -165,7 +166,7 @@ def scored(settings: Settings, data: Path) -> tuple[Table, list[Line]]:
     _rewrite(file, lines)
     with file.open("a") as stream:
         for number in range(first, len(rows)):
-            lines.append(scorer(number, rows[number]))
+            lines.append(scorer(number, rows[number], work=Work()))
             stream.write(json.dumps(lines[-1]) + "\n")
             stream.flush()
             _progress(len(lines), len(rows), (time.monotonic() - start) / (len(lines) - first))

@@ -62,9 +62,9 @@ class Digits:
 
     def __call__(
         self,
-        inputs: Mapping[str, Any],  # noqa: ARG002  Any: there are none
+        inputs: Mapping[str, Any],
         *,
-        work: Work,  # noqa: ARG002
+        work: Work,
     ) -> Mapping[str, Mapping[str, Tensor]]:
         from sklearn.datasets import load_digits
 
@@ -336,7 +336,7 @@ def draw(pairs: Sequence[Record], path: Path) -> None:
         for one in pairs
         for name, text in (("without", "without"), ("with", "with"))
     ]
-    drawn = plots.figure(8, 0.9 + 0.6 * len(rows))
+    drawn = plots.figure(8, 0.9 + 0.6 * len(rows), work=Work())
     axes = drawn.subplots()
     plots.strip(axes, rows, f"CPU seconds an epoch of {ROWS} pictures (after the fill)")
     axes.set_xlim(left=0)

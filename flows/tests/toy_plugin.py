@@ -50,7 +50,7 @@ def read(inputs: Mapping[str, Path], *, rng: Generator) -> Mapping[str, Columns]
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         (batch,) = data.batches(len(data), rng=None)
         return {"mean": float(batch["x"].mean())}
 
@@ -98,7 +98,7 @@ def ship(inputs: Mapping[str, Any], out: Path, *, work: Work) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         weight = float(models["student"].weight)
         return {"accuracy": weight, "nll_loss": 1 - weight}
 

@@ -67,7 +67,7 @@ class Read:
 
 @dataclass(frozen=True, kw_only=True)
 class Error:
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         (batch,) = data.batches(len(data), rng=None)
         with torch.no_grad():
             outputs = models["student"](batch)["y"]

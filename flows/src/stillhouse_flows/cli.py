@@ -107,10 +107,9 @@ def plan(
     from stillhouse.places import project_root
     from stillhouse.settings import parse_assignments
     from stillhouse_flows.dry import dry_run
-    from stillhouse_flows.local import settle
     from stillhouse_flows.request import Request
 
-    settle()
+    begin("auto", ref)  # it may read what `run` may
     request = Request(recipe=recipe, scale=scale, settings=parse_assignments(assignments))
     planned = dry_run(project_root(), request, ref=ref)
     for each in planned:

@@ -127,7 +127,7 @@ def files(chosen: Target) -> Mapping[Path, str]:
 class _Plain(yaml.SafeDumper):
     """No anchors: lists that are equal are written out."""
 
-    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
 

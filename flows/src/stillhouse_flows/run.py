@@ -166,11 +166,14 @@ def start(run: Run) -> None:
 def _bring_file(space: RunWorkspace, name: str) -> None:
     """A file that git ignores is not in the snapshot; where the recipe names it, it is an input."""
     source, aim = space.project / name, space.root / name
-    if leads_out(name) or aim.exists():
+    if leads_out(name):
         return
-    if aim.is_symlink():  # relative, to a place outside the project
-        aim.unlink()
-        aim.symlink_to(source.resolve())
+    for link in [*reversed(aim.relative_to(space.root).parents), Path(name)]:
+        place = space.root / link
+        if place.is_symlink() and not place.exists():  # relative, to a place outside the project
+            place.unlink()
+            place.symlink_to((space.project / link).resolve())
+    if aim.exists():
         return
     if _held(space, name):  # below LEFT_OUT
         git(space.root, "checkout", "--ignore-skip-worktree-bits", "HEAD", "--", name)

@@ -152,7 +152,7 @@ def test_it_costs_what_the_network_costs_but_its_size_is_the_files(
         64 * 27 * 4 + 20
     )
     assert parameters(file.module) == parameters(float_.module) == (108 + 4) + 8 + 25
-    scores = Profile()({"student": file.module}, toy_data())
+    scores = Profile()({"student": file.module}, toy_data(), work=Work())
     assert scores["size_mib"] == (folder / ONNX).stat().st_size / 2**20
     assert scores["macs"] == 64 * 27 * 4 + 20
 
@@ -274,9 +274,11 @@ def test_the_export_takes_the_files_that_are_there(
 def test_lines_and_latencies_of_several_roles(float_: Built, file: Built) -> None:
     roles = {"torch": float_.module, "file": file.module}
     sizes = Lines(lines={"a": Profile(role="torch"), "b": Profile(role="file")})
-    scores = sizes(roles, toy_data())
+    scores = sizes(roles, toy_data(), work=Work())
     assert scores["a/parameters"] == scores["b/parameters"] == 145
-    times = Latencies(lines={"a": "torch", "b": "file"}, batches=(1,), runs=2)(roles, toy_data())
+    times = Latencies(lines={"a": "torch", "b": "file"}, batches=(1,), runs=2)(
+        roles, toy_data(), work=Work()
+    )
     assert set(times) == {"a/latency_b1_ms", "b/latency_b1_ms"}
     assert min(times.values()) > 0
 

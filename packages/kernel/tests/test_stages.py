@@ -217,7 +217,7 @@ def test_classification_by_hand() -> None:
     data = TensorData({"labels": torch.tensor([0, 1, 1, 0])})
     with torch.no_grad():
         scores = Classification(teacher="teacher", batch=3)(
-            {"student": student, "teacher": teacher}, data
+            {"student": student, "teacher": teacher}, data, work=Work()
         )
     # right on rows 0, 1, 3; agrees with the teacher on rows 0 and 3
     assert scores["accuracy"] == pytest.approx(0.75)
@@ -231,17 +231,17 @@ def test_classification_by_hand() -> None:
 
 def test_costs_by_hand() -> None:
     models = {"student": toy_models()["student"].requires_grad_(False)}
-    cost = Profile()(models, toy_data())
+    cost = Profile()(models, toy_data(), work=Work())
     assert cost["parameters"] == 35 * 4 + 5
     # 3 x 3 x 3 weights a channel at 64 places, and a 4 x 5 head
     assert cost["macs"] == 27 * 4 * 64 + 20
     # 145 parameters, running mean and variance of 4 channels in 4 bytes, one counter in 8
     assert cost["size_mib"] == pytest.approx((4 * (145 + 8) + 8) / 2**20)
-    speed = Latency(batches=(1, 4), runs=3)(models, toy_data())
+    speed = Latency(batches=(1, 4), runs=3)(models, toy_data(), work=Work())
     assert set(speed) == {"latency_b1_ms", "latency_b4_ms"}
     assert min(speed.values()) > 0
     # at least the convolution's output [32, 4, 8, 8] in 4 bytes is alive at once
-    assert Memory()(models, toy_data())["peak_memory_mib"] >= 32 * 4 * 64 * 4 / 2**20
+    assert Memory()(models, toy_data(), work=Work())["peak_memory_mib"] >= 32 * 4 * 64 * 4 / 2**20
     with pytest.raises(BadSetting, match="runs and batch sizes must be >= 1"):
         Latency(runs=0)
 

@@ -11,12 +11,13 @@ import torch
 from torch import Generator
 
 from stillhouse.artifact import OPEN_MODEL, Artifact, Built, Model, save_model
-from stillhouse.data.data import Columns, TensorData
-from stillhouse.data.shards import load_data
+from stillhouse.data.data import Columns, Data, TensorData
+from stillhouse.data.shards import load_data, save_data
 from stillhouse.digest import path_digest
 from stillhouse.errors import BadRecipe, BadSetting, StillhouseError
+from stillhouse.objectives.objective import Models
 from stillhouse.recipe import Context, Event
-from stillhouse.stages import Convert, Make
+from stillhouse.stages import Convert, Evaluate, Make
 from stillhouse.work import Work
 
 from .toys import SITE, Net
@@ -192,3 +193,34 @@ def test_a_record_of_parts_is_plain_json(tmp_path: Path, network: Artifact):
     stage().run({"network": network}, context(tmp_path))
     record = json.loads(next((tmp_path / "checkpoints").rglob("data.json")).read_text())
     assert record["rows"] == 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A metric: the spread of one output of what a network gives for sampled noise."""
+
+    output: int
+    sampled: Sampled = Sampled()
+
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
+        built = Built(spec=Model(build=Net), module=models["student"])
+        parts = list(self.sampled.parts({"network": built}, work))
+        values = torch.cat([part["y"] for part in parts])[:, self.output]
+        return {f"spread_{self.output}": float(values.std())}
+
+
+def test_metrics_of_a_stage_share_what_was_sampled(tmp_path: Path, network: Artifact):
+    ids = save_data(tmp_path / "data", {"id": torch.arange(3)})
+    events: list[Event] = []
+    stage = Evaluate(
+        name="scores",
+        metrics=tuple(Spread(output=i) for i in range(3)),
+        inputs={"data": "file:data", "student": "file:net"},
+    )
+    ctx = replace(context(tmp_path, events), stage="scores")
+    ctx.out.mkdir()
+    found = stage.run({"data": ids, "student": network}, ctx)["scores"].open()
+    assert set(found) == {"spread_0", "spread_1", "spread_2"}
+    assert len(set(found.values())) == 3
+    kept = [f for f in (tmp_path / "checkpoints").rglob("000000*") if f.is_dir()]
+    assert sorted(folder.name for folder in kept) == ["000000000", "000000004", "000000008"]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from stillhouse.data.data import TensorData
 from stillhouse.errors import BadData
 from stillhouse.objectives.objective import Tensors
+from stillhouse.work import Work
 from stillhouse_landmarks.figures import Ced, Faces
 from stillhouse_landmarks.recipes.scores import Quantiles, Softness, TeacherGap
 from stillhouse_landmarks.shape import ShapeModel
@@ -41,7 +42,9 @@ TRUTH = DATA.rows(torch.arange(10))["landmarks"]
 
 def test_the_page_of_faces_has_the_truth_and_a_line_a_model() -> None:
     roles = {"teacher": Off(0.0, TRUTH), "student": Off(0.1, TRUTH)}
-    figure = Faces(lines={"teacher": "teacher", "student L1": "student"}, columns=3)(roles, DATA)
+    figure = Faces(lines={"teacher": "teacher", "student L1": "student"}, columns=3)(
+        roles, DATA, work=Work()
+    )
     assert [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()] == [
         "truth",
         "teacher",
@@ -61,7 +64,7 @@ def test_the_page_of_faces_has_the_truth_and_a_line_a_model() -> None:
 def test_the_curves_end_at_the_part_of_faces_within_the_limit() -> None:
     # an error of 0.02 of the crop is an NME of 0.04: the curve jumps there, its area is 0.6
     roles = {"good": Off(0.02, TRUTH), "bad": Off(0.08, TRUTH)}
-    figure = Ced(lines={"good": "good", "bad": "bad"})(roles, DATA)
+    figure = Ced(lines={"good": "good", "bad": "bad"})(roles, DATA, work=Work())
     good, bad = figure.axes[0].lines
     x, y = torch.as_tensor(good.get_xdata()), torch.as_tensor(good.get_ydata())
     assert set(y[x < 3.9].tolist()) == {0.0}
@@ -74,7 +77,7 @@ def test_the_curves_end_at_the_part_of_faces_within_the_limit() -> None:
 
 def test_quantiles_of_the_errors() -> None:
     roles = {"student": Off(0.02, TRUTH)}
-    assert Quantiles()(roles, DATA) == pytest.approx(
+    assert Quantiles()(roles, DATA, work=Work()) == pytest.approx(
         {"median_nme_error": 0.04, "p90_nme_error": 0.04}, rel=1e-4
     )
 
@@ -82,10 +85,14 @@ def test_quantiles_of_the_errors() -> None:
 def test_the_gap_is_between_the_two_models() -> None:
     # 0.03 to the right and 0.01 to the left: 0.04 of the crop apart, eye corners 0.5
     roles = {"student": Off(0.03, TRUTH), "teacher": Off(-0.01, TRUTH)}
-    assert TeacherGap()(roles, DATA) == pytest.approx({"teacher_nme_error": 0.08}, rel=1e-4)
+    assert TeacherGap()(roles, DATA, work=Work()) == pytest.approx(
+        {"teacher_nme_error": 0.08}, rel=1e-4
+    )
     with pytest.raises(BadData, match="hold no face"):
         TeacherGap()(
-            roles, TensorData({"images": DATA.columns["images"][:0], "landmarks": TRUTH[:0]})
+            roles,
+            TensorData({"images": DATA.columns["images"][:0], "landmarks": TRUTH[:0]}),
+            work=Work(),
         )
 
 
@@ -93,7 +100,7 @@ def test_softness_falls_as_more_is_explained() -> None:
     rng = torch.Generator().manual_seed(3)
     shapes = 0.2 + 0.5 * torch.rand(40, 136, generator=rng)
     data = TensorData({"landmarks": shapes})
-    scores = Softness(variances=(0.5, 0.9), normalizer="box_size")({}, data)
+    scores = Softness(variances=(0.5, 0.9), normalizer="box_size")({}, data, work=Work())
     modes = len(ShapeModel.fit(shapes, 0.5).modes)
     assert scores["50 %/modes"] == modes
     assert scores["90 %/modes"] > modes

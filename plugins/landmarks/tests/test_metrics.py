@@ -10,6 +10,7 @@ from stillhouse.data import TensorData
 from stillhouse.errors import BadData, BadSetting, UnknownName
 from stillhouse.metrics.scores import lower_is_better
 from stillhouse.report.units import quantity, unit
+from stillhouse.work import Work
 from stillhouse_landmarks.metrics import (
     Landmarks,
     Normalizer,
@@ -103,9 +104,11 @@ class Shifted(nn.Module):
 def test_metric_over_batches() -> None:
     truth = TRIANGLE.flatten(1).repeat(5, 1)
     data = TensorData({"landmarks": truth})
-    scores = Landmarks(normalizer=(0, 1), batch=2)({"student": Shifted(1.5)}, data)
+    scores = Landmarks(normalizer=(0, 1), batch=2)({"student": Shifted(1.5)}, data, work=Work())
     assert scores == pytest.approx({"nme_error": 0.05, "failure_rate_error": 0.0, "auc": 0.5})
-    worse = Landmarks(role="teacher", normalizer=(0, 1))({"teacher": Shifted(6.0)}, data)
+    worse = Landmarks(role="teacher", normalizer=(0, 1))(
+        {"teacher": Shifted(6.0)}, data, work=Work()
+    )
     assert worse == pytest.approx({"nme_error": 0.2, "failure_rate_error": 1.0, "auc": 0.0})
 
 
@@ -130,8 +133,12 @@ def test_what_cannot_be_measured() -> None:
     with pytest.raises(BadSetting, match=r"normalizer: points \(0, 3\) are not all in 0..2"):
         nme(TRIANGLE, TRIANGLE, normalizer=(0, 3))
     with pytest.raises(BadData, match="the evaluation data hold no face"):
-        Landmarks()({"student": Shifted(0.0)}, TensorData({"landmarks": torch.zeros(0, 6)}))
+        Landmarks()(
+            {"student": Shifted(0.0)}, TensorData({"landmarks": torch.zeros(0, 6)}), work=Work()
+        )
     with pytest.raises(UnknownName, match="NME: unknown role 'student'. Valid: teacher."):
-        Landmarks()({"teacher": Shifted(0.0)}, TensorData({"landmarks": torch.zeros(1, 6)}))
+        Landmarks()(
+            {"teacher": Shifted(0.0)}, TensorData({"landmarks": torch.zeros(1, 6)}), work=Work()
+        )
     with pytest.raises(BadSetting, match="limit must be > 0"):
         auc(torch.zeros(2), limit=0.0)

@@ -63,7 +63,7 @@ def lines_of(axis, colour):
 
 
 def test_a_row_of_the_truth_and_a_row_a_model():
-    figure = BirdsEye(lines=LINES, columns=2, seed=3)(MODELS, DATA)
+    figure = BirdsEye(lines=LINES, columns=2, seed=3)(MODELS, DATA, work=Work())
     assert [a.get_ylabel() for a in figure.axes if a.get_ylabel()] == ["truth", *LINES]
     assert len(figure.axes) == 6
     batch = next(iter(DATA.batches(2, rng=Generator().manual_seed(3))))
@@ -113,7 +113,7 @@ def test_the_overlay_takes_the_picture_where_there_is_one(tmp_path):
     assert PICTURE not in made["train"]
     save_data(tmp_path / "test", made["test"])
     data = load_data(tmp_path / "test")
-    figure = Overlay(lines=LINES)(MODELS, data)
+    figure = Overlay(lines=LINES)(MODELS, data, work=Work())
     with_picture, without = figure.axes[:2]
     assert with_picture.images[0].get_array()[0, 0].tolist() == [9, 8, 7]
     assert not with_picture.collections
@@ -127,7 +127,7 @@ def test_the_overlay_takes_the_picture_where_there_is_one(tmp_path):
         with pytest.raises(BadData, match=r"a.png: not an? (whole )?image .*; replace it"):
             make({"source": tmp_path}, work=Work())
     # data that hold none
-    assert not Overlay(lines=LINES)(MODELS, DATA).axes[0].images
+    assert not Overlay(lines=LINES)(MODELS, DATA, work=Work()).axes[0].images
     with pytest.raises(BadSetting, match=r"pictures: count must be >= 1 \(got 0\)"):
         WithPictures(make=Framed(), port="test", count=0)
 
@@ -157,7 +157,7 @@ def test_the_points_of_the_chosen_pillars_carry_their_weight(kind):
     )
     loss = LocalGraphDistillation(8, 4, 4, k=4, num=7, tau=8.0, batch=kind).eval()
     models = {"teacher": teacher, "student": student, "graphs": nn.ModuleList([loss])}
-    figure = ChosenPoints(columns=2, seed=1)(models, DATA)
+    figure = ChosenPoints(columns=2, seed=1)(models, DATA, work=Work())
     batch = with_pillars(next(iter(DATA.batches(2, rng=Generator().manual_seed(1)))), SMALL_GRID)
     cuts = batch["pillar_counts_offsets"].diff().tolist()
     counts = batch["pillar_counts"].split(cuts)
@@ -177,10 +177,10 @@ def test_the_points_of_the_chosen_pillars_carry_their_weight(kind):
 
 def test_roles_that_cannot_be_drawn_are_named():
     with pytest.raises(BadData, match="role 'teacher': a Says has no pillars to draw"):
-        ChosenPoints()(MODELS, DATA)
+        ChosenPoints()(MODELS, DATA, work=Work())
     fresh = model("pillars-4", grid=SMALL_GRID, layers=(0, 0, 0)).new().eval()
     models = {"teacher": fresh, "student": fresh, "graphs": nn.Linear(1, 1)}
     with pytest.raises(BadData, match="role 'graphs': a Linear holds no graph distillation"):
-        ChosenPoints()(models, DATA)
+        ChosenPoints()(models, DATA, work=Work())
     with pytest.raises(BadData, match="role 'student': a Linear finds no boxes"):
-        BirdsEye(lines={"it": "student"})({"student": nn.Linear(1, 1)}, DATA)
+        BirdsEye(lines={"it": "student"})({"student": nn.Linear(1, 1)}, DATA, work=Work())

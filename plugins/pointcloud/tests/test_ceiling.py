@@ -38,23 +38,23 @@ def cars(count: int, difficulty: int = 0) -> TensorData:
 
 @pytest.mark.parametrize(("count", "most"), [(6, 0.125), (5, 0.1)])
 def test_few_cars_have_a_ceiling(count, most):
-    found = KittiCeiling(ap=KittiAp())({}, cars(count))
+    found = KittiCeiling(ap=KittiAp())({}, cars(count), work=Work())
     assert found["car_3d_moderate_ap"] == found["mean_3d_moderate_ap"] == pytest.approx(most)
     counts = {name: n for name, n in found.items() if name.endswith("_boxes") and n}
     assert counts == {"car_easy_boxes": count, "car_moderate_boxes": count, "car_hard_boxes": count}
-    exact = KittiCeiling(ap=KittiAp(sampling="exact"))({}, cars(count))
+    exact = KittiCeiling(ap=KittiAp(sampling="exact"))({}, cars(count), work=Work())
     assert exact["mean_3d_moderate_exact_ap"] == pytest.approx(1)
 
 
 def test_boxes_are_counted_by_level_and_within_the_range():
-    assert BoxCounts()({}, cars(4, difficulty=1))["car_easy_boxes"] == 0
-    assert BoxCounts()({}, cars(4, difficulty=1))["car_moderate_boxes"] == 4
+    assert BoxCounts()({}, cars(4, difficulty=1), work=Work())["car_easy_boxes"] == 0
+    assert BoxCounts()({}, cars(4, difficulty=1), work=Work())["car_moderate_boxes"] == 4
     near = PillarGrid(x=(0.0, 12.0), y=(-8.0, 8.0), cell=1.0)
-    assert BoxCounts(within=near)({}, cars(6))["car_hard_boxes"] == 2
-    assert BoxCounts()({}, cars(2, difficulty=-1))["car_hard_boxes"] == 0
+    assert BoxCounts(within=near)({}, cars(6), work=Work())["car_hard_boxes"] == 2
+    assert BoxCounts()({}, cars(2, difficulty=-1), work=Work())["car_hard_boxes"] == 0
     none = TensorData({"points": torch.zeros(0, 4)})
     with pytest.raises(BadData, match="the evaluation data hold no cloud"):
-        BoxCounts()({}, none)
+        BoxCounts()({}, none, work=Work())
 
 
 def stage_scores(made):
@@ -81,4 +81,7 @@ def test_the_recipe_prints_the_ceiling_of_the_frames_that_score():
     real = make_recipe(NAME, make_settings(NAME, "small")).stage("real-0")
     assert any(isinstance(metric, BoxCounts) for metric in real.metrics)
     everywhere = replace(stage.metrics[0].ap, within=None)
-    assert KittiCeiling(ap=everywhere)({}, data)["car_hard_boxes"] >= found["car_hard_boxes"]
+    assert (
+        KittiCeiling(ap=everywhere)({}, data, work=Work())["car_hard_boxes"]
+        >= found["car_hard_boxes"]
+    )

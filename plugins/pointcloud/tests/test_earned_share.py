@@ -64,14 +64,14 @@ def test_encoders_that_lower_the_loss_alone_leave_the_student_nothing(tmp_path):
     assert [bits_of(module) for module in (teacher, first)] == before
     roles = {"teacher": teacher, "first": first, "student": first, "alone": graphs}
     held = bits_of(graphs)
-    found = EarnedShare()({**roles, "graphs": graphs}, data())
+    found = EarnedShare()({**roles, "graphs": graphs}, data(), work=Work())
     assert found["alone_graph_loss"] < 0.5 * found["start_graph_loss"]
     assert found["student_earned_rate"] == 0
     assert bits_of(graphs) == held
     # encoders of the student that were never trained have lowered nothing
     torch.manual_seed(0)
     fresh = stage.fresh["graphs"].new()
-    found = EarnedShare()({**roles, "graphs": fresh}, data())
+    found = EarnedShare()({**roles, "graphs": fresh}, data(), work=Work())
     assert found.get("student_earned_rate", -1.0) < 0
 
 

@@ -178,9 +178,9 @@ def test_the_truth_is_perfect_and_a_fresh_detector_is_not():
     torch.manual_seed(0)
     fresh = model("pillars-8", grid=SMALL_GRID, layers=(0, 0, 0)).new().eval()
     metric = KittiAp(role="it", sampling="exact")
-    scores = metric({"it": Perfect()}, data)
+    scores = metric({"it": Perfect()}, data, work=Work())
     assert scores["mean_3d_hard_exact_ap"] == pytest.approx(1)
-    assert metric({"it": fresh}, data)["mean_3d_hard_exact_ap"] < 0.1
+    assert metric({"it": fresh}, data, work=Work())["mean_3d_hard_exact_ap"] < 0.1
 
 
 def test_truths_outside_the_range_can_be_left_out():
@@ -203,4 +203,4 @@ def test_bad_settings_and_roles_are_named():
         KittiAp(overlaps=(0.7, 0.5, 0.0))
     data = TensorData(columns()["test"])
     with pytest.raises(BadData, match="role 'it': a Linear finds no boxes; give a detector"):
-        KittiAp(role="it")({"it": nn.Linear(1, 1)}, data)
+        KittiAp(role="it")({"it": nn.Linear(1, 1)}, data, work=Work())

@@ -98,7 +98,7 @@ def test_the_scores_do_not_hang_on_the_height_of_the_images(tmp_path, size, foca
     made = read(kitti(tmp_path, size, focal))
     assert made["test"]["image_size"].tolist() == [list(size)] * 2
     metric = KittiAp(role="it", sampling="exact")
-    scores = metric({"it": Says()}, TensorData(made["test"]))
+    scores = metric({"it": Says()}, TensorData(made["test"]), work=Work())
     # 12 right boxes behind 6 wrong ones a frame, whatever the camera
     assert scores["mean_3d_moderate_exact_ap"] == pytest.approx(CARS / (CARS + 6))
 

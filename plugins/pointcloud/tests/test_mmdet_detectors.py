@@ -224,7 +224,7 @@ def test_the_metrics_read_its_boxes():
     assert [len(one.boxes) for one in boxes] == [7, 7]
     drawn = render(2, seed=1, lidar=SMALL_LIDAR, street=SMALL_STREET)
     data = TensorData(from_arrays({f"test_{name}": value for name, value in drawn.items()}, "test"))
-    scores = KittiAp()({"student": module}, data)
+    scores = KittiAp()({"student": module}, data, work=Work())
     assert all(0 <= value <= 1 for value in scores.values())
 
 

@@ -289,7 +289,7 @@ def test_a_detector_learns_a_few_scenes():
     assert set(terms) == {"cls", "box", "dir"}
     assert last < first / 20
     two = _Head(TensorData(columns()), 2)
-    scores = KittiAp(sampling="exact")({"student": module.eval()}, two)
+    scores = KittiAp(sampling="exact")({"student": module.eval()}, two, work=Work())
     assert scores["mean_3d_hard_exact_ap"] > 0.9
 
 

@@ -12,6 +12,7 @@ from torch import Generator, nn
 from stillhouse.data.data import Ragged, TensorData
 from stillhouse.errors import BadData, BadRecipe, BadSetting
 from stillhouse.objectives.objective import Tensors
+from stillhouse.work import Work
 from stillhouse_sam.annotated import PUBLISHABLE, credit_of
 from stillhouse_sam.drawing import colour_at, colours, painted
 from stillhouse_sam.everything import EverythingSettings
@@ -103,7 +104,7 @@ def pixels_of(axis: Any) -> np.ndarray[Any, Any]:
 
 def test_a_line_a_model_below_the_truth_in_the_same_colours() -> None:
     figure = Masks(lines={"boxes": "filled", "SAM": "sam"}, columns=3)(
-        {"filled": Filled(), "sam": small_sam()}, objects()
+        {"filled": Filled(), "sam": small_sam()}, objects(), work=Work()
     )
     axes = np.array(figure.axes).reshape(3, 3)
     assert [axis.get_ylabel() for axis in axes[:, 0]] == ["truth", "boxes", "SAM"]
@@ -122,21 +123,26 @@ def test_a_line_a_model_below_the_truth_in_the_same_colours() -> None:
 
 def test_only_photos_that_may_be_shown_with_their_credit() -> None:
     page = Masks(lines={"boxes": "filled"}, licences=PUBLISHABLE)
-    figure = page({"filled": Filled()}, objects())
+    figure = page({"filled": Filled()}, objects(), work=Work())
     assert len(figure.axes) == 2 * 3  # 4, 5 and none
     text = figure.get_supxlabel()
     assert sorted(line.partition(": ")[2] for line in text.splitlines()) == [
         "photographer 0, CC BY 2.0",
         "photographer 3, CC BY-SA 2.0",
     ]
-    assert Masks(lines={}, columns=2)({}, objects()).get_supxlabel().count("photographer") >= 1
+    assert (
+        Masks(lines={}, columns=2)({}, objects(), work=Work()).get_supxlabel().count("photographer")
+        >= 1
+    )
     nobody = TensorData({**objects().columns, "annotations": [known(1, 64, 48)] * 4})
     with pytest.raises(BadData, match=r"has a licence in \(4, 5\); allow another"):
-        page({"filled": Filled()}, nobody)
+        page({"filled": Filled()}, nobody, work=Work())
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, metadata={"Software": None})
     again = io.BytesIO()
-    page({"filled": Filled()}, objects()).savefig(again, dpi=110, metadata={"Software": None})
+    page({"filled": Filled()}, objects(), work=Work()).savefig(
+        again, dpi=110, metadata={"Software": None}
+    )
     assert buffer.getvalue() == again.getvalue()
 
 
@@ -153,7 +159,7 @@ def test_credit_lines() -> None:
 
 def test_the_curve_is_the_miou_of_each_click() -> None:
     roles, data = {"a": small_sam()}, objects()
-    figure = Clicks(lines={"SAM": "a"}, dashed=("a",), clicks=2)(roles, data)
+    figure = Clicks(lines={"SAM": "a"}, dashed=("a",), clicks=2)(roles, data, work=Work())
     line = figure.axes[0].lines[0]
     expected = 100 * click_ious(roles, data, role="a", clicks=2).mean(0)
     assert np.asarray(line.get_xdata()).tolist() == [1, 2]
@@ -162,12 +168,12 @@ def test_the_curve_is_the_miou_of_each_click() -> None:
     with pytest.raises(BadSetting, match=r"clicks must be >= 1 \(got 0\)"):
         Clicks(lines={}, clicks=0)
     with pytest.raises(BadRecipe, match="role 'a' is a Filled"):
-        Clicks(lines={"x": "a"})({"a": Filled()}, data)
+        Clicks(lines={"x": "a"})({"a": Filled()}, data, work=Work())
 
 
 def test_everything_by_the_grid_and_in_two_rounds() -> None:
     page = EverythingPictures(lines={"SAM": "a"}, settings=EASY, licences=PUBLISHABLE, columns=2)
-    figure = page({"a": small_sam()}, photos())
+    figure = page({"a": small_sam()}, photos(), work=Work())
     axes = np.array(figure.axes).reshape(3, 2)
     labels = ["truth", "SAM, grid", "SAM, hierarchical"]
     assert [axis.get_ylabel() for axis in axes[:, 0]] == labels
@@ -186,6 +192,7 @@ def test_everything_by_the_grid_and_in_two_rounds() -> None:
         page(
             {"a": small_sam()},
             TensorData({**photos().columns, "annotations": [known(1, 40, 56)] * 4}),
+            work=Work(),
         )
 
 

@@ -16,6 +16,7 @@ from stillhouse.data.notes import noted
 from stillhouse.errors import BadData, BadRecipe, BadSetting, UnknownName
 from stillhouse.objectives.objective import Tensors
 from stillhouse.quantize.ptq import Quantize
+from stillhouse.work import Work
 from stillhouse_sam.annotated import segments
 from stillhouse_sam.coco_metrics import CocoAp
 from stillhouse_sam.everything import EverythingSettings, best_ious
@@ -102,9 +103,9 @@ def test_masks_moved_aside_have_the_iou_worked_by_hand(by: int) -> None:
     roles = {"student": Filled(by)}
     # of 10 and 7 cells' width, and 10: moved by 2 they share 8 of 12, 5 of 9, 8 of 12
     first, second, third = (1.0, 1.0, 1.0) if by == 0 else (8 / 12, 5 / 9, 8 / 12)
-    found = BoxIou()(roles, objects())
+    found = BoxIou()(roles, objects(), work=Work())
     assert found == {"box_miou": pytest.approx((first + second + third) / 3)}
-    assert BoxIou(batch=1)(roles, objects()) == found
+    assert BoxIou(batch=1)(roles, objects(), work=Work()) == found
 
 
 class Halved(nn.Module):
@@ -147,19 +148,21 @@ def test_a_picture_without_an_object_adds_nothing() -> None:
     data = objects()
     valid = torch.tensor([[False, False], [True, False]])
     some = TensorData({**data.columns, "mask_valid": valid})
-    assert BoxIou()({"student": Filled(2)}, some)["box_miou"] == pytest.approx(8 / 12)
+    assert BoxIou()({"student": Filled(2)}, some, work=Work())["box_miou"] == pytest.approx(8 / 12)
     none = TensorData({**data.columns, "mask_valid": valid & False})
     with pytest.raises(BadData, match="hold no object; label some masks"):
-        BoxIou(batch=1)({"student": Filled()}, none)
+        BoxIou(batch=1)({"student": Filled()}, none, work=Work())
 
 
 def test_a_filled_box_is_worth_the_part_of_it_that_is_object() -> None:
     data = objects()
-    assert FilledBoxIou()({}, data) == {"box_miou": pytest.approx(1.0)}
+    assert FilledBoxIou()({}, data, work=Work()) == {"box_miou": pytest.approx(1.0)}
     masks = unpack_masks(data.columns["masks"])
     masks[0, 0, 4:12, 6:11] = False  # half of the first object; its box stays
     halved = TensorData({**data.columns, "masks": pack_masks(masks)})
-    assert FilledBoxIou(batch=1)({}, halved)["box_miou"] == pytest.approx((0.5 + 1 + 1) / 3)
+    assert FilledBoxIou(batch=1)({}, halved, work=Work())["box_miou"] == pytest.approx(
+        (0.5 + 1 + 1) / 3
+    )
 
 
 def predictors(sam: SamNetwork) -> list[SamPredictor]:
@@ -234,7 +237,7 @@ def test_clicks_are_answered_as_segment_anything_does() -> None:
             expected[-1].append(iou_of(answer, truth, SIZES[image].tolist()))
     found = click_ious({"student": sam}, objects(), clicks=3, at_once=2)
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-3, rtol=0)
-    scores = ClickIou(clicks=(3, 1))({"student": sam}, objects())
+    scores = ClickIou(clicks=(3, 1))({"student": sam}, objects(), work=Work())
     assert list(scores) == ["click3_miou", "click1_miou"]
     assert scores["click1_miou"] == pytest.approx(float(found[:, 0].mean()))
     assert scores["click3_miou"] == pytest.approx(float(found[:, 2].mean()))
@@ -253,7 +256,7 @@ def test_a_fake_quantized_sam_is_scored_by_boxes() -> None:
     gap = (box_ious(roles, data) - exact).abs()
     assert 0 < float(gap.max()) < 0.2
     with pytest.raises(BadRecipe, match="'student' is a QuantizedNetwork, which answers boxes"):
-        ClickIou()(roles, data)
+        ClickIou()(roles, data, work=Work())
 
 
 def annotated(*, crowd: bool = False) -> TensorData:
@@ -279,20 +282,20 @@ def annotated(*, crowd: bool = False) -> TensorData:
 def test_coco_ap_of_masks_moved_aside(crowd: bool, capsys: pytest.CaptureFixture[str]) -> None:
     data = annotated(crowd=crowd)
     # areas: 8 x 10, 9 x 7 and 8 x 10 cells of 16 pixels: 1280, 1008 and 1280; 32^2 is 1024
-    exact = CocoAp()({"student": Filled()}, data)
+    exact = CocoAp()({"student": Filled()}, data, work=Work())
     assert exact == pytest.approx({"ap": 1.0, "ap_small": 1.0, "ap_medium": 1.0})
     # 2/3 is enough at 0.50, 0.55, 0.60 and 0.65, 5/9 at 0.50 and 0.55
-    aside = CocoAp(prompts=1)({"student": Filled(2)}, data)
+    aside = CocoAp(prompts=1)({"student": Filled(2)}, data, work=Work())
     assert aside["ap_medium"] == pytest.approx(4 / 10)
     assert aside["ap_small"] == pytest.approx(2 / 10)
     assert capsys.readouterr().out == ""
 
 
 def test_coco_ap_of_a_sam_is_that_of_its_own_masks() -> None:
-    found = CocoAp()({"student": small_sam()}, annotated())
+    found = CocoAp()({"student": small_sam()}, annotated(), work=Work())
     assert 0 <= found["ap"] < 1  # random weights
     with pytest.raises(BadData, match="no text column 'annotations'"):
-        CocoAp()({"student": small_sam()}, objects())
+        CocoAp()({"student": small_sam()}, objects(), work=Work())
 
 
 PHOTO = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
@@ -340,7 +343,9 @@ def test_everything_finds_a_sams_own_masks_and_counts_what_it_decodes() -> None:
     sam = small_sam()
     records = EASY.grid(sam.sam).generate(PHOTO)
     own = [decoded(record["segmentation"]) for record in records[:2]]
-    found = Everything(settings=EASY, hierarchical=False)({"student": sam}, photos(*own))
+    found = Everything(settings=EASY, hierarchical=False)(
+        {"student": sam}, photos(*own), work=Work()
+    )
     assert found == {
         "everything_miou": 1.0, "masks": len(records), "decoder_calls": 2, "decoder_prompts": 16,
     }  # fmt: skip
@@ -349,11 +354,11 @@ def test_everything_finds_a_sams_own_masks_and_counts_what_it_decodes() -> None:
     masks = [decoded(record["segmentation"]) for record in records]
     nearest = max((mask & other).sum() / (mask | other).sum() for mask in masks)
     data = photos(own[0], other, count=2)
-    found = Everything(settings=EASY, hierarchical=False)({"student": sam}, data)
+    found = Everything(settings=EASY, hierarchical=False)({"student": sam}, data, work=Work())
     assert found["everything_miou"] == pytest.approx((1 + nearest) / 2)
     assert found["decoder_prompts"] == 16  # a photo
     # one point, then the other 15 of SAM's in batches of 8
-    rounds = Everything(settings=EASY, hierarchical=True)({"student": sam}, data)
+    rounds = Everything(settings=EASY, hierarchical=True)({"student": sam}, data, work=Work())
     assert (rounds["decoder_calls"], rounds["decoder_prompts"]) == (3, 16)
 
 
@@ -361,9 +366,11 @@ def test_both_ways_are_timed_in_the_same_run() -> None:
     sam, none = small_sam(), EASY.with_confidence(float("-inf"))
     own = [decoded(record["segmentation"]) for record in EASY.grid(sam.sam).generate(PHOTO)[:2]]
     data = photos(*own, count=2)
-    found = EverythingBoth(settings=none)({"student": sam}, data)
+    found = EverythingBoth(settings=none)({"student": sam}, data, work=Work())
     for mode, hierarchical in (("grid", False), ("hierarchical", True)):
-        alone = Everything(settings=none, hierarchical=hierarchical)({"student": sam}, data)
+        alone = Everything(settings=none, hierarchical=hierarchical)(
+            {"student": sam}, data, work=Work()
+        )
         assert {name: found[f"{mode}/{name}"] for name in alone} == alone
         parts = found[f"{mode}/encoder_seconds"] + found[f"{mode}/decoder_seconds"]
         assert 0 < parts < found[f"{mode}/seconds"]
@@ -379,7 +386,7 @@ def test_both_ways_are_timed_in_the_same_run() -> None:
 def test_no_mask_kept_is_an_miou_of_zero() -> None:
     deaf = EverythingSettings(points_per_side=4, pred_iou_thresh=99.0)
     segment = np.ones((40, 56), dtype=bool)
-    found = EverythingBoth(settings=deaf)({"student": small_sam()}, photos(segment))
+    found = EverythingBoth(settings=deaf)({"student": small_sam()}, photos(segment), work=Work())
     assert found["grid/everything_miou"] == found["hierarchical/everything_miou"] == 0
     assert found["grid/masks"] == found["hierarchical/masks"] == 0
 
@@ -389,14 +396,14 @@ def test_messages() -> None:
     with pytest.raises(BadSetting, match=r"clicks must be some numbers >= 1 \(got \(0, 1\)\)"):
         ClickIou(clicks=(0, 1))
     with pytest.raises(UnknownName, match="unknown role 'studnt'"):
-        BoxIou(role="studnt")({"student": sam}, objects())
+        BoxIou(role="studnt")({"student": sam}, objects(), work=Work())
     with pytest.raises(UnknownName, match="unknown column 'sizes'"):
-        BoxIou()({"student": sam}, TensorData({"images": torch.zeros(1, 3, 8, 8)}))
+        BoxIou()({"student": sam}, TensorData({"images": torch.zeros(1, 3, 8, 8)}), work=Work())
     with pytest.raises(BadData, match="the photos hold no true segment"):
-        Everything(settings=EASY, hierarchical=False)({"student": sam}, photos())
+        Everything(settings=EASY, hierarchical=False)({"student": sam}, photos(), work=Work())
     with pytest.raises(BadRecipe, match="everything: role 'student' is a Filled"):
-        Everything(settings=EASY, hierarchical=False)({"student": Filled()}, photos())
+        Everything(settings=EASY, hierarchical=False)({"student": Filled()}, photos(), work=Work())
     wrong = photos(np.ones((40, 56), dtype=bool))
     turned = TensorData({**wrong.columns, "original_sizes": torch.tensor([[56, 40]])})
     with pytest.raises(BadData, match="a: 56 x 40 pixels, but annotated as 40 x 56"):
-        Everything(settings=EASY, hierarchical=False)({"student": sam}, turned)
+        Everything(settings=EASY, hierarchical=False)({"student": sam}, turned, work=Work())

@@ -14,6 +14,7 @@ from stillhouse.errors import BadSetting, StillhouseError, UnknownName
 from stillhouse.objectives.objective import Step
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Convert, Evaluate, Train
+from stillhouse.work import Work
 from stillhouse_vision.metrics import Kept, KeptPictures
 from stillhouse_vision.objectives import KD3, select_instances
 from stillhouse_vision.recipes.kd3 import VARIANTS, kd3
@@ -192,7 +193,7 @@ def test_study_counts_what_is_kept_and_what_is_dropped() -> None:
     models = {"teacher": Says(teacher), "student": Says(student)}
     kept = select_instances(teacher, student, alpha=0.5, cutoff=0.9).tolist()
     dropped = [i for i in range(40) if i not in kept]
-    scores = Kept(alpha=0.5, cutoff=0.9, batch=7)(models, data)
+    scores = Kept(alpha=0.5, cutoff=0.9, batch=7)(models, data, work=Work())
     agree = (teacher.argmax(1) == student.argmax(1)).tolist()
     for line, rows in (("kept", kept), ("dropped", dropped)):
         assert scores[f"{line}/pool_rate"] == pytest.approx(len(rows) / 40)
@@ -200,7 +201,7 @@ def test_study_counts_what_is_kept_and_what_is_dropped() -> None:
         assert scores[f"{line}/in_vocabulary_rate"] == pytest.approx(share)
         both = sum(agree[i] for i in rows) / len(rows)
         assert scores[f"{line}/teacher_agreement"] == pytest.approx(both)
-    figure = KeptPictures(alpha=0.5, cutoff=0.9, names=("a", "b", "c"))(models, data)
+    figure = KeptPictures(alpha=0.5, cutoff=0.9, names=("a", "b", "c"))(models, data, work=Work())
     titles = [part.get_suptitle() for part in figure.subfigs]
     assert titles == [f"Kept: {len(kept)} of 40", f"Dropped: {len(dropped)} of 40"]
     texts = [axis.texts[0].get_text() for axis in figure.subfigs[1].axes if axis.texts]

@@ -8,6 +8,7 @@ from PIL import Image
 from stillhouse.artifact import Built, Model
 from stillhouse.data import TensorData
 from stillhouse.errors import BadData, MissingData
+from stillhouse.work import Work
 from stillhouse_vision.figures import Predictions
 from stillhouse_vision.models import ImageSpec, model
 from stillhouse_vision.predict import predict
@@ -59,7 +60,7 @@ def test_figure_shows_each_picture_with_its_truth_and_what_is_said(built: Built)
     data = TensorData({"images": images, "labels": torch.tensor([0, 1, 2, 1, 1])})
     figure = Predictions(names=GREY.names, columns=3, rows=2)
     models = {"teacher": built.module, "student": built.module}
-    drawn = figure(models, data)
+    drawn = figure(models, data, work=Work())
     shown = [axis for axis in drawn.axes if axis.images]
     assert len(shown) == 5
     assert sorted(axis.get_title() for axis in shown) == ["dark", "light", "light", "light", "odd"]

@@ -84,7 +84,7 @@ def test_pretrained_resnets_score_on_the_jpeg_test_rows(
     test = {column: value[::5] for column, value in first(made["test"]).items()}
     with torch.no_grad():
         module = load_model(tmp_path / "m").module
-        scores = Classification()({"student": module}, TensorData(test))
+        scores = Classification()({"student": module}, TensorData(test), work=Work())
     assert scores["accuracy"] == pytest.approx(expected, abs=0.035)
 
 

@@ -130,10 +130,10 @@ class _Runner(Runner):
     use, opening a figure that nobody draws into.
     """
 
-    def build_visualizer(self, visualizer: Any = None) -> Any:  # noqa: ARG002
+    def build_visualizer(self, visualizer: Any = None) -> Any:
         return _NoPictures()
 
-    def _log_env(self, env_cfg: Any) -> None:  # noqa: ARG002
+    def _log_env(self, env_cfg: Any) -> None:
         return
 
     def dump_config(self) -> None:
@@ -290,8 +290,8 @@ class _Watch(Hook):
         self,
         runner: Runner,
         batch_idx: int,
-        data_batch: Any = None,  # noqa: ARG002
-        outputs: Any = None,  # noqa: ARG002
+        data_batch: Any = None,
+        outputs: Any = None,
     ) -> None:
         step, loop = batch_idx, runner.train_loop
         assert isinstance(loop, _Loop)

@@ -68,7 +68,7 @@ class Export:
         check_opset(self.opset, where="export")
         check_axes(self.dynamic, self.inputs, where="export")
 
-    def __call__(self, inputs: Mapping[str, Any], out: Path, *, work: Work) -> None:  # noqa: ARG002
+    def __call__(self, inputs: Mapping[str, Any], out: Path, *, work: Work) -> None:
         if self.role not in inputs or "data" not in inputs:
             raise BadRecipe(
                 f"export: needs the ports '{self.role}' and 'data' (got {sorted(inputs)})"

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from stillhouse.data.data import Data, rows_of
 from stillhouse.errors import BadSetting
 from stillhouse.objectives.objective import Models, Tensors
+from stillhouse.work import Work
 
 WARMUP = 5
 
@@ -159,7 +160,7 @@ class Profile:
 
     role: str = "student"
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         module = models[self.role]
         stored = sum(t.nbytes for t in module.state_dict().values())
         return {
@@ -191,7 +192,7 @@ class Latency:
                 f"latency: runs and batch sizes must be >= 1 (got {self.runs}, {self.batches})"
             )
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         return {
             f"latency_b{size}_ms": self._median(models[self.role], data, size)
             for size in self.batches
@@ -216,7 +217,7 @@ class Latencies:
     def __post_init__(self) -> None:
         Latency(batches=self.batches, runs=self.runs)
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         return {
             f"{line}/latency_b{size}_ms": median
             for size in self.batches
@@ -254,7 +255,7 @@ class Memory:
     role: str = "student"
     batch: int = 32
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         module = models[self.role]
         batch = first_batch(data, self.batch, _device(module))
         peak = _cuda_peak(module, batch) if batch["id"].is_cuda else _cpu_peak(module, batch)

@@ -4,7 +4,7 @@ says how far it is, and how a long computation goes on after a kill.
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -33,7 +33,7 @@ def _outside() -> Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """One call of a `make`, `convert`, refresh or score of a search.
+    """One call of a `make`, `convert`, metric, figure, refresh or score of a search.
 
     `rng` begins at `seed`. `batch` is how many rows a frozen network computes at a time. `kept` is
     the folder in which `parts` keeps what is done; None, as in a call outside a stage: nowhere.
@@ -56,6 +56,10 @@ class Work:
         """One whose generator begins at `seed`; without a context, outside a stage on the CPU."""
         rng = Generator().manual_seed(seed)
         return cls(seed=seed, ctx=ctx or _outside(), kept=kept, rng=rng)
+
+    def again(self) -> "Work":
+        """The same from the start of its generator."""
+        return replace(self, rng=Generator().manual_seed(self.seed))
 
     @property
     def device(self) -> str:

@@ -22,6 +22,7 @@ from stillhouse.federated.flower.run import TIMEOUT, timeout
 from stillhouse.federated.rounds import Rounds
 from stillhouse.places import home
 from stillhouse.recipe import ENGINE, Event
+from stillhouse.work import Work
 
 from ..toys import SITE, same, toy_context  # noqa: TID252  the toys of all the kernel's tests
 from .test_federate import (
@@ -126,7 +127,7 @@ def test_scores_leave_out_who_was_missing() -> None:
     weights = torch.tensor([[0.5, 0, 0.5], [0, 0, 0], [0, 0, 1.0]])
     exchange.note(0, weights, torch.zeros(3, 2, dtype=torch.int64))
     assert exchange.missing.tolist() == [[False, True, False]]
-    found = ExchangeScores()({"exchange": exchange}, TensorData({}))
+    found = ExchangeScores()({"exchange": exchange}, TensorData({}), work=Work())
     assert found == {"effective_neighbours": 1.5, "self_weight": 0.75, "sent_mib": 0}
 
 

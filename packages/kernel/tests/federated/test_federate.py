@@ -433,7 +433,7 @@ def test_accuracies_by_hand() -> None:
     shares = torch.tensor([[0.5, 0.0], [0.0, 0.0], [0.5, 0.5], [0.0, 0.5]])
     data = TensorData({"labels": labels, "weights": shares})
     with torch.no_grad():
-        found = FederatedAccuracy(clients=("a", "b"), batch=3)(models, data)
+        found = FederatedAccuracy(clients=("a", "b"), batch=3)(models, data, work=Work())
     assert found["alma_accuracy"] == pytest.approx((0.5 + 0.5) / 2)
     # a: (2/3 + 1) / 2; b: (1/3 + 0) / 2
     assert found["global_accuracy"] == pytest.approx((5 / 6 + 1 / 6) / 2)
@@ -450,7 +450,7 @@ def test_what_an_exchange_scores_by_hand() -> None:
     sent = torch.full((2, 2), 2**18)
     exchange.note(0, torch.eye(2), sent)
     exchange.note(1, torch.tensor([[0.5, 0.5], [0.0, 1.0]]), sent)
-    found = ExchangeScores()({"exchange": exchange}, TensorData({}))
+    found = ExchangeScores()({"exchange": exchange}, TensorData({}), work=Work())
     # neighbours 2 and 1; own weights 1/2 and 1; 2 rounds x 4 x 256 KiB
     assert found == {"effective_neighbours": 1.5, "self_weight": 0.75, "sent_mib": 2.0}
 
@@ -472,18 +472,18 @@ def test_the_picture_of_weights_shows_the_last_round() -> None:
     last = torch.tensor([[0.75, 0.25], [0.0, 1.0]])
     exchange.note(0, torch.eye(2), torch.zeros(2, 2, dtype=torch.int64))
     exchange.note(1, last, torch.zeros(2, 2, dtype=torch.int64))
-    (axes, _) = FusionWeights()({"exchange": exchange}, TensorData({})).axes
+    (axes, _) = FusionWeights()({"exchange": exchange}, TensorData({}), work=Work()).axes
     assert axes.images[0].get_array().tolist() == last.tolist()
     assert [text.get_text() for text in axes.texts] == ["0.75", "0.25", "0.00", "1.00"]
     with pytest.raises(BadData, match="role 'a' is no exchange of a Federate stage"):
-        FusionWeights(exchange="a")({"a": Says([0])}, TensorData({}))
+        FusionWeights(exchange="a")({"a": Says([0])}, TensorData({}), work=Work())
 
 
 def test_the_picture_of_labels_shows_what_the_test_rows_are_weighed_by() -> None:
     labels = torch.tensor([0, 2, 0, 1])
     shares = torch.tensor([[0.25, 0.75, 0.0], [0.0, 0.5, 0.5]])
     data = TensorData({"labels": labels, "weights": personal_weights(labels, shares)})
-    (axes, _) = ClientLabels()({}, data).axes
+    (axes, _) = ClientLabels()({}, data, work=Work()).axes
     torch.testing.assert_close(torch.tensor(axes.images[0].get_array().tolist()), shares)
     assert [text.get_text() for text in axes.texts] == [
         "0.25",
@@ -494,7 +494,7 @@ def test_the_picture_of_labels_shows_what_the_test_rows_are_weighed_by() -> None
         "0.50",
     ]
     with pytest.raises(BadData, match="the evaluation data hold no sample"):
-        ClientLabels()({}, TensorData({}))
+        ClientLabels()({}, TensorData({}), work=Work())
 
 
 GROUPS, MEMBERS, LOCAL = ((0, 1), (2, 3)), (2, 2), 24
@@ -638,10 +638,10 @@ def test_messages_of_metrics() -> None:
     with pytest.raises(
         BadData, match=r"'weights' must have 2 values a row, one a client \(got \[1\]\)"
     ):
-        FederatedAccuracy(clients=("a", "b"))(models, data)
+        FederatedAccuracy(clients=("a", "b"))(models, data, work=Work())
     with pytest.raises(UnknownName, match="federated accuracy: unknown client 'c'"):
-        FederatedAccuracy(clients=("c",))(models, data)
+        FederatedAccuracy(clients=("c",))(models, data, work=Work())
     with pytest.raises(BadData, match="> 0 somewhere for each client"):
         personal_accuracy(torch.tensor([[True]]), torch.zeros(1, 1))
     with pytest.raises(BadData, match="role 'a' is no exchange of a Federate stage"):
-        ExchangeScores(exchange="a")(models, data)
+        ExchangeScores(exchange="a")(models, data, work=Work())

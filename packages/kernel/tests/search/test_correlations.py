@@ -7,6 +7,7 @@ from stillhouse.data import TensorData
 from stillhouse.errors import BadData, BadSetting, UnknownName
 from stillhouse.search.correlations import RankCorrelations, Scatter
 from stillhouse.search.ranking import partial_kendall_tau
+from stillhouse.work import Work
 
 
 def table() -> TensorData:
@@ -21,7 +22,7 @@ def table() -> TensorData:
 
 def test_correlations_by_hand():
     lines = ("score", "parameters", "macs")
-    found = RankCorrelations(lines=lines, resamples=20)({}, table())
+    found = RankCorrelations(lines=lines, resamples=20)({}, table(), work=Work())
     # of ten pairs, score has two in the wrong order, parameters one
     assert found["score/kendall_tau"] == pytest.approx(0.6)
     assert found["parameters/kendall_tau"] == pytest.approx(0.8)
@@ -35,7 +36,9 @@ def test_correlations_by_hand():
 
 
 def test_what_orders_as_size_does_has_no_partial_correlation():
-    found = RankCorrelations(lines=("score", "parameters", "macs"), resamples=5)({}, table())
+    found = RankCorrelations(lines=("score", "parameters", "macs"), resamples=5)(
+        {}, table(), work=Work()
+    )
     assert {name for name in found if "partial" in name} == {
         "score/partial_tau",
         "score/partial_tau_low",
@@ -43,7 +46,7 @@ def test_what_orders_as_size_does_has_no_partial_correlation():
     }
     # and where the target itself orders as size does, none has
     columns = {**table().columns, "accuracy": table().columns["parameters"]}
-    found = RankCorrelations(lines=("score",), resamples=5)({}, TensorData(columns))
+    found = RankCorrelations(lines=("score",), resamples=5)({}, TensorData(columns), work=Work())
     assert set(found) == {
         f"score/{name}{end}"
         for name in ("kendall_tau", "spearman_rho")
@@ -53,7 +56,9 @@ def test_what_orders_as_size_does_has_no_partial_correlation():
 
 def test_a_scatter_shows_every_line_and_its_tau():
     columns = {**table().columns, "wide": torch.tensor([1.0, 10.0, 1e2, 1e3, 1e5])}
-    figure = Scatter(lines=("score", "wide", "macs"), columns=2)({}, TensorData(columns))
+    figure = Scatter(lines=("score", "wide", "macs"), columns=2)(
+        {}, TensorData(columns), work=Work()
+    )
     assert [axis.get_title() for axis in figure.axes[:3]] == [
         "score: tau 0.60, n = 5",
         "wide: tau 1.00, n = 5",
@@ -65,9 +70,9 @@ def test_a_scatter_shows_every_line_and_its_tau():
 
 def test_wrong_columns_say_so():
     with pytest.raises(UnknownName, match="rank correlations: unknown column 'scor'. Did you mean"):
-        RankCorrelations(lines=("scor",))({}, table())
+        RankCorrelations(lines=("scor",))({}, table(), work=Work())
     texts = TensorData({**table().columns, "name": ["a"] * 5})
     with pytest.raises(BadData, match="column 'name' holds no single numbers"):
-        RankCorrelations(lines=("name",))({}, texts)
+        RankCorrelations(lines=("name",))({}, texts, work=Work())
     with pytest.raises(BadSetting, match="need a line and resamples >= 1"):
         RankCorrelations(lines=())

@@ -8,6 +8,7 @@ import torch
 from stillhouse.errors import BadSetting, UnknownName
 from stillhouse.search.cost import Contest, SearchTime, SearchWork
 from stillhouse.search.scores import DisWOT
+from stillhouse.work import Work
 
 from .networks import small
 from .test_trained import Widths, stripes, trained
@@ -29,11 +30,11 @@ def times(contest: Contest) -> dict[str, float]:
     with torch.no_grad():  # as an evaluation runs it
         teacher = small(0).eval().requires_grad_(False)
         measure = SearchTime(contest=contest, candidates=2, timed_steps=4)
-        return dict(measure({"teacher": teacher}, data))
+        return dict(measure({"teacher": teacher}, data, work=Work()))
 
 
 def test_work_by_hand():
-    assert SearchWork(contest=contest())({}, stripes(5, 0)) == {
+    assert SearchWork(contest=contest())({}, stripes(5, 0), work=Work()) == {
         "diswot/images": 2 * 8,
         "here/images": 6 * 10,
         "long/images": 600 * 10,

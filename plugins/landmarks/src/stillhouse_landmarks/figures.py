@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from stillhouse.data.data import Data
 from stillhouse.objectives.objective import Models
+from stillhouse.work import Work
 from stillhouse_landmarks.metrics import LIMIT, Normalizer, as_points, auc, ced, face_errors
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Faces:
     columns: int = 8
     seed: int = 0
 
-    def __call__(self, models: Models, data: Data) -> "Figure":
+    def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
         batch = next(iter(data.batches(self.columns, rng=Generator().manual_seed(self.seed))))
@@ -88,7 +89,7 @@ class Ced:
     normalizer: Normalizer = "corners"
     limit: float = LIMIT
 
-    def __call__(self, models: Models, data: Data) -> "Figure":
+    def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")

@@ -16,6 +16,7 @@ from stillhouse.data.data import Data
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import full, named, pick, positive
 from stillhouse.objectives.objective import Models
+from stillhouse.work import Work
 from stillhouse_landmarks.layouts import layout_of
 
 LIMIT = 0.1  # an NME above it is a failure, and where the CED curve ends
@@ -144,7 +145,7 @@ class Landmarks:
     limit: float = LIMIT
     batch: int = 250
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         with torch.no_grad():
             errors = face_errors(
                 models, data, role=self.role, normalizer=self.normalizer, batch=self.batch

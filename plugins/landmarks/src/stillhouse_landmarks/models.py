@@ -188,7 +188,7 @@ class LoadCheckpoint:
         inputs: Mapping[str, Any],  # Any: Built or Path
         out: Path,
         *,
-        work: Work,  # noqa: ARG002
+        work: Work,
     ) -> None:
         adopt(inputs["checkpoint"], out, spec=self.model, check=self._check)
 

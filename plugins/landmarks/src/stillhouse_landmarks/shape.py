@@ -126,7 +126,7 @@ class FitShape:
         inputs: Mapping[str, Any],  # Any: the opened port "data"
         out: Path,
         *,
-        work: Work,  # noqa: ARG002  the convert protocol has it
+        work: Work,
     ) -> None:
         data = inputs["data"]
         if len(data) == 0:

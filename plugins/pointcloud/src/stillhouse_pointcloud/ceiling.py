@@ -9,6 +9,7 @@ import torch
 from stillhouse.data.data import Data, row_of
 from stillhouse.errors import BadData
 from stillhouse.objectives.objective import Models
+from stillhouse.work import Work
 from stillhouse_pointcloud.boxes import CLASSES
 from stillhouse_pointcloud.detectors.found import Area, Found
 from stillhouse_pointcloud.metrics import LEVELS, KittiAp, Scene, scene_of
@@ -25,7 +26,7 @@ class BoxCounts:
     within: Area | None = None
     batch: int = 8
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:  # noqa: ARG002
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         return counted(truths(data, self.within, self.batch))
 
 
@@ -40,7 +41,7 @@ class KittiCeiling:
 
     ap: KittiAp
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:  # noqa: ARG002
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         scenes = truths(data, self.ap.within, self.ap.batch)
         most = {name: value for name, value in self.ap.of(scenes).items() if SHOWN in name}
         return most | counted(scenes)

@@ -46,7 +46,7 @@ class LoadDetector:
         inputs: Mapping[str, Any],  # Any: Built or Path
         out: Path,
         *,
-        work: Work,  # noqa: ARG002
+        work: Work,
     ) -> None:
         adopt(inputs["checkpoint"], out, spec=self.model, check=self._check)
 
@@ -128,7 +128,7 @@ class ExportDetector:
         inputs: Mapping[str, Any],  # Any: Built and Data
         out: Path,
         *,
-        work: Work,  # noqa: ARG002
+        work: Work,
     ) -> None:
         built: Built = inputs["student"]
         module = built.module.eval()

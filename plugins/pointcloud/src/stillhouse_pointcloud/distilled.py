@@ -80,9 +80,9 @@ class GraphTerm:
     def __call__(
         self,
         outputs: Mapping[str, Tensors],
-        batch: Tensors,  # noqa: ARG002  the role has read it
+        batch: Tensors,
         *,
-        progress: float,  # noqa: ARG002  the same all along
+        progress: float,
     ) -> Tensor:
         return pick(outputs, self.role, "loss")
 
@@ -99,7 +99,7 @@ class GraphState:
     graphs: str = "graphs"
     batch: int = 4
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         sides = (models[self.teacher], models[self.student])
         return _means(models[self.graphs], *sides, data, self.batch)
 
@@ -126,7 +126,7 @@ class EarnedShare:
     graphs: str = "graphs"
     batch: int = 4
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         teacher, first = models[self.teacher], models[self.first]
         alone = copy.deepcopy(models[self.alone]).train()
         both = copy.deepcopy(models[self.graphs]).train()
@@ -186,10 +186,10 @@ class FreshDetector:
 
     def __call__(
         self,
-        inputs: Mapping[str, Any],  # noqa: ARG002  Any: none
+        inputs: Mapping[str, Any],
         out: Path,
         *,
-        work: Work,  # noqa: ARG002  a training draws by its seed alone
+        work: Work,
     ) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)

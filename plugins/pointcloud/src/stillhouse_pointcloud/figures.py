@@ -15,6 +15,7 @@ from stillhouse.data.data import row_of
 from stillhouse.errors import BadData
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
+from stillhouse.work import Work
 from stillhouse_pointcloud.boxes import CLASSES, EDGES, NEAR, corners, project
 from stillhouse_pointcloud.detectors import Found, Picking
 from stillhouse_pointcloud.detectors.found import Area, Held, Voxelised, detector
@@ -48,7 +49,7 @@ class BirdsEye:
     seed: int = 0
     picking: Picking = SHOWN
 
-    def __call__(self, models: Models, data: Data) -> "Figure":
+    def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         batch = _first(data, self.columns, self.seed)
         rows: dict[str, Sequence[Found | None]] = {"truth": [None] * _clouds(batch)}
         rows |= _said(models, self.lines, batch, self.picking)
@@ -79,7 +80,7 @@ class Overlay:
     columns: int = 2
     picking: Picking = SHOWN
 
-    def __call__(self, models: Models, data: Data) -> "Figure":
+    def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         batch = _first(data, self.columns, None)
         rows = _said(models, self.lines, batch, self.picking)
         pictures = [_picture(batch, place) for place in range(_clouds(batch))]
@@ -117,7 +118,7 @@ class ChosenPoints:
     columns: int = 3
     seed: int = 0
 
-    def __call__(self, models: Models, data: Data) -> "Figure":
+    def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         teacher, student = (_voxelised(models, role) for role in (self.teacher, self.student))
         loss = _graph_loss(models, self.graphs)
         device = next(models[self.teacher].parameters()).device

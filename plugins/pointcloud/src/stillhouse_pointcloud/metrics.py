@@ -16,6 +16,7 @@ from stillhouse.data.data import Data, row_of
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
+from stillhouse.work import Work
 from stillhouse_pointcloud.boxes import CLASSES, image_heights
 from stillhouse_pointcloud.detectors.found import PICKING, Area, Found, Picking, detector
 from stillhouse_pointcloud.formats import MIN_HEIGHT
@@ -266,7 +267,7 @@ class KittiAp:
         if self.sampling not in SAMPLINGS:
             raise BadSetting(f"sampling must be kitti or exact (got '{self.sampling}')")
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         with torch.no_grad():
             scenes = found_scenes(
                 models,

@@ -21,7 +21,7 @@ KINDS = "biufUS"  # truth values, integers, floats, texts
 class _Kind:
     """Stands for numpy.dtype."""
 
-    def __init__(self, code: str, *rest: object) -> None:  # noqa: ARG002  align and copy
+    def __init__(self, code: str, *rest: object) -> None:
         self.dtype = np.dtype(str(code))
         if self.dtype.kind not in KINDS:
             raise pickle.UnpicklingError(f"it asks for arrays of {code}")

@@ -13,6 +13,7 @@ from stillhouse.data.data import Data
 from stillhouse.errors import BadData
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
+from stillhouse.work import Work
 from stillhouse_sam.annotated import Annotation, annotations, segments
 from stillhouse_sam.asking import ask_boxes, enlarged, on_device, threshold_of
 from stillhouse_sam.formats import encoded
@@ -35,7 +36,7 @@ class CocoAp:
     role: str = "student"
     prompts: int = 16
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         module = named(models, self.role, what="role", where="COCO AP")
         known, found = annotations(data), list[Record]()
         numbers = {name: number for number, name in enumerate(_categories(known), 1)}

@@ -150,7 +150,7 @@ class CalibrateConfidence:
         inputs: Mapping[str, Any],  # Any: Built or Data
         out: Path,
         *,
-        work: Work,  # noqa: ARG002
+        work: Work,
     ) -> None:
         module = inputs[self.role].module
         if not isinstance(module, SamNetwork):
@@ -210,7 +210,7 @@ class KeepEverything:
         inputs: Mapping[str, Any],  # Any: Built
         out: Path,
         *,
-        work: Work,  # noqa: ARG002
+        work: Work,
     ) -> None:
         built = inputs[self.role]
         if not isinstance(built.module, SamNetwork):
@@ -230,7 +230,7 @@ class Confidence:
 
     role: str = "confidence"
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:  # noqa: ARG002
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         module = named(models, self.role, what="role", where="confidence")
         assert isinstance(module, HighConfidence)
         found = module.found()

@@ -15,6 +15,7 @@ from stillhouse.data.data import Data
 from stillhouse.errors import BadData
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models
+from stillhouse.work import Work
 from stillhouse_sam.annotated import Annotation, annotations, segments
 from stillhouse_sam.asking import sam_of
 from stillhouse_sam.confidence import confident
@@ -106,7 +107,7 @@ class Everything:
     role: str = "student"
     confidence: str | None = None
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         sam, tally = sam_of(models, self.role, where="everything"), Tally()
         settings = confident(self.settings, models, self.confidence)
         for photo, picture in photos_of(data):
@@ -131,7 +132,7 @@ class EverythingBoth:
     role: str = "student"
     confidence: str | None = None
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         sam = sam_of(models, self.role, where="everything")
         settings = confident(self.settings, models, self.confidence)
         tallies = {mode: Tally() for mode in MODES}

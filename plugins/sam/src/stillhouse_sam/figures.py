@@ -13,6 +13,7 @@ from stillhouse.data.data import Data, TensorData
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
+from stillhouse.work import Work
 from stillhouse_sam.annotated import Annotation, allowed, annotations, credit_of, segments
 from stillhouse_sam.asking import ask_boxes, on_device, sam_of, threshold_of
 from stillhouse_sam.confidence import confident
@@ -58,7 +59,7 @@ class Masks:
     seed: int = 0
     licences: tuple[int | str, ...] | None = None
 
-    def __call__(self, models: Models, data: Data) -> "Figure":
+    def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         known = annotations(data)
         assert isinstance(data, TensorData)  # no other has annotations
         index = self._chosen(known, data)
@@ -133,7 +134,7 @@ class Clicks:
         if self.clicks < 1:
             raise BadSetting(f"clicks must be >= 1 (got {self.clicks})")
 
-    def __call__(self, models: Models, data: Data) -> "Figure":
+    def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -167,7 +168,7 @@ class EverythingPictures:
     licences: tuple[int | str, ...] | None = None
     confidence: str | None = None
 
-    def __call__(self, models: Models, data: Data) -> "Figure":
+    def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         settings = confident(self.settings, models, self.confidence)
         fits = (pair for pair in photos_of(data) if allowed(pair[1], self.licences))
         pairs = list(islice(fits, self.columns))

@@ -47,12 +47,12 @@ class FillBoxes:
 
     def terms(
         self,
-        phase: str,  # noqa: ARG002  all phases have these terms
+        phase: str,
         models: Models,
         batch: Tensors,
         *,
-        step: int,  # noqa: ARG002
-        steps: int,  # noqa: ARG002
+        step: int,
+        steps: int,
         rng: Generator,
     ) -> Tensors:
         images = batch["images"]

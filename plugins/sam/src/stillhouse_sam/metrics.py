@@ -16,6 +16,7 @@ from stillhouse.data.data import Data
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
+from stillhouse.work import Work
 from stillhouse_sam.asking import (
     ask_boxes,
     ask_points,
@@ -131,7 +132,7 @@ class BoxIou:
     role: str = "student"
     batch: int = 8
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         found = box_ious(models, data, role=self.role, batch=self.batch)
         return {"box_miou": float(found.mean())}
 
@@ -144,7 +145,7 @@ class FilledBoxIou:
 
     batch: int = 8
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:  # noqa: ARG002
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         found = [_filled_ious(rows) for rows in data.batches(self.batch, rng=None)]
         return {"box_miou": float(_some(found).mean())}
 
@@ -175,7 +176,7 @@ class ClickIou:
         if not self.clicks or min(self.clicks) < 1:
             raise BadSetting(f"clicks must be some numbers >= 1 (got {self.clicks})")
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         most = max(self.clicks)
         found = click_ious(models, data, role=self.role, clicks=most, batch=self.batch).mean(0)
         return {f"click{k}_miou": float(found[k - 1]) for k in self.clicks}

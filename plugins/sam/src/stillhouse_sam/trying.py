@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from stillhouse.data.data import Data, TensorData, rows_of
 from stillhouse.data.notes import note
 from stillhouse.errors import BadData
+from stillhouse.work import Work
 from stillhouse_sam.metrics import COLUMNS, FilledBoxIou, box_ious
 
 PHOTOS = 8  # labelled ones that a SAM is tried on
@@ -21,7 +22,7 @@ def check_boxes(sam: nn.Module, data: Data, *, go_on: str) -> None:
         note("teacher: no labelled training photo to try it on")
         return
     found = float(box_ious({"student": sam}, photos, batch=1).mean())
-    filled = FilledBoxIou()({}, photos)["box_miou"]
+    filled = FilledBoxIou()({}, photos, work=Work())["box_miou"]
     if not found > filled:
         raise BadData(
             f"checkpoint: on {len(photos)} training photos, asked by true boxes, this SAM has a "

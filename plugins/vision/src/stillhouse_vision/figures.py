@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from stillhouse.data.data import Data
 from stillhouse.objectives.objective import Models
+from stillhouse.work import Work
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +32,7 @@ class Predictions:
     rows: int = 3
     seed: int = 0
 
-    def __call__(self, models: Models, data: Data) -> "Figure":
+    def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
         rng = Generator().manual_seed(self.seed)

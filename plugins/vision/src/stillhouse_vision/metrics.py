@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from stillhouse.data.data import Data
 from stillhouse.objectives.objective import Models
+from stillhouse.work import Work
 from stillhouse_vision.objectives.kd3 import VOCABULARY
 from stillhouse_vision.objectives.selection import select_instances
 
@@ -38,7 +39,7 @@ class Kept:
     cutoff: float
     batch: int = 250
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         said = _said(models, data, self.alpha, self.cutoff, self.batch)
         scores: dict[str, float] = {}
         for line, mask in (("kept", said.kept), ("dropped", ~said.kept)):
@@ -67,7 +68,7 @@ class KeptPictures:
     seed: int = 0
     batch: int = 250
 
-    def __call__(self, models: Models, data: Data) -> "Figure":
+    def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
         said = _said(models, data, self.alpha, self.cutoff, self.batch)

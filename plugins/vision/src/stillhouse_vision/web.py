@@ -52,7 +52,7 @@ class ReadWeb:
         self,
         inputs: Mapping[str, Any],  # Any: arrays by name, or a Path
         *,
-        work: Work,  # noqa: ARG002
+        work: Work,
     ) -> Mapping[str, Columns | Iterator[Columns]]:
         source = inputs["source"]
         if isinstance(source, Mapping):
@@ -158,7 +158,7 @@ class MostConfident:
         self,
         inputs: Mapping[str, Any],
         *,
-        work: Work,  # noqa: ARG002
+        work: Work,
     ) -> Mapping[str, Columns]:
         pool, teacher = inputs["web"], inputs["teacher"].module
         assert isinstance(pool, TensorData)

@@ -73,7 +73,7 @@ class Lines:
         self.rate = Rate(batches)
         self.began = self.last = time.monotonic()
 
-    def begin(self, stage: str) -> None:  # noqa: ARG002
+    def begin(self, stage: str) -> None:
         self.rate.restart()
         self.began = self.last = time.monotonic()
 

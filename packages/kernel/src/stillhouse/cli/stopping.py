@@ -42,7 +42,7 @@ class Stopping:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def _stop(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
             os._exit(self.exit_code)  # what is left behind is removed by the next run
         self.signal = number

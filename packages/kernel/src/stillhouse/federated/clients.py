@@ -130,7 +130,7 @@ class FromFused:
         outputs: Mapping[str, Tensors],
         batch: Tensors,
         *,
-        progress: float,  # noqa: ARG002  every term takes it
+        progress: float,
     ) -> Tensor:
         return fused_loss(
             pick(outputs, self.student, self.output),

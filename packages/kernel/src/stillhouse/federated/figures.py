@@ -11,6 +11,7 @@ from stillhouse.errors import BadData
 from stillhouse.federated.metrics import exchange_of
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models
+from stillhouse.work import Work
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +29,7 @@ class FusionWeights:
     name: str = "weights"
     exchange: str = "exchange"
 
-    def __call__(self, models: Models, data: Data) -> "Figure":  # noqa: ARG002
+    def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         weights = exchange_of(models, self.exchange).weights[-1].cpu()
         return _matrix(weights, across="knowledge of", label="weight")
 
@@ -42,7 +43,7 @@ class ClientLabels:
     name: str = "labels"
     weights: str = "weights"
 
-    def __call__(self, models: Models, data: Data) -> "Figure":  # noqa: ARG002
+    def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         if len(data) == 0:
             raise BadData("the evaluation data hold no sample")
         batch = next(iter(data.batches(len(data), rng=None)))

@@ -16,6 +16,7 @@ from stillhouse.federated.fusion import effective_neighbours
 from stillhouse.federated.server import Exchange
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models
+from stillhouse.work import Work
 
 MIB = 2**20
 
@@ -57,7 +58,7 @@ class FederatedAccuracy:
     weights: str = "weights"
     batch: int = 250
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         right: list[Tensor] = []
         labels: list[Tensor] = []
         weights: list[Tensor] = []
@@ -93,7 +94,7 @@ class ExchangeScores:
 
     exchange: str = "exchange"
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:  # noqa: ARG002
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         found = exchange_of(models, self.exchange)
         last, here = found.weights[-1], ~found.missing[-1]
         return {

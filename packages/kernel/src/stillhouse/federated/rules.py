@@ -83,7 +83,7 @@ class Mean:
     def __call__(
         self,
         probabilities: Float[Tensor, "N M C"],
-        labels: Integer[Tensor, " M"] | None,  # noqa: ARG002  it needs no estimate
+        labels: Integer[Tensor, " M"] | None,
     ) -> Float[Tensor, "N N"]:
         count = len(probabilities)
         return torch.full((count, count), 1 / count)
@@ -103,6 +103,6 @@ class Itself:
     def __call__(
         self,
         probabilities: Float[Tensor, "N M C"],
-        labels: Integer[Tensor, " M"] | None,  # noqa: ARG002  it needs no estimate
+        labels: Integer[Tensor, " M"] | None,
     ) -> Float[Tensor, "N N"]:
         return torch.eye(len(probabilities))

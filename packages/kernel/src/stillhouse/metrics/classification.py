@@ -9,6 +9,7 @@ from torch import Tensor
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData
 from stillhouse.objectives.objective import Models
+from stillhouse.work import Work
 
 TOP5_FROM = 10  # with fewer classes nearly every top-5 guess is right
 
@@ -26,7 +27,7 @@ class Classification:
     teacher: str | None = None
     batch: int = 250
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         # torchmetrics takes seconds to import; recipes are built without it
         from torchmetrics.functional.classification import (
             multiclass_accuracy,

@@ -7,13 +7,14 @@ from typing import Protocol, runtime_checkable
 from stillhouse.data.data import Data
 from stillhouse.objectives.objective import Models
 from stillhouse.stages.evaluate import uncounted
+from stillhouse.work import Work
 
 
 @runtime_checkable
 class Scorer(Protocol):
     """Scores of roles on data; a frozen dataclass."""
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]: ...
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +23,11 @@ class Lines:
 
     lines: Mapping[str, Scorer]
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         return {
             f"{line}/{name}": value
             for line, scorer in self.lines.items()
-            for name, value in scorer(models, data).items()
+            for name, value in scorer(models, data, work=work).items()
         }
 
     def uncounted(self, models: Models, data: Data) -> Mapping[str, Sequence[str]]:

@@ -51,7 +51,7 @@ class ToOnnx:
         check_opset(self.opset, where="onnx")
         check_axes(self.dynamic, self.inputs, where="onnx")
 
-    def __call__(self, inputs: Mapping[str, Any], out: Path, *, work: Work) -> None:  # noqa: ARG002
+    def __call__(self, inputs: Mapping[str, Any], out: Path, *, work: Work) -> None:
         built, data = _ports(inputs, self.role)
         batch = sample(data, self.samples, self.inputs)
         with temporary() as folder:

@@ -11,6 +11,7 @@ from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models
 from stillhouse.search.ranking import bootstrap, kendall_tau, partial_kendall_tau, spearman_rho
+from stillhouse.work import Work
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +46,7 @@ class RankCorrelations:
                 f"(got {len(self.lines)} and {self.resamples})"
             )
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         target, given = column_of(data, self.target), column_of(data, self.given)
         found: dict[str, float] = {}
         apart = abs(kendall_tau(target, given)) < SAME
@@ -76,7 +77,7 @@ class Scatter:
     lines: tuple[str, ...]
     columns: int = 4
 
-    def __call__(self, models: Models, data: Data) -> "Figure":
+    def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
         target = column_of(data, self.target)

@@ -66,7 +66,7 @@ class SearchWork:
 
     contest: Contest
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         contest = self.contest
         lines = {SCORED: contest.score.inits * contest.score.batch} | {
             name: steps * contest.trained.batch for name, steps in contest.schedules.items()
@@ -97,7 +97,7 @@ class SearchTime:
                 f"(got {self.candidates} and {self.timed_steps})"
             )
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         rng = Generator().manual_seed(mix(self.seed, CANDIDATE))
         space = self.contest.space
         drawn = [space.model(space.sample(rng)) for _ in range(self.candidates)]

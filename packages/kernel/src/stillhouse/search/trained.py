@@ -80,7 +80,7 @@ class PreparedTrained:
     def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, work: Work) -> float:
         # Any: what each input's opener returns
         validation = named(inputs, VALIDATION, what="input", where="score by training")
-        return self._accuracy(self.train(candidate, inputs[DATA], rng=work.rng), validation)
+        return self._accuracy(self.train(candidate, inputs[DATA], rng=work.rng), validation, work)
 
     def train(self, candidate: Model, data: Data, *, rng: Generator) -> nn.Module:
         """The candidate after its training, on the CPU in eval mode."""
@@ -96,11 +96,11 @@ class PreparedTrained:
             fit(score.objective, models, data, setup=score.setup(batches), ctx=self.ctx)
         return models[score.student]
 
-    def _accuracy(self, student: nn.Module, validation: Data) -> float:
+    def _accuracy(self, student: nn.Module, validation: Data, work: Work) -> float:
         # torchmetrics takes seconds to import; recipes are built without it
         from stillhouse.metrics.classification import Classification
 
         role = self.score.student
         with torch.no_grad():
             models = {role: student.to(self.ctx.device)}
-            return Classification(role=role)(models, validation)["accuracy"]
+            return Classification(role=role)(models, validation, work=work)["accuracy"]

@@ -17,6 +17,7 @@ from stillhouse.errors import BadData, BadRecipe
 from stillhouse.json_files import read_json
 from stillhouse.objectives.objective import Models
 from stillhouse.recipe import PLOTS, Context
+from stillhouse.work import Work
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
@@ -26,9 +27,11 @@ OPEN_SCORES = "stillhouse.stages.evaluate:load_scores"
 
 @runtime_checkable
 class Metric(Protocol):
-    """Scores of roles on data; a frozen dataclass. Roles come in eval mode, without gradient."""
+    """Scores of roles on data; a frozen dataclass. Roles come in eval mode, on `work.device`,
+    without gradient. Every metric and figure of a stage has a generator that begins at its seed.
+    """
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]: ...
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]: ...
 
 
 @runtime_checkable
@@ -44,7 +47,7 @@ class Figure(Protocol):
 
     @property
     def name(self) -> str: ...
-    def __call__(self, models: Models, data: Data) -> "Picture": ...
+    def __call__(self, models: Models, data: Data, *, work: Work) -> "Picture": ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,33 +90,36 @@ class Evaluate:
         }
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            scores = _all(self.metrics, models, data, self.name)
+            work = Work.of(ctx, self.seed)
+            scores = _all(self.metrics, models, data, work)
             out = ctx.out / "scores"
             out.mkdir()
             (out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
-            _draw(self.figures, models, data, out)
-            _draw(self.plots, models, data, out / PLOTS)
+            _draw(self.figures, models, data, out, work)
+            _draw(self.plots, models, data, out / PLOTS, work)
             if left := uncounted(self.metrics, models, data):
                 ctx.measured["uncounted"] = left
-            ctx.measured["scores"] = scores | _all(self.measures, models, data, self.name)
+            ctx.measured["scores"] = scores | _all(self.measures, models, data, work)
         return {
             "scores": Artifact(kind="scores", path=out, digest=path_digest(out), opener=OPEN_SCORES)
         }
 
 
-def _draw(figures: tuple[Figure, ...], models: Models, data: Data, folder: Path) -> None:
+def _draw(
+    figures: tuple[Figure, ...], models: Models, data: Data, folder: Path, work: Work
+) -> None:
     for figure in figures:
         folder.mkdir(exist_ok=True)
         # no version or date inside: the same picture is the same bytes
-        figure(models, data).savefig(
+        figure(models, data, work=work.again()).savefig(
             folder / f"{figure.name}.png", dpi=110, metadata={"Software": None}
         )
 
 
-def _all(metrics: tuple[Metric, ...], models: Models, data: Data, where: str) -> dict[str, float]:
-    scores: dict[str, float] = {}
+def _all(metrics: tuple[Metric, ...], models: Models, data: Data, work: Work) -> dict[str, float]:
+    scores, where = dict[str, float](), work.ctx.stage
     for metric in metrics:
-        for name, value in metric(models, data).items():
+        for name, value in metric(models, data, work=work.again()).items():
             if not math.isfinite(value):
                 raise BadData(f"stage '{where}': {type(metric).__name__} gave {name} = {value}")
             if name in scores:

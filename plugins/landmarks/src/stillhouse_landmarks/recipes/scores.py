@@ -9,6 +9,7 @@ from torch import Tensor
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData
 from stillhouse.objectives.objective import Models
+from stillhouse.work import Work
 from stillhouse_landmarks.metrics import Normalizer, as_points, face_errors, nme
 from stillhouse_landmarks.shape import ShapeModel
 
@@ -25,7 +26,7 @@ class Softness:
     variances: tuple[float, ...] = (0.80, 0.90, 0.95, 0.97)
     normalizer: Normalizer = "corners"
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:  # noqa: ARG002
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         rows = [batch["landmarks"].float() for batch in data.batches(BATCH, rng=None)]
         if not rows:
             raise BadData("the data hold no face")
@@ -50,7 +51,7 @@ class Quantiles:
     role: str = "student"
     normalizer: Normalizer = "corners"
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         errors = face_errors(models, data, role=self.role, normalizer=self.normalizer)
         return {
             "median_nme_error": float(errors.quantile(0.5)),
@@ -69,7 +70,7 @@ class TeacherGap:
     normalizer: Normalizer = "corners"
     batch: int = 250
 
-    def __call__(self, models: Models, data: Data) -> Mapping[str, float]:
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         device = next(models[self.teacher].parameters()).device
         total, count = 0.0, 0
         for rows in data.batches(self.batch, rng=None):

@@ -47,7 +47,7 @@ class SoftFaces:
         self,
         inputs: Mapping[str, Any],  # Any: the opened ports
         *,
-        work: Work,  # noqa: ARG002  an augmentation draws from ids and views
+        work: Work,
     ) -> Mapping[str, Iterator[Columns]]:
         role = inputs["shape"].module
         assert isinstance(role, ShapeRole)

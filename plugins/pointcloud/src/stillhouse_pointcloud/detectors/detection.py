@@ -126,7 +126,7 @@ class DetectionPart:
         outputs: Mapping[str, Tensors],
         batch: Tensors,
         *,
-        progress: float,  # noqa: ARG002  the same all along
+        progress: float,
     ) -> Tensor:
         found = pick(outputs, self.role, self.part)
         labels = named(batch, LABELS, what="column", where="detection")

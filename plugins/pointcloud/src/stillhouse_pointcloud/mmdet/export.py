@@ -75,7 +75,7 @@ class ExportDetector:
         inputs: Mapping[str, Any],  # Any: Built and Data
         out: Path,
         *,
-        work: Work,  # noqa: ARG002
+        work: Work,
     ) -> None:
         built: Built = inputs["student"]
         module = built.module.eval()

@@ -22,9 +22,9 @@ class OwnLoss:
     def __call__(
         self,
         outputs: Mapping[str, Tensors],
-        batch: Tensors,  # noqa: ARG002
+        batch: Tensors,
         *,
-        progress: float,  # noqa: ARG002
+        progress: float,
     ) -> Tensor:
         return pick(outputs, self.role, "loss")
 

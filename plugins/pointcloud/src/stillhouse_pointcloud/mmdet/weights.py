@@ -30,7 +30,7 @@ class LoadDetector:
         inputs: Mapping[str, Any],  # Any: Built or Path
         out: Path,
         *,
-        work: Work,  # noqa: ARG002
+        work: Work,
     ) -> None:
         name = self.model.kwargs["name"]
         given = inputs["checkpoint"]

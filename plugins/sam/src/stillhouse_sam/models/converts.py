@@ -45,7 +45,7 @@ class Split:
         inputs: Mapping[str, Any],  # Any: Built
         out: Path,
         *,
-        work: Work,  # noqa: ARG002
+        work: Work,
     ) -> None:
         source = inputs["sam"]
         if not isinstance(source, Built) or not isinstance(source.module, SamNetwork):
@@ -66,7 +66,7 @@ class Join:
         inputs: Mapping[str, Any],  # Any: Built
         out: Path,
         *,
-        work: Work,  # noqa: ARG002
+        work: Work,
     ) -> None:
         parts = {part: _part(inputs[part], part) for part in INSIDE}
         spec = joined(*(built.spec for built in parts.values()))
@@ -103,7 +103,7 @@ class LoadSam:
         inputs: Mapping[str, Any],  # Any: Built or Path
         out: Path,
         *,
-        work: Work,  # noqa: ARG002
+        work: Work,
     ) -> None:
         # what is tried is asked by metrics, which ask these models
         from stillhouse_sam.trying import check_boxes

@@ -73,12 +73,12 @@ class KD3:
 
     def terms(
         self,
-        phase: str,  # noqa: ARG002  there is one
+        phase: str,
         models: Models,
         batch: Tensors,
         *,
-        step: int,  # noqa: ARG002
-        steps: int,  # noqa: ARG002
+        step: int,
+        steps: int,
         rng: Generator,
     ) -> Tensors:
         with torch.no_grad():
@@ -146,7 +146,7 @@ class KD3:
         data: Data,
         *,
         step: int,
-        work: Work,  # noqa: ARG002  the views are a function of id and epoch
+        work: Work,
     ) -> Data:
         if not isinstance(data, TensorData):
             raise BadData(f"a pool to select from must be TensorData (got {type(data).__name__})")

@@ -178,7 +178,7 @@ class MergeStudent:
         inputs: Mapping[str, Any],
         out: Path,
         *,
-        work: Work,  # noqa: ARG002
+        work: Work,
     ) -> None:  # Any: Built by port
         student, projector, head = (inputs[port] for port in ("student", "projector", "head"))
         spec = Model(

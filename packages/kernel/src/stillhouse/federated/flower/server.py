@@ -108,7 +108,7 @@ class Remote:
             raise ClientLost(f"client '{self.name}' has sent no predictions")
         return known
 
-    def absorb(self, number: int, fused: Tensor) -> None:  # noqa: ARG002  the fleet has it
+    def absorb(self, number: int, fused: Tensor) -> None:
         self.fleet.teachers[self.name] = fused
 
 

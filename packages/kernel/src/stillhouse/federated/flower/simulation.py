@@ -36,7 +36,7 @@ class SimulatedSeats:
     device: str
     threads: int
 
-    def __call__(self, run: Config, node: Config) -> Seat:  # noqa: ARG002  nodes know enough
+    def __call__(self, run: Config, node: Config) -> Seat:
         return self.seat(self.stage.clients[int(node[PARTITION])])
 
     def seat(self, name: str) -> Seat:
@@ -65,7 +65,7 @@ class _Server:
     stop: threading.Event = field(default_factory=threading.Event)
     done: list[Exchange | BaseException] = field(default_factory=list[Exchange | BaseException])
 
-    def __call__(self, grid: Grid, run: Config) -> None:  # noqa: ARG002  it knows the stage
+    def __call__(self, grid: Grid, run: Config) -> None:
         try:
             found = serve(
                 self.stage, self.inputs, grid, self.ctx, seconds=self.seconds, alive=self._alive
