@@ -9,7 +9,7 @@ check:
     uv run pyright
     uv run lint-imports
     uv run stillhouse flow dvc --check
-    uv run pytest -n 2 --deselect plugins -k "not test_domain and not essential"
+    uv run pytest -n 2 --deselect plugins -k "not test_domain"
 
 # format and fix what can be fixed
 fix:

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 
-def read(inputs, *, rng):
+def read(inputs, *, work):
     """Read the numbers."""
     return {"numbers": {"x": torch.from_numpy(np.loadtxt(inputs["file"]))}}
 '''
@@ -37,7 +37,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    def __call__(self, models, data):
+    def __call__(self, models, data, *, work):
         (batch,) = data.batches(len(data), rng=None)
         return {"mean": float(batch["x"].mean())}
 """

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, nn
+from torch import nn
 
 from stillhouse.artifact import Built, Model, save_model
 from stillhouse.data.data import Columns, Data
@@ -44,7 +44,7 @@ class Times:
         return {"numbers": {"x": inputs["numbers"].columns["x"] * self.factor}}
 
 
-def read(inputs: Mapping[str, Path], *, rng: Generator) -> Mapping[str, Columns]:
+def read(inputs: Mapping[str, Path], *, work: Work) -> Mapping[str, Columns]:
     return {"numbers": {"x": torch.from_numpy(np.loadtxt(inputs["file"]))}}
 
 

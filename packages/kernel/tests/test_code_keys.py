@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LIMIT = 3
 
 
-def make(inputs, *, rng):
+def make(inputs, *, work):
     """Make it."""
     from .late import late
     return helper(inputs, LIMIT) + late()
@@ -335,7 +335,7 @@ def test_a_stage_reaches_what_it_holds_and_what_builds_the_models_that_it_reads(
     plugin.write(
         {
             "metrics.py": "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\n"
-            "class Count:\n    name: str = ''\n    def __call__(self, models, data):\n        return {}\n",
+            "class Count:\n    name: str = ''\n    def __call__(self, models, data, *, work):\n        return {}\n",
         }
     )
     used, late, metrics = (

@@ -153,7 +153,7 @@ READER = '''\
 import torch
 
 
-def read(inputs, *, rng):
+def read(inputs, *, work):
     """Read it."""
     return {"train": {"labels": torch.tensor([*{1}])}}
 '''
@@ -163,7 +163,7 @@ def read(inputs, *, rng):
 class BuildsWhatItReads:
     """A maker that has the kernel call a builder whose name stands in its data."""
 
-    def __call__(self, inputs: Mapping[str, Any], *, rng: Generator) -> Mapping[str, Columns]:
+    def __call__(self, inputs: Mapping[str, Any], *, work: Work) -> Mapping[str, Columns]:
         net = builder((inputs["source"] / "1.txt").read_text())()
         return {"train": {"labels": torch.zeros(len(list(net.parameters())))}}
 
@@ -211,5 +211,5 @@ def test_builders_of_a_model_from_outside_are_in_the_key_and_in_the_record(
     assert record["key"] != stage_key(stage, digests, stage_code(recipe, stage))
 
 
-def parameters(inputs: Mapping[str, Any], *, rng: Generator) -> Mapping[str, Columns]:
+def parameters(inputs: Mapping[str, Any], *, work: Work) -> Mapping[str, Columns]:
     return {"train": {"labels": torch.zeros(len(list(inputs["model"].module.parameters())))}}

@@ -142,8 +142,8 @@ def broken_png() -> bytes:
 class Framed:
     """Drawn scenes whose first test frame names a picture."""
 
-    def __call__(self, inputs, *, rng):
-        made = ReadKitti()({"source": scenes()}, work=Work(rng=rng))
+    def __call__(self, inputs, *, work):
+        made = ReadKitti()({"source": scenes()}, work=work)
         names = [{"name": str(i), "image": f"{'ab'[i > 0]}.png"} for i in range(24)]
         frames = [json.dumps(name) for name in names]
         return {**made, "test": {**made["test"], "frames": frames}}

@@ -64,7 +64,7 @@ def real_frames() -> dict[str, torch.Tensor]:
     return TensorData(made["train"]).rows(torch.arange(5))
 
 
-@pytest.mark.essential
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [

@@ -239,8 +239,8 @@ def test_what_cannot_be_pasted_is_named():
     with pytest.raises(BadSetting, match=r"objects must be >= 0 \(got -1\)"):
         LibraryAugment(objects=-1, range=FAR)
 
-    def bare(inputs, *, rng):
-        columns = ReadKitti()(inputs, work=Work(rng=rng))
+    def bare(inputs, *, work):
+        columns = ReadKitti()(inputs, work=work)
         train = dict(columns["train"])
         train["difficulty"] = Ragged(
             values=torch.full_like(train["difficulty"].values, -1),

@@ -317,7 +317,6 @@ MOUNTS = {
 }
 
 
-@pytest.mark.essential
 @pytest.mark.parametrize("mount", MOUNTS)
 def test_what_the_disk_refuses_is_one_line(project, mount: str) -> None:
     if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:

@@ -79,7 +79,6 @@ def place(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
             child.communicate()
 
 
-@pytest.mark.essential
 def test_clean_spares_a_run_that_goes_and_frees_what_a_killed_one_left(stillhouse, place) -> None:
     child = place.start()
     living = place.left()
@@ -103,7 +102,6 @@ def test_clean_spares_a_run_that_goes_and_frees_what_a_killed_one_left(stillhous
     assert place.left() == []
 
 
-@pytest.mark.essential
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["term", "ctrl-c"]
 )
