@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from stillhouse import parallel
 from stillhouse.checkpoint import pack_optimizer, unpack_optimizer
 from stillhouse.errors import ContractError
+from stillhouse.objectives.groups import optimizer_groups
 from stillhouse.objectives.objective import Phase, Tensors
 from stillhouse.training import finite
 
@@ -46,14 +47,12 @@ class Turn:
         self.name, self.phase = name, phase
         self.awake = [models[role] for role in phase.trains]
         self.frozen = {role: module for role, module in models.items() if role not in phase.trains}
-        groups = [
-            {
-                "params": [p for p in models[role].parameters() if p.requires_grad],
-                "lr": phase.optimizer.lr * phase.lr_scale.get(role, 1.0),
-            }
-            for role in phase.trains
-        ]
-        self.optimizer = phase.optimizer.new(group for group in groups if group["params"])
+        rates = {r: phase.optimizer.lr * phase.lr_scale.get(r, 1.0) for r in phase.trains}
+        self.optimizer = phase.optimizer.new(
+            group
+            for role, rate in rates.items()
+            for group in optimizer_groups(phase.grouping, role, models[role], rate)
+        )
         self.base = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.wrapper = wrap(self.optimizer)

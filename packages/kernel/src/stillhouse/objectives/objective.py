@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from stillhouse.data.data import Data
 from stillhouse.errors import BadSetting
+from stillhouse.objectives.groups import Grouping, one_group
 
 if TYPE_CHECKING:
     from stillhouse.work import Work
@@ -106,7 +107,8 @@ class Phase:
     `lr_scale` multiplies the learning rate of a role; `clip_norm` bounds the gradient's 2-norm;
     `accumulate` splits each batch into that many micro-batches (same effective batch);
     the phase runs when step % every == 0; `ema` maps a role to the decay of its average, left as
-    "<role>-ema".
+    "<role>-ema". `grouping` says which parameters of a role decay and how fast each layer learns
+    (stillhouse.objectives.groups).
     """
 
     trains: tuple[str, ...]
@@ -117,6 +119,7 @@ class Phase:
     accumulate: int = 1
     every: int = 1
     ema: Mapping[str, float] = field(default_factory=dict[str, float])
+    grouping: Grouping = one_group
 
     def __post_init__(self) -> None:
         if not self.trains:
