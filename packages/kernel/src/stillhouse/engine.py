@@ -12,7 +12,7 @@ import contextlib
 import functools
 import time
 import uuid
-from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,11 +206,14 @@ class _Loop(BaseLoop):
         parts = turn.phase.accumulate * job.ctx.slices
         for part, share in training.micro_batches(batch, parts):
             with NO_CONTEXT if self.plain else turn.wrapper.optim_context(self.runner.model):
-                terms = job.objective.terms(
+                found = job.objective.terms(
                     turn.name, job.models, part, step=step, steps=job.setup.steps, rng=rng
                 )
-                loss = training.total(terms)
-            turn.wrapper.backward(loss if share == 1 else loss * share)
+            if isinstance(found, Mapping):
+                terms, loss = found, training.total(found)
+                turn.wrapper.backward(loss if share == 1 else loss * share)
+            else:
+                terms, loss = self._partial_gradients(turn, found, share)
             self.curves.add(turn.name, terms, loss, share * self.share)
         for role, module in turn.frozen.items():
             if module.training:
@@ -218,6 +221,27 @@ class _Loop(BaseLoop):
                     f"stage '{job.ctx.stage}': phase '{turn.name}' put frozen role '{role}' "
                     "in train mode"
                 )
+
+    def _partial_gradients(
+        self, turn: Turn, partials: Iterator[Tensors], share: float
+    ) -> tuple[Tensors, Tensor]:
+        """Sum the gradients of partial losses, each computed when the graph of the one before is
+        gone; terms of the same name are summed.
+        """
+        summed: dict[str, Tensor] = {}
+        while True:
+            with NO_CONTEXT if self.plain else turn.wrapper.optim_context(self.runner.model):
+                terms = next(partials, None)
+            if terms is None:
+                break
+            loss = training.total(terms)
+            turn.wrapper.backward(loss if share == 1 else loss * share)
+            for name, value in terms.items():
+                summed[name] = summed[name] + value.detach() if name in summed else value.detach()
+        if not summed:
+            stage = self.job.ctx.stage
+            raise ContractError(f"stage '{stage}': phase '{turn.name}' gave no partial loss")
+        return summed, training.total(summed)
 
     def _refresh(self) -> None:
         job, place = self.job, self.place

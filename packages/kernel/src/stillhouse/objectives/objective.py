@@ -5,7 +5,7 @@ steps.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -141,6 +141,10 @@ class Objective(Protocol):
 
     Implementations are frozen dataclasses. Randomness comes only from `rng`, a CPU generator whose
     state depends on the stage's seed and the step.
+
+    `terms` gives all terms at once, or yields partial losses (subnets of a supernet): each is
+    back-propagated before the next is computed, so that one graph is in memory at a time; their
+    gradients are summed before the one clip and the one optimizer step.
     """
 
     @property
@@ -148,7 +152,7 @@ class Objective(Protocol):
 
     def terms(
         self, phase: str, models: Models, batch: Tensors, *, step: int, steps: int, rng: Generator
-    ) -> Tensors: ...
+    ) -> Tensors | Iterator[Tensors]: ...
 
 
 @runtime_checkable
