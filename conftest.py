@@ -60,3 +60,21 @@ def _one_thread() -> None:
 
     # one thread a worker: faster on small tensors, and sums in one order
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Recipes' suites first, half of them in each half: two workers take a half each from its
+    beginning, and the tests of a suite wait for one another's run.
+    """
+    suites: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        recipe = getattr(getattr(item, "callspec", None), "params", {}).get("recipe")
+        if isinstance(recipe, str):
+            suites.setdefault(f"{item.nodeid.partition('::test_')[0]} {recipe}", []).append(item)
+    chosen = list(suites.values())
+    ours = {item for suite in chosen for item in suite}
+    rest = [item for item in items if item not in ours]
+    first, second = ([i for suite in chosen[start::2] for i in suite] for start in (0, 1))
+    here = max(0, len(items) // 2 - len(first))
+    items[:] = [*first, *rest[:here], *second, *rest[here:]]

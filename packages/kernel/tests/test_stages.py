@@ -279,13 +279,13 @@ def test_an_evaluation_separates_scores_from_timings(
     assert {"accuracy", "latency_b1_ms"} < set(ctx.measured["scores"])
     with pytest.raises(BadRecipe, match="stage 'e': two metrics give 'accuracy'; rename one"):
         replace(stage, metrics=(Classification(), Classification())).run(
-            export_inputs(tmp_path / "2"), toy_context(tmp_path / "2o")
+            export_inputs(tmp_path / "2"), toy_context(tmp_path / "2o", stage="e")
         )
     from stillhouse.errors import BadData
 
     with pytest.raises(BadData, match="stage 'e': NotANumber gave x = nan"):
         replace(stage, metrics=(NotANumber(),)).run(
-            export_inputs(tmp_path / "3"), toy_context(tmp_path / "3o")
+            export_inputs(tmp_path / "3"), toy_context(tmp_path / "3o", stage="e")
         )
 
 

@@ -58,7 +58,7 @@ def test_boxes_are_counted_by_level_and_within_the_range():
 
 
 def stage_scores(made):
-    return made.stage("ceiling").metrics[0]({}, held())
+    return made.stage("ceiling").metrics[0]({}, held(), work=Work())
 
 
 def held():

@@ -72,6 +72,7 @@ def test_a_quantized_sam_is_saved_and_opened_again(tmp_path: Path):
     assert 0 < gap(rounded["logits"], exact["logits"]) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("encoder", "convolutions"), [("cnn8", 11), ("sam-32x1", 3)])
 def test_a_sams_encoder_runs_with_integers(encoder: str, convolutions: int, tmp_path: Path):
     built, rounded = quantized(encoder, tmp_path / "w8")

@@ -140,10 +140,12 @@ def test_own_teacher_web_and_target(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "target" / name).mkdir(parents=True)
         Image.new("L", (8, 8)).save(tmp_path / "target" / name / "0.png")
-    target = f"file:{tmp_path / 'target'}"
-    made = recipe(teacher="file:mine", web="file:pictures", data=target)
-    assert made.stage("teacher").inputs == {"checkpoint": "file:mine", "data": "data.train"}
-    assert made.stage("web").inputs == {"source": "file:pictures"}
+    (tmp_path / "images").mkdir()
+    (tmp_path / "mine.pth").touch()
+    target, web, mine = (f"file:{tmp_path / n}" for n in ("target", "images", "mine.pth"))
+    made = recipe(teacher=mine, web=web, data=target)
+    assert made.stage("teacher").inputs == {"checkpoint": mine, "data": "data.train"}
+    assert made.stage("web").inputs == {"source": web}
     assert made.stage("data").inputs == {"source": target}
     assert made.stage("head").inputs == {"teacher": "teacher.model"}
     assert train(made, "kd3-0").inputs["teacher"] == "teacher.model"

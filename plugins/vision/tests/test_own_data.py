@@ -163,10 +163,12 @@ def test_another_class_is_another_variant_and_another_key(tmp_path: Path) -> Non
 def test_small_with_own_data_trains_a_teacher_unless_one_is_given(tmp_path: Path) -> None:
     source = folders(tmp_path / "birds")
     trained = recipe(chosen("small", data=source)).stage("teacher")
-    given = recipe(chosen("small", data=source, teacher="file:mine")).stage("teacher")
+    (tmp_path / "mine.pth").touch()
+    mine = f"file:{tmp_path / 'mine.pth'}"
+    given = recipe(chosen("small", data=source, teacher=mine)).stage("teacher")
     assert isinstance(trained, Train)
     assert trained.fresh
-    assert given.inputs["checkpoint"] == "file:mine"
+    assert given.inputs["checkpoint"] == mine
 
 
 def test_the_memory_of_crd_has_a_row_for_each_training_image(tmp_path: Path) -> None:

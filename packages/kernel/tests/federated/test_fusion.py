@@ -18,7 +18,6 @@ from stillhouse.federated import (
     fusion_weights,
 )
 from stillhouse.federated.fusion import SMOOTHING, check_distance
-from stillhouse.work import Work
 
 
 def rows(seed: int, *shape: int) -> Tensor:
@@ -156,7 +155,7 @@ def test_rules():
     # mean rows [0.9945, 0.0055] and [0.2505, 0.7495]: distance 0.744
     assert free[0, 2].item() == pytest.approx(math.exp(-0.744) / (2 + math.exp(-0.744)), rel=1e-4)
     torch.testing.assert_close(KnFu(labelled=False)(p, labels), KnFu()(p, None))
-    assert Mean()(p, labels, work=Work()).tolist() == [[pytest.approx(1 / 3)] * 3] * 3
+    assert Mean()(p, labels).tolist() == [[pytest.approx(1 / 3)] * 3] * 3
     assert torch.equal(Itself()(p, labels), torch.eye(3))
     assert (KnFu().shares, Mean().shares, Itself().shares) == (True, True, False)
 
