@@ -262,7 +262,7 @@ def test_directions_of_scores() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class NotANumber:
-    def __call__(self, models: Any, data: Any) -> Mapping[str, float]:
+    def __call__(self, models: Any, data: Any, *, work: Work) -> Mapping[str, float]:
         return {"x": float("nan")}
 
 

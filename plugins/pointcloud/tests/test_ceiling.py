@@ -74,7 +74,7 @@ def test_the_recipe_prints_the_ceiling_of_the_frames_that_score():
     assert {made.ceiling.score, *made.ceiling.counts} <= {*stage_scores(made)}
     assert stage.metrics[0].ap == made.stage("alone-0-scores").metrics[0]
     data = held()
-    found = stage.metrics[0]({}, data)
+    found = stage.metrics[0]({}, data, work=Work())
     # 24 drawn scenes: under 41 boxes a class
     assert 0.3 < found["mean_3d_moderate_ap"] < 0.9
     assert max(found[f"{who}_moderate_boxes"] for who in ("car", "pedestrian", "cyclist")) < 41

@@ -104,7 +104,7 @@ def test_a_parameter_in_no_group_or_in_two_is_named():
         turn(Forgets())
     with pytest.raises(ContractError, match="puts 'norm.bias' into 2 groups"):
         turn(Forgets(twice=True))
-    with pytest.raises(ContractError, match="'norm.weight' is of layer 2, not of 0 ... 1"):
+    with pytest.raises(ContractError, match="'layers.1.weight' is of layer 2, not of 0 ... 1"):
         turn(LayerDecay(decay=0.5, layers=2, layer_of=layer))
     with pytest.raises(BadSetting, match=r"0 < decay <= 1 and layers >= 1 \(got 0.0 and 3\)"):
         LayerDecay(decay=0.0, layers=3, layer_of=layer)
