@@ -163,6 +163,7 @@ def test_other_classes_and_channels_are_said(tmp_path: Path) -> None:
         load(file, None, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_says_whose_network_it_is(tmp_path: Path) -> None:
     """torchvision's ResNet-18 has the names of ours for CIFAR and another first layer."""
     ours = model("cifar-resnet18", classes=10, images=COLOUR)
