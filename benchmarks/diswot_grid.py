@@ -86,12 +86,12 @@ def outcome(target: Target) -> Record:
     return {"variant": target.variant, "rows": rows, "seconds": seconds}
 
 
-def earlier(file: Path, asked: Record) -> dict[str, Record]:
+def earlier(file: Path, settings: Record) -> dict[str, Record]:
     """The cells that the record already has, where it was made with the same settings and code."""
     if not file.is_file():
         return {}
     record = json.loads(file.read_text())
-    same = record["settings"] == asked and record["code"] == code_version("stillhouse_vision")
+    same = record["settings"] == settings and record["code"] == code_version("stillhouse_vision")
     return dict(record["cells"]) if same else {}
 
 
@@ -110,8 +110,8 @@ def main() -> None:
         known = [cell.name for cell in chosen or cells(options.scale)]
         print("\n".join(known))
         raise SystemExit(0 if options.list else f"error: no cell begins with '{options.only}'")
-    asked = {"scale": options.scale, "seeds": options.seeds, "set": options.set}
-    found = earlier(options.out / FILE, asked)
+    settings = {"scale": options.scale, "seeds": options.seeds, "set": options.set}
+    found = earlier(options.out / FILE, settings)
     for number, cell in enumerate(chosen, 1):
         print(f"{number}/{len(chosen)} {cell.name}", flush=True)
         given = {**cell.settings, "seeds": options.seeds, "studies": False}
@@ -119,7 +119,7 @@ def main() -> None:
         target = run_cell(RECIPE, options.scale, given, device=options.device)
         found[cell.name] = outcome(target)
         record = {
-            "settings": asked,
+            "settings": settings,
             "planned": len(cells(options.scale)),
             "code": code_version("stillhouse_vision"),
             "environment": environment(options.device),

@@ -2,7 +2,6 @@
 and what Prefect remembers. Promoted runs and those that go stay, whatever their age.
 """
 
-import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from stillhouse.errors import StillhouseError
 from stillhouse_flows.branches import Repository, repository
 from stillhouse_flows.failures import repeated
 from stillhouse_flows.git import GitError, git
-from stillhouse_flows.worktree import discard, keep_mark, remove_folder, run_lock, workspaces
+from stillhouse_flows.worktree import discard, idle, keep_mark, remove_folder, run_lock, workspaces
 
 MARK = "refs/tags/promoted"
 
@@ -62,12 +61,10 @@ def clean(project: Path, *, seconds: float, branches: bool, dry: bool) -> Iterat
         old = time.time() - left.changed >= seconds and (left.folder or branches)
         if not (old or left.repeated):
             continue
-        lock = _lock(project, left.run)
-        with contextlib.suppress(Timeout):
-            with FileLock(lock, timeout=0):
-                if not dry:
-                    _remove(project, left, branches=branches or left.repeated)
-            lock.unlink(missing_ok=True)
+        with idle(run_lock(project, left.run)) as free:
+            if free and not dry:
+                _remove(project, left, branches=branches or left.repeated)
+        if free:
             yield left
     if repo and not dry:
         git(repo.top, "worktree", "prune")
@@ -78,12 +75,6 @@ def _remove(project: Path, left: Left, *, branches: bool) -> None:
         discard(project, left.run)
     elif left.folder:
         remove_folder(left.folder)
-
-
-def _lock(project: Path, run: str) -> Path:
-    lock = run_lock(project, run)
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    return lock
 
 
 def _repository(project: Path) -> Repository | None:

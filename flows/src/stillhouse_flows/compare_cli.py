@@ -36,10 +36,10 @@ def compare(
     from stillhouse_flows.server import ensure_api
 
     runs: Any = requests(recipes, scale, assignments, vary)  # Any: checked by Prefect
-    asked = [Request(**each) for each in runs]
+    checked = [Request(**each) for each in runs]
     begin(device, ref)
-    for each in asked:
-        check_request(each, ref)
+    for request in checked:
+        check_request(request, ref)
     with one_line():
         ensure_api()
         from stillhouse_flows.compare import compare as flow

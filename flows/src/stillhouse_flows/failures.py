@@ -11,13 +11,11 @@ from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from stillhouse.files import storage, write_text
 from stillhouse_flows.branches import Repository, repository
 from stillhouse_flows.candidates import RunBranch, run_branches
 from stillhouse_flows.git import git
-from stillhouse_flows.worktree import RunWorkspace, discard, run_lock, workspaces
+from stillhouse_flows.worktree import RunWorkspace, discard, idle, run_lock, workspaces
 
 FIRST, LONGEST = timedelta(hours=1), timedelta(days=7)
 
@@ -99,15 +97,10 @@ def repeated(project: Path) -> list[str]:
 
 def remove_run(project: Path, run: str) -> bool:
     """Remove a run's branch and workspace, unless it goes; whether they were removed."""
-    lock = run_lock(project, run)
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(lock, timeout=0):
+    with idle(run_lock(project, run)) as free:
+        if free:
             discard(project, run)
-    except Timeout:
-        return False
-    lock.unlink(missing_ok=True)
-    return True
+    return free
 
 
 def _cause(repo: Repository, branch: RunBranch) -> str:

@@ -91,7 +91,8 @@ def check_key(root: Path, ref: str, stage: str) -> None:
     """Raises StillhouseError where a stage reaches other code here than where its key was noted."""
     name, settings = find_settings(ref, root, root / "runs")
     noted = json.loads((root / "runs" / name / settings.variant() / CODE).read_text())
-    if noted[stage] != _keys(make_recipe(name, settings))[stage]:
+    recipe = make_recipe(name, settings)
+    if noted[stage] != stage_code(recipe, recipe.stage(stage)):
         raise StillhouseError(
             f"stage '{stage}': this machine's stillhouse or plugin differs from the sender's; "
             "install the same versions on both"

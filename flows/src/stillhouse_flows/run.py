@@ -114,20 +114,20 @@ def check_request(project: Path, request: Request) -> None:
     from stillhouse_flows.prepare import settings_of
 
     given = _files(request.settings.values())
-    for name in given:
-        _check_file(project, name)
-    # a recipe may look into its data
-    check_present([f"{FILE}{name}" for name in given], project)
-    named = _files(outside_refs(make_recipe(*settings_of(project, request))))
-    for name in named:
-        _check_file(project, name)
-    check_present([f"{FILE}{name}" for name in named], project)
+    _check_files(project, given)  # first, for a recipe may look into its data
+    _check_files(project, _files(outside_refs(make_recipe(*settings_of(project, request)))))
 
 
 def _files(values: Iterable[object]) -> list[str]:
     """The paths of "file:" inputs."""
     texts = (value for value in values if isinstance(value, str))
     return [text.removeprefix(FILE) for text in texts if text.startswith(FILE)]
+
+
+def _check_files(project: Path, names: Sequence[str]) -> None:
+    for name in names:
+        _check_file(project, name)
+    check_present([f"{FILE}{name}" for name in names], project)
 
 
 def _check_file(project: Path, name: str) -> None:

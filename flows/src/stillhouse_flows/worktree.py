@@ -111,6 +111,25 @@ def run_lock(project: Path, run: str) -> Path:
     return workspaces(project) / f"{run}.lock"
 
 
+@contextmanager
+def idle(lock: Path) -> Generator[bool]:
+    """Whether no process of this machine is at the run whose lock this is; inside, none begins.
+    The lock's file goes where the block ends well.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        held.release()
+    lock.unlink(missing_ok=True)
+
+
 def keep_mark(project: Path, run: str) -> Path:
     """The file whose presence has a workspace kept, whatever its age."""
     return workspaces(project) / f"{run}.keep"
@@ -327,14 +346,10 @@ def prune(place: Path, *, keep: int) -> list[Path]:
     folders.sort(key=lambda p: p.stat().st_mtime_ns, reverse=True)
     gone: list[Path] = []
     for folder in folders[keep:]:
-        lock = place / f"{folder.name}.lock"
-        try:
-            with FileLock(lock, timeout=0):
+        with idle(place / f"{folder.name}.lock") as free:
+            if free:
                 remove_folder(folder)
                 gone.append(folder)
-        except Timeout:
-            continue
-        lock.unlink(missing_ok=True)
     return gone
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from stillhouse.data.data import Data, rows_of
+from stillhouse.digest import text_digest
 from stillhouse.errors import BadData, BadSetting, UnknownName
 from stillhouse.objectives.objective import Objective, Tensors
 from stillhouse.recipe import Context, silent
@@ -55,6 +56,11 @@ def mix(*numbers: int) -> int:
         state = ((state ^ state >> 27) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
         state ^= state >> 31
     return state >> 1
+
+
+def named_seed(seed: int, name: str) -> int:
+    """The seed of what is called `name` under `seed`: the same whatever else there is."""
+    return mix(seed, int(text_digest(name)[:15], 16))
 
 
 # what a seed is for; the same number never serves two purposes

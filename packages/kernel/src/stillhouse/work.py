@@ -13,18 +13,15 @@ from torch import Generator
 from stillhouse.checkpoint import Conditions
 from stillhouse.data.data import Columns
 from stillhouse.data.shards import load_data, save_data
-from stillhouse.digest import digest, text_digest
+from stillhouse.digest import digest
 from stillhouse.errors import BadRecipe, BadSetting, CorruptArtifact
 from stillhouse.files import writing
 from stillhouse.recipe import STAGE_NAME, Context, Event
-from stillhouse.training import mix
+from stillhouse.training import mix, named_seed
 
 # rows from `first` to before `last`, by this generator
 Compute = Callable[[int, int, Generator], Columns]
-PARTS = "parts"
-
-
-DATA = "data"
+PARTS, DATA = "parts", "data"
 
 
 def _outside() -> Context:
@@ -35,9 +32,9 @@ def _outside() -> Context:
 class Work:
     """One call of a `make`, `convert`, metric, figure, refresh or score of a search.
 
-    `rng` begins at `seed`. `batch` is how many rows a frozen network computes at a time. `kept` is
-    the folder in which `parts` keeps what is done; None, as in a call outside a stage: nowhere.
-    `ctx` is the stage's.
+    `rng` begins at `seed` where `of` or `seeded` has made it. `batch` is how many rows a frozen
+    network computes at a time. `kept` is the folder in which `parts` keeps what is done; None, as
+    in a call outside a stage: nowhere. `ctx` is the stage's.
     """
 
     seed: int = 0
@@ -89,7 +86,7 @@ class Work:
         if not STAGE_NAME.fullmatch(name):
             raise BadRecipe(f"parts '{name}': a name has only letters, digits, '-' and '_'")
         folder = self._folder(name, {"of": of, "rows": rows, "size": size})
-        begin = mix(self.seed, int(text_digest(name)[:15], 16))
+        begin = named_seed(self.seed, name)
         for first in range(0, rows, size):
             last = min(first + size, rows)
             place = folder / f"{first:09d}" if folder is not None else None

@@ -33,7 +33,7 @@ def sources() -> Sources:
 
 @functools.cache
 def snapshot(roots: tuple[tuple[str, Path], ...]) -> Sources:
-    """The sources of packages at these roots as they are when they are first asked for."""
+    """The sources of packages at these roots as they are when they are first read."""
     modules = read(dict(roots))
     return Sources(code=Code(modules=modules), known=_loaded(modules))
 

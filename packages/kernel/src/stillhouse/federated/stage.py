@@ -11,7 +11,6 @@ from torch import Tensor
 
 from stillhouse.artifact import Artifact, Built, Model
 from stillhouse.data.data import TensorData
-from stillhouse.digest import text_digest
 from stillhouse.errors import BadData, BadRecipe, BadSetting, ClientLost, UnknownName
 from stillhouse.federated.clients import Client, Party, Plan
 from stillhouse.federated.engines import check_engine
@@ -19,7 +18,7 @@ from stillhouse.federated.rounds import EXCHANGE, Rounds, saved
 from stillhouse.federated.rules import Rule
 from stillhouse.federated.server import Server, among
 from stillhouse.recipe import STAGE_NAME, Context
-from stillhouse.training import mix
+from stillhouse.training import mix, named_seed
 
 TRANSFER, DATA = "transfer", "-data"
 # what a client's seed is for; clients.py has the others
@@ -218,7 +217,7 @@ class Federate:
 
     def _seed(self, name: str) -> int:
         """A client's own seed: the same whoever else takes part."""
-        return mix(self.seed, int(text_digest(name)[:15], 16))
+        return named_seed(self.seed, name)
 
 
 def _by_length(name: str) -> tuple[int, str]:

@@ -2,32 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from stillhouse.data.data import Data
 from stillhouse.objectives.objective import Models
-from stillhouse.stages.evaluate import uncounted
+from stillhouse.stages.evaluate import Metric, uncounted
 from stillhouse.work import Work
-
-
-@runtime_checkable
-class Scorer(Protocol):
-    """Scores of roles on data; a frozen dataclass."""
-
-    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lines:
     """The scores of a metric a line as "line/score", which a study shows as a table."""
 
-    lines: Mapping[str, Scorer]
+    lines: Mapping[str, Metric]
 
     def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         return {
             f"{line}/{name}": value
-            for line, scorer in self.lines.items()
-            for name, value in scorer(models, data, work=work).items()
+            for line, metric in self.lines.items()
+            for name, value in metric(models, data, work=work).items()
         }
 
     def uncounted(self, models: Models, data: Data) -> Mapping[str, Sequence[str]]:

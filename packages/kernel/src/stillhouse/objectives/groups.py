@@ -1,5 +1,6 @@
 """Parameter groups by rule: which parameters of a role decay, and how fast each layer learns."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
@@ -108,12 +109,12 @@ def optimizer_groups(
     """
     parameters = _trainable(module)
     groups = [group for group in grouping(module) if group.names]
-    named = [name for group in groups for name in group.names]
-    for name in (*parameters, *named):
-        if named.count(name) != 1 or name not in parameters:
+    counts = Counter(name for group in groups for name in group.names)
+    for name in (*parameters, *counts):
+        if counts[name] != 1 or name not in parameters:
             raise ContractError(
                 f"role '{role}': {type(grouping).__name__} puts '{name}' into "
-                f"{named.count(name)} groups of trainable parameters; each belongs in one"
+                f"{counts[name]} groups of trainable parameters; each belongs in one"
             )
     return [
         {

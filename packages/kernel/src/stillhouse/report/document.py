@@ -200,6 +200,10 @@ class Document:
         refs = (source.ref for stage in self.stages for source in stage.inputs.values())
         return tuple(dict.fromkeys(ref for ref in refs if ref.startswith(OUTSIDE)))
 
+    def gaps(self, name: str) -> list[Difference]:
+        """The differences of the rows in a score."""
+        return [row.differences[name] for row in self.rows if name in row.differences]
+
     def score(self, name: str) -> Score | None:
         return next((s for s in self.scores if s.name == name), None)
 

@@ -84,7 +84,7 @@ def about_results(document: Document) -> str:
 
 def _about_gaps(document: Document, name: str) -> str:
     """What the differences of the main table are; "" where it has none."""
-    gaps = [row.differences[name] for row in document.rows if name in row.differences]
+    gaps = document.gaps(name)
     if not gaps:
         return ""
     if all(gap.low is None for gap in gaps):

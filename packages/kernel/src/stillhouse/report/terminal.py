@@ -27,8 +27,7 @@ def brief(document: Document) -> Table:
 
 def legend(document: Document) -> str:
     """What the differences of the table are; "" without any."""
-    name = document.primary or ""
-    gaps = [row.differences[name] for row in document.rows if name in row.differences]
+    gaps = document.gaps(document.primary or "")
     if not gaps:
         return ""
     if all(gap.p is None for gap in gaps):
