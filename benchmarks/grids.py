@@ -31,11 +31,11 @@ def run_cell(recipe: str, scale: str, given: Record, *, device: str = "cpu") -> 
 def rows_of(target: Target, done: Mapping[str, Finished], names: Sequence[str]) -> Record:
     """The scores `names` of each row, a list of seeds."""
     return {
-        row: {
-            name: [done[stage].scores[name] for stage in stages if name in done[stage].scores]
+        title: {
+            name: [done[stage].scores[name] for stage in row.stages if name in done[stage].scores]
             for name in names
         }
-        for row, stages in target.recipe.rows.items()
+        for title, row in target.recipe.rows.items()
     }
 
 

@@ -70,7 +70,7 @@ def recipe(score: DisWOT, budget_macs: float, trials: int, seed: int) -> Recipe:
         name="teacher", convert=LoadCheckpoint(model=spec), inputs={"checkpoint": WEIGHTS}
     )
     stages = (data, teacher, *searches)
-    return Recipe(name="search-speed", reference="benchmark", stages=stages, rows={}, baseline="")
+    return Recipe(name="search-speed", reference="benchmark", stages=stages)
 
 
 @dataclass(kw_only=True)

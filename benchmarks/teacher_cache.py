@@ -134,9 +134,7 @@ class Trial:
         )
         data = Make(name="data", make=self.data, inputs={}, ports=("train",))
         stages = (data, teacher, student)
-        return Recipe(
-            name="teacher-cache", reference="benchmark", stages=stages, rows={}, baseline=""
-        )
+        return Recipe(name="teacher-cache", reference="benchmark", stages=stages)
 
 
 @dataclass(frozen=True, kw_only=True)

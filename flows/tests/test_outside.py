@@ -172,7 +172,7 @@ def test_a_recipe_has_no_stage_of_the_name_of_ours() -> None:
     from stillhouse_flows.outside import check_free
 
     stage = Make(name="inputs", make=print, inputs={"file": "data:x"}, ports=("numbers",))  # type: ignore[arg-type]
-    recipe = Recipe(name="x", reference="none", stages=[stage], rows={}, baseline="")
+    recipe = Recipe(name="x", reference="none", stages=[stage])
     with pytest.raises(BadRecipe, match="recipe 'x': 'inputs' is DVC's stage of a flow"):
         check_free(recipe)
 

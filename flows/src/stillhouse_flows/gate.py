@@ -90,7 +90,7 @@ def rows_of_recipe(recipe: Recipe) -> tuple[str, ...]:
     """Rows of the student that the recipe exports; empty where that cannot be told."""
     exports = [stage.name for stage in recipe.stages if "model" in stage.outputs]
     inputs = {stage.name: stage.inputs for stage in recipe.stages}
-    return _exported(inputs, recipe.rows, exports)
+    return _exported(inputs, {title: row.stages for title, row in recipe.rows.items()}, exports)
 
 
 def rows_of_report(report: Document) -> tuple[str, ...]:

@@ -326,7 +326,7 @@ def test_a_single_file_is_a_plugin_too(tmp_path: Path) -> None:
 
 
 def recipe_of(*stages: Stage) -> Recipe:
-    return Recipe(name="r", reference="", stages=stages, rows={}, baseline="")
+    return Recipe(name="r", reference="", stages=stages)
 
 
 def test_a_stage_reaches_what_it_holds_and_what_builds_the_models_that_it_reads(

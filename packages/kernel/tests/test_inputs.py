@@ -22,7 +22,7 @@ def make(name: str, source: str) -> Make:
 
 
 def recipe(*stages: Make) -> Recipe:
-    return Recipe(name="r", reference="", stages=stages, rows={}, baseline="")
+    return Recipe(name="r", reference="", stages=stages)
 
 
 def test_a_missing_file_is_named_before_anything_is_read(tmp_path: Path) -> None:

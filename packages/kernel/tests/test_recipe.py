@@ -23,7 +23,7 @@ from stillhouse.digest import (
 )
 from stillhouse.errors import BadData, BadRecipe, UnhashableRecipe, UnknownName
 from stillhouse.objectives.objective import Composed, Weighted
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import Recipe, Row
 from stillhouse.stages import Evaluate, Make, Train
 
 from .toys import CrossEntropy, Net, toy_objective
@@ -104,7 +104,7 @@ def test_a_lambda_in_a_stage_is_named_by_its_place() -> None:
     with pytest.raises(
         UnhashableRecipe, match=r"recipe.stages\[0\].objective.losses\['kd'\].term: a lambda"
     ):
-        digest(Recipe(name="r", reference="", stages=[stage], rows={}, baseline=""))
+        digest(Recipe(name="r", reference="", stages=[stage]))
 
 
 def test_a_digest_is_the_same_in_another_process() -> None:
@@ -182,9 +182,7 @@ def make(name: str = "data") -> Make:
 
 
 def recipe(*stages: Any, **changes: Any) -> Recipe:
-    return Recipe(
-        **{"name": "r", "reference": "", "stages": stages, "rows": {}, "baseline": "", **changes}
-    )
+    return Recipe(**{"name": "r", "reference": "", "stages": stages, **changes})
 
 
 def test_stages_must_fit_together() -> None:
@@ -200,9 +198,16 @@ def test_stages_must_fit_together() -> None:
     with pytest.raises(BadRecipe, match="stage 'a b': a name has only letters"):
         recipe(make("a b"))
     with pytest.raises(UnknownName, match="row 'x': unknown stage 'dat'. Did you mean 'data'"):
-        recipe(make(), rows={"x": ("dat",)}, baseline="x")
-    with pytest.raises(UnknownName, match="unknown baseline row 'y'"):
-        recipe(make(), rows={"x": ("data",)}, baseline="y")
+        recipe(make(), rows={"x": Row(stages=("dat",), kind="baseline")})
+    row = Row(stages=("data",))
+    with pytest.raises(
+        BadRecipe, match="recipe 'r': one row must be of kind \"baseline\" .found: none is"
+    ):
+        recipe(make(), rows={"x": row})
+    row = replace(row, kind="baseline")
+    assert recipe(make(), rows={"x": row}).baseline == "x"
+    with pytest.raises(BadRecipe, match="found: 'x' and 'y'"):
+        recipe(make(), rows={"x": row, "y": row})
     with pytest.raises(UnknownName, match="r: unknown stage 'studnet'. Did you mean 'student'"):
         recipe(make(), student).stage("studnet")
 

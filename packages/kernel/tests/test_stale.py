@@ -43,7 +43,7 @@ class ReadThenWrite:
 
 def reading(make: ReadThenWrite, root: Path) -> tuple[Recipe, Runs]:
     stage = Make(name="read", make=make, inputs={"source": "data:set"}, ports=("train",))
-    recipe = Recipe(name="reading", reference="", stages=(stage,), rows={}, baseline="")
+    recipe = Recipe(name="reading", reference="", stages=(stage,))
     return recipe, Runs(root=root, recipe="none/reading", variant="v")
 
 
@@ -132,7 +132,7 @@ def test_only_an_edit_of_code_that_a_stage_reaches_runs_it_again(
     (plugin / "reader.py").write_text(READER)
     module = importlib.import_module("stale_plugin.reader")
     stage = Make(name="read", make=module.read, inputs={"source": "data:set"}, ports=("train",))
-    recipe = Recipe(name="reading", reference="", stages=(stage,), rows={}, baseline="")
+    recipe = Recipe(name="reading", reference="", stages=(stage,))
     told: list[str] = []
     runs = Runs(
         root=tmp_path, recipe="stale/reading", variant="v", observe=lambda e: told.append(e.text)
@@ -177,7 +177,7 @@ def test_a_builder_that_the_key_does_not_cover_is_refused(
     stage = Make(
         name="read", make=BuildsWhatItReads(), inputs={"source": "data:set"}, ports=("train",)
     )
-    recipe = Recipe(name="reading", reference="", stages=(stage,), rows={}, baseline="")
+    recipe = Recipe(name="reading", reference="", stages=(stage,))
     runs = Runs(root=tmp_path, recipe="stale/reading", variant="v")
     with pytest.raises(BadRecipe) as told:
         run_recipe(recipe, runs)
@@ -201,7 +201,7 @@ def test_builders_of_a_model_from_outside_are_in_the_key_and_in_the_record(
     net = importlib.import_module("stale_plugin.nets").Net
     save_model(tmp_path / "given", Built(spec=Model(build=net), module=net()))
     stage = Make(name="count", make=parameters, inputs={"model": "file:given"}, ports=("train",))
-    recipe = Recipe(name="reading", reference="", stages=(stage,), rows={}, baseline="")
+    recipe = Recipe(name="reading", reference="", stages=(stage,))
     runs = Runs(root=tmp_path, recipe="stale/reading", variant="v")
     run_recipe(recipe, runs)
     record = json.loads((runs.folder / "count" / "stage.json").read_text())

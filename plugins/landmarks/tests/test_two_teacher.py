@@ -27,22 +27,22 @@ def recipe(scale: str = "tiny", **settings: Any) -> Any:
 def test_stages_of_a_seed_and_rows_of_the_report() -> None:
     made = recipe(students=["l1", "paper"], seeds=2)
     assert [s.name for s in made.stages] == [
-        "data", "shape", "soft", "tough", "tolerant",
-        "l1-0", "l1-1", "paper-0", "paper-1",
-        "onnx-0", "int8-0", "onnx-1", "int8-1",
-        "tough-scores", "tolerant-scores",
-        "l1-0-scores", "l1-1-scores", "paper-0-scores", "paper-1-scores",
-        "int8-0-scores", "int8-1-scores",
+        "data", "shape", "soft", "tough", "tough-scores", "tolerant", "tolerant-scores",
+        "l1-0", "l1-0-scores", "l1-1", "l1-1-scores",
+        "paper-0", "paper-0-scores", "paper-1", "paper-1-scores",
+        "onnx-0", "int8-0", "int8-0-scores", "onnx-1", "int8-1", "int8-1-scores",
         "errors", "shipped", "softness", "export",
     ]  # fmt: skip
-    assert dict(made.rows) == {
+    assert {title: row.stages for title, row in made.rows.items()} == {
         "tough teacher": ("tough-scores",),
         "tolerant teacher": ("tolerant-scores",),
         "student L1": ("l1-0-scores", "l1-1-scores"),
         "student both (paper)": ("paper-0-scores", "paper-1-scores"),
         "student both (paper), int8": ("int8-0-scores", "int8-1-scores"),
     }
-    assert made.baseline == "student L1"
+    assert [row.kind for row in made.rows.values()] == [
+        "teacher", "teacher", "baseline", "student", "compressed"
+    ]  # fmt: skip
 
 
 def test_a_seed_later_leaves_the_stages_there_are() -> None:

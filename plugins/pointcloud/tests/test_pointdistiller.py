@@ -39,7 +39,7 @@ def test_stages_of_a_seed_and_rows_of_the_report():
         "alone-0-scores", "alone-1-scores", "both-0-scores", "both-1-scores",
         "first-student", "encoders-alone", "pictures", "encoders", "export",
     ]  # fmt: skip
-    assert dict(made.rows) == {
+    assert {title: row.stages for title, row in made.rows.items()} == {
         "teacher": ("teacher-scores",),
         "student 4x alone": ("alone-0-scores", "alone-1-scores"),
         "both": ("both-0-scores", "both-1-scores"),

@@ -37,7 +37,7 @@ def test_stages_of_a_seed_and_rows_of_the_report() -> None:
         "everything-confidence", "everything",
         "everything-teacher-confidence", "everything-teacher", "pictures", "shipped", "ready", "export",
     ]  # fmt: skip
-    assert dict(made.rows) == {
+    assert {title: row.stages for title, row in made.rows.items()} == {
         "teacher": ("teacher-scores",),
         "embedding only": ("embedding-0-scores",),
         "+ hard mask weighting": ("weighting-0-scores",),

@@ -23,11 +23,11 @@ def test_stages_of_a_seed_and_rows_of_the_report() -> None:
     made = recipe(objective=["kd", "dkd"], seeds=2)
     assert [s.name for s in made.stages] == [
         "data", "teacher", "teacher-scores",
-        "plain-0", "plain-1", "kd-0", "kd-1", "dkd-0", "dkd-1",
-        "plain-0-scores", "plain-1-scores", "kd-0-scores", "kd-1-scores",
-        "dkd-0-scores", "dkd-1-scores", "export",
+        "plain-0", "plain-0-scores", "plain-1", "plain-1-scores",
+        "kd-0", "kd-0-scores", "kd-1", "kd-1-scores",
+        "dkd-0", "dkd-0-scores", "dkd-1", "dkd-1-scores", "export",
     ]  # fmt: skip
-    assert dict(made.rows) == {
+    assert {title: row.stages for title, row in made.rows.items()} == {
         "teacher": ("teacher-scores",),
         "student": ("plain-0-scores", "plain-1-scores"),
         "student + kd": ("kd-0-scores", "kd-1-scores"),

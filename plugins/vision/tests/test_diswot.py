@@ -31,7 +31,7 @@ def recipe(scale: str = "tiny", **settings: Any) -> Any:
 
 def test_stages_rows_and_studies() -> None:
     made = recipe(seeds=2)
-    assert {row: stages for row, stages in made.rows.items() if row != "teacher"} == {
+    assert {t: row.stages for t, row in made.rows.items() if row.kind != "teacher"} == {
         "student": ("plain-0-scores", "plain-1-scores"),
         "student + kd": ("kd-0-scores", "kd-1-scores"),
         "student + kd + M_s + M_r": ("dagger-0-scores", "dagger-1-scores"),

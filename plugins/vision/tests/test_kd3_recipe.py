@@ -36,9 +36,9 @@ def train(made: Any, name: str) -> Train:
 def test_stages_of_a_seed_and_rows_of_the_report() -> None:
     made = recipe()
     assert [s.name for s in made.stages] == [
-        "data", "web", "teacher", "teacher-scores", "head", "confident",
-        "kd-all-0", "kd-all-0-scores", "kd-confident-0", "kd-confident-0-scores",
-        "kd3-0", "kd3-0-merged", "kd3-0-scores", "kd3-0-kept", "export",
+        "data", "teacher", "teacher-scores", "web", "kd-all-0", "kd-all-0-scores",
+        "confident", "kd-confident-0", "kd-confident-0-scores",
+        "head", "kd3-0", "kd3-0-merged", "kd3-0-scores", "kd3-0-kept", "export",
     ]  # fmt: skip
     assert list(made.rows) == [
         "teacher",

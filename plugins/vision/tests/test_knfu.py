@@ -127,7 +127,7 @@ def test_stages_of_a_seed_and_rows_of_the_report() -> None:
         *(f"{name}-1-scores" for name in RULES),
         "export",
     ]
-    assert dict(made.rows) == {
+    assert {title: row.stages for title, row in made.rows.items()} == {
         "local only": ("local-0-scores", "local-1-scores"),
         "self-distillation": ("itself-0-scores", "itself-1-scores"),
         "FedMD mean": ("mean-0-scores", "mean-1-scores"),

@@ -12,6 +12,7 @@ from stillhouse.artifact import Artifact
 from stillhouse.errors import BadRecipe, UnknownName
 
 Scale = Literal["tiny", "small", "paper"]
+Kind = Literal["teacher", "baseline", "student", "compressed"]
 SCALES: tuple[Scale, ...] = ("tiny", "small", "paper")
 OUTSIDE = ("data:", "file:", "builtin:", "hub:")
 # the environment variable that says in how many slices each training batch goes
@@ -111,6 +112,18 @@ class Stage(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of the report: names of its Evaluate stages, one a seed, and what its models are.
+
+    The other rows are compared with that of kind "baseline"; "compressed" is a student made
+    smaller, in few bits for instance.
+    """
+
+    stages: tuple[str, ...]
+    kind: Kind = "student"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bound:
     """A score that the rows' primary score is held against: the mean of `score` over `stages`.
 
@@ -131,8 +144,8 @@ class Bound:
 class Recipe:
     """A method as a list of stages in running order.
 
-    `rows` maps a row of the report to its Evaluate stages, one a seed; `baseline` names the row the
-    others are compared with, `method` the row that is the system itself: the headline is about it.
+    `rows` are the report's, by title, one of them of kind "baseline"; `method` names the row that
+    is the system itself: the headline is about it.
     `control` is what needs no model (rows below it make no headline), `ceiling` what a perfect
     model scores on the test data. `notes` are printed in every report (what is official, what is a
     reconstruction); `caution` follows the headline wherever that stands: why it may mislead.
@@ -144,8 +157,7 @@ class Recipe:
     name: str
     reference: str
     stages: Sequence[Stage]
-    rows: Mapping[str, tuple[str, ...]]
-    baseline: str
+    rows: Mapping[str, Row] = field(default_factory=dict[str, Row])
     notes: tuple[str, ...] = ()
     studies: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     method: str = ""
@@ -162,10 +174,15 @@ class Recipe:
             ports |= {f"{stage.name}.{port}" for port in stage.outputs}
         self._check_names(seen)
 
+    @property
+    def baseline(self) -> str:
+        """The title of the row that the others are compared with; "" without rows."""
+        return next((title for title, row in self.rows.items() if row.kind == "baseline"), "")
+
     def _check_names(self, stages: set[str]) -> None:
         """Raises UnknownName for a row, study or bound that names what is not there."""
         bounds = {"control": self.control, "ceiling": self.ceiling}
-        listed = [(f"row '{title}'", names) for title, names in self.rows.items()]
+        listed = [(f"row '{title}'", row.stages) for title, row in self.rows.items()]
         listed += [(f"study '{title}'", names) for title, names in self.studies.items()]
         listed += [(what, bound.stages) for what, bound in bounds.items() if bound is not None]
         for where, names in listed:
@@ -173,8 +190,10 @@ class Recipe:
                 if name not in stages:
                     raise UnknownName("stage", name, stages, where=where)
         where = f"recipe '{self.name}'"
-        if self.rows and self.baseline not in self.rows:
-            raise UnknownName("baseline row", self.baseline, self.rows, where=where)
+        baselines = [title for title, row in self.rows.items() if row.kind == "baseline"]
+        if self.rows and len(baselines) != 1:
+            found = " and ".join(f"'{title}'" for title in baselines) or "none is"
+            raise BadRecipe(f'{where}: one row must be of kind "baseline" (found: {found})')
         if self.method and self.method not in self.rows:
             raise UnknownName("method's row", self.method, self.rows, where=where)
 

@@ -249,7 +249,7 @@ domain = Domain(name="wild", summary="A lambda", recipes={"r": "wild_plugin:reci
 
 def recipe(settings: Settings) -> Recipe:
     make = Make(name="data", make=lambda inputs, rng: {}, inputs={}, ports=("train",))
-    return Recipe(name="r", reference="", stages=(make,), rows={}, baseline="")
+    return Recipe(name="r", reference="", stages=(make,))
 """
 
 

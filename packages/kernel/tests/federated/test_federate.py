@@ -547,8 +547,6 @@ def federation() -> Recipe:
             Make(name="data", make=Blobs(), inputs={}, ports=("transfer", "test", *FOUR)),
             made,
         ),
-        rows={},
-        baseline="",
     )
 
 

@@ -33,7 +33,7 @@ def story_of(plain: tuple[float, ...], kd: tuple[float, ...]) -> Story:
 def test_rows_hold_means_and_paired_differences(tmp_path: Path) -> None:
     document = document_of(THREE, tmp_path)
     assert document.primary == "accuracy"
-    assert [row.standing for row in document.rows] == ["teacher", "baseline", "student", "student"]
+    assert [row.kind for row in document.rows] == ["teacher", "baseline", "student", "student"]
     kd = document.row("student + kd")
     assert kd is not None
     assert kd.scores["accuracy"].mean == pytest.approx((0.8871 + 0.8866 + 0.8889) / 3)

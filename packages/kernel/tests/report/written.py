@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from stillhouse.artifact import Artifact
 from stillhouse.code import stage_code
 from stillhouse.digest import digest, text_digest
-from stillhouse.recipe import Bound, Context, Recipe
+from stillhouse.recipe import Bound, Context, Kind, Recipe, Row
 
 ENVIRONMENT = {
     "python": "3.11.9",
@@ -59,6 +59,7 @@ class Scored:
     row: str
     prefix: str
     accuracy: tuple[float, ...]
+    kind: Kind = "student"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ class Story:
             Step(name="teacher", kind="Train", inputs={"data": "data.train"}, outputs=("teacher",)),
             *_evaluated("teacher", "teacher.teacher"),
         ]
-        rows = {"teacher": ("teacher-scores",)}
+        rows = {"teacher": Row(kind="teacher", stages=("teacher-scores",))}
         for scored in self.rows:
             names = [f"{scored.prefix}-{i}" for i in range(len(scored.accuracy))]
             for i, name in enumerate(names):
@@ -93,7 +94,8 @@ class Story:
                     Step(name=name, kind="Train", inputs=inputs, outputs=("student",), seed=i)
                 )
                 stages += _evaluated(name, f"{name}.student")
-            rows[scored.row] = tuple(f"{name}-scores" for name in names)
+            kind = "baseline" if scored is self.rows[0] else scored.kind
+            rows[scored.row] = Row(kind=kind, stages=tuple(f"{name}-scores" for name in names))
         if self.export:
             source = f"{self.rows[-1].prefix}-0.student"
             stages.append(
@@ -104,7 +106,6 @@ class Story:
             reference=self.reference,
             stages=stages,
             rows=rows,
-            baseline=self.rows[0].row,
             notes=self.notes,
             method=self.method,
             control=self.control,

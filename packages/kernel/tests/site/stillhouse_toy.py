@@ -16,7 +16,7 @@ from stillhouse.errors import ClientLost
 from stillhouse.federated import Federate, KnFu, Plan
 from stillhouse.metrics import Classification, Profile
 from stillhouse.objectives.objective import Composed, Optimizer, Phase, Tensors, Weighted
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import Kind, Recipe, Row
 from stillhouse.settings import Settings
 from stillhouse.stages import Evaluate, Make, Train
 from stillhouse.work import Work
@@ -157,13 +157,16 @@ def toy(settings: Toy) -> Recipe:
                 inputs=inputs,
             )
         )
-    rows = {kind: tuple(f"{kind}-{seed}-scores" for seed in seeds) for kind in ("student", "plain")}
+    kinds: dict[str, Kind] = {"student": "student", "plain": "baseline"}
+    rows = {
+        name: Row(kind=kind, stages=tuple(f"{name}-{seed}-scores" for seed in seeds))
+        for name, kind in kinds.items()
+    }
     return Recipe(
         name="toy/toy",
         reference="none",
         stages=stages,
         rows=rows,
-        baseline="plain",
         method="student",
     )
 
@@ -228,4 +231,4 @@ def federated(settings: Federated) -> Recipe:
             ),
         ),
     )
-    return Recipe(name="toy/federated", reference="none", stages=stages, rows={}, baseline="")
+    return Recipe(name="toy/federated", reference="none", stages=stages)

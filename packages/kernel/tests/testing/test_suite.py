@@ -48,7 +48,7 @@ def salted(settings: Settings) -> Recipe:
 
 def one(name: str) -> Recipe:
     make = Make(name=name, make=throw, inputs={}, ports=("train",))
-    return Recipe(name="faulty", reference="", stages=(make,), rows={}, baseline="")
+    return Recipe(name="faulty", reference="", stages=(make,))
 '''
 
 

@@ -23,7 +23,6 @@ from stillhouse.report.document import (
     Seed,
     Shipped,
     StageEntry,
-    Standing,
     Study,
 )
 from stillhouse.report.headline import Findings, headline
@@ -76,8 +75,8 @@ def build(recipe: Recipe, name: str, root: Path, folder: Path) -> Document:
 
 def _scores(recipe: Recipe, done: Mapping[str, Finished]) -> tuple[tuple[Score, ...], Score | None]:
     """Every score in the order evaluations give them, the baseline's first; and the primary one."""
-    order = [recipe.baseline, *(row for row in recipe.rows if row != recipe.baseline)]
-    stages = [done[s] for row in order for s in recipe.rows.get(row, ()) if s in done]
+    order = sorted(recipe.rows, key=lambda title: title != recipe.baseline)
+    stages = [done[s] for row in order for s in recipe.rows[row].stages if s in done]
     scores = tuple(_score(n) for n in dict.fromkeys(n for s in stages for n in s.scores))
     reproducible = dict.fromkeys(n for s in stages for n in s.reproducible)
     primary = next((_score(n) for n in reproducible if not is_cost(n)), None)
@@ -103,7 +102,7 @@ def corrected(rows: Sequence[Row], method: str) -> tuple[Row, ...]:
     """The rows with the differences of students other than the method corrected for their number,
     score by score.
     """
-    tested = [i for i, row in enumerate(rows) if row.standing == "student" and row.name != method]
+    tested = [i for i, row in enumerate(rows) if row.compared and row.name != method]
     gaps = [dict(row.differences) for row in rows]
     for score in dict.fromkeys(name for i in tested for name in gaps[i]):
         having = [i for i in tested if score in gaps[i]]
@@ -114,7 +113,7 @@ def corrected(rows: Sequence[Row], method: str) -> tuple[Row, ...]:
 
 def _method(recipe: Recipe, rows: Sequence[Row]) -> str:
     """The row the recipe names, else the only student there is."""
-    students = [row.name for row in rows if row.standing == "student"]
+    students = [row.name for row in rows if row.compared]
     return recipe.method or (students[0] if len(students) == 1 else "")
 
 
@@ -137,7 +136,7 @@ def _held(bound: Bound | None, primary: Score | None, done: Mapping[str, Finishe
 
 
 def _row(recipe: Recipe, name: str, done: Mapping[str, Finished], scores: Sequence[Score]) -> Row:
-    stages = recipe.rows[name]
+    stages = recipe.rows[name].stages
     seeds = tuple(Seed(stage=s, scores=done[s].scores) for s in stages if s in done)
     values = {
         s.name: [seed.scores[s.name] for seed in seeds if s.name in seed.scores] for s in scores
@@ -145,7 +144,7 @@ def _row(recipe: Recipe, name: str, done: Mapping[str, Finished], scores: Sequen
     differences = {s.name: _difference(recipe, name, s.name, done) for s in scores}
     return Row(
         name=name,
-        standing=_standing(recipe, name),
+        kind=recipe.rows[name].kind,
         stages=stages,
         seeds=seeds,
         scores={score: summarize(given) for score, given in values.items() if given},
@@ -153,19 +152,11 @@ def _row(recipe: Recipe, name: str, done: Mapping[str, Finished], scores: Sequen
     )
 
 
-def _standing(recipe: Recipe, name: str) -> Standing:
-    """A teacher's row is known by its name: the word "teacher" without the word "student"."""
-    if name == recipe.baseline:
-        return "baseline"
-    words = name.casefold().split()
-    return "teacher" if "teacher" in words and "student" not in words else "student"
-
-
 def _difference(
     recipe: Recipe, name: str, score: str, done: Mapping[str, Finished]
 ) -> Difference | None:
     """To the baseline: paired where the rows list as many seeds, else of the means alone."""
-    ours, theirs = recipe.rows[name], recipe.rows[recipe.baseline]
+    ours, theirs = recipe.rows[name].stages, recipe.rows[recipe.baseline].stages
     if name == recipe.baseline:
         return None
     if len(ours) == len(theirs):
@@ -200,7 +191,9 @@ def _entry(name: str, stage: Finished) -> StageEntry:
 
 def _curves(recipe: Recipe, done: Mapping[str, Finished]) -> tuple[Curve, ...]:
     evaluated = {
-        _evaluated(recipe, stage): row for row, stages in recipe.rows.items() for stage in stages
+        _evaluated(recipe, stage): title
+        for title, row in recipe.rows.items()
+        for stage in row.stages
     }
     return tuple(
         Curve(stage=name, row=evaluated.get(name, ""), columns=stage.curves)
@@ -227,7 +220,7 @@ def _study(title: str, stages: tuple[str, ...], done: Mapping[str, Finished]) ->
 
 def _pictures(recipe: Recipe, done: Mapping[str, Finished]) -> tuple[Picture, ...]:
     """Those of the first finished seed of each row and study: more would only repeat them."""
-    shown = [(row, stages, False) for row, stages in recipe.rows.items()]
+    shown = [(title, row.stages, False) for title, row in recipe.rows.items()]
     shown += [(title, stages, True) for title, stages in recipe.studies.items()]
     first = [
         (row, next((s for s in stages if s in done), None), study) for row, stages, study in shown

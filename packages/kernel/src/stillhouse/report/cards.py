@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from stillhouse.recipe import Kind
 from stillhouse.report import units
 from stillhouse.report.document import Document, Row
 from stillhouse.report.tables import total_seconds
@@ -29,10 +30,10 @@ def cards(document: Document) -> tuple[Card, ...]:
     return tuple(card for card in [*found, _cost(document)] if card is not None)
 
 
-def _best(document: Document, standing: str) -> Row | None:
+def _best(document: Document, *kinds: Kind) -> Row | None:
     name = document.primary or ""
     score = document.score(name)
-    rows = [r for r in document.rows if r.standing == standing and name in r.scores]
+    rows = [r for r in document.rows if r.kind in kinds and name in r.scores]
     sign = -1 if score and score.lower_is_better else 1
     return max(rows, key=lambda row: sign * row.scores[name].mean, default=None)
 
@@ -40,7 +41,7 @@ def _best(document: Document, standing: str) -> Row | None:
 def _method(document: Document) -> Row | None:
     """The method's row where it is scored; where the recipe names none, the best student's."""
     if not document.method:
-        return _best(document, "student")
+        return _best(document, "student", "compressed")
     row = document.row(document.method)
     return row if row is not None and (document.primary or "") in row.scores else None
 

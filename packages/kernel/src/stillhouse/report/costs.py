@@ -18,10 +18,8 @@ def costlier(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _sentence(rows: Sequence[Row], name: str) -> str:
-    teachers = [
-        v for r in rows if r.standing == "teacher" and name in r.scores for v in _all(r, name)
-    ]
-    students = [row for row in rows if row.standing != "teacher" and name in row.scores]
+    teachers = [v for r in rows if r.kind == "teacher" and name in r.scores for v in _all(r, name)]
+    students = [row for row in rows if row.kind != "teacher" and name in row.scores]
     if not teachers or not students:
         return ""
     most = max(teachers) * (TIMING if name.endswith("_ms") else 1)

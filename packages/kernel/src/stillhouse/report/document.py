@@ -4,18 +4,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import pydantic
+from pydantic import AliasChoices
 
 from stillhouse.errors import CorruptArtifact, MissingData
-from stillhouse.recipe import OUTSIDE
+from stillhouse.recipe import OUTSIDE, Kind
 from stillhouse.report.collect import Product, Source
 from stillhouse.report.statistics import Difference, Summary
 
 SCHEMA = 1
 FILE = "report.json"
-Standing = Literal["teacher", "baseline", "student"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +42,17 @@ class Row:
     """A row of the main table; `differences` are to the baseline row, by score."""
 
     name: str
-    standing: Standing
+    # "standing" in documents of earlier versions
+    kind: Annotated[Kind, pydantic.Field(validation_alias=AliasChoices("kind", "standing"))]
     stages: tuple[str, ...]  # one a seed, finished or not
     seeds: tuple[Seed, ...]
     scores: Mapping[str, Summary]
     differences: Mapping[str, Difference]
+
+    @property
+    def compared(self) -> bool:
+        """Whether the row is one that is held against the baseline."""
+        return self.kind in ("student", "compressed")
 
 
 @dataclass(frozen=True, kw_only=True)

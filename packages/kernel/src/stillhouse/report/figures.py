@@ -26,7 +26,7 @@ def plots(document: Document) -> tuple[Plot, ...]:
 
 def _score_plots(document: Document, primary: Score) -> list[Plot]:
     found = [_scores(document, primary)]
-    if any(primary.name in row.differences for row in document.rows if row.standing == "student"):
+    if any(primary.name in row.differences for row in document.rows if row.compared):
         found.append(_differences(document, primary))
     shown = [n for n in COSTS if sum(n in row.scores for row in document.rows) > 1][:2]
     return found + [_against(document, primary, name) for name in shown]
@@ -67,7 +67,7 @@ def _having(document: Document, primary: Score) -> list[Row]:
 
 def _students(document: Document, primary: Score) -> list[Row]:
     rows = document.rows
-    return [r for r in rows if r.standing == "student" and primary.name in r.differences]
+    return [r for r in rows if r.compared and primary.name in r.differences]
 
 
 def _spoken(row: Row, name: str) -> str:
@@ -156,7 +156,7 @@ def _say(axes: Axes, x: float, y: float, text: str) -> None:
 
 def _draw_differences(drawing: Drawing) -> Figure:
     name = drawing.primary.name
-    named = [n for n in drawing.named() if n[0].standing == "student" and name in n[0].differences]
+    named = [n for n in drawing.named() if n[0].compared and name in n[0].differences]
     figure, axes = _ladder([row.name for row, _, _ in named])
     axes.axvline(0, color=drawing.theme.baseline, lw=1.2)
     for y, (row, colour, marker) in enumerate(named):

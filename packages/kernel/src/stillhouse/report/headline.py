@@ -6,6 +6,7 @@ A loss is said as plainly as a gain; other rows follow, corrected for their numb
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stillhouse.recipe import Kind
 from stillhouse.report.document import Headline, Held, Row, Score
 from stillhouse.report.statistics import Difference
 from stillhouse.report.units import (
@@ -58,8 +59,8 @@ def _scored(found: Findings, row: Row) -> bool:
     return found.primary is not None and found.primary.name in row.scores
 
 
-def _first(found: Findings, standing: str) -> Row | None:
-    rows = (r for r in found.rows if r.standing == standing and _scored(found, r))
+def _first(found: Findings, *kinds: Kind) -> Row | None:
+    rows = (r for r in found.rows if r.kind in kinds and _scored(found, r))
     return next(rows, None)
 
 
@@ -96,7 +97,11 @@ def _worse(value: float, other: float, primary: Score) -> bool:
 
 
 def _alone(found: Findings, primary: Score) -> str:
-    first = (_first(found, standing) for standing in ("baseline", "teacher", "student"))
+    first = (
+        _first(found, "baseline"),
+        _first(found, "teacher"),
+        _first(found, "student", "compressed"),
+    )
     method = _method(found)
     row = method or next(row for row in first if row is not None)
     what = f"{quantity(row.scores[primary.name].mean, primary.name)} {inside(primary.label)}"
@@ -151,7 +156,7 @@ def _teacher(found: Findings, method: Row, baseline: Row, primary: Score) -> lis
     """The best teacher's score, the share of its lead that is closed, and what the student needs
     of its compute where that is less.
     """
-    rows = [row for row in found.rows if row.standing == "teacher" and _scored(found, row)]
+    rows = [row for row in found.rows if row.kind == "teacher" and _scored(found, row)]
     if not rows:
         return []
     sign = -1 if primary.lower_is_better else 1
@@ -180,7 +185,7 @@ def _others(found: Findings, primary: Score) -> tuple[str, ...]:
     rows = [
         (row.name, row.differences[primary.name])
         for row in found.rows
-        if row.standing == "student" and row.name != found.method
+        if row.compared and row.name != found.method
         if primary.name in row.differences and row.differences[primary.name].p is not None
     ]
     if not rows:
@@ -194,7 +199,7 @@ def _others(found: Findings, primary: Score) -> tuple[str, ...]:
         said.append(f"no difference beyond noise for {', '.join(rest)}")
     head = "The other row" if len(rows) == 1 else "The other rows"
     if not found.method:
-        head = f"Against {next(r.name for r in found.rows if r.standing == 'baseline')}"
+        head = f"Against {next(r.name for r in found.rows if r.kind == 'baseline')}"
     number_of = ", corrected for their number (Holm)" if len(rows) > 1 else ""
     return (f"{head}{number_of}: {'; '.join(said)}.",)
 

@@ -14,7 +14,7 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 
 @dataclass(frozen=True, kw_only=True)
 class Theme:
-    """Colours of a figure's furniture and of the rows by standing."""
+    """Colours of a figure's furniture and of the rows by kind."""
 
     ink: str
     muted: str
@@ -49,10 +49,10 @@ THEMES: Mapping[Mode, Theme] = {
 
 def colours(rows: Sequence[Row], theme: Theme) -> tuple[str, ...]:
     """A colour a row: ink for teachers, grey for the baseline, the series for the others."""
-    students = [row.name for row in rows if row.standing == "student"]
+    students = [row.name for row in rows if row.compared]
     fixed = {"teacher": theme.teacher, "baseline": theme.baseline}
     return tuple(
-        fixed.get(row.standing) or theme.series[students.index(row.name) % len(theme.series)]
+        fixed.get(row.kind) or theme.series[students.index(row.name) % len(theme.series)]
         for row in rows
     )
 

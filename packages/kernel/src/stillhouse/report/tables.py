@@ -133,7 +133,7 @@ def _primary_cells(row: Row, primary: Score | None) -> tuple[Cell, ...]:
         else Cell(text=units.interval(summary.low, summary.high, primary.name), note=count)
     )
     gap = row.differences.get(primary.name)
-    p = nothing() if gap is None or row.standing == "baseline" else _p(gap)
+    p = nothing() if gap is None or row.kind == "baseline" else _p(gap)
     return (spread(summary, primary.name, strong=True), span, _gap(row, primary), p)
 
 
@@ -144,7 +144,7 @@ def spread(summary: Summary, name: str, *, strong: bool = False) -> Cell:
 
 
 def _gap(row: Row, primary: Score) -> Cell:
-    if row.standing == "baseline":
+    if row.kind == "baseline":
         return nothing("baseline")
     gap = row.differences.get(primary.name)
     if gap is None:

@@ -55,8 +55,8 @@ def _cells(row: Row, document: Document, costs: Sequence[str]) -> tuple[Cell, ..
 def _gap(row: Row, name: str) -> Cell:
     """A difference and half its interval: Student's t intervals lie evenly about the mean."""
     gap = row.differences.get(name)
-    if row.standing == "baseline" or gap is None:
-        return nothing("baseline") if row.standing == "baseline" else nothing()
+    if row.kind == "baseline" or gap is None:
+        return nothing("baseline") if row.kind == "baseline" else nothing()
     text = units.signed(gap.mean, name)
     if gap.high is None:
         return Cell(text=text)

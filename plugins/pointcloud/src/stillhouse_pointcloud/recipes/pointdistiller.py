@@ -9,7 +9,7 @@ from stillhouse.artifact import Model
 from stillhouse.objectives.features import AttentionTransfer, Hint
 from stillhouse.objectives.objective import Composed, Cosine, Optimizer, Phase, Weighted
 from stillhouse.objectives.projectors import ConvProjector
-from stillhouse.recipe import Recipe, Stage
+from stillhouse.recipe import Recipe, Row, Stage
 from stillhouse.stages import Convert, Make, Train
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.distilled import FreshDetector, GraphRole
@@ -87,12 +87,14 @@ def pointdistiller(settings: PointDistillerSettings) -> Recipe:
             *studies(settings, zoo, ref),
             _export(settings, zoo),
         ),
-        rows={"teacher": ("teacher-scores",)}
+        rows={"teacher": Row(kind="teacher", stages=("teacher-scores",))}
         | {
-            ROWS[s]: tuple(f"{s}-{seed}-scores" for seed in seeds(settings))
+            ROWS[s]: Row(
+                kind="baseline" if s == BASELINE else "student",
+                stages=tuple(f"{s}-{seed}-scores" for seed in seeds(settings)),
+            )
             for s in settings.students
         },
-        baseline=ROWS[BASELINE],
         method=ROWS[exported(settings)],
         ceiling=CEILED,
         notes=(*NOTES, *zoo.notes, *_about(settings)),

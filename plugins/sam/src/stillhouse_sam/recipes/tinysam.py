@@ -2,7 +2,7 @@
 
 from stillhouse.card import Card
 from stillhouse.export import Export
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import Kind, Recipe, Row
 from stillhouse.stages import Convert
 from stillhouse_sam.confidence import KeepEverything
 from stillhouse_sam.exporting import ExportSam
@@ -69,7 +69,6 @@ def tinysam(settings: TinySamSettings) -> Recipe:
             _export(settings),
         ),
         rows=_rows(settings),
-        baseline=ROWS[BASELINE],
         method=ROWS[shipped(settings)],
         control=trivial_control(),
         notes=NOTES,
@@ -77,14 +76,15 @@ def tinysam(settings: TinySamSettings) -> Recipe:
     )
 
 
-def _rows(settings: TinySamSettings) -> dict[str, tuple[str, ...]]:
-    names: dict[str, str] = {ROWS[s]: s for s in settings.students}
-    names |= {f"W{bits}A{bits}": f"w{bits}" for bits in settings.bits}
+def _rows(settings: TinySamSettings) -> dict[str, Row]:
+    names: dict[str, tuple[str, Kind]] = {ROWS[s]: (s, "student") for s in settings.students}
+    names[ROWS[BASELINE]] = (BASELINE, "baseline")
+    names |= {f"W{bits}A{bits}": (f"w{bits}", "compressed") for bits in settings.bits}
     if settings.int8:
-        names["int8, ONNX Runtime"] = "int8"
-    return {"teacher": ("teacher-scores",)} | {
-        row: tuple(f"{name}-{seed}-scores" for seed in seeds(settings))
-        for row, name in names.items()
+        names["int8, ONNX Runtime"] = ("int8", "compressed")
+    return {"teacher": Row(kind="teacher", stages=("teacher-scores",))} | {
+        title: Row(kind=kind, stages=tuple(f"{name}-{seed}-scores" for seed in seeds(settings)))
+        for title, (name, kind) in names.items()
     }
 
 

@@ -3,26 +3,23 @@
 from collections.abc import Mapping
 
 from stillhouse.cache import Cache
-from stillhouse.card import Card
-from stillhouse.export import Export
-from stillhouse.objectives.objective import Composed
+from stillhouse.comparison import seeded
 from stillhouse.objectives.zoo import ZooEntry, zoo_method
 from stillhouse.recipe import Recipe
-from stillhouse.stages import Convert, Train
+from stillhouse.references import out
 from stillhouse_vision.models import channels, output_shapes
 from stillhouse_vision.recipes.distill_settings import WARM, Distill
 from stillhouse_vision.recipes.teaching import (
     ONE_TEACHER,
     caution,
-    data_stage,
+    compared,
+    export_stage,
     named_model,
-    phase,
     supervised,
-    teacher_stages,
+    taught,
+    teachers_of,
     train_stage,
-    trained_scores,
 )
-from stillhouse_vision.usage import classifier_usage
 
 PAPER = (
     "Hinton, Vinyals, Dean 2015, Distilling the knowledge in a neural network (arXiv 1503.02531)"
@@ -51,85 +48,46 @@ def distill(settings: Distill) -> Recipe:
     resnet32x4 to resnet8x4, SGD, 240 epochs of batches of 64, learning rate 0.05 times 0.1 at
     epochs 150, 180 and 210, 5 seeds.
     """
-    teacher = teacher_stages(settings, agree=_agree(settings))
-    students = [_plain(settings, seed) for seed in range(settings.seeds)]
+    teachers = teachers_of(settings, agree=_agree(settings))
+    student = {"student": named_model(settings, settings.student)}
+    alone = supervised(settings, "student", settings.lr)
+    lessons = {"plain": train_stage(settings, "plain", alone, fresh=student)}
     for name in settings.objective:
-        entry = _entry(settings, name)
-        students += [
-            _distilled(settings, name, entry, teacher.ref, seed) for seed in range(settings.seeds)
-        ]
-    first = f"{settings.objective[0]}-0"
-    scores = [trained_scores(settings, s, teacher.ref, picture=s.name == first) for s in students]
-    export = Convert(
-        name="export",
-        convert=_export(settings),
-        inputs={
-            "student": f"{first}.student",
-            "data": "data.test",
-            "scores": f"{first}-scores.scores",
-        },
+        entry, stored = _entry(settings, name), STORED.get(name, ())
+        lessons[name] = train_stage(
+            settings,
+            name,
+            taught(settings, entry.losses, helpers=entry.roles, feeds=entry.feeds),
+            roles={"teacher": out(teachers["teacher"])},
+            fresh={**student, **entry.roles},
+            cache={"teacher": Cache(outputs=stored)} if settings.cache and stored else {},
+            sliced=name in SLICED,
+        )
+    method = settings.objective[0]
+    made = compared(
+        settings,
+        teachers,
+        {name: seeded(lesson, settings.seeds) for name, lesson in lessons.items()},
+        titles={"plain": "student"} | {name: f"student + {name}" for name in settings.objective},
+        baseline="plain",
+        exported=method,
     )
-    return Recipe(
+    title = f"{settings.student}, distilled from {settings.teacher_model} by {method}"
+    return made.recipe(
         name="vision/distill",
         reference=PAPER,
-        stages=(data_stage(settings), *teacher.stages, *students, *scores, export),
-        rows={**teacher.rows, **_rows(settings)},
-        baseline="student",
+        export=export_stage(title, PAPER, made.scores.inputs["data"]),
         notes=(ONE_TEACHER,),
         caution=caution(settings, f"{settings.steps} steps"),
-        method=f"student + {settings.objective[0]}",
     )
-
-
-def _rows(settings: Distill) -> dict[str, tuple[str, ...]]:
-    names = {"student": "plain"} | {f"student + {name}": name for name in settings.objective}
-    return {
-        row: tuple(f"{name}-{seed}-scores" for seed in range(settings.seeds))
-        for row, name in names.items()
-    }
 
 
 def _agree(settings: Distill) -> tuple[str, ...]:
     """The teacher's outputs that are read."""
-    whole = any(o not in STORED for o in settings.objective)  # those read feature maps
-    return (
-        tuple(output_shapes(named_model(settings, settings.teacher_model)))
-        if whole
-        else ("logits",)
-    )
-
-
-def _plain(settings: Distill, seed: int) -> Train:
-    """The baseline: labels alone; first weights and batches are those of its seed everywhere."""
-    return train_stage(
-        settings,
-        f"plain-{seed}",
-        supervised(settings, "student", settings.lr),
-        fresh={"student": named_model(settings, settings.student)},
-        steps=settings.steps,
-        seed=seed,
-    )
-
-
-def _distilled(settings: Distill, name: str, entry: ZooEntry, teacher: str, seed: int) -> Train:
-    stored = STORED.get(name, ())
-    objective = Composed(
-        phases={"student": phase(settings, ("student", *entry.roles), settings.lr)},
-        roles=("teacher", "student", *entry.roles),
-        losses=entry.losses,
-        feeds=entry.feeds,
-    )
-    return train_stage(
-        settings,
-        f"{name}-{seed}",
-        objective,
-        roles={"teacher": teacher},
-        fresh={"student": named_model(settings, settings.student), **entry.roles},
-        steps=settings.steps,
-        seed=seed,
-        cache={"teacher": Cache(outputs=stored)} if settings.cache and stored else {},
-        sliced=name in SLICED,
-    )
+    if all(name in STORED for name in settings.objective):
+        return ("logits",)
+    # the others read feature maps
+    return tuple(output_shapes(named_model(settings, settings.teacher_model)))
 
 
 def _entry(settings: Distill, objective: str) -> ZooEntry:
@@ -143,13 +101,3 @@ def _entry(settings: Distill, objective: str) -> ZooEntry:
     student = channels(named_model(settings, settings.student))
     teacher = channels(named_model(settings, settings.teacher_model))
     return method(student, teacher, settings.classes, settings.samples, **(shared | own))
-
-
-def _export(settings: Distill) -> Export:
-    method = settings.objective[0]
-    card = Card(
-        title=f"{settings.student}, distilled from {settings.teacher_model} by {method}",
-        task="image-classification",
-        paper=PAPER,
-    )
-    return Export(card=card, usage=classifier_usage)

@@ -1,37 +1,39 @@
 """vision/diswot: choose a student's architecture for a teacher without training, then distil it."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from stillhouse.artifact import Model
 from stillhouse.cache import Cache
-from stillhouse.card import Card
-from stillhouse.export import Export
+from stillhouse.comparison import seeded
 from stillhouse.objectives.objective import Composed, Weighted
 from stillhouse.objectives.projectors import ConvProjector
 from stillhouse.objectives.relations import DisWOTRelation, DisWOTSemantic
 from stillhouse.recipe import Recipe
-from stillhouse.search import AgingEvolution, Exhaustive, Listed, RandomSearch, Strategy
+from stillhouse.references import Ref, out
+from stillhouse.search import AgingEvolution, Exhaustive, Listed, RandomSearch
 from stillhouse.search.scores import DisWOT as DisWOTScore
 from stillhouse.search.scores import ZeroCost
-from stillhouse.stages import Convert, Search, Train
+from stillhouse.stages import Search, Train
 from stillhouse_vision.models import channels
 from stillhouse_vision.recipes.diswot_settings import DisWOT
-from stillhouse_vision.recipes.diswot_studies import distillation, study_stages
+from stillhouse_vision.recipes.diswot_studies import distillation, studies
 from stillhouse_vision.recipes.teaching import (
+    NOTHING,
     ONE_TEACHER,
     caution,
+    compared,
     data_stage,
+    export_stage,
     image_spec,
     named_model,
-    phase,
     schedule_note,
     supervised,
-    teacher_stages,
+    taught,
+    teachers_of,
     train_stage,
-    trained_scores,
 )
 from stillhouse_vision.spaces import NasBench201, NasBenchMacro, ResNetDepths, ResNetShapes
-from stillhouse_vision.usage import classifier_usage
 
 PAPER = (
     "Dong, Li, Wei 2023, DisWOT: student architecture search for distillation without training "
@@ -74,40 +76,33 @@ def diswot(settings: DisWOT) -> Recipe:
     16 pixels; 48 cells of NAS-Bench-201. paper: CIFAR-100 (`--set data=...`), ResNet-110, S0, 240
     epochs of batches of 64, learning rate 0.05 times 0.1 at epochs 150, 180 and 210.
     """
-    teacher = teacher_stages(settings, agree=("logits", "embedding", _last_maps(settings)[1]))
-    searches = _searches(settings, teacher.ref)
-    students = _students(settings, teacher.ref)
-    every = [stage for row in students.values() for stage in row]
-    scores = [trained_scores(settings, s, teacher.ref, picture=s.name == "kd-0") for s in every]
-    studies = study_stages(settings, space_of(settings), score_of(settings), teacher.ref)
-    export = Convert(
-        name="export",
-        convert=Export(card=_card(settings), usage=classifier_usage),
-        inputs={
-            "student": "kd-0.student",
-            "data": "data.test",
-            "scores": "kd-0-scores.scores",
+    teachers = teachers_of(settings, agree=("logits", "embedding", _last_maps(settings)[1]))
+    teacher = out(teachers["teacher"])
+    projector = _projector(settings)
+    both = _with_distances(settings, projector)
+    terms = " + ".join(name for name in ("M_s", "M_r") if name in both.losses)
+    made = compared(
+        settings,
+        teachers,
+        _students(settings, teacher, both, projector),
+        titles={
+            "plain": "student",
+            "kd": "student + kd",
+            "dagger": f"student + kd + {terms}",
+            "largest-kd": "largest + kd",
+            "random-kd": "random + kd",
         },
+        baseline="plain",
+        exported="kd",
     )
-    rows = {row: tuple(f"{s.name}-scores" for s in stages) for row, stages in students.items()}
-    return Recipe(
+    title = f"A network chosen by DisWOT, distilled from {settings.teacher_model}"
+    return made.recipe(
         name="vision/diswot",
         reference=PAPER,
-        stages=(
-            data_stage(settings),
-            *teacher.stages,
-            *searches,
-            *every,
-            *scores,
-            *studies.stages,
-            export,
-        ),
-        rows={**teacher.rows, **rows},
-        baseline="student",
-        caution=caution(settings, f"{settings.steps} steps"),
-        method="student + kd",
+        export=export_stage(title, PAPER, made.scores.inputs["data"]),
+        studies=studies(settings, space_of(settings), score_of(settings), teacher),
         notes=(*NOTES, schedule_note(settings, OFFICIAL), ONE_TEACHER),
-        studies=studies.titles,
+        caution=caution(settings, f"{settings.steps} steps"),
     )
 
 
@@ -137,9 +132,13 @@ def score_of(settings: DisWOT) -> DisWOTScore:
     )
 
 
-def _searches(settings: DisWOT, teacher: str) -> list[Search]:
-    """DisWOT's choice, the one with the most parameters, and a random one a seed; one budget."""
-    space, data = space_of(settings), {"data": "data.train"}
+def _students(
+    settings: DisWOT, teacher: Ref, both: Composed, projector: Model | None
+) -> Mapping[str, Sequence[Train]]:
+    """One network's first weights and batches are those of the seed in every row. What is chosen:
+    DisWOT's best, the one with the most parameters, and a random one a seed; of one budget.
+    """
+    space, data = space_of(settings), {"data": out(data_stage(settings), "train")}
     search = Search(
         name="search",
         space=space,
@@ -149,80 +148,57 @@ def _searches(settings: DisWOT, teacher: str) -> list[Search]:
         inputs={**data, "teacher": teacher},
         strategy=AgingEvolution(),
     )
-    size = ZeroCost(proxy="parameters", batch=settings.score_batch)
     few = len(space) <= LISTED
-    strategy: Strategy = Exhaustive() if few else AgingEvolution()
     largest = replace(
         search,
         name="largest",
-        score=size,
+        score=ZeroCost(proxy="parameters", batch=settings.score_batch),
         trials=len(space) if few else settings.trials,
         inputs=data,
-        strategy=strategy,
+        strategy=Exhaustive() if few else AgingEvolution(),
     )
-    draw = replace(largest, trials=1, strategy=RandomSearch())
-    return [
-        search,
-        largest,
-        *(replace(draw, name=f"random-{seed}", seed=seed) for seed in range(settings.seeds)),
-    ]
+    draw = replace(largest, name="random", trials=1, strategy=RandomSearch())
+    roles, kd = {"teacher": teacher}, distillation(settings)
+    plain = _train(settings, "plain", supervised(settings, "student", settings.lr), search, {})
+    distilled = _train(settings, "kd", kd, search, roles)
+    helpers = {} if projector is None else {"projector": projector}
+    dagger = _train(settings, "dagger", both, search, roles, fresh=helpers, maps=True)
+    most = _train(settings, "largest-kd", kd, largest, roles)
+    students = {s.name: seeded(s, settings.seeds) for s in (plain, distilled, dagger, most)}
+    draws = seeded(draw, settings.seeds)
+    drawn = [_train(settings, f"random-kd-{d.seed}", kd, d, roles) for d in draws]
+    return students | {"random-kd": [replace(s, seed=i) for i, s in enumerate(drawn)]}
 
 
-def _students(settings: DisWOT, teacher: str) -> dict[str, list[Train]]:
-    """Each row's trainings, one a seed; one network's first weights and batches are those of the
-    seed in every row.
+def _train(
+    settings: DisWOT,
+    name: str,
+    objective: Composed,
+    choice: Search,
+    teacher: Mapping[str, str],
+    *,
+    fresh: Mapping[str, Model] = NOTHING,
+    maps: bool = False,
+) -> Train:
+    """A training of the network that `choice` leaves, from fresh weights; the teacher's `maps` are
+    too large to be stored.
     """
-    kd, projector = distillation(settings), _projector(settings)
-    both = _with_distances(settings, kd, projector)
-    terms = " + ".join(name for name in ("M_s", "M_r") if name in both.losses)
-    student = _Student(settings=settings, teacher=teacher)
-    seeds = range(settings.seeds)
-    plain = supervised(settings, "student", settings.lr)
-    return {
-        "student": [student.train("plain", "search", plain, seed) for seed in seeds],
-        "student + kd": [student.train("kd", "search", kd, seed) for seed in seeds],
-        f"student + kd + {terms}": [
-            student.train("dagger", "search", both, seed, projector) for seed in seeds
-        ],
-        "largest + kd": [student.train("largest-kd", "largest", kd, seed) for seed in seeds],
-        "random + kd": [student.train("random-kd", f"random-{seed}", kd, seed) for seed in seeds],
-    }
+    cache = {role: Cache(outputs=("logits",)) for role in teacher}
+    return train_stage(
+        settings,
+        name,
+        objective,
+        roles={"student": out(choice), **teacher},
+        reinit=("student",),
+        fresh=fresh,
+        cache={} if maps or not settings.cache else cache,
+        sliced=not maps,
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Student:
-    settings: DisWOT
-    teacher: str
-
-    def train(
-        self,
-        name: str,
-        choice: str,
-        objective: Composed,
-        seed: int,
-        projector: Model | None = None,
-    ) -> Train:
-        """A training of the network that the stage `choice` chose, from fresh weights."""
-        settings, taught = self.settings, "teacher" in objective.roles
-        maps = name == "dagger"  # which are too large to be stored
-        stored = {"teacher": Cache(outputs=("logits",))}
-        return train_stage(
-            settings,
-            f"{name}-{seed}",
-            objective,
-            roles={"student": f"{choice}.model"} | ({"teacher": self.teacher} if taught else {}),
-            reinit=("student",),
-            fresh={} if projector is None else {"projector": projector},
-            steps=settings.steps,
-            seed=seed,
-            cache=stored if settings.cache and taught and not maps else {},
-            sliced=not maps,
-        )
-
-
-def _with_distances(settings: DisWOT, kd: Composed, projector: Model | None) -> Composed:
-    """Beside that M_s and M_r of the last maps; M_s through a projector where widths differ, and
-    not at all where the space has students of several widths.
+def _with_distances(settings: DisWOT, projector: Model | None) -> Composed:
+    """Beside the distillation M_s and M_r of the last maps; M_s through a projector where widths
+    differ, and not at all where the space has students of several widths.
     """
     source = "student" if projector is None else "projector"
     student, teacher = _last_maps(settings)
@@ -237,13 +213,8 @@ def _with_distances(settings: DisWOT, kd: Composed, projector: Model | None) -> 
     if settings.space == "shapes":
         del losses["M_s"]
     roles = () if projector is None else ("projector",)
-    return replace(
-        kd,
-        phases={"student": phase(settings, ("student", *roles), settings.lr)},
-        roles=(*kd.roles, *roles),
-        losses={**kd.losses, **losses},
-        feeds=dict.fromkeys(roles, ("student",)),
-    )
+    losses = {**distillation(settings).losses, **losses}
+    return taught(settings, losses, helpers=roles, feeds=dict.fromkeys(roles, ("student",)))
 
 
 def _projector(settings: DisWOT) -> Model | None:
@@ -267,11 +238,3 @@ def _last_maps(settings: DisWOT) -> tuple[str, str]:
 def _first_model(settings: DisWOT) -> Model:
     space = space_of(settings)
     return space.model(space.at(0))
-
-
-def _card(settings: DisWOT) -> Card:
-    return Card(
-        title=f"A network chosen by DisWOT, distilled from {settings.teacher_model}",
-        task="image-classification",
-        paper=PAPER,
-    )

@@ -1,13 +1,13 @@
 """What vision/diswot finds out about its score: how it ranks trained networks, what it saves."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from stillhouse.cache import Cache
 from stillhouse.objectives.logits import KD
 from stillhouse.objectives.objective import Composed, Weighted
 from stillhouse.objectives.supervised import CrossEntropy
-from stillhouse.recipe import Stage
+from stillhouse.references import Ref, out
 from stillhouse.search import Exhaustive, SearchSpace
 from stillhouse.search.correlations import RankCorrelations, Scatter
 from stillhouse.search.cost import Contest, SearchTime, SearchWork
@@ -15,14 +15,14 @@ from stillhouse.search.scores import DisWOT as DisWOTScore
 from stillhouse.search.table import ScoreTable
 from stillhouse.search.trained import Trained
 from stillhouse.stages import Evaluate, Make, Search, Train
-from stillhouse_vision.models import ImageSpec
 from stillhouse_vision.nas_tables import SampleCells
 from stillhouse_vision.recipes.diswot_settings import DisWOT
 from stillhouse_vision.recipes.teaching import (
     augmentation,
+    data_stage,
     image_spec,
-    phase,
     supervised,
+    taught,
     train_stage,
 )
 from stillhouse_vision.reduce import Reduce
@@ -36,117 +36,78 @@ PAPER_LINE = "training, 240 epochs (computed)"
 STORED: Mapping[str, Cache] = {"teacher": Cache(outputs=("logits",))}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Studies:
-    """Stages, and which of them each heading of the report shows."""
-
-    stages: tuple[Stage, ...]
-    titles: Mapping[str, tuple[str, ...]]
-
-
-def study_stages(settings: DisWOT, space: SearchSpace, score: DisWOTScore, teacher: str) -> Studies:
+def studies(
+    settings: DisWOT, space: SearchSpace, score: DisWOTScore, teacher: Ref
+) -> dict[str, list[Evaluate]]:
     """The calibration networks and their ranking, the cost of a search, and, where settings.nas,
     cells of NAS-Bench-201; nothing where settings.studies is off.
     """
     if not settings.studies:
-        return Studies(stages=(), titles={})
-    calibration = _calibration(settings)
-    costs = _small_cost(settings, score), _cost(settings, space, score, teacher)
-    titles = {
-        f"Ranking of {_count(settings)} trained networks": ("ranking",),
-        "Cost of a search, both ways measured": ("calibration-cost",),
-        "Cost of a search among this recipe's students": ("search-cost",),
+        return {}
+    small = _small_data(settings)
+    small["teacher"] = out(_small_teacher(settings, small["data"]))
+    found = {
+        f"Ranking of {len(_small_space(settings))} trained networks": _calibration(settings, small),
+        "Cost of a search, both ways measured": _small_cost(settings, score, small),
+        "Cost of a search among this recipe's students": _cost(settings, space, score, teacher),
     }
-    if not settings.nas:
-        return Studies(stages=(*calibration, *costs), titles=titles)
-    return Studies(
-        stages=(*calibration, *costs, *_nas(settings, teacher)),
-        titles={
-            **titles,
-            f"Ranking of {settings.nas} cells of NAS-Bench-201, trained without a teacher": (
-                "nas-ranking",
-            ),
-        },
-    )
+    if settings.nas:
+        title = f"Ranking of {settings.nas} cells of NAS-Bench-201, trained without a teacher"
+        found[title] = _nas(settings, teacher)
+    return {title: [stage] for title, stage in found.items()}
 
 
 def distillation(settings: DisWOT) -> Composed:
     """0.1 CE + 0.9 KD, as the authors train."""
     kd = KD(temperature=settings.temperature)
-    return Composed(
-        phases={"student": phase(settings, ("student",), settings.lr)},
-        roles=("teacher", "student"),
-        losses={
-            "ce": Weighted(term=CrossEntropy(), weight=0.1),
-            "kd": Weighted(term=kd, weight=0.9),
-        },
-    )
+    losses = {
+        "ce": Weighted(term=CrossEntropy(), weight=0.1),
+        "kd": Weighted(term=kd, weight=0.9),
+    }
+    return taught(settings, losses)
 
 
-def _calibration(settings: DisWOT) -> tuple[Stage, ...]:
-    """Every network of a small space trained once on small pictures, then scored by each proxy."""
-    space = _small_space(settings)
+def _small_data(settings: DisWOT) -> dict[str, Ref]:
+    """Small pictures, some of them held out."""
     reduced = Reduce(
         size=settings.calibration_size,
         train=settings.calibration_train,
         validation=settings.calibration_validation,
     )
+    stage = Make(
+        name="calibration-data",
+        make=reduced,
+        inputs={"source": out(data_stage(settings), "train")},
+        ports=("train", "validation"),
+    )
+    return {"data": out(stage, "train"), "validation": out(stage, "validation")}
+
+
+def _calibration(settings: DisWOT, small: Mapping[str, Ref]) -> Evaluate:
+    """Every network of a small space trained once on small pictures, then scored by each proxy."""
+    space = _small_space(settings)
     search = Search(
         name="calibration",
         space=space,
         score=_small_training(settings),
         budget={},
         trials=len(space),
-        inputs={
-            "data": "calibration-data.train",
-            "validation": "calibration-data.validation",
-            "teacher": "calibration-teacher.teacher",
-        },
+        inputs=small,
         strategy=Exhaustive(),
     )
-    return (
-        Make(
-            name="calibration-data",
-            make=reduced,
-            inputs={"source": "data.train"},
-            ports=("train", "validation"),
-        ),
-        _small_teacher(settings),
-        search,
-        *_ranking(
-            settings,
-            _table(settings, space),
-            ("proxies", "ranking"),
-            trials="calibration.trials",
-            data="calibration-data.train",
-            teacher="calibration-teacher.teacher",
-        ),
-    )
+    inputs = {"trials": out(search, "trials"), "data": small["data"], "teacher": small["teacher"]}
+    return _ranking(settings, _table(settings, space), "", inputs)
 
 
 def _ranking(
-    settings: DisWOT,
-    table: ScoreTable,
-    names: tuple[str, str],
-    *,
-    trials: str,
-    data: str,
-    teacher: str,
-) -> tuple[Stage, Stage]:
-    scored, ranked = names
-    return (
-        Make(
-            name=scored,
-            make=table,
-            inputs={"trials": trials, "data": data, "teacher": teacher},
-            ports=("table",),
-        ),
-        Evaluate(
-            name=ranked,
-            metrics=(RankCorrelations(lines=table.lines, resamples=settings.resamples),),
-            plots=(Scatter(lines=SHOWN),),
-            inputs={"data": f"{scored}.table"},
-        ),
+    settings: DisWOT, table: ScoreTable, prefix: str, inputs: Mapping[str, str]
+) -> Evaluate:
+    scored = Make(name=f"{prefix}proxies", make=table, inputs=inputs, ports=("table",))
+    return Evaluate(
+        name=f"{prefix}ranking",
+        metrics=(RankCorrelations(lines=table.lines, resamples=settings.resamples),),
+        plots=(Scatter(lines=SHOWN),),
+        inputs={"data": out(scored)},
     )
 
 
@@ -165,17 +126,13 @@ def _small_space(settings: DisWOT) -> ResNetDepths:
     )
 
 
-def _small_teacher(settings: DisWOT) -> Train:
+def _small_teacher(settings: DisWOT, data: Ref) -> Train:
     spec = _small_space(settings).model({"blocks": settings.calibration_teacher})
+    objective = supervised(settings, "teacher", settings.teacher_lr)
     stage = train_stage(
-        settings,
-        "calibration-teacher",
-        supervised(settings, "teacher", settings.teacher_lr),
-        fresh={"teacher": spec},
-        steps=settings.calibration_teacher_steps,
-        data="calibration-data.train",
+        settings, "calibration-teacher", objective, fresh={"teacher": spec}, data=data
     )
-    return replace(stage, augment=None)
+    return replace(stage, steps=settings.calibration_teacher_steps, augment=None)
 
 
 def _small_training(settings: DisWOT) -> Trained:
@@ -189,7 +146,7 @@ def _small_training(settings: DisWOT) -> Trained:
     )
 
 
-def _small_cost(settings: DisWOT, score: DisWOTScore) -> Evaluate:
+def _small_cost(settings: DisWOT, score: DisWOTScore, small: Mapping[str, Ref]) -> Evaluate:
     """Both ways of choosing a calibration network, each measured from end to end."""
     line = f"training, {settings.calibration_steps} steps (measured)"
     contest = Contest(
@@ -200,11 +157,10 @@ def _small_cost(settings: DisWOT, score: DisWOTScore) -> Evaluate:
         schedules={line: settings.calibration_steps, PAPER_LINE: _paper_steps(settings)},
         whole=line,
     )
-    inputs = {"data": "calibration-data.train", "teacher": "calibration-teacher.teacher"}
-    return _contested("calibration-cost", contest, settings, inputs)
+    return _contested("calibration-cost", contest, settings, small["data"], small["teacher"])
 
 
-def _cost(settings: DisWOT, space: SearchSpace, score: DisWOTScore, teacher: str) -> Evaluate:
+def _cost(settings: DisWOT, space: SearchSpace, score: DisWOTScore, teacher: Ref) -> Evaluate:
     """Choosing the student: seconds a step are measured, whole trainings computed from them."""
     trained = Trained(
         objective=distillation(settings),
@@ -222,7 +178,8 @@ def _cost(settings: DisWOT, space: SearchSpace, score: DisWOTScore, teacher: str
         trials=settings.trials,
         schedules={**schedules, PAPER_LINE: _paper_steps(settings)},
     )
-    return _contested("search-cost", contest, settings, {"data": "data.train", "teacher": teacher})
+    data = out(data_stage(settings), "train")
+    return _contested("search-cost", contest, settings, data, teacher)
 
 
 def _paper_steps(settings: DisWOT) -> int:
@@ -230,37 +187,26 @@ def _paper_steps(settings: DisWOT) -> int:
     return PAPER_EPOCHS * (PAPER_PICTURES // settings.batch)
 
 
-def _contested(
-    name: str, contest: Contest, settings: DisWOT, inputs: Mapping[str, str]
-) -> Evaluate:
+def _contested(name: str, contest: Contest, settings: DisWOT, data: Ref, teacher: Ref) -> Evaluate:
     time = SearchTime(contest=contest, candidates=settings.timed, timed_steps=settings.timed_steps)
     return Evaluate(
-        name=name, metrics=(SearchWork(contest=contest),), measures=(time,), inputs=inputs
+        name=name,
+        metrics=(SearchWork(contest=contest),),
+        measures=(time,),
+        inputs={"data": data, "teacher": teacher},
     )
 
 
-def _nas(settings: DisWOT, teacher: str) -> tuple[Stage, ...]:
+def _nas(settings: DisWOT, teacher: Ref) -> Evaluate:
     """Cells of the benchmark, of ten classes of pictures of 32 pixels as it trained them."""
-    images: ImageSpec = image_spec(settings)
-    space = NasBench201(classes=settings.classes, images=images)
+    space = NasBench201(classes=settings.classes, images=image_spec(settings))
     sample = Make(
         name="nas-sample",
         make=SampleCells(count=settings.nas, classes=settings.classes),
         inputs={"source": settings.nas_table},
         ports=("trials",),
     )
-    return (
-        sample,
-        *_ranking(
-            settings,
-            replace(_table(settings, space), batch=settings.nas_batch),
-            ("nas-proxies", "nas-ranking"),
-            trials="nas-sample.trials",
-            data="data.train",
-            teacher=teacher,
-        ),
-    )
-
-
-def _count(settings: DisWOT) -> int:
-    return len(_small_space(settings))
+    table = replace(_table(settings, space), batch=settings.nas_batch)
+    data = out(data_stage(settings), "train")
+    inputs = {"trials": out(sample), "data": data, "teacher": teacher}
+    return _ranking(settings, table, "nas-", inputs)

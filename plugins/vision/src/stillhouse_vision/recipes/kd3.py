@@ -4,16 +4,16 @@ hand.
 
 import functools
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from stillhouse.artifact import Model
 from stillhouse.cache import Cache
-from stillhouse.card import Card
-from stillhouse.export import Export
+from stillhouse.comparison import Comparison, seeded
 from stillhouse.objectives.logits import KD
-from stillhouse.objectives.objective import Composed, Weighted
+from stillhouse.objectives.objective import Weighted
 from stillhouse.objectives.projectors import LinearProjector
 from stillhouse.recipe import Recipe, Stage
+from stillhouse.references import Ref, out
 from stillhouse.stages import Convert, Evaluate, Make, Train
 from stillhouse_vision.metrics import Kept, KeptPictures
 from stillhouse_vision.models import ImageSpec, model, output_shapes
@@ -24,17 +24,16 @@ from stillhouse_vision.recipes.teaching import (
     ONE_TEACHER,
     augmentation,
     caution,
-    data_stage,
+    compared,
+    export_stage,
     image_spec,
     named_model,
     phase,
     schedule_note,
-    student_scores,
-    teacher_stages,
+    taught,
+    teachers_of,
     train_stage,
-    trained_scores,
 )
-from stillhouse_vision.usage import classifier_usage
 from stillhouse_vision.web import MostConfident, ReadWeb
 
 PAPER = (
@@ -60,8 +59,6 @@ EVERYTHING, CONFIDENT, OURS = (
     "student, KD on the teacher's most confident",
     "student, KD3",
 )
-# the rows of plain KD, by the name of their stages, and the stage their pictures come from
-PLAIN: Mapping[str, str] = {"kd-all": "web", "kd-confident": "confident"}
 # a row each: its name, and what differs from KD3
 VARIANTS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "no-selection": ("student, KD3 without selection", {"selection": "none"}),
@@ -86,72 +83,54 @@ def kd3(settings: KD3Settings) -> Recipe:
     ResNet-20 of half the width. paper: CIFAR-10 and ImageNet-32 (`--set data=... --set web=...`,
     parquet or folders of pictures), ResNet-34 to ResNet-18, 240 epochs of batches of 1024.
     """
-    taught = teacher_stages(_of_teacher(settings), agree=("logits", _maps(settings)["teacher"]))
-    teacher = taught.ref
-    stages: list[Stage] = [
-        data_stage(settings),
-        _web(settings),
-        *taught.stages,
-        Convert(name="head", convert=ExtractHead(), inputs={"teacher": teacher}),
-        Make(
-            name="confident",
-            make=MostConfident(share=settings.confident),
-            inputs={"web": "web.web", "teacher": teacher},
-            ports=("web",),
-        ),
-    ]
-    rows = dict(taught.rows)
-    for row, name in _names(settings).items():
-        rows[row] = tuple(f"{name}-{seed}-scores" for seed in range(settings.seeds))
-        for seed in range(settings.seeds):
-            stages += _row(settings, name, teacher, seed)
-    studies = [_study(settings, teacher, seed) for seed in range(settings.seeds)]
-    return Recipe(
+    teachers = teachers_of(_of_teacher(settings), agree=("logits", _maps(settings)["teacher"]))
+    teacher, web = out(teachers["teacher"]), out(_web(settings))
+    select = MostConfident(share=settings.confident)
+    both = {"web": web, "teacher": teacher}
+    confident = Make(name="confident", make=select, inputs=both, ports=("web",))
+    head = out(Convert(name="head", convert=ExtractHead(), inputs={"teacher": teacher}))
+    titles = {"kd-all": EVERYTHING, "kd-confident": CONFIDENT, "kd3": OURS}
+    lessons = {
+        "kd-all": _plain(settings, "kd-all", teacher, web),
+        "kd-confident": _plain(settings, "kd-confident", teacher, out(confident)),
+        "kd3": _kd3(settings, "kd3", teacher, head, {}),
+    }
+    for variant in settings.variants:
+        name, (title, changes) = f"kd3-{variant}", VARIANTS[variant]
+        titles[name] = title
+        lessons[name] = _kd3(settings, name, teacher, head, changes)
+    made = compared(
+        settings,
+        teachers,
+        {name: seeded(lesson, settings.seeds) for name, lesson in lessons.items()},
+        titles=titles,
+        baseline="kd-all",
+        exported="kd3",
+        finish=Merged(head=head),
+    )
+    title = f"{settings.student} with the classifier of its teacher {settings.teacher_model}"
+    return made.recipe(
         name="vision/kd3",
         reference=PAPER,
-        stages=(*stages, *studies, _export(settings)),
-        rows=rows,
-        studies={STUDY: tuple(stage.name for stage in studies)},
-        baseline=EVERYTHING,
-        caution=caution(settings, f"{settings.steps} steps"),
-        method=OURS,
+        export=export_stage(f"{title}, by KD3 on web pictures", PAPER, made.scores.inputs["data"]),
+        studies={STUDY: [_study(settings, made, both, stage) for stage in made.students["kd3"]]},
         notes=(*NOTES, schedule_note(settings, OFFICIAL), ONE_TEACHER),
+        caution=caution(settings, f"{settings.steps} steps"),
     )
 
 
-def _names(settings: KD3Settings) -> dict[str, str]:
-    """The students' rows, and how their stages' names begin."""
-    names = {EVERYTHING: "kd-all", CONFIDENT: "kd-confident", OURS: "kd3"}
-    return names | {VARIANTS[variant][0]: f"kd3-{variant}" for variant in settings.variants}
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """From a student of KD3 to it, its projector and the teacher's classifier as one network."""
 
+    head: Ref
 
-def _row(settings: KD3Settings, name: str, teacher: str, seed: int) -> list[Stage]:
-    stage = f"{name}-{seed}"
-    if name in PLAIN:
-        train = _plain(settings, stage, teacher, seed, web=PLAIN[name])
-        scores = trained_scores(settings, train, teacher, picture=False)
-        return [train, scores]
-    merge = Convert(
-        name=f"{stage}-merged",
-        convert=MergeStudent(),
-        inputs={
-            "student": f"{stage}.student",
-            "projector": f"{stage}.projector",
-            "head": "head.model",
-        },
-    )
-    return [
-        _kd3(settings, stage, teacher, seed, variant=name.partition("-")[2]),
-        merge,
-        student_scores(
-            settings,
-            stage,
-            f"{merge.name}.model",
-            teacher,
-            seed=seed,
-            picture=stage == "kd3-0",
-        ),
-    ]
+    def __call__(self, stage: Stage) -> Stage:
+        if "projector" not in stage.outputs:
+            return stage
+        parts = {part: out(stage, part) for part in ("student", "projector")}
+        inputs = {**parts, "head": self.head}
+        return Convert(name=f"{stage.name}-merged", convert=MergeStudent(), inputs=inputs)
 
 
 def _of_teacher(settings: KD3Settings) -> KD3Settings:
@@ -165,45 +144,36 @@ def _web(settings: KD3Settings) -> Make:
     return Make(name="web", make=make, inputs={"source": settings.web}, ports=("web",))
 
 
-def _plain(settings: KD3Settings, stage: str, teacher: str, seed: int, *, web: str) -> Train:
+def _plain(settings: KD3Settings, name: str, teacher: Ref, web: Ref) -> Train:
     """The student with its own classifier, by its teacher's softened logits alone."""
-    objective = Composed(
-        phases={"student": phase(settings, ("student",), settings.lr)},
-        roles=("teacher", "student"),
-        losses={"kd": Weighted(term=KD(temperature=settings.temperature))},
-    )
     return train_stage(
         settings,
-        stage,
-        objective,
+        name,
+        taught(settings, {"kd": Weighted(term=KD(temperature=settings.temperature))}),
         roles={"teacher": teacher},
         fresh={"student": named_model(settings, settings.student)},
         cache=_cache(settings, _maps(settings)["teacher"]),
-        steps=settings.steps,
-        seed=seed,
         sliced=False,
-        data=f"{web}.web",
+        data=web,
     )
 
 
-def _kd3(settings: KD3Settings, stage: str, teacher: str, seed: int, *, variant: str) -> Train:
-    student, shapes = named_model(settings, settings.student), _shapes(settings)
-    objective = _objective(settings, _maps(settings))
-    changes = VARIANTS[variant][1] if variant else {}
-    objective = replace(objective, **changes)
-    fresh = {"student": student, **_parts(settings, objective, shapes)}
+def _kd3(
+    settings: KD3Settings, name: str, teacher: Ref, head: Ref, changes: Mapping[str, object]
+) -> Train:
+    objective = replace(_objective(settings, _maps(settings)), **changes)
+    parts = _parts(settings, objective, _shapes(settings))
+    fresh = {"student": named_model(settings, settings.student), **parts}
     trains = phase(settings, tuple(fresh), settings.lr)
     return train_stage(
         settings,
-        stage,
+        name,
         replace(objective, phases={"student": trains}),
-        roles={"teacher": teacher, "head": "head.model"},
+        roles={"teacher": teacher, "head": head},
         fresh=fresh,
         cache=_cache(settings, objective.teacher_map),
-        steps=settings.steps,
-        seed=seed,
         sliced=False,  # its contrast is between all samples of a batch
-        data="web.web",
+        data=out(_web(settings)),
     )
 
 
@@ -281,33 +251,20 @@ def _embedding(
     return Model(build=LinearProjector, kwargs=kwargs)
 
 
-def _study(settings: KD3Settings, teacher: str, seed: int) -> Evaluate:
+def _study(
+    settings: KD3Settings, made: Comparison, inputs: Mapping[str, Ref], stage: Stage
+) -> Evaluate:
     """The selection of KD3's last epoch, once more, by the students as they ended."""
-    objective = _kd3(settings, f"kd3-{seed}", teacher, seed, variant="").objective
-    assert isinstance(objective, KD3)
+    objective = _objective(settings, _maps(settings))
     alpha, cutoff = objective.alpha(settings.steps - 1), settings.cutoff
     picture = KeptPictures(alpha=alpha, cutoff=cutoff, names=settings.names)
     return Evaluate(
-        name=f"kd3-{seed}-kept",
+        name=f"{stage.name}-kept",
         metrics=(Kept(alpha=alpha, cutoff=cutoff),),
-        inputs={"data": "web.web", "student": f"kd3-{seed}-merged.model", "teacher": teacher},
-        figures=(picture,) if seed == 0 else (),
-    )
-
-
-def _export(settings: KD3Settings) -> Convert:
-    card = Card(
-        title=f"{settings.student} with the classifier of its teacher {settings.teacher_model}, "
-        "by KD3 on web pictures",
-        task="image-classification",
-        paper=PAPER,
-    )
-    return Convert(
-        name="export",
-        convert=Export(card=card, usage=classifier_usage),
         inputs={
-            "student": "kd3-0-merged.model",
-            "data": "data.test",
-            "scores": "kd3-0-scores.scores",
+            "data": inputs["web"],
+            "student": made.model(stage),
+            "teacher": inputs["teacher"],
         },
+        figures=(picture,) if stage == made.first else (),
     )

@@ -15,7 +15,7 @@ from stillhouse.federated.metrics import ExchangeScores, FederatedAccuracy
 from stillhouse.federated.rules import Itself, KnFu, Mean, Rule
 from stillhouse.federated.stage import Federate
 from stillhouse.objectives.objective import Optimizer
-from stillhouse.recipe import Recipe, Stage
+from stillhouse.recipe import Recipe, Row, Stage
 from stillhouse.stages import Convert, Evaluate, Make
 from stillhouse_vision.federated_data import Dirichlet, Grouped, Split, SplitImages
 from stillhouse_vision.own_clients import OwnClients
@@ -78,10 +78,12 @@ def knfu(settings: KnowledgeFusion) -> Recipe:
         reference=PAPER,
         stages=(*stages, _export(settings)),
         rows={
-            label: tuple(f"{row.name}-{seed}-scores" for seed in range(settings.seeds))
+            label: Row(
+                kind="baseline" if label == ITSELF else "student",
+                stages=tuple(f"{row.name}-{seed}-scores" for seed in range(settings.seeds)),
+            )
             for label, row in rows.items()
         },
-        baseline=ITSELF,
         caution=caution(settings, f"{settings.rounds} rounds"),
         method=FUSED,
         notes=(_split_note(settings), *_alone_note(settings), *NOTES),

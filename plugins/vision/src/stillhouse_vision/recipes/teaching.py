@@ -1,13 +1,16 @@
 """Stages that recipes of a teacher and its students have in common."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from stillhouse.artifact import Model
 from stillhouse.cache import Cache
+from stillhouse.card import Card
+from stillhouse.comparison import Comparison, Scores, Stages, as_trained
+from stillhouse.export import Export
 from stillhouse.metrics import Classification, Latency, Memory, Profile
 from stillhouse.objectives.objective import (
     Composed,
@@ -21,14 +24,16 @@ from stillhouse.objectives.objective import (
 )
 from stillhouse.objectives.supervised import CrossEntropy
 from stillhouse.recipe import Stage
+from stillhouse.references import out
 from stillhouse.settings import Settings
-from stillhouse.stages import Convert, Evaluate, Make, Train
+from stillhouse.stages import Convert, Make, Train
 from stillhouse.training import Augment
 from stillhouse_vision.augment import CropFlip, Randomised
 from stillhouse_vision.data import ReadImages
 from stillhouse_vision.figures import Predictions
 from stillhouse_vision.models import ImageSpec, LoadCheckpoint, model
 from stillhouse_vision.recipes.teaching_settings import Pictures, Teaching
+from stillhouse_vision.usage import classifier_usage
 
 ONE_TEACHER = (
     "All students have one teacher, of one seed (or the given one): intervals hold for students of "
@@ -81,69 +86,27 @@ def data_stage(settings: Pictures) -> Make:
     return Make(name="data", make=make, inputs={"source": settings.data}, ports=("train", "test"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Teacher:
-    """Where the teacher comes from: its port, the stages up to it, the rows that score it."""
-
-    ref: str
-    stages: tuple[Stage, ...]
-    rows: Mapping[str, tuple[str, ...]]
-
-
-def teacher_stages(settings: Teaching, *, agree: tuple[str, ...] = ("logits",)) -> Teacher:
-    """Trained here, or given; a given one may be fine-tuned, and is then scored twice. `agree` are
-    the outputs of `teacher_model` that a given teacher must have, in their shapes.
+def teachers_of(settings: Teaching, *, agree: tuple[str, ...] = ("logits",)) -> dict[str, Stage]:
+    """The row "teacher", trained here or given; a given one that is fine-tuned has a row before
+    that, too. `agree` are the outputs of `teacher_model` that a given teacher must have, in their
+    shapes.
     """
+    spec = named_model(settings, settings.teacher_model)
     if not settings.teacher:
-        train = _train_teacher(settings)
-        scores = _teacher_scores("teacher", "teacher.teacher")
-        return Teacher(
-            ref="teacher.teacher", stages=(train, scores), rows={"teacher": ("teacher-scores",)}
-        )
+        objective = supervised(settings, "teacher", settings.teacher_lr)
+        train = train_stage(settings, "teacher", objective, fresh={"teacher": spec})
+        return {"teacher": replace(train, steps=settings.teacher_steps)}
+    tried = {"data": out(data_stage(settings), "train")} if settings.check_teacher else {}
+    given = Convert(
+        name="pretrained" if settings.tune_steps else "teacher",
+        convert=LoadCheckpoint(model=spec, agree=agree),
+        inputs={"checkpoint": settings.teacher, **tried},
+    )
     if not settings.tune_steps:
-        load, scores = (
-            _load(settings, "teacher", agree),
-            _teacher_scores("teacher", "teacher.model"),
-        )
-        return Teacher(
-            ref="teacher.model", stages=(load, scores), rows={"teacher": ("teacher-scores",)}
-        )
-    return Teacher(
-        ref="teacher.teacher",
-        stages=(
-            _load(settings, "pretrained", agree),
-            _teacher_scores("pretrained", "pretrained.model"),
-            _tune_teacher(settings),
-            _teacher_scores("teacher", "teacher.teacher"),
-        ),
-        rows={"teacher (pretrained)": ("pretrained-scores",), "teacher": ("teacher-scores",)},
-    )
-
-
-def _load(settings: Teaching, name: str, agree: tuple[str, ...]) -> Convert:
-    convert = LoadCheckpoint(model=named_model(settings, settings.teacher_model), agree=agree)
-    tried = {"data": "data.train"} if settings.check_teacher else {}
-    return Convert(name=name, convert=convert, inputs={"checkpoint": settings.teacher, **tried})
-
-
-def _train_teacher(settings: Teaching) -> Train:
-    return train_stage(
-        settings,
-        "teacher",
-        supervised(settings, "teacher", settings.teacher_lr),
-        fresh={"teacher": named_model(settings, settings.teacher_model)},
-        steps=settings.teacher_steps,
-    )
-
-
-def _tune_teacher(settings: Teaching) -> Train:
-    return train_stage(
-        settings,
-        "teacher",
-        supervised(settings, "teacher", settings.tune_lr),
-        roles={"teacher": "pretrained.model"},
-        steps=settings.tune_steps,
-    )
+        return {"teacher": given}
+    objective = supervised(settings, "teacher", settings.tune_lr)
+    tune = train_stage(settings, "teacher", objective, roles={"teacher": out(given)})
+    return {"teacher (pretrained)": given, "teacher": replace(tune, steps=settings.tune_steps)}
 
 
 def train_stage(
@@ -151,28 +114,25 @@ def train_stage(
     name: str,
     objective: Objective,
     *,
-    steps: int,
     roles: Mapping[str, str] = NOTHING,
     fresh: Mapping[str, Model] = NOTHING,
     reinit: tuple[str, ...] = (),
     cache: Mapping[str, Cache] = NOTHING,
-    seed: int = 0,
     sliced: bool = True,
-    data: str = "data.train",
+    data: str = "",
 ) -> Train:
-    """A training as the settings say; `sliced` where its losses are means over samples, so that a
-    batch may go in slices.
+    """A training as the settings say, of the data's port "train" unless others are given; `sliced`
+    where its losses are means over samples, so that a batch may go in slices.
     """
     return Train(
         name=name,
         objective=objective,
-        inputs={"data": data, **roles},
+        inputs={"data": data or out(data_stage(settings), "train"), **roles},
         fresh=fresh,
         reinit=reinit,
         cache=cache,
-        steps=steps,
+        steps=settings.steps,
         batch=settings.batch,
-        seed=seed,
         augment=augmentation(settings),
         views=settings.views,
         precision=settings.precision,
@@ -185,6 +145,23 @@ def supervised(settings: Teaching, role: str, lr: float) -> Composed:
         phases={role: phase(settings, (role,), lr)},
         roles=(role,),
         losses={"ce": Weighted(term=CrossEntropy(student=role))},
+    )
+
+
+def taught(
+    settings: Teaching,
+    losses: Mapping[str, Weighted],
+    *,
+    helpers: Iterable[str] = (),
+    feeds: Mapping[str, tuple[str, ...]] = NOTHING,
+) -> Composed:
+    """The student, and helpers, by losses that read the teacher."""
+    trained = ("student", *helpers)
+    return Composed(
+        phases={"student": phase(settings, trained, settings.lr)},
+        roles=("teacher", *trained),
+        losses=losses,
+        feeds=feeds,
     )
 
 
@@ -216,30 +193,42 @@ def augmentation(settings: Teaching) -> Augment | None:
             return Randomised(transform=settings.augment, first=crop)
 
 
-def _teacher_scores(name: str, ref: str) -> Evaluate:
-    return Evaluate(
-        name=f"{name}-scores",
-        metrics=(Classification(role="teacher"), Profile(role="teacher")),
-        inputs={"data": "data.test", "teacher": ref},
-        measures=(Latency(role="teacher"), Memory(role="teacher")),
+def compared(
+    settings: Teaching,
+    teachers: Mapping[str, Stage],
+    students: Mapping[str, Stages],
+    *,
+    titles: Mapping[str, str],
+    baseline: str,
+    exported: str,
+    finish: Callable[[Stage], Stage] = as_trained,
+) -> Comparison:
+    """Students of the row "teacher", scored on the test images."""
+    data = {"data": out(data_stage(settings), "test")}
+    return Comparison(
+        teachers=teachers,
+        students=students,
+        titles=titles,
+        baseline=baseline,
+        exported=exported,
+        finish=finish,
+        scores=Scores(
+            metrics=(Classification(teacher="teacher"), Profile()),
+            inputs={**data, "teacher": out(teachers["teacher"])},
+            measures=(Latency(), Memory()),
+            figures=(Predictions(names=settings.names),),
+        ),
+        teacher_scores=Scores(
+            role="teacher",
+            metrics=(Classification(role="teacher"), Profile(role="teacher")),
+            inputs=data,
+            measures=(Latency(role="teacher"), Memory(role="teacher")),
+        ),
     )
 
 
-def student_scores(
-    settings: Pictures, name: str, student: str, teacher: str, *, seed: int, picture: bool
-) -> Evaluate:
-    """Scores of the port `student`, which the stage `name` stands for, beside its teacher's."""
-    return Evaluate(
-        name=f"{name}-scores",
-        metrics=(Classification(teacher="teacher"), Profile()),
-        inputs={"data": "data.test", "student": student, "teacher": teacher},
-        # one seed a row is timed: the others have the same layers
-        measures=(Latency(), Memory()) if seed == 0 else (),
-        figures=(Predictions(names=settings.names),) if picture else (),
-    )
-
-
-def trained_scores(settings: Pictures, stage: Train, teacher: str, *, picture: bool) -> Evaluate:
-    """`student_scores` of what a training leaves."""
-    student = f"{stage.name}.student"
-    return student_scores(settings, stage.name, student, teacher, seed=stage.seed, picture=picture)
+def export_stage(title: str, paper: str, data: str) -> Convert:
+    """The export of an image classifier, checked on `data`."""
+    card = Card(title=title, task="image-classification", paper=paper)
+    export = Export(card=card, usage=classifier_usage)
+    return Convert(name="export", convert=export, inputs={"data": data})

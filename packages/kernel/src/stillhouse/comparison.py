@@ -1,0 +1,203 @@
+"""Experiments written once: students of several rows and seeds beside their teachers, what is
+made smaller of them, how all are scored, which student is exported.
+
+A recipe makes its own trainings; a `Comparison` turns them into rows, evaluations and an export:
+
+    made = Comparison(
+        teachers={"teacher": teacher},
+        students={"plain": seeded(plain, 3), "kd": seeded(kd, 3)},
+        titles={"plain": "student", "kd": "student + kd"},
+        baseline="plain",
+        exported="kd",
+        scores=Scores(metrics=(Classification(), Profile()), inputs={"data": out(data, "test")}),
+    )
+    return made.recipe(name="sound/distill", reference=PAPER, export=export)
+
+What does not fit is written as a loop over stages, `Row`s and `collected`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from stillhouse.metrics import Latencies, Lines, Profile
+from stillhouse.recipe import Bound, Kind, Recipe, Row, Stage
+from stillhouse.references import Ref, collected, out
+from stillhouse.stages import Convert, Evaluate, Make, Search, Train
+from stillhouse.stages.evaluate import Figure, Metric
+
+Kept = TypeVar("Kept", Train, Convert, Evaluate, Make, Search)
+Stages = Sequence[Stage]
+Studies = Mapping[str, Sequence[Evaluate]]
+NO_STUDIES: Studies = {}
+BATCHES = (1, 32)
+
+
+def seeded(stage: Kept, seeds: int) -> tuple[Kept, ...]:
+    """The stage once a seed, as "<name>-0", "<name>-1" and so on."""
+    return tuple(replace(stage, name=f"{stage.name}-{seed}", seed=seed) for seed in range(seeds))
+
+
+def by_line(metric: Callable[..., Metric], lines: Mapping[str, str]) -> Lines:
+    """The scores of each line's role, side by side; `metric` makes one of its argument `role`."""
+    return Lines(lines={line: metric(role=role) for line, role in lines.items()})
+
+
+def as_trained(stage: Stage) -> Stage:
+    """The stage itself: where the model that is scored is the one that was trained."""
+    return stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """How models are scored: in which role, on which data, beside which others (`inputs`).
+
+    `measures` are of the first seed alone: a row's other seeds have the same layers. `figures` are
+    of the first exported student.
+    """
+
+    metrics: tuple[Metric, ...]
+    inputs: Mapping[str, str]
+    measures: tuple[Metric, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    role: str = "student"
+
+    def of(self, stage: Stage, model: str, *, shown: bool = False) -> Evaluate:
+        """The evaluation "<stage>-scores" of `model`, which `stage` stands for."""
+        return Evaluate(
+            name=f"{stage.name}-scores",
+            metrics=self.metrics,
+            inputs={**self.inputs, self.role: model},
+            measures=self.measures if stage.seed == 0 else (),
+            figures=self.figures if shown else (),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Rows of models that are scored alike: teachers, students by seed, compressed students.
+
+    `teachers` and `compressed` are by title of their row, `students` by a short name, which
+    `titles` maps to that of the row. The student `exported`, which the headline is about, is
+    exported from its first seed. Teachers and compressed students are scored as students are,
+    unless scores of their own are given. `finish` leads from what was trained to the stage whose
+    first output is scored and exported: the stage itself, or a merge.
+    """
+
+    teachers: Mapping[str, Stage]
+    students: Mapping[str, Stages]
+    baseline: str
+    exported: str
+    scores: Scores
+    titles: Mapping[str, str] = field(default_factory=dict[str, str])
+    teacher_scores: Scores | None = None
+    compressed: Mapping[str, Stages] = field(default_factory=dict[str, Stages])
+    compressed_scores: Scores | None = None
+    finish: Callable[[Stage], Stage] = as_trained
+
+    def title(self, name: str) -> str:
+        """The title of a student's row."""
+        return self.titles.get(name, name)
+
+    @property
+    def first(self) -> Stage:
+        """The training of the student that is exported."""
+        return self.students[self.exported][0]
+
+    def model(self, stage: Stage) -> Ref:
+        """The model that is scored of what was trained."""
+        return out(self.finish(stage))
+
+    def scored(self, stage: Stage) -> Evaluate:
+        """The evaluation of a student."""
+        return self.scores.of(stage, self.model(stage), shown=stage == self.first)
+
+    def lines(self) -> dict[str, str]:
+        """Title -> role of the teachers and of each row's student, side by side in one stage."""
+        return {title: stage.name for title, stage in self.teachers.items()} | {
+            self.title(name): f"student-{name}" for name in self.students
+        }
+
+    def roles(self, seed: int = 0) -> dict[str, Ref]:
+        """Role -> model of those `lines`, the students of a seed."""
+        return {stage.name: self.model(stage) for stage in self.teachers.values()} | {
+            f"student-{name}": self.model(stages[seed]) for name, stages in self.students.items()
+        }
+
+    def as_exported(
+        self,
+        files: Mapping[str, str],
+        *,
+        teacher: str,
+        metric: Callable[..., Metric],
+        batches: tuple[int, ...] = BATCHES,
+    ) -> Evaluate:
+        """The exported student by torch and by ONNX Runtime, in floats and in int8 (the `files`
+        "onnx" and "int8"), beside a teacher, timed in turns.
+        """
+        roles = {"student": self.model(self.first), "teacher": self.model(self.teachers[teacher])}
+        lines = {
+            f"{teacher}, torch": "teacher",
+            "student, torch": "student",
+            "student, ONNX Runtime": "onnx",
+            "student, ONNX Runtime, int8": "int8",
+        }
+        return Evaluate(
+            name="shipped",
+            metrics=(by_line(metric, lines), by_line(Profile, lines)),
+            inputs={"data": self.scores.inputs["data"], **roles, **files},
+            measures=(Latencies(lines=lines, batches=batches),),
+        )
+
+    def recipe(
+        self,
+        *,
+        name: str,
+        reference: str,
+        export: Convert,
+        studies: Studies = NO_STUDIES,
+        notes: tuple[str, ...] = (),
+        caution: str = "",
+        control: Bound | None = None,
+        ceiling: Bound | None = None,
+    ) -> Recipe:
+        """All of it as a recipe. `export` is given the ports "student" and "scores" where it has
+        none of its own.
+        """
+        rows = self._evaluated()
+        last = {"student": self.model(self.first), "scores": out(self.scored(self.first))}
+        export = replace(export, inputs={**last, **export.inputs})
+        scored = [stage for _, stages in rows.values() for stage in stages]
+        studied = [stage for stages in studies.values() for stage in stages]
+        return Recipe(
+            name=name,
+            reference=reference,
+            stages=collected(*scored, *studied, export),
+            rows={
+                title: Row(kind=kind, stages=_names(stages))
+                for title, (kind, stages) in rows.items()
+            },
+            studies={title: _names(stages) for title, stages in studies.items()},
+            method=self.title(self.exported),
+            notes=notes,
+            caution=caution,
+            control=control,
+            ceiling=ceiling,
+        )
+
+    def _evaluated(self) -> dict[str, tuple[Kind, list[Evaluate]]]:
+        """What a row is and its evaluations, by title."""
+        rows: dict[str, tuple[Kind, list[Evaluate]]] = {}
+        large, small = self.teacher_scores or self.scores, self.compressed_scores or self.scores
+        for title, stage in self.teachers.items():
+            rows[title] = "teacher", [large.of(stage, self.model(stage))]
+        for name, stages in self.students.items():
+            kind = "baseline" if name == self.baseline else "student"
+            rows[self.title(name)] = kind, [self.scored(stage) for stage in stages]
+        for title, stages in self.compressed.items():
+            rows[title] = "compressed", [small.of(stage, out(stage)) for stage in stages]
+        return rows
+
+
+def _names(stages: Sequence[Evaluate]) -> tuple[str, ...]:
+    return tuple(stage.name for stage in stages)

@@ -1,0 +1,189 @@
+"""Comparisons and references, on toys."""
+
+import functools
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from stillhouse.artifact import Model
+from stillhouse.comparison import Comparison, Scores, by_line, seeded
+from stillhouse.digest import digest
+from stillhouse.errors import BadRecipe, UnknownName
+from stillhouse.export import Export
+from stillhouse.metrics import Classification, Lines
+from stillhouse.recipe import Recipe, Row, Stage
+from stillhouse.references import Ref, collected, out
+from stillhouse.stages import Convert, Evaluate, Make, Train
+from stillhouse.work import Work
+
+from .toys import Net, toy_objective
+
+STUDENT = Model(build=Net, kwargs={"width": 4})
+DATA = Make(name="data", make=Work.of, inputs={"source": "data:x"}, ports=("train", "test"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """A metric that gives its role's number of parameters."""
+
+    role: str = "student"
+
+    def __call__(self, models: Any, data: Any, *, work: Work) -> Mapping[str, float]:
+        return {"parameters": float(sum(p.numel() for p in models[self.role].parameters()))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Empty:
+    name: str = "empty"
+
+    def __call__(self, models: Any, data: Any, *, work: Work) -> Figure:
+        return Figure()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """A finish: the student with the teacher, as one model."""
+
+    teacher: Ref
+
+    def __call__(self, stage: Stage) -> Stage:
+        if "student" not in stage.outputs:
+            return stage
+        inputs = {"student": out(stage), "teacher": self.teacher}
+        return Convert(name=f"{stage.name}-merged", convert=Export(), inputs=inputs)
+
+
+def train(name: str, **roles: str) -> Train:
+    return Train(
+        name=name,
+        objective=toy_objective(),
+        inputs={"data": out(DATA, "train"), "teacher": "file:t", **roles},
+        fresh={"student": STUDENT},
+        steps=5,
+        batch=2,
+    )
+
+
+TEACHER = Convert(name="given", convert=Export(), inputs={"checkpoint": "file:t"})
+EXPORT = Convert(name="export", convert=Export(), inputs={"data": out(DATA, "test")})
+
+
+def comparison(**changes: Any) -> Comparison:
+    taught = train("kd", teacher=out(TEACHER))
+    made = Comparison(
+        teachers={"large": TEACHER},
+        students={"plain": seeded(train("plain"), 2), "kd": seeded(taught, 2)},
+        titles={"kd": "student + kd"},
+        baseline="plain",
+        exported="kd",
+        scores=Scores(
+            metrics=(Counted(),),
+            inputs={"data": out(DATA, "test"), "teacher": out(TEACHER)},
+            measures=(Counted(role="teacher"),),
+            figures=(Empty(),),
+        ),
+        teacher_scores=Scores(
+            role="teacher", metrics=(Counted(role="teacher"),), inputs={"data": out(DATA, "test")}
+        ),
+    )
+    return replace(made, **changes)
+
+
+def recipe(made: Comparison, **more: Any) -> Recipe:
+    return made.recipe(name="r", reference="", export=EXPORT, **more)
+
+
+def test_a_reference_is_its_text_and_knows_its_stage() -> None:
+    ref = out(DATA, "test")
+    assert ref == "data.test"
+    assert ref.stage is DATA
+    assert digest({"x": ref}) == digest({"x": "data.test"})
+    assert pickle.loads(pickle.dumps(ref)).stage == DATA
+    assert out(DATA) == "data.train"
+    with pytest.raises(
+        UnknownName, match="stage 'data': unknown output 'tset'. Did you mean 'test'"
+    ):
+        out(DATA, "tset")
+
+
+def test_stages_are_collected_behind_what_they_read_each_once() -> None:
+    first = replace(train("kd", teacher=out(TEACHER)), seed=0)
+    last = Convert(name="last", convert=Export(), inputs={"a": out(first), "b": out(TEACHER)})
+    assert [s.name for s in collected(last, first)] == ["data", "given", "kd", "last"]
+    other = replace(TEACHER, inputs={"checkpoint": "file:other"})
+    with pytest.raises(BadRecipe, match="stage 'given': two different stages have this name"):
+        collected(last, Convert(name="more", convert=Export(), inputs={"a": out(other)}))
+
+
+def test_stages_rows_and_export_of_a_comparison() -> None:
+    made = recipe(comparison())
+    assert [s.name for s in made.stages] == [
+        "data", "given", "given-scores", "plain-0", "plain-0-scores", "plain-1", "plain-1-scores",
+        "kd-0", "kd-0-scores", "kd-1", "kd-1-scores", "export",
+    ]  # fmt: skip
+    assert made.rows == {
+        "large": Row(kind="teacher", stages=("given-scores",)),
+        "plain": Row(kind="baseline", stages=("plain-0-scores", "plain-1-scores")),
+        "student + kd": Row(kind="student", stages=("kd-0-scores", "kd-1-scores")),
+    }
+    assert (made.baseline, made.method) == ("plain", "student + kd")
+    assert made.stage("kd-1").seed == 1
+    assert made.stage("export").inputs == {
+        "student": "kd-0.student", "scores": "kd-0-scores.scores", "data": "data.test"
+    }  # fmt: skip
+
+
+def test_what_is_timed_and_drawn_and_in_which_role() -> None:
+    made = recipe(comparison())
+    scored = {s.name: s for s in made.stages if isinstance(s, Evaluate)}
+    assert scored["given-scores"].inputs == {"data": "data.test", "teacher": "given.model"}
+    assert scored["kd-1-scores"].inputs == {
+        "data": "data.test", "teacher": "given.model", "student": "kd-1.student"
+    }  # fmt: skip
+    timed = [name for name, stage in scored.items() if stage.measures]
+    assert timed == ["plain-0-scores", "kd-0-scores"]
+    assert [name for name, stage in scored.items() if stage.figures] == ["kd-0-scores"]
+
+
+def test_finish_leads_to_what_is_scored_and_exported() -> None:
+    made = recipe(comparison(finish=Merge(teacher=out(TEACHER))))
+    assert made.stage("kd-1-scores").inputs["student"] == "kd-1-merged.model"
+    assert made.stage("given-scores").inputs["teacher"] == "given.model"
+    assert made.stage("export").inputs["student"] == "kd-0-merged.model"
+
+
+def test_compressed_students_have_rows_and_scores_of_their_own() -> None:
+    made = comparison()
+    onnx = Convert(name="onnx-0", convert=Export(), inputs={"student": made.model(made.first)})
+    int8 = Convert(name="int8-0", convert=Export(), inputs={"student": out(onnx)})
+    small = replace(made.scores, metrics=(Counted(role="student"),), measures=(), figures=())
+    made = replace(made, compressed={"in int8": [int8]}, compressed_scores=small)
+    files = {"onnx": out(onnx), "int8": out(int8)}
+    turns = made.as_exported(files, teacher="large", metric=Counted)
+    whole = recipe(made, studies={"As exported": [turns]})
+    assert whole.rows["in int8"] == Row(kind="compressed", stages=("int8-0-scores",))
+    assert whole.stage("int8-0-scores").inputs["student"] == "int8-0.model"
+    assert whole.studies == {"As exported": ("shipped",)}
+    assert turns.inputs == {
+        "data": "data.test", "teacher": "given.model", "student": "kd-0.student",
+        "onnx": "onnx-0.model", "int8": "int8-0.model",
+    }  # fmt: skip
+    lines = turns.metrics[0]
+    assert isinstance(lines, Lines)
+    assert lines.lines["large, torch"] == Counted(role="teacher")
+    assert lines.lines["student, ONNX Runtime, int8"] == Counted(role="int8")
+
+
+def test_rows_side_by_side() -> None:
+    made = comparison()
+    lines = {"large": "given", "plain": "student-plain", "student + kd": "student-kd"}
+    assert made.lines() == lines
+    assert made.roles(1) == {
+        "given": "given.model", "student-plain": "plain-1.student", "student-kd": "kd-1.student"
+    }  # fmt: skip
+    metric = functools.partial(Classification, teacher=None)
+    assert by_line(metric, {"a": "x"}) == Lines(lines={"a": Classification(role="x")})
