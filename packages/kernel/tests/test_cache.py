@@ -43,7 +43,7 @@ def fill(
     ctx = toy_context(folder)
     role = teacher or toy_models()["teacher"]
     stand_in = cached("teacher", role, toy_data(), views, source, ctx=ctx)
-    return stand_in, ctx.measured["teacher_cache"]["teacher"]
+    return stand_in, dict(stand_in.record)
 
 
 def direct(ids: list[int], view: int, teacher: Net | None = None) -> Tensor:
@@ -173,11 +173,11 @@ def test_training_with_the_cache_follows_training_without_it(tmp_path: Path) -> 
     fit(toy_objective(), online, data, setup=setup, ctx=toy_context(tmp_path / "online"))
     role, _ = fill(tmp_path)
     offline = {"teacher": role, "student": toy_models()["student"]}
-    losses = fit(toy_objective(), offline, data, setup=setup, ctx=toy_context(tmp_path / "offline"))
+    fitted = fit(toy_objective(), offline, data, setup=setup, ctx=toy_context(tmp_path / "offline"))
     again = {"teacher": role, "student": toy_models()["student"]}
     fit(toy_objective(), again, data, setup=setup, ctx=toy_context(tmp_path / "again"))
     assert same(weights({"s": offline["student"]}), weights({"s": again["student"]}))
-    assert losses["loss"] > 0
+    assert fitted.last["loss"] > 0
     for name, value in weights({"s": online["student"]}).items():
         torch.testing.assert_close(
             value, weights({"s": offline["student"]})[name], rtol=1e-3, atol=1e-4

@@ -127,18 +127,18 @@ def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(
 ) -> None:
     objective = toy_objective(**changes)
     whole = toy_models(dropout=0.3)
-    curves = toy_context(tmp_path / "whole")
-    fit(objective, whole, toy_data(), setup=toy_setup(), ctx=curves)
+    ctx = toy_context(tmp_path / "whole")
+    wanted = fit(objective, whole, toy_data(), setup=toy_setup(), ctx=ctx)
     kill = KillAt(step=14)
     ctx = toy_context(tmp_path / "killed", observe=kill, checkpoint_steps=7)
     with pytest.raises(Killed):
         fit(objective, toy_models(dropout=0.3), toy_data(), setup=toy_setup(), ctx=ctx)
     again = toy_context(tmp_path / "killed", checkpoint_steps=7)
     resumed = toy_models(dropout=0.3)
-    fit(objective, resumed, toy_data(), setup=toy_setup(), ctx=again)
-    assert again.measured["resumed_at"] == 14
+    found = fit(objective, resumed, toy_data(), setup=toy_setup(), ctx=again)
+    assert (wanted.resumed_at, found.resumed_at) == (None, 14)
     assert same(weights(resumed), weights(whole))
-    assert again.curves == curves.curves
+    assert found.curves == wanted.curves
 
 
 def test_two_phases_resume_to_the_same_bits(tmp_path: Path) -> None:
@@ -162,8 +162,8 @@ def test_a_damaged_checkpoint_is_not_used(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-20])
     models = toy_models()
     again = toy_context(tmp_path)
-    fit(toy_objective(), models, toy_data(), setup=toy_setup(), ctx=again)
-    assert "resumed_at" not in again.measured
+    found = fit(toy_objective(), models, toy_data(), setup=toy_setup(), ctx=again)
+    assert found.resumed_at is None
     assert same(weights(models), weights(whole))
 
 
@@ -300,8 +300,7 @@ def describes(wrong: float | None = None) -> Describes:
 
 def test_what_was_chosen_is_recorded_through_a_kill(tmp_path: Path) -> None:
     whole = toy_context(tmp_path / "whole")
-    fit(describes(), toy_models(), toy_data(), setup=toy_setup(), ctx=whole)
-    record = whole.measured["refreshes"]
+    record = fit(describes(), toy_models(), toy_data(), setup=toy_setup(), ctx=whole).refreshes
     assert [(r["step"], r["selected"], r["step_seen"]) for r in record] == [
         (step, 24, step) for step in (0, 5, 10, 15)
     ]
@@ -312,18 +311,18 @@ def test_what_was_chosen_is_recorded_through_a_kill(tmp_path: Path) -> None:
         with pytest.raises(Killed):
             fit(describes(), toy_models(), toy_data(), setup=toy_setup(), ctx=ctx)
         resumed = toy_context(folder)
-        fit(describes(), toy_models(), toy_data(), setup=toy_setup(), ctx=resumed)
-        assert resumed.measured["refreshes"] == record
+        found = fit(describes(), toy_models(), toy_data(), setup=toy_setup(), ctx=resumed)
+        assert found.refreshes == record
 
 
 def test_a_choice_is_counted_without_being_described(tmp_path: Path) -> None:
     base, ctx = toy_objective(), toy_context(tmp_path)
     objective = Selecting(phases=base.phases, roles=base.roles, losses=base.losses)
-    fit(objective, toy_models(), toy_data(), setup=toy_setup(steps=6), ctx=ctx)
-    assert ctx.measured["refreshes"] == [{"step": s, "selected": 24} for s in (0, 5)]
+    found = fit(objective, toy_models(), toy_data(), setup=toy_setup(steps=6), ctx=ctx)
+    assert found.refreshes == ({"step": 0, "selected": 24}, {"step": 5, "selected": 24})
     plain = toy_context(tmp_path / "plain")
-    fit(toy_objective(), toy_models(), toy_data(), setup=toy_setup(steps=2), ctx=plain)
-    assert "refreshes" not in plain.measured
+    found = fit(toy_objective(), toy_models(), toy_data(), setup=toy_setup(steps=2), ctx=plain)
+    assert found.refreshes == ()
 
 
 def test_a_description_is_finite(tmp_path: Path) -> None:

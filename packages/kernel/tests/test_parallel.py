@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -34,9 +34,9 @@ rank, nproc = parallel.world()
 models = toy_models()
 models["student"].norm = nn.Identity()  # in train mode it would see this process's rows only
 ctx = toy_context(folder / str(rank), rank=rank, nproc=nproc, slices=slices)
-fit(toy_objective(), models, toy_data(rows), setup=toy_setup(), ctx=ctx)
+found = fit(toy_objective(), models, toy_data(rows), setup=toy_setup(), ctx=ctx)
 save_file(weights(models), folder / f"{rank}.safetensors")
-(folder / f"{rank}.json").write_text(json.dumps(ctx.curves))
+(folder / f"{rank}.json").write_text(json.dumps(found.curves))
 parallel.leave()
 """
 
@@ -62,13 +62,15 @@ def train(folder: Path, *, rows: int, nproc: int, slices: int = 1) -> None:
     assert [code for _, code in ended] == [0] * nproc, ended
 
 
-def alone(folder: Path, rows: int) -> tuple[Mapping[str, torch.Tensor], list[Mapping[str, float]]]:
+def alone(
+    folder: Path, rows: int
+) -> tuple[Mapping[str, torch.Tensor], Sequence[Mapping[str, float]]]:
     """The weights and curves of one process on all rows."""
     models = toy_models()
     models["student"].norm = nn.Identity()
     ctx = toy_context(folder)
-    fit(toy_objective(), models, toy_data(rows), setup=toy_setup(), ctx=ctx)
-    return weights(models), ctx.curves
+    fitted = fit(toy_objective(), models, toy_data(rows), setup=toy_setup(), ctx=ctx)
+    return weights(models), fitted.curves
 
 
 @pytest.mark.slow

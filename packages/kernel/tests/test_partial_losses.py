@@ -50,8 +50,8 @@ class Sandwich:
 
 def trained(folder: Path, objective: Sandwich, **changes: int) -> tuple[dict[str, nn.Module], list]:
     models, ctx = toy_models(), toy_context(folder)
-    fit(objective, models, toy_data(), setup=toy_setup(**changes), ctx=ctx)
-    return models, ctx.curves
+    fitted = fit(objective, models, toy_data(), setup=toy_setup(**changes), ctx=ctx)
+    return models, list(fitted.curves)
 
 
 def test_partial_losses_give_the_bits_of_a_plain_loop(tmp_path: Path) -> None:

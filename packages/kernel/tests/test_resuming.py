@@ -45,10 +45,11 @@ def train(
     data: TensorData | None = None,
     models: MutableMapping[str, nn.Module] | None = None,
     **setup: Any,
-) -> dict[str, torch.Tensor]:
-    models = models or toy_models()
-    fit(objective or toy_objective(), models, data or toy_data(), setup=toy_setup(**setup), ctx=ctx)
-    return weights(models)
+) -> tuple[dict[str, torch.Tensor], int | None]:
+    """The weights after a training, and where it went on."""
+    models, data = models or toy_models(), data or toy_data()
+    found = fit(objective or toy_objective(), models, data, setup=toy_setup(**setup), ctx=ctx)
+    return weights(models), found.resumed_at
 
 
 @pytest.fixture
@@ -85,8 +86,7 @@ def test_a_checkpoint_of_another_training_is_refused(
     ):
         train(killed, **changed)
     # what it belongs to goes on
-    train(killed)
-    assert killed.measured["resumed_at"] == 10
+    assert train(killed)[1] == 10
 
 
 def test_rows_of_data_are_told_apart(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_rows_of_data_are_told_apart(tmp_path: Path) -> None:
 def test_other_conditions_begin_anew_and_the_same_go_on(
     tmp_path: Path, killed: Context, threads: int, slices: int, said: str
 ) -> None:
-    whole = train(toy_context(tmp_path / "whole"))
+    whole, _ = train(toy_context(tmp_path / "whole"))
     events: list[Event] = []
 
     def observe(event: Event) -> None:
@@ -123,9 +123,9 @@ def test_other_conditions_begin_anew_and_the_same_go_on(
         f"the checkpoint at 10 was made with {said}: it is kept, and this run begins anew"
     )
     assert events[-1].done == 5
-    again = replace(killed, measured={})
-    assert same(train(again), whole)
-    assert again.measured["resumed_at"] == 10
+    again, resumed_at = train(killed)
+    assert same(again, whole)
+    assert resumed_at == 10
 
 
 @pytest.mark.parametrize("text", ["[]", "7", '"step"', "{}", '{"digest": {}, "record": 3}', ""])
@@ -134,8 +134,9 @@ def test_a_checkpoint_of_another_json_type_is_none(
 ) -> None:
     (file,) = killed.checkpoints.glob("step-*/state.json")
     file.write_text(text)
-    assert same(train(killed), train(toy_context(tmp_path / "whole")))
-    assert "resumed_at" not in killed.measured
+    again, resumed_at = train(killed)
+    assert same(again, train(toy_context(tmp_path / "whole"))[0])
+    assert resumed_at is None
 
 
 def test_a_changed_number_in_a_checkpoint_is_found(killed: Context) -> None:

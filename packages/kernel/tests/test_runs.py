@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stillhouse.artifact import load_model, save_model
-from stillhouse.errors import CorruptArtifact, MissingData, StorageError
+from stillhouse.artifact import Artifact, load_model, save_model
+from stillhouse.data.shards import save_data
+from stillhouse.errors import (
+    ContractError,
+    CorruptArtifact,
+    MissingData,
+    StorageError,
+    UnknownName,
+)
 from stillhouse.files import writing
-from stillhouse.recipe import Event
+from stillhouse.recipe import BaseStage, Context, Event, Recipe
 from stillhouse.runs import Runs, finished, home, project_root, run_recipe, run_stage
 from stillhouse.settings import make_recipe, make_settings
 
@@ -52,6 +61,35 @@ def _toy_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 def toy(root: Path, observe: Any = lambda event: None, **settings: Any) -> tuple[Any, Runs]:
     recipe = make_recipe("toy/toy", make_settings("toy/toy", "tiny", settings))
     return recipe, Runs(root=root, recipe="toy/toy", variant="v", observe=observe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Older(BaseStage):
+    """A stage that gives its outputs as they are."""
+
+    name: str = "older"
+    inputs: Mapping[str, str] = field(default_factory=dict[str, str])
+    seed: int = 0
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return ("data",)
+
+    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Any:
+        return {"data": save_data(ctx.out / "data", {"x": torch.ones(2)})}
+
+
+def test_what_a_stage_returns_is_looked_at(tmp_path: Path) -> None:
+    stage = Older()
+    recipe = Recipe(name="toy/toy", reference="none", stages=(stage,), rows={}, baseline="")
+    runs = Runs(root=tmp_path, recipe="toy/toy", variant="v")
+    with pytest.raises(ContractError, match=r"'older': Older.run returned a dict; return Result\("):
+        run_stage(recipe, stage, runs)
+    assert finished(stage, runs) is None
+    assert stage["data"] == "older.data"
+    assert (stage.resource, stage.distributed) == ("cpu", False)
+    with pytest.raises(UnknownName, match="stage 'older': unknown output 'date'. Did you mean"):
+        stage["date"]
 
 
 def test_a_recipe_runs_once_and_is_skipped_after(tmp_path: Path) -> None:

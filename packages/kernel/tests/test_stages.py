@@ -79,7 +79,7 @@ def test_a_search_keeps_the_best_within_the_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(SITE))
-    out = search().run({}, toy_context(tmp_path))
+    out = search().run({}, toy_context(tmp_path)).outputs
     # by hand: width w has 28 w (conv) + 2 w (norm) + 5 w + 5 (head) = 35 w + 5 parameters; 330 allows w <= 9
     assert load_model(out["model"].path).spec.kwargs == {"width": 9}
     trials = load_data(out["trials"].path)
@@ -87,7 +87,7 @@ def test_a_search_keeps_the_best_within_the_budget(
         len(trials) == 9
     )  # each fitting architecture once: the closed space is used up before 50 trials
     assert sorted(json.loads(t)["width"] for t in trials.columns["encoding"]) == list(range(1, 10))
-    again = search().run({}, toy_context(tmp_path / "again"))
+    again = search().run({}, toy_context(tmp_path / "again")).outputs
     assert again["model"].digest == out["model"].digest
     assert again["trials"].digest == out["trials"].digest
 
@@ -117,7 +117,7 @@ def test_an_export_is_checked_and_holds_no_teacher(
     monkeypatch.syspath_prepend(str(SITE))
     card = Card(title="A toy", task="image-classification", paper="none")
     stage = Convert(name="export", convert=Export(card=card), inputs={})
-    out = stage.run(export_inputs(tmp_path), toy_context(tmp_path))["model"].path
+    out = stage.run(export_inputs(tmp_path), toy_context(tmp_path)).outputs["model"].path
     session = onnxruntime.InferenceSession(
         str(out / "model.onnx"), providers=["CPUExecutionProvider"]
     )
@@ -274,9 +274,9 @@ def test_an_evaluation_separates_scores_from_timings(
         name="e", metrics=(Classification(),), measures=(Latency(runs=2),), inputs={"data": "a.b"}
     )
     ctx = toy_context(tmp_path)
-    out = stage.run(export_inputs(tmp_path), ctx)["scores"]
-    assert set(out.open()) == {"accuracy", "nll_loss", "calibration_error"}
-    assert {"accuracy", "latency_b1_ms"} < set(ctx.measured["scores"])
+    result = stage.run(export_inputs(tmp_path), ctx)
+    assert set(result.outputs["scores"].open()) == {"accuracy", "nll_loss", "calibration_error"}
+    assert {"accuracy", "latency_b1_ms"} < set(result.scores)
     with pytest.raises(BadRecipe, match="stage 'e': two metrics give 'accuracy'; rename one"):
         replace(stage, metrics=(Classification(), Classification())).run(
             export_inputs(tmp_path / "2"), toy_context(tmp_path / "2o", stage="e")
@@ -326,14 +326,14 @@ def test_a_batch_that_does_not_fit_may_go_in_slices(
 ) -> None:
     monkeypatch.syspath_prepend(str(SITE))
     data = {"data": save_data(tmp_path / "data", toy_data().columns)}
-    halves = hungry(8, 4, accumulate=2).run(data, toy_context(tmp_path / "halves"))
+    halves = hungry(8, 4, accumulate=2).run(data, toy_context(tmp_path / "halves")).outputs
     with pytest.raises(OutOfMemory, match="run again with STILLHOUSE_SLICES=2") as told:
         hungry(8, 4).run(data, toy_context(tmp_path / "one"))
     assert told.value.again
     two = toy_context(tmp_path / "two", slices=2)
     sliced = hungry(8, 4).run(data, two)
-    assert two.measured["slices"] == 2
-    assert sliced["student"].digest == halves["student"].digest
+    assert sliced.measured["slices"] == 2
+    assert sliced.outputs["student"].digest == halves["student"].digest
     for stage, why in ((hungry(2, 4), "slices under 4 forbid"), (hungry(2, None), "its losses")):
         with pytest.raises(OutOfMemory, match=why) as told:
             stage.run(data, toy_context(tmp_path / why.split()[0], slices=4))
@@ -374,9 +374,9 @@ def test_a_selection_has_more_views_than_the_data_have_passes(
     }
     digests = {port: artifact.digest for port, artifact in inputs.items()}
     ctx = toy_context(tmp_path / "run", digests=digests)
-    stage.run(inputs, ctx)
-    assert ctx.measured["teacher_cache"]["teacher"]["views"] == 4
-    assert ctx.measured["refreshes"] == [{"step": 0, "selected": 8}]
+    found = stage.run(inputs, ctx).measured
+    assert found["teacher_cache"]["teacher"]["views"] == 4
+    assert found["refreshes"] == [{"step": 0, "selected": 8}]
 
 
 def read_and_tell(inputs: Mapping[str, Any], *, work: Work) -> Mapping[str, Iterator[Columns]]:
@@ -390,6 +390,6 @@ def read_and_tell(inputs: Mapping[str, Any], *, work: Work) -> Mapping[str, Iter
 def test_notes_of_a_reader_are_events_and_stay_in_the_record(tmp_path: Path) -> None:
     events: list[Event] = []
     ctx = replace(toy_context(tmp_path), observe=events.append)
-    Make(name="data", make=read_and_tell, inputs={}, ports=("train",)).run({}, ctx)
+    made = Make(name="data", make=read_and_tell, inputs={}, ports=("train",)).run({}, ctx)
     assert [event.text for event in events] == ["note: 2 file(s) not read"]
-    assert ctx.measured["notes"] == ["2 file(s) not read"]
+    assert made.measured["notes"] == ["2 file(s) not read"]

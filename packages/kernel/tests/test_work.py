@@ -96,7 +96,7 @@ def stage() -> Make:
 
 def test_a_make_runs_a_network_in_parts_and_reports_each(tmp_path: Path, network: Artifact):
     events: list[Event] = []
-    made = stage().run({"network": network}, context(tmp_path, events))["drawn"]
+    made = stage().run({"network": network}, context(tmp_path, events)).outputs["drawn"]
     assert [(e.text, e.done, e.total) for e in events] == [
         ("samples", 4, 10), ("samples", 8, 10), ("samples", 10, 10),
     ]  # fmt: skip
@@ -107,32 +107,32 @@ def test_a_make_runs_a_network_in_parts_and_reports_each(tmp_path: Path, network
 
 
 def test_a_make_killed_in_the_middle_goes_on_to_the_same_bytes(tmp_path: Path, network: Artifact):
-    whole = stage().run({"network": network}, context(tmp_path / "whole"))["drawn"]
+    whole = stage().run({"network": network}, context(tmp_path / "whole")).outputs["drawn"]
     with pytest.raises(KilledError):
         stage().run({"network": network}, context(tmp_path / "again", dies_after=8))
     kept = sorted((tmp_path / "again" / "checkpoints").rglob("000000*"))
     assert [folder.name for folder in kept if folder.is_dir()] == ["000000000", "000000004"]
     marks = {folder: folder.stat().st_mtime_ns for folder in kept if folder.is_dir()}
     later = replace(context(tmp_path / "again"), out=tmp_path / "again" / "later")
-    again = stage().run({"network": network}, later)["drawn"]
+    again = stage().run({"network": network}, later).outputs["drawn"]
     assert again.digest == whole.digest
     assert {folder: folder.stat().st_mtime_ns for folder in marks} == marks  # not made anew
 
 
 def test_a_damaged_part_is_made_again(tmp_path: Path, network: Artifact):
-    whole = stage().run({"network": network}, context(tmp_path))["drawn"]
+    whole = stage().run({"network": network}, context(tmp_path)).outputs["drawn"]
     shard = next((tmp_path / "checkpoints").rglob("00000.safetensors"))
     shard.write_bytes(shard.read_bytes()[:40])
     later = replace(context(tmp_path), out=tmp_path / "later")
-    assert stage().run({"network": network}, later)["drawn"].digest == whole.digest
+    assert stage().run({"network": network}, later).outputs["drawn"].digest == whole.digest
 
 
 def test_a_convert_runs_a_network_in_parts_and_goes_on(tmp_path: Path, network: Artifact):
     convert = Convert(name="drawn", convert=MeanOf(), inputs={"network": "file:net"})
-    whole = convert.run({"network": network}, context(tmp_path / "whole"))["model"]
+    whole = convert.run({"network": network}, context(tmp_path / "whole")).outputs["model"]
     with pytest.raises(KilledError):
         convert.run({"network": network}, context(tmp_path / "again", dies_after=4))
-    again = convert.run({"network": network}, context(tmp_path / "again"))["model"]
+    again = convert.run({"network": network}, context(tmp_path / "again")).outputs["model"]
     assert again.digest == whole.digest
 
 
@@ -219,7 +219,7 @@ def test_metrics_of_a_stage_share_what_was_sampled(tmp_path: Path, network: Arti
     )
     ctx = replace(context(tmp_path, events), stage="scores")
     ctx.out.mkdir()
-    found = stage.run({"data": ids, "student": network}, ctx)["scores"].open()
+    found = stage.run({"data": ids, "student": network}, ctx).outputs["scores"].open()
     assert set(found) == {"spread_0", "spread_1", "spread_2"}
     assert len(set(found.values())) == 3
     kept = [f for f in (tmp_path / "checkpoints").rglob("000000*") if f.is_dir()]

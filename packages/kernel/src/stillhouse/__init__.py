@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from stillhouse.cache import Cache
     from stillhouse.card import Card, Usage
     from stillhouse.data.data import Data, Ragged, TensorData
+    from stillhouse.data.sampling import Beside, Mix, NoData
+    from stillhouse.data.taking import Take
     from stillhouse.domain import Domain, domains
     from stillhouse.engine import fit
     from stillhouse.errors import StillhouseError
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
         Term,
         Weighted,
     )
-    from stillhouse.recipe import Bound, Context, Event, Recipe, Scale, Stage
+    from stillhouse.recipe import BaseStage, Bound, Context, Event, Recipe, Result, Scale, Stage
     from stillhouse.runs import Runs, home, project_root, run_recipe, run_stage
     from stillhouse.settings import Settings, make_recipe, make_settings
     from stillhouse.stages.convert import Convert
@@ -46,6 +48,8 @@ _NAMES = {
     "cache": ("Cache",),
     "card": ("Card", "Usage"),
     "data.data": ("Data", "Ragged", "TensorData"),
+    "data.sampling": ("Beside", "Mix", "NoData"),
+    "data.taking": ("Take",),
     "domain": ("Domain", "domains"),
     "engine": ("fit",),
     "errors": ("StillhouseError",),
@@ -55,7 +59,7 @@ _NAMES = {
         *("Composed", "Constant", "Cosine", "Models", "Objective", "Optimizer", "Phase"),
         *("Schedule", "Step", "Tensors", "Term", "Weighted"),
     ),
-    "recipe": ("Bound", "Context", "Event", "Recipe", "Scale", "Stage"),
+    "recipe": ("BaseStage", "Bound", "Context", "Event", "Recipe", "Result", "Scale", "Stage"),
     "runs": ("Runs", "home", "project_root", "run_recipe", "run_stage"),
     "settings": ("Settings", "make_recipe", "make_settings"),
     "stages.convert": ("Convert",),
@@ -68,13 +72,13 @@ _NAMES = {
 _MODULE = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
-    "Artifact", "Augment", "Bound", "Built", "Cache", "Card", "Composed", "Constant", "Context",
-    "Convert", "Cosine", "Data", "Domain", "Evaluate", "Event", "Export", "Federate", "Figure",
-    "Make", "Metric", "Model", "Models", "Objective", "Optimizer", "Phase", "Ragged", "Recipe",
-    "Runs", "Scale", "Schedule", "Search", "Settings", "Setup", "Stage", "Step",
-    "StillhouseError", "TensorData", "Tensors", "Term", "Train", "Usage", "Weighted", "domains",
-    "fit", "home", "load_model", "make_recipe", "make_settings", "project_root", "run_recipe",
-    "run_stage", "save_model",
+    "Artifact", "Augment", "BaseStage", "Beside", "Bound", "Built", "Cache", "Card", "Composed",
+    "Constant", "Context", "Convert", "Cosine", "Data", "Domain", "Evaluate", "Event", "Export",
+    "Federate", "Figure", "Make", "Metric", "Mix", "Model", "Models", "NoData", "Objective",
+    "Optimizer", "Phase", "Ragged", "Recipe", "Result", "Runs", "Scale", "Schedule", "Search",
+    "Settings", "Setup", "Stage", "Step", "StillhouseError", "Take", "TensorData", "Tensors",
+    "Term", "Train", "Usage", "Weighted", "domains", "fit", "home", "load_model", "make_recipe",
+    "make_settings", "project_root", "run_recipe", "run_stage", "save_model",
 ]  # fmt: skip
 
 

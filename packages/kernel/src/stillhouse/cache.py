@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from stillhouse.artifact import Built
 from stillhouse.data.data import Data, rows_of
+from stillhouse.data.sampling import MixedData
 from stillhouse.digest import digest, file_digest
 from stillhouse.errors import BadSetting, ContractError, UnknownName
 from stillhouse.files import fsync, share, storage, write_text
@@ -68,19 +69,33 @@ class Source:
 
 class CachedRole(nn.Module):
     """Stands in for a frozen role: its forward looks the stored outputs up by batch["id"] and
-    batch["view"].
+    batch["view"]. `record` says what was computed and what was there.
     """
 
-    def __init__(self, views: Mapping[int, "_View"], cache: Cache) -> None:
+    def __init__(
+        self, views: Mapping[int, "_View"], cache: Cache, record: Mapping[str, str | int]
+    ) -> None:
         super().__init__()
-        self.views, self.cache = views, cache
+        self.views, self.cache, self.record = views, cache, record
 
     def forward(self, batch: Tensors) -> dict[str, Tensor]:
         ids = batch["id"].cpu()
-        stored = self.views[int(batch["view"][0])].rows(ids)
+        stored = self._stored(ids, batch["view"].cpu())
         outputs = {name: _unpack(name, stored, self.cache) for name in self.cache.outputs}
         device = batch["id"].device
         return outputs if device.type == "cpu" else {k: v.to(device) for k, v in outputs.items()}
+
+    def _stored(self, ids: Tensor, seen: Tensor) -> dict[str, Tensor]:
+        views = seen.unique().tolist()
+        if len(views) == 1:
+            return self.views[views[0]].rows(ids)
+        whole: dict[str, Tensor] = {}
+        for view in views:  # of a mix: a small set is further on than a large one
+            mask = seen == view
+            for name, value in self.views[view].rows(ids[mask]).items():
+                full = whole.setdefault(name, value.new_empty(len(ids), *value.shape[1:]))
+                full[mask] = value
+        return whole
 
 
 class _View:
@@ -166,13 +181,9 @@ def cached(
                 ctx=ctx,
             )
             opened = {view: _View(fill.view(view)) for view in views}
-    record = {"key": source.key, "views": len(views), "rows": len(data)}
-    record |= {
-        "computed_rows": fill.computed,
-        "reused_rows": len(views) * len(data) - fill.computed,
-    }
-    ctx.measured.setdefault("teacher_cache", {})[role] = record
-    return CachedRole(opened, source.cache)
+    record = {"key": source.key, "views": len(views), "rows": fill.rows // len(views)}
+    record |= {"computed_rows": fill.computed, "reused_rows": fill.rows - fill.computed}
+    return CachedRole(opened, source.cache, record)
 
 
 def stored(
@@ -202,7 +213,8 @@ def stored(
         augment=setup.augment,
     )
     epochs = -(-setup.steps // pass_length(data, setup.batch))
-    views = range(setup.views if selects else min(setup.views, epochs))
+    every = selects or isinstance(data, MixedData)  # whose small sets are read more often
+    views = range(setup.views if every else min(setup.views, epochs))
     return cached(role, built.module, data, views, source, ctx=ctx)
 
 
@@ -219,7 +231,7 @@ class _Fill:
     ) -> None:
         self.role, self.module, self.data, self.folder = role, module.eval(), data, folder
         self.source, self.batch, self.ctx = source, source.batch, ctx
-        self.computed = 0
+        self.computed = self.rows = 0
 
     def view(self, view: int) -> list[dict[str, Tensor]]:
         """The shards of a view, in order; those missing or damaged are computed."""
@@ -238,6 +250,7 @@ class _Fill:
                 write_text(
                     manifest, json.dumps({"key": self.source.key, "shards": known}, indent=1)
                 )
+            self.rows += len(shard["id"])
             self._tell(view, number)
             shards.append(shard)
         return shards

@@ -55,6 +55,18 @@ class _Job:
         return fingerprint(self.objective, self.frozen, self.data, setup=self.setup, ctx=self.ctx)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """What a training says of itself: the means of the loss terms since the last row of the
+    curves and that row, a row a logged step, what each refresh chose, where it went on.
+    """
+
+    last: Mapping[str, float]
+    curves: Sequence[Mapping[str, float]]
+    refreshes: Sequence[refreshing.Told]
+    resumed_at: int | None
+
+
 def fit(
     objective: Objective,
     models: MutableMapping[str, nn.Module],
@@ -62,14 +74,12 @@ def fit(
     *,
     setup: Setup,
     ctx: Context,
-) -> Mapping[str, float]:
-    """Train `models` in place for `setup.steps` optimizer steps; returns the last logged means of
-    the loss terms.
+) -> Fitted:
+    """Train `models` in place for `setup.steps` optimizer steps.
 
-    Adds "<role>-ema" to `models` for each averaged role, rows to `ctx.curves`, and what each
-    refresh chose to `ctx.measured`. Resumes from a checkpoint in `ctx.checkpoints` that was made
-    under the same conditions: device, threads, processes, micro-batches, torch. Leaves every module
-    on the CPU in eval mode.
+    Adds "<role>-ema" to `models` for each averaged role. Resumes from a checkpoint in
+    `ctx.checkpoints` that was made under the same conditions: device, threads, processes,
+    micro-batches, torch. Leaves every module on the CPU in eval mode.
     Raises BadSetting, UnknownName or BadData for what cannot be trained, BadSetting for a
     checkpoint of another objective, data, frozen role or setup; ContractError when the
     weights or buffers of
@@ -90,10 +100,12 @@ def fit(
                 f"stage '{ctx.stage}': frozen role '{role}' changed during training; "
                 "an objective must not put it in train mode or write to its buffers"
             )
-    ctx.curves.extend(loop.curves.rows)
-    if loop.refreshes:
-        ctx.measured["refreshes"] = loop.refreshes
-    return loop.curves.last
+    return Fitted(
+        last=loop.curves.last,
+        curves=tuple(loop.curves.rows),
+        refreshes=tuple(loop.refreshes),
+        resumed_at=loop.resumed_at,
+    )
 
 
 def _wrap(phase: Phase, precision: Precision) -> Callable[[torch.optim.Optimizer], OptimWrapper]:
@@ -155,6 +167,7 @@ class _Loop(BaseLoop):
         self.chosen: Data = job.data
         self.rng = torch.Generator()
         self.refreshes: list[refreshing.Told] = []
+        self.resumed_at: int | None = None
         self.curves = Curves([turn.name for turn in turns], job.ctx.nproc)
         self.learners = list({p: None for turn in turns for p in turn.parameters})
         self.plain = job.setup.precision == "fp32"
@@ -288,7 +301,7 @@ class _Loop(BaseLoop):
         self._progress().restore(tensors, record, ctx)
         self._choose(self.place.index)
         done = self.place.step
-        ctx.measured["resumed_at"] = done
+        self.resumed_at = done
         text = f"resumed at step {done}"
         ctx.observe(Event(stage=ctx.stage, text=text, done=done, total=job.setup.steps))
 

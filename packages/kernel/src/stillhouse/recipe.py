@@ -3,7 +3,7 @@ runs.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -13,6 +13,7 @@ from stillhouse.errors import BadRecipe, UnknownName
 
 Scale = Literal["tiny", "small", "paper"]
 Kind = Literal["teacher", "baseline", "student", "compressed"]
+Resource = Literal["cpu", "gpu"]
 SCALES: tuple[Scale, ...] = ("tiny", "small", "paper")
 OUTSIDE = ("data:", "file:", "builtin:", "hub:")
 # the environment variable that says in how many slices each training batch goes
@@ -75,17 +76,27 @@ class Context:
     observe: Observer = silent
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int | None = None
-    measured: dict[str, Any] = field(
-        default_factory=dict[str, Any]
-    )  # Any: JSON; what goes to <stage>.run.json
-    curves: list[Mapping[str, float]] = field(
-        default_factory=list[Mapping[str, float]]
-    )  # goes to <stage>.curves.tsv
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a stage returns: its `outputs` by port, and what is recorded beside them, since it may
+    differ from machine to machine: `scores` (<stage>.scores.json), `curves`, a row a logged step
+    (<stage>.curves.tsv), and `measured`, JSON values (<stage>.run.json).
+    """
+
+    outputs: Mapping[str, Artifact]
+    scores: Mapping[str, float] = field(default_factory=dict[str, float])
+    curves: Sequence[Mapping[str, float]] = ()
+    measured: Mapping[str, Any] = field(default_factory=dict[str, Any])  # Any: JSON values
+    resumed_at: int | None = None  # the step, round or candidate behind which it went on
 
 
 @runtime_checkable
 class Stage(Protocol):
-    """The unit of caching, retry, resumption and report. Implementations are frozen dataclasses."""
+    """The unit of caching, retry, resumption and report. Implementations are frozen dataclasses,
+    as a rule of `BaseStage`.
+    """
 
     @property
     def name(self) -> str: ...
@@ -108,7 +119,35 @@ class Stage(Protocol):
         """Whether torchrun's processes share the work; otherwise rank 0 does it alone."""
         ...
 
-    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]: ...
+    @property
+    def resource(self) -> Resource:
+        """What it is worth waiting for: flows give GPU stages a slot on a GPU."""
+        ...
+
+    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Result: ...
+
+
+class BaseStage:
+    """What most stages have in common: one process, no GPU, references by port."""
+
+    @property
+    def distributed(self) -> bool:
+        return False
+
+    @property
+    def resource(self) -> Resource:
+        return "cpu"
+
+    def __getitem__(self: Stage, port: str) -> str:
+        """The reference to an output, for another stage's inputs; raises UnknownName."""
+        if port not in self.outputs:
+            raise UnknownName("output", port, self.outputs, where=f"stage '{self.name}'")
+        return f"{self.name}.{port}"
+
+
+def resource_of(parts: Iterable[object]) -> Resource:
+    """ "gpu" where one of the parts (a make, a metric) declares `resource = "gpu"`."""
+    return "gpu" if any(getattr(part, "resource", "cpu") == "gpu" for part in parts) else "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import datetime
 import json
 import shutil
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,13 @@ from stillhouse.artifact import Artifact, Kind
 from stillhouse.code import builds_in, changed_code, code_key, stage_modules, value_code
 from stillhouse.digest import digest, known_digest
 from stillhouse.environment import environment
-from stillhouse.errors import CorruptArtifact, MissingData, StaleInput
+from stillhouse.errors import ContractError, CorruptArtifact, MissingData, StaleInput
 from stillhouse.files import storage, write_text, writing
 from stillhouse.inputs import OPEN_BUILTIN, check_present, outside
 from stillhouse.json_files import read_json
 from stillhouse.leftovers import remove_asides, remove_temporaries, temporary
 from stillhouse.places import home, project_root
-from stillhouse.recipe import OUTSIDE, Context, Event, Observer, Recipe, Stage, silent
+from stillhouse.recipe import OUTSIDE, Context, Event, Observer, Recipe, Result, Stage, silent
 from stillhouse.settings import Settings
 from stillhouse.trusted import covered
 
@@ -273,19 +273,28 @@ class _Place:
             with writing(folder) as out:
                 ctx, started, clock = self._context(out), time.time(), time.monotonic()
                 with covered(self.stage.name, self.modules):
-                    outputs = self.stage.run(self.inputs, ctx)
+                    result = self._result(ctx)
                 self._check_inputs()
                 write_text(
                     out / "stage.json",
-                    json.dumps(self._record(outputs, out), indent=1, sort_keys=True) + "\n",
+                    json.dumps(self._record(result.outputs, out), indent=1, sort_keys=True) + "\n",
                 )
                 # the clock of the wall may jump while a stage runs
-                self._write_beside(ctx, started, time.monotonic() - clock)
+                self._write_beside(result, started, time.monotonic() - clock)
             shutil.rmtree(self._checkpoints(), ignore_errors=True)
         self.runs.observe(Event(stage=self.stage.name, text="done"))
         record = finished(self.stage, self.runs)
         assert record is not None
         return record.outputs
+
+    def _result(self, ctx: Context) -> Result:
+        result: Any = self.stage.run(self.inputs, ctx)  # Any: what a third party gives
+        if isinstance(result, Result):
+            return result
+        raise ContractError(
+            f"stage '{self.stage.name}': {type(self.stage).__name__}.run returned a "
+            f"{type(result).__name__}; return Result(outputs={{...}}) of stillhouse.recipe"
+        )
 
     def _check_inputs(self) -> None:
         """What the stage read must still be what its key says."""
@@ -354,9 +363,8 @@ class _Place:
             },
         }
 
-    def _write_beside(self, ctx: Context, started: float, seconds: float) -> None:
-        base, measured = self.runs.folder / self.stage.name, dict(ctx.measured)
-        scores = measured.pop("scores", None)
+    def _write_beside(self, result: Result, started: float, seconds: float) -> None:
+        base, scores = self.runs.folder / self.stage.name, dict(result.scores)
         record = {
             "stage": self.stage.name,
             "key": self.key,
@@ -366,25 +374,25 @@ class _Place:
             ),
             "device": self.runs.device,
             "nproc": self.nproc,
-            "resumed_at": measured.pop("resumed_at", None),
+            "resumed_at": result.resumed_at,
             "environment": environment(self.runs.device),
-            "measured": measured,
+            "measured": dict(result.measured),
         }
         write_text(
             base.with_name(f"{base.name}.run.json"),
             json.dumps(record, indent=1, sort_keys=True) + "\n",
         )
-        if scores is not None:
+        if scores:
             write_text(
                 base.with_name(f"{base.name}.scores.json"), json.dumps(scores, indent=1) + "\n"
             )
             main = dict(list(scores.items())[:1])
             write_text(base.with_name(f"{base.name}.main.json"), json.dumps(main, indent=1) + "\n")
-        if ctx.curves:
-            write_text(base.with_name(f"{base.name}.curves.tsv"), _tsv(ctx.curves))
+        if result.curves:
+            write_text(base.with_name(f"{base.name}.curves.tsv"), _tsv(result.curves))
 
 
-def _tsv(rows: list[Mapping[str, float]]) -> str:
+def _tsv(rows: Sequence[Mapping[str, float]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = ["\t".join(f"{row[n]:.10g}" if n in row else "" for n in names) for row in rows]
     return "\n".join(["\t".join(names), *lines]) + "\n"

@@ -12,11 +12,13 @@ import torch
 from torch import Generator, Tensor, nn
 
 from stillhouse.data.data import Data, rows_of
+from stillhouse.data.sampling import REPEAT
 from stillhouse.digest import text_digest
 from stillhouse.errors import BadData, BadSetting, UnknownName
 from stillhouse.objectives.objective import Objective, Tensors
 from stillhouse.recipe import Context, silent
 
+PLAIN = "plain."  # begins the name of a column as it was before augmentation
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -31,7 +33,8 @@ class Augment(Protocol):
 class Setup:
     """Length, global batch, seed, augmentation and precision of a run.
 
-    `steps` counts optimizer steps; a sample is seen as view (epoch mod `views`).
+    `steps` counts optimizer steps; a sample is seen as view (epoch mod `views`). With `plain` a
+    batch also holds, as "plain.<column>", what the augmentation replaced.
     """
 
     steps: int
@@ -40,6 +43,7 @@ class Setup:
     augment: Augment | None = None
     views: int = 4
     precision: Precision = "fp32"
+    plain: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "views"):
@@ -65,6 +69,19 @@ def named_seed(seed: int, name: str) -> int:
 
 # what a seed is for; the same number never serves two purposes
 ORDER, STEP, REFRESH, GLOBAL = range(1, 5)
+
+
+class PlainView(nn.Module):
+    """A frozen role that reads its batches as they were before augmentation, as view 0."""
+
+    def __init__(self, role: nn.Module) -> None:
+        super().__init__()
+        self.role = role
+
+    def forward(self, batch: Tensors) -> Tensors:
+        plain = {k.removeprefix(PLAIN): v for k, v in batch.items() if k.startswith(PLAIN)}
+        outputs: Tensors = self.role({**batch, **plain, "view": torch.zeros_like(batch["id"])})
+        return outputs
 
 
 @dataclass
@@ -105,9 +122,14 @@ def batches_from(place: Place, data: Data, setup: Setup, ctx: Context) -> Iterat
 def _prepared(batch: Tensors, view: int, setup: Setup, ctx: Context) -> Tensors:
     if ctx.nproc > 1:
         batch = rows_of(batch, torch.arange(ctx.rank, len(batch["id"]), ctx.nproc))
-    batch = {**batch, "view": torch.full_like(batch["id"], view)}
+    repeat = batch.get(REPEAT)
+    views = view if repeat is None else (view + repeat) % setup.views
+    batch = {**batch, "view": torch.zeros_like(batch["id"]) + views}
     if setup.augment is not None:
-        batch = setup.augment(batch)
+        given, batch = batch, setup.augment(batch)
+        if setup.plain:
+            replaced = {k: v for k, v in given.items() if batch.get(k) is not v}
+            batch = {**batch, **{f"{PLAIN}{name}": value for name, value in replaced.items()}}
     if ctx.device != "cpu":
         batch = {name: value.to(ctx.device, non_blocking=True) for name, value in batch.items()}
     return batch
@@ -204,6 +226,4 @@ def alone(ctx: Context) -> Context:
         observe=silent,
         checkpoint_seconds=float("inf"),
         checkpoint_steps=None,
-        measured={},
-        curves=[],
     )

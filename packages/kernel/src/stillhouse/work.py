@@ -3,7 +3,7 @@ says how far it is, and how a long computation goes on after a kill.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from torch import Generator
 
 from stillhouse.checkpoint import Conditions
-from stillhouse.data.data import Columns
+from stillhouse.data.data import Columns, Data
 from stillhouse.data.shards import load_data, save_data
 from stillhouse.digest import digest
 from stillhouse.errors import BadRecipe, BadSetting, CorruptArtifact
@@ -34,13 +34,15 @@ class Work:
 
     `rng` begins at `seed` where `of` or `seeded` has made it. `batch` is how many rows a frozen
     network computes at a time. `kept` is the folder in which `parts` keeps what is done; None, as
-    in a call outside a stage: nowhere. `ctx` is the stage's.
+    in a call outside a stage: nowhere. `ctx` is the stage's. `data` are the data of an evaluation
+    by port, where it has several.
     """
 
     seed: int = 0
     ctx: Context = field(default_factory=_outside)
     batch: int = 256
     kept: Path | None = None
+    data: Mapping[str, Data] = field(default_factory=dict[str, Data], compare=False)
     rng: Generator = field(default_factory=Generator, compare=False)
 
     @classmethod

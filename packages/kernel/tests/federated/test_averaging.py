@@ -68,7 +68,7 @@ def test_a_weighted_mean_by_hand() -> None:
 def test_a_round_is_learning_then_the_mean_of_fellows(tmp_path: Path) -> None:
     given = inputs(tmp_path / "in")
     stage = federation(rounds=1)
-    out = FedAvg(federation=stage).run(given, toy_context(tmp_path / "out"))
+    out = FedAvg(federation=stage).run(given, toy_context(tmp_path / "out")).outputs
     # by hand: the fellows start from a's weights and learn, then a plain loop over their weights
     built = stage.built(given)
     parties = stage.parties(given, built, toy_context(tmp_path / "hand"))
@@ -93,12 +93,14 @@ def test_a_round_is_learning_then_the_mean_of_fellows(tmp_path: Path) -> None:
 
 def test_a_client_without_fellows_learns_alone(tmp_path: Path) -> None:
     given = inputs(tmp_path / "in")
-    averaged = FedAvg(federation=federation()).run(given, toy_context(tmp_path / "avg"))
-    alone = federation().run(given, toy_context(tmp_path / "alone"))
+    averaged = FedAvg(federation=federation()).run(given, toy_context(tmp_path / "avg")).outputs
+    alone = federation().run(given, toy_context(tmp_path / "alone")).outputs
     assert averaged["c"].digest == alone["c"].digest
     assert averaged["b"].digest != alone["b"].digest
-    single = FedAvg(federation=federation("b")).run(
-        {"b-data": given["b-data"]}, toy_context(tmp_path / "single")
+    single = (
+        FedAvg(federation=federation("b"))
+        .run({"b-data": given["b-data"]}, toy_context(tmp_path / "single"))
+        .outputs
     )
     assert single["b"].digest == alone["b"].digest
     assert load_model(single["exchange"].path).module.sent.sum() == 0
@@ -107,14 +109,16 @@ def test_a_client_without_fellows_learns_alone(tmp_path: Path) -> None:
 def test_it_resumes_after_a_round_to_the_same_bits(tmp_path: Path) -> None:
     given = inputs(tmp_path / "in")
     stage = FedAvg(federation=federation())
-    whole = stage.run(given, toy_context(tmp_path / "whole"))
+    whole = stage.run(given, toy_context(tmp_path / "whole")).outputs
     dying = toy_context(tmp_path / "dead", observe=die_at_checkpoint)
     with pytest.raises(KilledError):
         stage.run(given, dying)
     last = toy_context(tmp_path / "last", checkpoints=dying.checkpoints)
     again = stage.run(given, last)
-    assert last.measured["resumed_at"] == 1
-    assert {k: v.digest for k, v in again.items()} == {k: v.digest for k, v in whole.items()}
+    assert again.resumed_at == 1
+    assert {k: v.digest for k, v in again.outputs.items()} == {
+        k: v.digest for k, v in whole.items()
+    }
 
 
 def test_it_is_a_stage_with_the_ports_of_its_federation() -> None:

@@ -153,7 +153,7 @@ def played(
 
 def test_nodes_come_to_the_bits_of_one_process(tmp_path: Path) -> None:
     inputs, stage = federated_inputs(tmp_path / "in"), federate()
-    whole = stage.run(inputs, toy_context(tmp_path / "whole"))
+    whole = stage.run(inputs, toy_context(tmp_path / "whole")).outputs
     given = stage.server(inputs)
     assert given is not None
     seats = {
@@ -206,7 +206,7 @@ def test_a_client_that_missed_a_round_goes_on_from_where_it_was(tmp_path: Path) 
 
 def test_a_client_that_shares_nothing_is_its_own_teacher(tmp_path: Path) -> None:
     inputs, stage = federated_inputs(tmp_path / "in"), federate(rule=Itself())
-    whole = stage.run(inputs, toy_context(tmp_path / "whole"))
+    whole = stage.run(inputs, toy_context(tmp_path / "whole")).outputs
     one = seat(tmp_path, "client-2", inputs, stage)
     assert [one.learn(number) for number in range(3)] == [None] * 3
     assert same(one.weights(), dict(load_model(whole["client-2"].path).module.state_dict()))
@@ -289,9 +289,9 @@ def test_a_run_says_who_was_missing(tmp_path: Path) -> None:
     events: list[Event] = []
     ctx = toy_context(tmp_path / "out", observe=events.append)
     turn = partial(stage.round, parties=parties, server=stage.server(inputs))
-    Rounds(stage="knfu", count=2, parties=parties, ctx=ctx).play(turn)
+    played = Rounds(stage="knfu", count=2, parties=parties, ctx=ctx).play(turn)
     assert "round 2 of 2 ended without client-10" in [event.text for event in events]
-    assert ctx.measured["missing"] == {"client-10": [2]}
+    assert played.measured["missing"] == {"client-10": [2]}
 
 
 def test_a_node_finds_its_client_in_the_project_or_where_its_operator_says(

@@ -265,7 +265,8 @@ def test_a_client_learns_as_a_plain_loop_does(tmp_path: Path) -> None:
 def test_a_stage_runs_rounds_of_learning_fusing_absorbing(tmp_path: Path) -> None:
     inputs = federated_inputs(tmp_path / "in")
     ctx = toy_context(tmp_path / "out", stage="knfu")
-    out = federate(rounds=2).run(inputs, ctx)
+    result = federate(rounds=2).run(inputs, ctx)
+    out = result.outputs
     assert list(out) == ["client-1", "client-2", "client-10", "exchange"]
     # the same by hand, client by client
     parties: list[Client] = []
@@ -297,14 +298,14 @@ def test_a_stage_runs_rounds_of_learning_fusing_absorbing(tmp_path: Path) -> Non
     assert torch.equal(exchange.weights, torch.stack(noted))
     assert exchange.sent.tolist() == [[[280, 280]] * 3] * 2
     # 2 rounds x 3 clients x (up and down) x 14 x 5 floats
-    assert ctx.measured["bytes_sent"] == 2 * 3 * 2 * 14 * 5 * 4
+    assert result.measured["bytes_sent"] == 2 * 3 * 2 * 14 * 5 * 4
     # a client's losses stay with it
-    assert ctx.curves == []
+    assert result.curves == ()
 
 
 def test_a_stage_resumes_after_a_round_to_the_same_bits(tmp_path: Path) -> None:
     inputs = federated_inputs(tmp_path / "in")
-    whole = federate().run(inputs, toy_context(tmp_path / "whole"))
+    whole = federate().run(inputs, toy_context(tmp_path / "whole")).outputs
     dying = toy_context(tmp_path / "dead", observe=die_at_checkpoint)
     with pytest.raises(KilledError):
         federate().run(inputs, dying)
@@ -321,9 +322,9 @@ def test_a_stage_resumes_after_a_round_to_the_same_bits(tmp_path: Path) -> None:
     last = toy_context(tmp_path / "last", checkpoints=dying.checkpoints, observe=events.append)
     resumed = federate().run(inputs, last)
     assert events[0].text == "resumed at round 2"
-    assert last.measured["resumed_at"] == 2
+    assert resumed.resumed_at == 2
     assert [event.done for event in events] == [2, 3]
-    assert digests(resumed) == digests(whole)
+    assert digests(resumed.outputs) == digests(whole)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,7 +345,7 @@ class DiesOnce:
 
 def test_a_death_within_a_round_costs_that_round(tmp_path: Path) -> None:
     inputs = federated_inputs(tmp_path / "in")
-    whole = federate().run(inputs, toy_context(tmp_path / "whole"))
+    whole = federate().run(inputs, toy_context(tmp_path / "whole")).outputs
     ctx = toy_context(tmp_path / "out")
     flag = tmp_path / "out" / "flag"
     flag.touch()
@@ -352,16 +353,16 @@ def test_a_death_within_a_round_costs_that_round(tmp_path: Path) -> None:
     with pytest.raises(KilledError):
         stage.run(inputs, ctx)
     flag.unlink()
-    assert digests(stage.run(inputs, ctx)) == digests(whole)
+    assert digests(stage.run(inputs, ctx).outputs) == digests(whole)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) -> None:
     inputs = federated_inputs(tmp_path / "in")
-    one = federate(rounds=1).run(inputs, toy_context(tmp_path / "1"))
+    one = federate(rounds=1).run(inputs, toy_context(tmp_path / "1")).outputs
     torch.manual_seed(99)
-    again = federate(rounds=1).run(inputs, toy_context(tmp_path / "2"))
+    again = federate(rounds=1).run(inputs, toy_context(tmp_path / "2")).outputs
     assert digests(again) == digests(one)
-    other = federate(rounds=1, seed=1).run(inputs, toy_context(tmp_path / "3"))
+    other = federate(rounds=1, seed=1).run(inputs, toy_context(tmp_path / "3")).outputs
     assert digests(other)["client-1"] != digests(one)["client-1"]
     assert digest(federate()) == digest(federate())
     assert digest(federate()) != digest(federate(rule=KnFu(beta=9.0)))
@@ -369,33 +370,41 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) 
 
 def test_a_client_alone_is_the_same_whoever_else_takes_part(tmp_path: Path) -> None:
     inputs = federated_inputs(tmp_path / "in")
-    every = federate(rule=None, rounds=2).run(inputs, toy_context(tmp_path / "every"))
+    every = federate(rule=None, rounds=2).run(inputs, toy_context(tmp_path / "every")).outputs
     exchange = load_model(every["exchange"].path).module
     assert torch.equal(exchange.weights, torch.eye(3).expand(2, 3, 3))
     assert exchange.sent.sum() == 0
     # without the others, and without a transfer set
-    single = federate(
-        rule=None,
-        rounds=2,
-        inputs={"client-2-data": "data.client-2"},
-        fresh={"client-2": federate().fresh["client-2"]},
-    ).run({"client-2-data": inputs["client-2-data"]}, toy_context(tmp_path / "single"))
+    single = (
+        federate(
+            rule=None,
+            rounds=2,
+            inputs={"client-2-data": "data.client-2"},
+            fresh={"client-2": federate().fresh["client-2"]},
+        )
+        .run({"client-2-data": inputs["client-2-data"]}, toy_context(tmp_path / "single"))
+        .outputs
+    )
     assert digests(single)["client-2"] == digests(every)["client-2"]
     # its own teacher is not its absence, but needs nobody else either
-    itself = federate(rule=Itself(), rounds=2).run(inputs, toy_context(tmp_path / "itself"))
+    itself = federate(rule=Itself(), rounds=2).run(inputs, toy_context(tmp_path / "itself")).outputs
     assert digests(itself)["client-2"] != digests(every)["client-2"]
     assert load_model(itself["exchange"].path).module.sent.sum() == 0
 
 
 def test_fusion_begins_after_the_warm_up(tmp_path: Path) -> None:
     inputs = federated_inputs(tmp_path / "in")
-    out = federate(rule=Mean(), warmup=2).run(inputs, toy_context(tmp_path / "out"))
+    out = federate(rule=Mean(), warmup=2).run(inputs, toy_context(tmp_path / "out")).outputs
     exchange = load_model(out["exchange"].path).module
     assert exchange.sent.sum((1, 2)).tolist() == [0, 0, 3 * 2 * 280]
     assert torch.equal(exchange.weights[1], torch.eye(3))
     # all of it a warm-up: the same as alone
-    alone = federate(rule=None, rounds=2).run(inputs, toy_context(tmp_path / "alone"))
-    warm = federate(rule=Mean(), rounds=2, warmup=2).run(inputs, toy_context(tmp_path / "warm"))
+    alone = federate(rule=None, rounds=2).run(inputs, toy_context(tmp_path / "alone")).outputs
+    warm = (
+        federate(rule=Mean(), rounds=2, warmup=2)
+        .run(inputs, toy_context(tmp_path / "warm"))
+        .outputs
+    )
     assert digests(warm) == digests(alone)
 
 
@@ -409,7 +418,7 @@ def test_a_client_can_start_from_a_port(tmp_path: Path) -> None:
     assert stage.clients == NAMES
     inputs["client-1"] = save_model(tmp_path / "first", Built(spec=spec, module=spec.new()))
     before = load_model(inputs["client-1"].path).module.state_dict()
-    out = stage.run(inputs, toy_context(tmp_path / "out"))
+    out = stage.run(inputs, toy_context(tmp_path / "out")).outputs
     built = stage._built("client-1", inputs)
     assert same(dict(built.module.state_dict()), dict(before))
     assert not same(dict(load_model(out["client-1"].path).module.state_dict()), dict(before))
@@ -456,12 +465,16 @@ def test_what_an_exchange_scores_by_hand() -> None:
 
 
 def test_an_evaluation_takes_clients_and_exchange(tmp_path: Path) -> None:
-    out = federate(rounds=1).run(federated_inputs(tmp_path / "in"), toy_context(tmp_path / "out"))
+    out = (
+        federate(rounds=1)
+        .run(federated_inputs(tmp_path / "in"), toy_context(tmp_path / "out"))
+        .outputs
+    )
     test = dict(toy_data(30, 9).columns) | {"weights": torch.ones(30, 3)}
     inputs = {**out, "data": save_data(tmp_path / "test", test)}
     metrics = (FederatedAccuracy(clients=NAMES), ExchangeScores())
     stage = Evaluate(name="e", metrics=metrics, inputs={"data": "data.test"})
-    found = stage.run(inputs, toy_context(tmp_path / "e"))["scores"].open()
+    found = stage.run(inputs, toy_context(tmp_path / "e")).outputs["scores"].open()
     names = ("alma_accuracy", "global_accuracy", "effective_neighbours", "self_weight", "sent_mib")
     assert tuple(found) == names
     assert found["sent_mib"] == pytest.approx(3 * 2 * 280 / 2**20)

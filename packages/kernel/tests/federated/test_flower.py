@@ -151,7 +151,7 @@ def test_a_simulation_comes_to_the_bits_of_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs, stage = federated_inputs(tmp_path / "in"), federate()
-    local = stage.run(inputs, toy_context(tmp_path / "local"))
+    local = stage.run(inputs, toy_context(tmp_path / "local")).outputs
     watched: list[Watched] = []
     serve = simulation.serve
 
@@ -163,8 +163,8 @@ def test_a_simulation_comes_to_the_bits_of_one_process(
     ctx = toy_context(tmp_path / "flower", engine="flower")
     flower = stage.run(inputs, ctx)
     # every client's weights, every fusion weight, every byte counted
-    assert digests(flower) == digests(local)
-    assert ctx.measured == {"rounds": 3, "bytes_sent": 3 * 3 * 2 * ARRAY_BYTES}
+    assert digests(flower.outputs) == digests(local)
+    assert flower.measured == {"rounds": 3, "bytes_sent": 3 * 3 * 2 * ARRAY_BYTES}
     # 3 rounds, 3 clients: the array once up, once down
     up, down = (
         [found for found in side if "arrays" in str(found)]
@@ -206,8 +206,9 @@ def test_a_simulated_client_that_fails_is_missing_as_in_one_process(tmp_path: Pa
         file.unlink(missing_ok=True)
         touch = Touch(file=file)
         ctx = toy_context(tmp_path / engine, engine=engine, observe=touch)
-        found[engine] = digests(stage.run(inputs, ctx))
-        assert ctx.measured["missing"] == {"client-2": [2, 3]}
+        result = stage.run(inputs, ctx)
+        found[engine] = digests(result.outputs)
+        assert result.measured["missing"] == {"client-2": [2, 3]}
         assert "round 2 of 3 ended without client-2" in [event.text for event in touch.events]
     assert found["local"] == found["flower"]
     # it is as it was after its last round
@@ -218,7 +219,7 @@ def test_a_simulated_client_that_fails_is_missing_as_in_one_process(tmp_path: Pa
 @pytest.mark.slow
 def test_a_killed_simulation_goes_on_from_its_last_round(tmp_path: Path) -> None:
     inputs, stage = federated_inputs(tmp_path / "in"), federate()
-    local = stage.run(inputs, toy_context(tmp_path / "local"))
+    local = stage.run(inputs, toy_context(tmp_path / "local")).outputs
     dying = toy_context(tmp_path / "dead", engine="flower", observe=die_at_checkpoint)
     with pytest.raises(KilledError):
         stage.run(inputs, dying)
@@ -226,7 +227,7 @@ def test_a_killed_simulation_goes_on_from_its_last_round(tmp_path: Path) -> None
     again = toy_context(
         tmp_path / "again", engine="flower", checkpoints=dying.checkpoints, observe=events.append
     )
-    resumed = stage.run(inputs, again)
+    resumed = stage.run(inputs, again).outputs
     assert events[0].text == "resumed at round 1"
     assert digests(resumed) == digests(local)
 

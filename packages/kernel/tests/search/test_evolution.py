@@ -221,7 +221,9 @@ def test_children_are_held_to_the_budget(strategy: Strategy, tmp_path: Path):
         inputs={},
         strategy=strategy,
     )
-    out = stage.run({}, Context(stage="s", out=tmp_path, checkpoints=tmp_path, caches=tmp_path))
+    out = stage.run(
+        {}, Context(stage="s", out=tmp_path, checkpoints=tmp_path, caches=tmp_path)
+    ).outputs
     trials = load_data(out["trials"].path)
     assert len(trials) == 50  # of the 57 that fit: 64 - 6 - 1
     assert max(trials.columns["ones"].tolist()) == 4

@@ -128,7 +128,7 @@ def test_a_search_scores_with_one_batch(tmp_path: Path):
         (tmp_path / name).mkdir()
         folder = tmp_path / name
         context = Context(stage="s", out=folder, checkpoints=folder, caches=folder)
-        out = stage.run({"data": source}, context)
+        out = stage.run({"data": source}, context).outputs
         tables.append(load_data(out["trials"].path).columns)
     assert tables[0]["score"].tolist() == tables[1]["score"].tolist()
     assert sorted(tables[0]["width"].tolist()) == [1, 2, 3, 4, 5]

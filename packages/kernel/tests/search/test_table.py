@@ -106,7 +106,7 @@ def test_a_search_ends_with_a_dead_network_among_its_candidates(tmp_path: Path):
     )
     images, labels = batch(40)
     artifact = save_data(tmp_path / "data", {"images": images, "labels": labels})
-    out = stage.run({"data": artifact}, context(tmp_path / "out"))
+    out = stage.run({"data": artifact}, context(tmp_path / "out")).outputs
     scores = load_data(out["trials"].path).columns["score"]
     assert isinstance(scores, torch.Tensor)
     assert scores[0] == scores[1:].min() - 1

@@ -152,7 +152,7 @@ def test_a_search_trains_every_candidate(tmp_path: Path):
     }
     tables = []
     for name in ("a", "b"):
-        out = stage.run(artifacts, context(tmp_path / name))
+        out = stage.run(artifacts, context(tmp_path / name)).outputs
         tables.append(load_data(out["trials"].path).columns)
     assert tables[0]["score"].tolist() == tables[1]["score"].tolist()
     assert len(set(tables[0]["score"].tolist())) > 1

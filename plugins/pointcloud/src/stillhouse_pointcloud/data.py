@@ -19,6 +19,7 @@ from stillhouse.data import (
     note_left_out,
     visible_files,
 )
+from stillhouse.data.data import select
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.work import Work
 from stillhouse_pointcloud.boxes import CLASSES
@@ -92,8 +93,8 @@ class ReadKitti:
         held, rest = _parted(len(made["train"]["frames"]), self.validation, work.rng)
         train = made["train"]
         return {
-            "train": _rows(train, rest),
-            "validation": _rows(train, held),
+            "train": select(train, rest),
+            "validation": select(train, held),
             "test": made["test"],
         }
 
@@ -217,15 +218,3 @@ def _parted(count: int, fraction: float, rng: Generator) -> tuple[Tensor, Tensor
     kept = min(count - 1, max(1, round(fraction * count)))
     order = torch.randperm(count, generator=rng)
     return order[:kept].sort().values, order[kept:].sort().values
-
-
-def _rows(columns: Columns, index: Tensor) -> Columns:
-    picked: dict[str, Tensor | Ragged | list[str]] = {}
-    for name, column in columns.items():
-        if isinstance(column, Ragged):
-            picked[name] = column.rows(index)
-        elif isinstance(column, Tensor):
-            picked[name] = column[index]
-        else:
-            picked[name] = [column[i] for i in index.tolist()]
-    return picked

@@ -63,6 +63,20 @@ class Ragged:
 Columns = Mapping[str, "Tensor | Ragged | list[str]"]
 
 
+def select(columns: Columns, index: Tensor) -> Columns:
+    """The rows `index` of columns, text included."""
+    picked: dict[str, Tensor | Ragged | list[str]] = {}
+    for name, column in columns.items():
+        match column:
+            case Ragged():
+                picked[name] = column.rows(index)
+            case Tensor():
+                picked[name] = column[index]
+            case _:
+                picked[name] = [column[i] for i in index.tolist()]
+    return picked
+
+
 class TensorData:
     """Columns held in memory or memory-mapped. An `id` column 0 ... N-1 is added where there is
     none.

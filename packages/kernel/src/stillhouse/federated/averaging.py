@@ -17,11 +17,11 @@ from stillhouse.federated.clients import Client
 from stillhouse.federated.rounds import Rounds, saved
 from stillhouse.federated.stage import Federate
 from stillhouse.objectives.objective import Tensors
-from stillhouse.recipe import Context
+from stillhouse.recipe import BaseStage, Context, Resource, Result
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedAvg:
+class FedAvg(BaseStage):
     """Federated averaging (McMahan et al. 2017, arXiv 1602.05629, algorithm 1) among the clients of
     a `federation` without a rule: a round is learning on one's own data, then the mean of the
     weights, each client counting by its number of samples.
@@ -59,10 +59,10 @@ class FedAvg:
         return self.federation.outputs
 
     @property
-    def distributed(self) -> bool:
-        return self.federation.distributed
+    def resource(self) -> Resource:
+        return self.federation.resource
 
-    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
+    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Result:
         built = self.federation.built(inputs)
         parties = self.federation.parties(inputs, built, ctx)
         groups = fellows(built)
@@ -71,8 +71,7 @@ class FedAvg:
             for name in group:
                 parties[name].module.load_state_dict(first)
         rounds = Rounds(stage=self.name, count=self.federation.rounds, parties=parties, ctx=ctx)
-        exchange = rounds.play(partial(_round, parties=parties, groups=groups))
-        return saved(built, exchange, ctx)
+        return saved(built, rounds.play(partial(_round, parties=parties, groups=groups)), ctx)
 
 
 def fellows(built: Mapping[str, Built]) -> tuple[tuple[str, ...], ...]:

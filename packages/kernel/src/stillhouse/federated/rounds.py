@@ -5,20 +5,44 @@ N: clients.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from stillhouse.artifact import Artifact, Built, Model, save_model
+from stillhouse.artifact import Built, Model, save_model
 from stillhouse.checkpoint import Checkpoints, below
 from stillhouse.federated.clients import Client, Party
 from stillhouse.federated.fusion import effective_neighbours
 from stillhouse.federated.server import Exchange
-from stillhouse.recipe import Context, Event
+from stillhouse.recipe import Context, Event, Result
 
 EXCHANGE = "exchange"
 # what a round is: its number to the weights [N, N] of its clients and the bytes [N, 2] they sent
 Turn = Callable[[int], tuple[Float[Tensor, "N N"], Integer[Tensor, "N 2"]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Played:
+    """Rounds that are over: what went between clients and server."""
+
+    exchange: Exchange
+    clients: tuple[str, ...]  # in the exchange's order
+    resumed_at: int | None = None
+    elsewhere: tuple[str, ...] = ()  # clients whose models stay with their nodes
+
+    @property
+    def measured(self) -> dict[str, Any]:  # Any: JSON values
+        """Rounds, bytes sent, and by client the rounds that went on without it."""
+        rounds, sent = len(self.exchange.weights), int(self.exchange.sent.sum())
+        found: dict[str, Any] = {"rounds": rounds, "bytes_sent": sent}
+        columns = zip(self.clients, self.exchange.missing.T, strict=True)
+        lost = {name: (row.nonzero().flatten() + 1).tolist() for name, row in columns}
+        if missing := {name: rounds for name, rounds in lost.items() if rounds}:
+            found["missing"] = missing
+        if self.elsewhere:
+            found["elsewhere"] = list(self.elsewhere)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,21 +57,16 @@ class Rounds:
     parties: Mapping[str, Party]
     ctx: Context
 
-    def play(self, turn: Turn) -> Exchange:
-        """Run the rounds that are still to be run; what went between clients and server."""
+    def play(self, turn: Turn) -> Played:
+        """Run the rounds that are still to be run."""
         exchange = Exchange(self.count, len(self.parties))
-        for number in range(self._resume(exchange), self.count):
+        first = self._resume(exchange)
+        for number in range(first, self.count):
             exchange.note(number, *turn(number))
             self._finish(number, exchange)
-        self.ctx.measured.update(rounds=self.count, bytes_sent=int(exchange.sent.sum()))
-        if bool(exchange.missing.any()):
-            rounds = {name: exchange.missing[:, k] for k, name in enumerate(self.parties)}
-            self.ctx.measured["missing"] = {
-                name: (lost.nonzero().flatten() + 1).tolist()
-                for name, lost in rounds.items()
-                if bool(lost.any())
-            }
-        return exchange
+        return Played(
+            exchange=exchange, clients=tuple(self.parties), resumed_at=first if first else None
+        )
 
     def _finish(self, number: int, exchange: Exchange) -> None:
         done, missing = number + 1, exchange.missing[number]
@@ -77,7 +96,6 @@ class Rounds:
         for name, party in self._here().items():
             party.module.load_state_dict(below(tensors, f"{name}/"))
         done = int(record["step"])
-        self.ctx.measured["resumed_at"] = done
         text = f"resumed at round {done}"
         self.ctx.observe(Event(stage=self.stage, text=text, done=done, total=self.count))
         return done
@@ -86,12 +104,16 @@ class Rounds:
         return {name: party for name, party in self.parties.items() if isinstance(party, Client)}
 
 
-def saved(clients: Mapping[str, Built], exchange: Exchange, ctx: Context) -> dict[str, Artifact]:
+def saved(clients: Mapping[str, Built], played: Played, ctx: Context) -> Result:
     """Every client, and "exchange", in the folder of the stage."""
-    count, number = exchange.weights.shape[:2]
+    count, number = played.exchange.weights.shape[:2]
     spec = Model(build=Exchange, kwargs={"rounds": count, "clients": number})
-    built = {**clients, EXCHANGE: Built(spec=spec, module=exchange)}
-    return {name: save_model(ctx.out / name, each) for name, each in built.items()}
+    built = {**clients, EXCHANGE: Built(spec=spec, module=played.exchange)}
+    return Result(
+        outputs={name: save_model(ctx.out / name, each) for name, each in built.items()},
+        measured=played.measured,
+        resumed_at=played.resumed_at,
+    )
 
 
 def exchange_from(tensors: Mapping[str, Tensor]) -> Exchange:

@@ -17,7 +17,7 @@ from stillhouse.federated.engines import check_engine
 from stillhouse.federated.rounds import EXCHANGE, Rounds, saved
 from stillhouse.federated.rules import Rule
 from stillhouse.federated.server import Server, among
-from stillhouse.recipe import STAGE_NAME, Context
+from stillhouse.recipe import STAGE_NAME, BaseStage, Context, Resource, Result
 from stillhouse.training import mix, named_seed
 
 TRANSFER, DATA = "transfer", "-data"
@@ -26,7 +26,7 @@ FRESH = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Federate:
+class Federate(BaseStage):
     """Trains clients with their own models and data for `rounds` rounds of learning, fusion by
     `rule` and absorbing (KnFu, arXiv 2403.11892; a reconstruction, see fusion.py).
 
@@ -89,14 +89,14 @@ class Federate:
         return tuple(sorted({*self.fresh, *ports}, key=_by_length))
 
     @property
-    def distributed(self) -> bool:
-        return False
+    def resource(self) -> Resource:
+        return "gpu"
 
     @property
     def outputs(self) -> tuple[str, ...]:
         return (*self.clients, EXCHANGE)
 
-    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
+    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Result:
         check_engine(ctx.engine)
         if ctx.engine == "flower":
             from stillhouse.federated.flower.run import run_flower  # an optional package
@@ -106,8 +106,8 @@ class Federate:
         parties = self.parties(inputs, built, ctx)
         server = self.server(inputs)
         turn = partial(self.round, parties=parties, server=server)
-        exchange = Rounds(stage=self.name, count=self.rounds, parties=parties, ctx=ctx).play(turn)
-        return saved(built, exchange, ctx)
+        rounds = Rounds(stage=self.name, count=self.rounds, parties=parties, ctx=ctx)
+        return saved(built, rounds.play(turn), ctx)
 
     def built(self, inputs: Mapping[str, Artifact]) -> dict[str, Built]:
         """The clients' models before the first round."""

@@ -204,8 +204,9 @@ def _curves(recipe: Recipe, done: Mapping[str, Finished]) -> tuple[Curve, ...]:
 
 def _evaluated(recipe: Recipe, name: str) -> str:
     """The stage that made the model an evaluation is about: the student, else no teacher."""
-    inputs = recipe.stage(name).inputs
-    roles = [port for port in inputs if port != "data"]
+    stage = recipe.stage(name)
+    inputs, data = stage.inputs, getattr(stage, "data_ports", ("data",))
+    roles = [port for port in inputs if port not in data]
     role = min(roles, key=lambda port: (port != "student", port == "teacher"), default="")
     ref = inputs.get(role, "")
     return "" if ref.startswith(OUTSIDE) else ref.partition(".")[0]

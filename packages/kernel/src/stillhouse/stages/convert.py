@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from stillhouse.artifact import OPEN_MODEL, SPEC, WEIGHTS, Artifact
 from stillhouse.digest import path_digest
 from stillhouse.errors import BadRecipe
-from stillhouse.recipe import Context
+from stillhouse.recipe import BaseStage, Context, Resource, Result, resource_of
 from stillhouse.work import Work
 
 
@@ -24,7 +24,7 @@ class Converter(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Convert:
+class Convert(BaseStage):
     """Runs `convert`; its folder is the output "model" (model.json, model.safetensors and whatever
     it adds).
     """
@@ -35,20 +35,19 @@ class Convert:
     seed: int = 0
 
     @property
-    def distributed(self) -> bool:
-        return False
+    def resource(self) -> Resource:
+        return resource_of((self.convert,))
 
     @property
     def outputs(self) -> tuple[str, ...]:
         return ("model",)
 
-    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
+    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Result:
         out = ctx.out / "model"
         opened = {port: artifact.open() for port, artifact in inputs.items()}
         self.convert(opened, out, work=Work.of(ctx, self.seed))
         for name in (SPEC, WEIGHTS):
             if not (out / name).is_file():
                 raise BadRecipe(f"stage '{self.name}': convert left no {name} in its folder")
-        return {
-            "model": Artifact(kind="model", path=out, digest=path_digest(out), opener=OPEN_MODEL)
-        }
+        model = Artifact(kind="model", path=out, digest=path_digest(out), opener=OPEN_MODEL)
+        return Result(outputs={"model": model})

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from stillhouse.artifact import Artifact
-from stillhouse.data.data import Data
+from stillhouse.data.data import Data, TensorData
 from stillhouse.digest import path_digest
 from stillhouse.errors import BadData, BadRecipe
 from stillhouse.json_files import read_json
 from stillhouse.objectives.objective import Models
-from stillhouse.recipe import PLOTS, Context
+from stillhouse.recipe import PLOTS, BaseStage, Context, Resource, Result, resource_of
 from stillhouse.work import Work
 
 if TYPE_CHECKING:
@@ -51,12 +51,14 @@ class Figure(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class Evaluate(BaseStage):
     """Scores from `metrics` (reproducible: part of the artifact) and from `measures` (timings:
     beside it), and drawings: `figures` show samples of the data, `plots` numbers only, so that a
     published report may hold them whatever the data's licence.
 
-    The port "data" is the data, every other port a role.
+    The port "data" is the data, every other port a role; or `data` names the ports that hold data,
+    none where a metric needs none. Metrics and figures are called with the first of them (empty
+    data, where there is none), and find all by port in `work.data`.
     """
 
     name: str
@@ -66,43 +68,56 @@ class Evaluate:
     figures: tuple[Figure, ...] = ()
     plots: tuple[Figure, ...] = ()
     seed: int = 0
+    data: tuple[str, ...] = ("data",)
 
     def __post_init__(self) -> None:
-        if "data" not in self.inputs or not self.metrics:
-            raise BadRecipe(
-                f"stage '{self.name}': an evaluation needs a port 'data' and at least one metric"
-            )
+        if not self.metrics:
+            raise BadRecipe(f"stage '{self.name}': an evaluation needs at least one metric")
+        for port in self.data:
+            if port not in self.inputs:
+                raise BadRecipe(
+                    f"stage '{self.name}': no port '{port}'; the evaluation reads it (data=() "
+                    "where the metrics need no data)"
+                )
 
     @property
-    def distributed(self) -> bool:
-        return False
+    def data_ports(self) -> tuple[str, ...]:
+        """The ports that hold data; every other one holds a role."""
+        return self.data
+
+    @property
+    def resource(self) -> Resource:
+        return resource_of((*self.metrics, *self.measures, *self.figures, *self.plots))
 
     @property
     def outputs(self) -> tuple[str, ...]:
         return ("scores",)
 
-    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
-        data = inputs["data"].open()
+    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Result:
+        sets: dict[str, Data] = {port: inputs[port].open() for port in self.data}
+        data = next(iter(sets.values()), TensorData({}))
         models: dict[str, nn.Module] = {
             role: a.open().module.requires_grad_(False).to(ctx.device)
             for role, a in inputs.items()
-            if role != "data"
+            if role not in self.data
         }
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            work = Work.of(ctx, self.seed)
+            work = replace(Work.of(ctx, self.seed), data=sets)
             scores = _all(self.metrics, models, data, work)
             out = ctx.out / "scores"
             out.mkdir()
             (out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
             _draw(self.figures, models, data, out, work)
             _draw(self.plots, models, data, out / PLOTS, work)
-            if left := uncounted(self.metrics, models, data):
-                ctx.measured["uncounted"] = left
-            ctx.measured["scores"] = scores | _all(self.measures, models, data, work)
-        return {
-            "scores": Artifact(kind="scores", path=out, digest=path_digest(out), opener=OPEN_SCORES)
-        }
+            left = uncounted(self.metrics, models, data)
+            every = scores | _all(self.measures, models, data, work)
+        written = Artifact(kind="scores", path=out, digest=path_digest(out), opener=OPEN_SCORES)
+        return Result(
+            outputs={"scores": written},
+            scores=every,
+            measured={"uncounted": left} if left else {},
+        )
 
 
 def _draw(

@@ -9,7 +9,7 @@ from stillhouse.data.data import Columns
 from stillhouse.data.notes import noted
 from stillhouse.data.shards import save_data
 from stillhouse.errors import BadRecipe
-from stillhouse.recipe import NOTE, Context, Event
+from stillhouse.recipe import NOTE, BaseStage, Context, Event, Resource, Result, resource_of
 from stillhouse.work import Work
 
 
@@ -25,7 +25,7 @@ class Maker(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Make:
+class Make(BaseStage):
     """Runs `make` and stores each of its `ports` as a data artifact."""
 
     name: str
@@ -35,14 +35,14 @@ class Make:
     seed: int = 0
 
     @property
-    def distributed(self) -> bool:
-        return False
+    def resource(self) -> Resource:
+        return resource_of((self.make,))
 
     @property
     def outputs(self) -> tuple[str, ...]:
         return self.ports
 
-    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
+    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Result:
         notes: list[str] = []
 
         def heard(text: str) -> None:
@@ -51,9 +51,7 @@ class Make:
 
         with noted(heard):
             outputs = self._made(inputs, ctx)
-        if notes:
-            ctx.measured["notes"] = notes
-        return outputs
+        return Result(outputs=outputs, measured={"notes": notes} if notes else {})
 
     def _made(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
         opened = {port: artifact.open() for port, artifact in inputs.items()}

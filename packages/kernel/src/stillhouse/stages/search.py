@@ -12,7 +12,7 @@ from stillhouse.artifact import Artifact, Built, Model, save_model
 from stillhouse.checkpoint import Checkpoints
 from stillhouse.data.shards import save_data
 from stillhouse.errors import BadRecipe, BadSetting
-from stillhouse.recipe import Context, Event
+from stillhouse.recipe import BaseStage, Context, Event, Resource, Result
 from stillhouse.search.evolution import RandomSearch
 from stillhouse.search.ranking import ranked_last
 from stillhouse.search.space import Encoding, SearchSpace, Strategy, Trial
@@ -42,7 +42,7 @@ class Preparing(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
+class Search(BaseStage):
     """Scores up to `trials` candidates within `budget` (cost name -> most allowed) and keeps the
     best one.
 
@@ -62,14 +62,14 @@ class Search:
     seed: int = 0
 
     @property
-    def distributed(self) -> bool:
-        return False
+    def resource(self) -> Resource:
+        return "gpu"
 
     @property
     def outputs(self) -> tuple[str, ...]:
         return ("model", "trials")
 
-    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
+    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Result:
         opened = {port: artifact.open() for port, artifact in inputs.items()}
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
@@ -88,11 +88,14 @@ class Search:
             best = max(hunt.history, key=lambda trial: trial.score)
             spec = self.space.model(best.encoding)
             built = Built(spec=spec, module=spec.new())
-        ctx.measured.update(candidates=len(hunt.history), refused=len(hunt.refused))
-        return {
-            "model": save_model(ctx.out / "model", built),
-            "trials": save_data(ctx.out / "trials", _table(hunt.history)),
-        }
+        return Result(
+            outputs={
+                "model": save_model(ctx.out / "model", built),
+                "trials": save_data(ctx.out / "trials", _table(hunt.history)),
+            },
+            measured={"candidates": len(hunt.history), "refused": len(hunt.refused)},
+            resumed_at=hunt.resumed_at,
+        )
 
     def _scorer(self, opened: Mapping[str, Any], ctx: Context) -> Score:  # Any: opened inputs
         if not isinstance(self.score, Preparing):
@@ -125,6 +128,7 @@ class _Hunt:
     history: list[Trial] = field(default_factory=list[Trial])
     refused: list[Trial] = field(default_factory=list[Trial])
     saved: float = field(default_factory=time.monotonic)
+    resumed_at: int | None = None
 
     def add(self, trial: Trial, ctx: Context) -> None:
         """Note a scored candidate, tell of it, and write a checkpoint when one is due."""
@@ -144,7 +148,7 @@ class _Hunt:
         self.refused = [Trial(**trial) for trial in record["refused"]]
         self.rng.set_state(tensors.pop("draws"))
         set_rng_states(tensors)
-        ctx.measured["resumed_at"] = len(self.history)
+        self.resumed_at = len(self.history)
         self._tell(f"resumed at candidate {len(self.history)}", ctx, {})
 
     def _due(self, ctx: Context) -> bool:

@@ -2,30 +2,39 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from stillhouse.artifact import Artifact, Built, Model, save_model
-from stillhouse.cache import Cache, stored
+from stillhouse.cache import Cache, CachedRole, stored
+from stillhouse.data.data import Data, TensorData
+from stillhouse.data.sampling import Beside, Mix, NoData
+from stillhouse.digest import digest
 from stillhouse.errors import BadRecipe, OutOfMemory, UnknownName
 from stillhouse.objectives.objective import Objective, Refreshing
 from stillhouse.profile import process_peak_mib
-from stillhouse.recipe import SLICES, Context
-from stillhouse.training import Augment, Precision, Setup
+from stillhouse.recipe import SLICES, BaseStage, Context, Resource, Result
+from stillhouse.training import Augment, PlainView, Precision, Setup
+
+Sampling = Mix | Beside | NoData
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class Train(BaseStage):
     """Trains the roles of an objective for `steps` optimizer steps of global batches of `batch`
     samples.
 
-    The port "data" is the training data, every other port a role. `fresh` roles are built here,
+    The port "data" is the training data, every other port a role; or `data` says which ports are
+    data and how batches are made of them (a Mix, a Beside), or that there are none (NoData: the
+    objective draws what it trains on). `fresh` roles are built here,
     their weights drawn from torch's generator seeded with `seed`; roles in `reinit` come from a
     port but start from such fresh weights. Outputs: every role that a phase trains, and
     "<role>-ema" for each average. `cache` names the outputs of frozen roles that are computed once
-    (see stillhouse.cache); `views` is how many augmented views a sample has.
+    (see stillhouse.cache); `views` is how many augmented views a sample has. Frozen roles in
+    `plain` read their batches as they were before augmentation.
 
     `micro_batch` is the smallest slice of a batch that may be trained at a time where memory does
     not suffice for the whole (`Context.slices`): same effective batch, one update. None: never.
@@ -45,25 +54,50 @@ class Train:
     precision: Precision = "fp32"
     reinit: tuple[str, ...] = ()
     micro_batch: int | None = None
+    data: Sampling | None = None
+    plain: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"stage '{self.name}'"
-        if "data" not in self.inputs:
-            raise BadRecipe(f"{where}: no port 'data'; training needs one")
-        roles = {*self.fresh, *self.inputs} - {"data"}
+        for port in self.data_ports:
+            if port not in self.inputs:
+                raise BadRecipe(
+                    f"{where}: no port '{port}'; training reads it (data=NoData() where the "
+                    "objective needs no data)"
+                )
+        roles = {*self.fresh, *self.inputs} - {*self.data_ports}
         for role in self.outputs:
             if role.removesuffix("-ema") not in roles:
                 raise UnknownName("role", role, roles, where=f"{where}: trains")
-        for role in self.cache:
-            if role not in self.inputs or role in self.outputs:
-                raise BadRecipe(
-                    f"{where}: cache names '{role}', which is not a frozen role from a port"
-                )
+        for what, names in (("cache", tuple(self.cache)), ("plain", self.plain)):
+            for role in names:
+                if role not in roles & {*self.inputs} or role in self.outputs:
+                    raise BadRecipe(
+                        f"{where}: {what} names '{role}', which is not a frozen role from a port"
+                    )
+        self._check_sampling(where)
         self.setup()
+
+    def _check_sampling(self, where: str) -> None:
+        """Raises BadRecipe for what cannot be done with batches of several sets or of none."""
+        if self.data is not None and isinstance(self.objective, Refreshing):
+            raise BadRecipe(f"{where}: an objective that re-selects its data needs one set of them")
+        if self.cache and isinstance(self.data, Beside | NoData):
+            kind = type(self.data).__name__
+            raise BadRecipe(f"{where}: a cache needs rows by id; batches of {kind} have none")
+
+    @property
+    def data_ports(self) -> tuple[str, ...]:
+        """The ports that hold data; every other one holds a role."""
+        return ("data",) if self.data is None else self.data.ports
 
     @property
     def distributed(self) -> bool:
         return True
+
+    @property
+    def resource(self) -> Resource:
+        return "gpu"
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -80,34 +114,62 @@ class Train:
             augment=self.augment,
             views=self.views,
             precision=self.precision,
+            plain=bool(self.plain),
         )
 
-    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
+    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Result:
         from stillhouse.engine import (
             fit,
         )  # mmengine takes seconds to import; recipes are built without it
 
-        data = inputs["data"].open()
+        data, ctx = self._opened(inputs, ctx)
         built = self._roles(inputs)
         models: dict[str, nn.Module] = {role: b.module for role, b in built.items()}
         setup, selects = self.setup(), isinstance(self.objective, Refreshing)
+        cached: dict[str, CachedRole] = {}
         for role, cache in self.cache.items():
-            models[role] = stored(
-                role, built[role], data, setup=setup, cache=cache, ctx=ctx, selects=selects
+            seen = replace(setup, augment=None, views=1) if role in self.plain else setup
+            cached[role] = stored(
+                role, built[role], data, setup=seen, cache=cache, ctx=ctx, selects=selects
             )
+        models |= cached
+        models |= {role: PlainView(models[role]) for role in self.plain}
         start = time.perf_counter()
         try:
-            fit(self.objective, models, data, setup=setup, ctx=ctx)
+            fitted = fit(self.objective, models, data, setup=setup, ctx=ctx)
         except torch.OutOfMemoryError as error:
             raise self._too_large(ctx) from error
+        seconds = time.perf_counter() - start
         if ctx.rank:
-            return {}
-        self._measure(ctx, time.perf_counter() - start)
+            return Result(outputs={})
+        records = {role: module.record for role, module in cached.items()}
         specs = {role: built[role.removesuffix("-ema")].spec for role in self.outputs}
-        return {
-            role: save_model(ctx.out / role, Built(spec=s, module=models[role]))
-            for role, s in specs.items()
-        }
+        return Result(
+            outputs={
+                role: save_model(ctx.out / role, Built(spec=s, module=models[role]))
+                for role, s in specs.items()
+            },
+            curves=fitted.curves,
+            measured=self._measured(ctx, seconds, fitted.resumed_at or 0)
+            | ({"refreshes": list(fitted.refreshes)} if fitted.refreshes else {})
+            | ({"teacher_cache": records} if records else {}),
+            resumed_at=fitted.resumed_at,
+        )
+
+    def _opened(self, inputs: Mapping[str, Artifact], ctx: Context) -> tuple[Data, Context]:
+        """What batches are made of, and a context with its digest as that of "data"."""
+        if self.data is None:
+            return inputs["data"].open(), ctx
+        sets = {port: inputs[port].open() for port in self.data_ports}
+        for port, one in sets.items():
+            if not isinstance(one, TensorData):
+                raise BadRecipe(f"stage '{self.name}': port '{port}' must be a stage's data")
+        data: Data = TensorData({"id": torch.arange(self.batch)})  # what no data give: ids
+        if not isinstance(self.data, NoData):
+            data = self.data.open(sets)
+        told = {port: ctx.digests.get(port, "") for port in self.data_ports}
+        whole = digest({"sampling": self.data, "digests": told})
+        return data, replace(ctx, digests={**ctx.digests, "data": whole})
 
     def _too_large(self, ctx: Context) -> OutOfMemory:
         found = f"stage '{self.name}': batch {self.batch} does not fit the memory of {ctx.device}"
@@ -120,19 +182,21 @@ class Train:
             return OutOfMemory(reason, again=False)
         return OutOfMemory(f"{found}; run again with {SLICES}={more}", again=True)
 
-    def _measure(self, ctx: Context, seconds: float) -> None:
-        done = self.steps - int(ctx.measured.get("resumed_at", 0))
-        ctx.measured.update(
-            steps=self.steps,
-            batch=self.batch,
-            slices=ctx.slices,
-            seconds_per_step=seconds / done,
-            samples_per_second=self.batch * done / seconds,
-            peak_memory_mib=process_peak_mib(ctx.device),
-        )
+    def _measured(self, ctx: Context, seconds: float, before: int) -> dict[str, Any]:  # Any: JSON
+        done = self.steps - before
+        return {
+            "steps": self.steps,
+            "batch": self.batch,
+            "slices": ctx.slices,
+            "seconds_per_step": seconds / done,
+            "samples_per_second": self.batch * done / seconds,
+            "peak_memory_mib": process_peak_mib(ctx.device),
+        }
 
     def _roles(self, inputs: Mapping[str, Artifact]) -> dict[str, Built]:
-        roles: dict[str, Built] = {r: a.open() for r, a in inputs.items() if r != "data"}
+        roles: dict[str, Built] = {
+            r: a.open() for r, a in inputs.items() if r not in self.data_ports
+        }
         specs = {role: roles[role].spec for role in self.reinit} | dict(self.fresh)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)

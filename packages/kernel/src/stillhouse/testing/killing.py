@@ -9,7 +9,7 @@ import pytest
 
 from stillhouse.artifact import Artifact
 from stillhouse.federated.stage import Federate
-from stillhouse.recipe import Context, Event, Recipe, Stage
+from stillhouse.recipe import Context, Event, Recipe, Resource, Result, Stage
 from stillhouse.runs import Runs, finished, run_stage
 from stillhouse.stages.search import Search
 from stillhouse.stages.train import Train
@@ -48,7 +48,11 @@ class DiesLast:
     def distributed(self) -> bool:
         return self.stage.distributed
 
-    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Mapping[str, Artifact]:
+    @property
+    def resource(self) -> Resource:
+        return self.stage.resource
+
+    def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Result:
         shutil.copytree(self.done, ctx.out, dirs_exist_ok=True)
         raise KilledError
 

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from stillhouse.errors import BadRecipe, StillhouseError
 from stillhouse.federated.flower.node import EVENTS, EXCHANGE_FILE, JOB, OUTCOME, node_folder
-from stillhouse.federated.rounds import exchange_from
-from stillhouse.federated.server import Exchange
+from stillhouse.federated.rounds import Played, exchange_from
 from stillhouse.federated.stage import Federate
 from stillhouse.files import write_text
 from stillhouse.recipe import Context, Event
@@ -40,8 +39,8 @@ CLI = "from flwr.cli.app import app; app()"
 
 def deploy(
     stage: Federate, ctx: Context, folder: Path, *, address: str, seconds: float
-) -> tuple[Exchange, dict[str, dict[str, Tensor]]]:
-    """What went between clients and server, and the weights of the clients whose nodes are on this
+) -> tuple[Played, dict[str, dict[str, Tensor]]]:
+    """The rounds that were played, and the weights of the clients whose nodes are on this
     machine, by name. Ended from outside, it ends the run on the SuperLink.
 
     Raises StillhouseError for what the server or the SuperLink refuses.
@@ -66,9 +65,12 @@ def deploy(
     (folder / RUN).unlink()
     if "error" in outcome:
         raise StillhouseError(outcome["error"])
-    ctx.measured.update(outcome["measured"])
-    exchange = exchange_from(load_file(str(attempt / EXCHANGE_FILE)))
-    return exchange, _weights_here(stage, ctx)
+    played = Played(
+        exchange=exchange_from(load_file(str(attempt / EXCHANGE_FILE))),
+        clients=stage.clients,
+        resumed_at=outcome["resumed_at"],
+    )
+    return played, _weights_here(stage, ctx)
 
 
 def _weights_here(stage: Federate, ctx: Context) -> dict[str, dict[str, Tensor]]:

@@ -23,6 +23,7 @@ from stillhouse.federated.flower.bridge import Config, Grid
 from stillhouse.federated.flower.client import Answers, Seat
 from stillhouse.federated.flower.messages import ACTIONS
 from stillhouse.federated.flower.server import serve
+from stillhouse.federated.rounds import Played
 from stillhouse.federated.stage import DATA, TRANSFER, Federate
 from stillhouse.files import write_text, writing
 from stillhouse.inputs import outside
@@ -132,16 +133,14 @@ def _serve(grid: Grid, run: Config) -> None:
     folder = Path(str(run["folder"]))
     job = json.loads((folder / JOB).read_text())
     try:
-        measured = _played(grid, run, folder, job)
+        played = _played(grid, run, folder, job)
     except StillhouseError as error:
         write_text(folder / OUTCOME, json.dumps({"error": str(error)}))
         raise
-    write_text(folder / OUTCOME, json.dumps({"measured": measured}))
+    write_text(folder / OUTCOME, json.dumps({"resumed_at": played.resumed_at}))
 
 
-def _played(
-    grid: Grid, run: Config, folder: Path, job: Mapping[str, Any]
-) -> Mapping[str, Any]:  # Any: JSON
+def _played(grid: Grid, run: Config, folder: Path, job: Mapping[str, Any]) -> Played:  # Any: JSON
     recipe, stage, runs = staged(run, Path(job["root"]))
     inputs = (
         {TRANSFER: input_of(recipe, stage.inputs[TRANSFER], runs)}
@@ -155,9 +154,9 @@ def _played(
         caches=folder,
         observe=_Events(folder / EVENTS),
     )
-    exchange = serve(stage, inputs, grid, ctx, seconds=float(job["seconds"]), alive=_always)
-    save_file(dict(exchange.state_dict()), str(folder / EXCHANGE_FILE))
-    return ctx.measured
+    played = serve(stage, inputs, grid, ctx, seconds=float(job["seconds"]), alive=_always)
+    save_file(dict(played.exchange.state_dict()), str(folder / EXCHANGE_FILE))
+    return played
 
 
 class _Events:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from stillhouse.errors import BadSetting
 from stillhouse.federated.flower import bridge
 from stillhouse.federated.rounds import saved
 from stillhouse.federated.stage import Federate
-from stillhouse.recipe import Context, Event
+from stillhouse.recipe import Context, Event, Result
 
 # host:port of a SuperLink; without it, Flower's simulation on this machine
 SUPERLINK = "STILLHOUSE_FLOWER_SUPERLINK"
@@ -20,9 +21,7 @@ TIMEOUT = "STILLHOUSE_FLOWER_TIMEOUT"
 SECONDS = 3600.0
 
 
-def run_flower(
-    stage: Federate, inputs: Mapping[str, Artifact], ctx: Context
-) -> Mapping[str, Artifact]:
+def run_flower(stage: Federate, inputs: Mapping[str, Artifact], ctx: Context) -> Result:
     """The outputs of a stage whose clients ran on Flower.
 
     Clients on nodes of this machine are among them; the model of a client on another host stays
@@ -34,19 +33,18 @@ def run_flower(
     if address := os.environ.get(SUPERLINK, ""):
         from stillhouse.federated.flower.deployment import deploy
 
-        exchange, weights = deploy(stage, ctx, folder, address=address, seconds=seconds)
+        played, weights = deploy(stage, ctx, folder, address=address, seconds=seconds)
     else:
         from stillhouse.federated.flower.simulation import simulate
 
-        exchange, weights = simulate(stage, inputs, ctx, folder, seconds=seconds)
+        played, weights = simulate(stage, inputs, ctx, folder, seconds=seconds)
     built = stage.built(inputs)
     away = [name for name in stage.clients if name not in weights]
     if away:
         text = f"the models of {', '.join(away)} stay with their nodes"
         ctx.observe(Event(stage=ctx.stage, text=text))
-        ctx.measured["elsewhere"] = away
     here = {name: _with(built[name], state) for name, state in weights.items()}
-    return saved(here, exchange, ctx)
+    return saved(here, replace(played, elsewhere=tuple(away)), ctx)
 
 
 def timeout() -> float:

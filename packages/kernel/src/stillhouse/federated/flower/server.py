@@ -11,8 +11,8 @@ from torch import Tensor
 from stillhouse.artifact import Artifact
 from stillhouse.errors import ClientLost, ContractError, UnknownName
 from stillhouse.federated.flower import bridge, messages
-from stillhouse.federated.rounds import Rounds
-from stillhouse.federated.server import Exchange, Server
+from stillhouse.federated.rounds import Played, Rounds
+from stillhouse.federated.server import Server
 from stillhouse.federated.stage import Federate
 from stillhouse.recipe import Context, Event
 
@@ -120,7 +120,7 @@ def serve(
     *,
     seconds: float,
     alive: Callable[[], None],
-) -> Exchange:
+) -> Played:
     """Play the rounds of a stage with the clients on the grid's nodes. Of the inputs only the
     transfer set is read. Raises ClientLost when a round has no client left.
     """

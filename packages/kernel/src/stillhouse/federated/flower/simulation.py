@@ -17,7 +17,7 @@ from stillhouse.federated.flower.bridge import Config, Grid
 from stillhouse.federated.flower.client import Answers, Seat
 from stillhouse.federated.flower.messages import ACTIONS
 from stillhouse.federated.flower.server import serve
-from stillhouse.federated.server import Exchange
+from stillhouse.federated.rounds import Played
 from stillhouse.federated.stage import Federate
 from stillhouse.recipe import Context
 
@@ -63,7 +63,7 @@ class _Server:
     ctx: Context
     seconds: float
     stop: threading.Event = field(default_factory=threading.Event)
-    done: list[Exchange | BaseException] = field(default_factory=list[Exchange | BaseException])
+    done: list[Played | BaseException] = field(default_factory=list[Played | BaseException])
 
     def __call__(self, grid: Grid, run: Config) -> None:
         try:
@@ -87,8 +87,8 @@ def simulate(
     folder: Path,
     *,
     seconds: float,
-) -> tuple[Exchange, dict[str, dict[str, Tensor]]]:
-    """What went between clients and server, and the weights of every client by name.
+) -> tuple[Played, dict[str, dict[str, Tensor]]]:
+    """The rounds that were played, and the weights of every client by name.
 
     As many clients train at a time as this machine has processors for, each with as many threads
     as this process: the bits depend on them. The rounds that `folder` has are not played again.
