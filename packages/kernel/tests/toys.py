@@ -17,11 +17,20 @@ from stillhouse.training import Setup
 SITE = Path(__file__).parent / "site"
 sys.path.insert(0, str(SITE))
 # its entry point stays out of sight: only the tests of `runs` put the folder on sys.path
-from stillhouse_toy import CrossEntropy, Match, Net, Shift  # noqa: E402
+from stillhouse_toy import (  # noqa: E402
+    CrossEntropy,
+    Match,
+    Net,
+    Shift,
+    Tokenized,
+    Towers,
+    Wide,
+    Words,
+)
 
 sys.path.remove(str(SITE))
 
-__all__ = ["CrossEntropy", "Match", "Net", "Shift"]
+__all__ = ["CrossEntropy", "Match", "Net", "Shift", "Tokenized", "Towers", "Wide", "Words"]
 
 
 class Noise(nn.Module):

@@ -70,10 +70,13 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A module together with the spec that rebuilds it."""
+    """A module together with the spec that rebuilds it, and its assets by name: files and folders
+    that whoever uses it needs, such as a tokenizer's.
+    """
 
     spec: Model
     module: "nn.Module"
+    assets: Mapping[str, Path] = field(default_factory=dict[str, Path])
 
 
 Record = Mapping[str, Any]  # Any: {"build": name, "kwargs": JSON values}
@@ -104,14 +107,19 @@ def spec_of(record: Record) -> Model:
 
 
 def save_model(path: Path, built: Built) -> Artifact:
-    """Write `model.json` and `model.safetensors` into the new folder `path`; its artifact."""
+    """Write `model.json`, `model.safetensors` and the assets into the new folder `path`; its
+    artifact. Raises BadData for assets that are not data.
+    """
     from safetensors.torch import save_model as save
 
+    from stillhouse.assets import copy_assets
     from stillhouse.digest import path_digest
     from stillhouse.files import share
 
-    text = json.dumps(recorded(built.spec), indent=1, sort_keys=True)
     path.mkdir(parents=True)
+    assets = copy_assets(built.assets, path)
+    record = recorded(built.spec) | ({"assets": assets} if assets else {})
+    text = json.dumps(record, indent=1, sort_keys=True)
     (path / SPEC).write_text(text + "\n")
     save(built.module, str(path / WEIGHTS))  # keeps tied weights once
     share(path / WEIGHTS)
@@ -128,6 +136,7 @@ def load_model(path: Path) -> Built:
     from safetensors.torch import load_model as load
 
     from stillhouse.allocation import Bounded
+    from stillhouse.assets import read_assets
 
     file = path / SPEC
     record = read_json(file, dict[str, Any], redo="run the stage that made it again")
@@ -149,7 +158,8 @@ def load_model(path: Path) -> Built:
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise CorruptArtifact(f"{path}: {WEIGHTS} does not fit {SPEC} ({reason})") from error
-    return Built(spec=spec, module=module.eval())
+    assets = read_assets(record.get("assets", {}), path)
+    return Built(spec=spec, module=module.eval(), assets=assets)
 
 
 def _size(file: Path) -> int:

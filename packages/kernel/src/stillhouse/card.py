@@ -10,6 +10,7 @@ from huggingface_hub import ModelCardData
 from torch import Tensor
 
 from stillhouse.artifact import SPEC, Built
+from stillhouse.assets import FOLDER
 from stillhouse.quantize.onnx_network import ONNX, RECORD
 
 CARD, INT8 = "README.md", "model-int8.onnx"
@@ -130,7 +131,7 @@ A student distilled with Stillhouse. It holds no weights of its teacher.
 ## Inputs and outputs
 
 {_ports(record)}
-{_use(usage)}
+{_assets(record)}{_use(usage)}
 ## Scores
 
 {_scores(record.get("scores", {}))}
@@ -148,6 +149,12 @@ def _ports(record: Record) -> str:
     if record.get("classes"):
         table += ["", f"Classes, in order: {', '.join(record['classes'])}."]
     return "\n".join(table) + "\n"
+
+
+def _assets(record: Record) -> str:
+    """Where the assets lie, for whoever reads the card."""
+    found = [f"- `{FOLDER}/{entry['file']}`" for entry in record.get("assets", {}).values()]
+    return "\n".join(["## Assets", "", *found, "", ""]) if found else ""
 
 
 def _shape(axes: list[Any]) -> str:  # Any: names and sizes

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stillhouse.artifact import Built, Model, recorded, save_model
+from stillhouse.artifact import SPEC, Built, Model, recorded, save_model
 from stillhouse.card import (
     CARD,
     INT8,
@@ -51,7 +51,7 @@ class Export:
     (and checked again); "int8", what `QuantizeStatic` made of that or `ToIntegers` of the role,
     which is added as model-int8.onnx; and "scores", an evaluation of the role, which the card
     repeats. `usage`, a module-level function, says how a model of its spec is used: that goes into
-    the card, export.json and the metadata of the ONNX files.
+    the card, export.json and the metadata of the ONNX files. The role's assets go along.
     """
 
     role: str = "student"
@@ -85,6 +85,8 @@ class Export:
         check_onnx(out / ONNX, *given, tolerance=self.tolerance, dynamic=axes)
         usage = self.usage(built.spec) if self.usage else None
         record = self._record(built, batch, usage, inputs.get("scores", {}))
+        if built.assets:
+            record["assets"] = json.loads((out / SPEC).read_text())["assets"]
         add_shapes(record, out / ONNX)
         for name in (ONNX, INT8):
             if (out / name).is_file():

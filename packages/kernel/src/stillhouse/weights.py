@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.artifact import Built, Model, save_model
+from stillhouse.assets import Assets
 from stillhouse.errors import BadData
 
 State = dict[str, Tensor]
@@ -174,12 +175,14 @@ def adopt(
     inside: str = "",
     ways: Callable[[State], Iterable[State]] = peeled,
     about: str = "",
+    assets: Assets | None = None,
 ) -> None:
     """Save at `out`, as a model folder, what a user gave for `spec`.
 
     A `Built` (a folder with model.json) keeps its own spec, if `check` does not raise; a file, or
     the only one of a folder, is loaded strictly into `spec`'s submodule `inside`, under one of
-    `ways` of naming its tensors. `about` follows the file in errors. Raises BadData.
+    `ways` of naming its tensors, and gets `assets`. `about` follows the file in errors.
+    Raises BadData.
     """
     if isinstance(source, Built):
         check(source)
@@ -190,7 +193,7 @@ def adopt(
     state, module = read_state(file), spec.new()
     where = f"{file} ({about})" if about else str(file)
     load_strictly(module.get_submodule(inside), ways(state), where=where)
-    save_model(out, Built(spec=spec, module=module))
+    save_model(out, Built(spec=spec, module=module, assets=assets or {}))
 
 
 def _unwrapped(name: str) -> str:

@@ -1,6 +1,7 @@
 """A whole plugin in one file, for the kernel's own tests: its entry point is seen while this folder is on sys.path."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from stillhouse.artifact import Model
+from stillhouse.artifact import Built, Model
 from stillhouse.cache import Cache
 from stillhouse.data.data import Columns
 from stillhouse.domain import Domain
@@ -25,6 +26,7 @@ domain = Domain(
     name="toy",
     summary="the kernel's tests",
     recipes={"toy": "stillhouse_toy:toy", "federated": "stillhouse_toy:federated"},
+    predict="stillhouse_toy:predict",
 )
 
 
@@ -232,3 +234,93 @@ def federated(settings: Federated) -> Recipe:
         ),
     )
     return Recipe(name="toy/federated", reference="none", stages=stages)
+
+
+class Words(nn.Module):
+    """Texts as rows of token numbers, 0 for none, to logits of two classes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(size, 4, padding_idx=0)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, batch: Tensors) -> dict[str, Tensor]:
+        return {"logits": self.head(self.embed(batch["tokens"]).sum(1))}
+
+
+def tokens(texts: Sequence[str], vocabulary: Path, length: int = 4) -> Tensor:
+    """[texts, length] numbers of words, by a JSON file from words to numbers."""
+    numbers = json.loads(vocabulary.read_text())
+    rows = [[numbers.get(word, 1) for word in text.split()][:length] for text in texts]
+    return torch.tensor([row + [0] * (length - len(row)) for row in rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenized:
+    """A `make`: the texts of the port "source" by the vocabulary of the model at port "words"."""
+
+    def __call__(self, inputs: Mapping[str, Any], *, work: Work) -> Mapping[str, Columns]:
+        source, model = inputs["source"], inputs["words"]
+        found = tokens(source.table()["text"].to_pylist(), model.assets["vocabulary"])
+        return {"tokens": {"tokens": found, "labels": source.columns["labels"]}}
+
+
+def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]:
+    """The class of each text file."""
+    found = tokens([path.read_text() for path in inputs], model.assets["vocabulary"])
+    with torch.no_grad():
+        logits = model.module({"tokens": found})["logits"]
+    return [
+        {"file": path.name, "class": int(row.argmax())}
+        for path, row in zip(inputs, logits, strict=True)
+    ]
+
+
+class Towers(nn.Module):
+    """Two layers, and what a loader may stumble over."""
+
+    positions: Tensor
+
+    def __init__(self, odd: str = "") -> None:
+        super().__init__()
+        self.odd = odd
+        self.conv, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.register_buffer("positions", torch.linspace(0, 1, 4), persistent=False)
+        self.gain = 1.0
+        match odd:
+            case "tied":
+                self.head.weight = self.body.weight
+            case "lstm":
+                self.lstm = nn.LSTM(4, 4)
+            case "strided":
+                self.conv.to(memory_format=torch.channels_last)
+            case "computed":  # with what the weights are
+                self.gain = 1.0 + 0.0 * self.body.weight.sum().item()
+            case "kept":
+                self.weights = [self.head.weight]
+            case "frozen":
+                self.body.requires_grad_(False)
+            case _:
+                pass
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.norm(self.conv(images)).mean((2, 3)) * self.gain + self.positions
+        hidden = self.head(self.body(hidden).relu())
+        if self.odd == "kept":
+            hidden = hidden @ self.weights[0]
+        return self.lstm(hidden)[0] if self.odd == "lstm" else hidden
+
+
+class Wide(nn.Module):
+    """`depth` layers of width x width without biases."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(depth))
+
+    def forward(self, batch: Tensors) -> dict[str, Tensor]:
+        hidden = batch["x"]
+        for layer in self.layers:
+            hidden = layer(hidden).relu()
+        return {"logits": hidden}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,7 +219,7 @@ class KeepEverything:
         role = "confidence" if "confidence" in inputs else None
         kept = confident(self.settings, models, role).record()
         spec = Model(build=built.spec.build, kwargs={**built.spec.kwargs, "everything": kept})
-        save_model(out, Built(spec=spec, module=built.module))
+        save_model(out, replace(built, spec=spec))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ call a module.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.artifact import Built, Model, save_model
+from stillhouse.assets import Assets, read_assets
 from stillhouse.errors import CorruptArtifact, MissingData
 from stillhouse.json_files import read_json
 from stillhouse.objectives.objective import Tensors
@@ -117,11 +118,16 @@ def onnx_network(
     )
 
 
-def save_onnx(out: Path, content: bytes, kwargs: Mapping[str, Any]) -> None:  # Any: JSON values
+def save_onnx(
+    out: Path,
+    content: bytes,
+    kwargs: Mapping[str, Any],  # Any: JSON values
+    assets: Assets,
+) -> None:
     """Write the new folder `out` with an `OnnxNetwork` of these bytes, and them as model.onnx;
-    `kwargs` are those of `onnx_network` but `size`.
+    `kwargs` are those of `onnx_network` but `size`, `assets` those of the network it was made from.
     """
-    save_model(out, _network_of(content, kwargs))
+    save_model(out, replace(_network_of(content, kwargs), assets=assets))
     (out / ONNX).write_bytes(content)
 
 
@@ -151,6 +157,7 @@ class Exported:
     parameters: int
     macs: int
     model: ExportedModel
+    assets: Mapping[str, Any] = field(default_factory=dict[str, Any])  # as in model.json
 
 
 def load_onnx(file: Path) -> Built:
@@ -178,4 +185,4 @@ def load_onnx(file: Path) -> Built:
     except Exception as error:  # ONNX Runtime's errors share no class of its own
         reason = str(error).splitlines()[0]
         raise CorruptArtifact(f"{file}: no whole ONNX file ({reason}); export it again") from error
-    return _network_of(content, kwargs)
+    return replace(_network_of(content, kwargs), assets=read_assets(record.assets, file.parent))

@@ -102,7 +102,7 @@ class ToIntegers:
                 "kernels": integer_kernels(content),
             },
         }
-        save_onnx(out, content, kwargs)
+        save_onnx(out, content, kwargs, built.assets)
 
     def _file(self, rounded: "_Rounded", batch: "Tensors") -> tuple[bytes, int]:
         """The file, and how many of its ops have rounded operands."""

@@ -68,7 +68,7 @@ class ToOnnx:
             "macs": macs(built.module, one),
             "source": recorded(built.spec),
         }
-        save_onnx(out, content, kwargs)
+        save_onnx(out, content, kwargs, built.assets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class QuantizeStatic:
         content = _quantized(built.module.file, rows, self)
         self._check(content, built.module, rows.first)
         kwargs = {k: v for k, v in built.spec.kwargs.items() if k != "size"}
-        save_onnx(out, content, kwargs)
+        save_onnx(out, content, kwargs, built.assets)
 
     def _check(self, content: bytes, floats: OnnxNetwork, rows: Mapping[str, Any]) -> None:
         """The int8 file against the float one, which `ToOnnx` compared with torch."""

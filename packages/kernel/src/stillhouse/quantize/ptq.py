@@ -3,7 +3,7 @@ sec. 3.3): no training, a few calibration samples.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -156,7 +156,8 @@ class Quantize:
             module.keep(index, scales)
         if self.metric != "minmax":
             self._search(module, batch, progress)
-        return Built(spec=Model(build=quantized, kwargs=kwargs), module=module)
+        spec = Model(build=quantized, kwargs=kwargs)
+        return replace(built, spec=spec, module=module)
 
     def _search(self, module: QuantizedNetwork, batch: "Tensors", progress: Progress) -> None:
         hessian = self.metric == "hessian"

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from stillhouse.artifact import Artifact, Built, Model, save_model
+from stillhouse.assets import as_assets
 from stillhouse.cache import Cache, CachedRole, stored
 from stillhouse.data.data import Data, TensorData
 from stillhouse.data.sampling import Beside, Mix, NoData
@@ -39,6 +41,9 @@ class Train(BaseStage):
     `micro_batch` is the smallest slice of a batch that may be trained at a time where memory does
     not suffice for the whole (`Context.slices`): same effective batch, one update. None: never.
     Only for losses that are means over samples; BatchNorm sees slices then.
+
+    A role keeps the assets that it came with. `assets` names, for a role, the ports whose assets it
+    gets as well: those of a model, or a file or folder (no role) under the port's name.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Train(BaseStage):
     micro_batch: int | None = None
     data: Sampling | None = None
     plain: tuple[str, ...] = ()
+    assets: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
     def __post_init__(self) -> None:
         where = f"stage '{self.name}'"
@@ -75,8 +81,18 @@ class Train(BaseStage):
                     raise BadRecipe(
                         f"{where}: {what} names '{role}', which is not a frozen role from a port"
                     )
+        self._check_assets(where)
         self._check_sampling(where)
         self.setup()
+
+    def _check_assets(self, where: str) -> None:
+        models = {*self.inputs} - {*self.data_ports}
+        for role, ports in self.assets.items():
+            if role not in self.outputs:
+                raise UnknownName("trained role", role, self.outputs, where=f"{where}: assets")
+            for port in ports:
+                if port not in models:
+                    raise UnknownName("port", port, models, where=f"{where}: assets")
 
     def _check_sampling(self, where: str) -> None:
         """Raises BadRecipe for what cannot be done with batches of several sets or of none."""
@@ -143,11 +159,11 @@ class Train(BaseStage):
         if ctx.rank:
             return Result(outputs={})
         records = {role: module.record for role, module in cached.items()}
-        specs = {role: built[role.removesuffix("-ema")].spec for role in self.outputs}
+        trained = {role: built[role.removesuffix("-ema")] for role in self.outputs}
         return Result(
             outputs={
-                role: save_model(ctx.out / role, Built(spec=s, module=models[role]))
-                for role, s in specs.items()
+                role: save_model(ctx.out / role, replace(b, module=models[role]))
+                for role, b in trained.items()
             },
             curves=fitted.curves,
             measured=self._measured(ctx, seconds, fitted.resumed_at or 0)
@@ -194,13 +210,22 @@ class Train(BaseStage):
         }
 
     def _roles(self, inputs: Mapping[str, Artifact]) -> dict[str, Built]:
+        opened = {p: a.open() for p, a in inputs.items() if p not in self.data_ports}
+        given = {port for ports in self.assets.values() for port in ports}
         roles: dict[str, Built] = {
-            r: a.open() for r, a in inputs.items() if r not in self.data_ports
+            role: found
+            for role, found in opened.items()
+            if not (role in given and isinstance(found, Path))
         }
         specs = {role: roles[role].spec for role in self.reinit} | dict(self.fresh)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             # the student first: its first weights are the same whatever is built beside it
             for role, spec in specs.items():
-                roles[role] = Built(spec=spec, module=spec.new())
+                assets = roles[role].assets if role in roles else {}
+                roles[role] = Built(spec=spec, module=spec.new(), assets=assets)
+        for role, ports in self.assets.items():
+            for port in ports:
+                more = as_assets(port, opened[port])
+                roles[role] = replace(roles[role], assets={**roles[role].assets, **more})
         return roles

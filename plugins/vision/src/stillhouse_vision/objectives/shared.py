@@ -5,7 +5,7 @@ B: samples of the batch. C: channels. H W: height and width of a map.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,4 +191,4 @@ class MergeStudent:
             },
         )
         module = SharedClassifier(student.module, projector.module, head.module)
-        save_model(out, Built(spec=spec, module=module.eval()))
+        save_model(out, replace(student, spec=spec, module=module.eval()))
