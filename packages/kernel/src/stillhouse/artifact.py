@@ -2,9 +2,10 @@
 never a pickle).
 """
 
+import contextlib
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +15,7 @@ from stillhouse.json_files import brief, read_json
 from stillhouse.trusted import builder, check_arguments
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 Kind = Literal["data", "model", "scores"]
@@ -126,24 +128,46 @@ def save_model(path: Path, built: Built) -> Artifact:
     return Artifact(kind="model", path=path, digest=path_digest(path), opener=OPEN_MODEL)
 
 
-def load_model(path: Path) -> Built:
-    """The model of a folder with `model.json` and `model.safetensors`, in eval mode, on the CPU.
+def load_model(path: Path, *, dtype: "torch.dtype | None" = None) -> Built:
+    """The model of a folder with `model.json` and `model.safetensors`, in eval mode, on the CPU,
+    without a second copy of its weights; floating ones in `dtype`, or that of the module built.
 
     Raises CorruptArtifact for unreadable files and for arguments that make no network, or one far
     larger than the weights, PluginError for a builder that is none of `stillhouse` and its plugins.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_model as load
 
     from stillhouse.allocation import Bounded
     from stillhouse.assets import read_assets
+    from stillhouse.loading import overwrite, places_in, without_copy
 
-    file = path / SPEC
+    file, weights = path / SPEC, path / WEIGHTS
     record = read_json(file, dict[str, Any], redo="run the stage that made it again")
-    try:
+
+    def build() -> "nn.Module":
+        with Bounded(_size(weights)):
+            return spec.new()
+
+    with _about(file):
         spec = spec_of(record)
-        with Bounded(_size(path / WEIGHTS)):
-            module = spec.new()
+        module = without_copy(build, lambda: places_in(weights), dtype=dtype)
+        whole = module is not None
+        module = module or build()
+    try:
+        if not whole:
+            overwrite(module, places_in(weights), dtype=dtype)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise CorruptArtifact(f"{path}: {WEIGHTS} does not fit {SPEC} ({reason})") from error
+    assets = read_assets(record.get("assets", {}), path)
+    return Built(spec=spec, module=module.eval(), assets=assets)
+
+
+@contextlib.contextmanager
+def _about(file: Path) -> Generator[None]:
+    """What goes wrong while a network is built, as one line about its file."""
+    try:
+        yield
     except MissingExtra:
         raise
     except PluginError as error:
@@ -153,13 +177,6 @@ def load_model(path: Path) -> Built:
         text = str(error) if kind == "" else next(iter(str(error).splitlines()), "")
         reason = " ".join(f"{kind}{text}".split())
         raise CorruptArtifact(f"{file}: builds no network: {reason}") from error
-    try:
-        load(module, str(path / WEIGHTS))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise CorruptArtifact(f"{path}: {WEIGHTS} does not fit {SPEC} ({reason})") from error
-    assets = read_assets(record.get("assets", {}), path)
-    return Built(spec=spec, module=module.eval(), assets=assets)
 
 
 def _size(file: Path) -> int:
