@@ -31,11 +31,13 @@ def recipe(scale: str = "tiny", **settings: Any) -> Any:
 def test_stages_of_a_seed_and_rows_of_the_report() -> None:
     made = recipe(students=["embedding", "weighting"], bits=[8], compared=False)
     assert [s.name for s in made.stages] == [
-        "data", "photos", "boxes", "teacher", "teacher-sam", "embedding-0", "weighting-0",
-        "embedding-0-sam", "weighting-0-sam", "w8-0", "onnx-0", "int8-0",
-        "teacher-scores", "embedding-0-scores", "weighting-0-scores", "w8-0-scores", "int8-0-scores",
-        "everything-confidence", "everything",
-        "everything-teacher-confidence", "everything-teacher", "pictures", "shipped", "ready", "export",
+        "data", "boxes", "teacher", "teacher-sam", "teacher-scores",
+        "embedding-0", "embedding-0-sam", "embedding-0-scores",
+        "weighting-0", "weighting-0-sam", "weighting-0-scores",
+        "w8-0", "w8-0-scores", "int8-0", "int8-0-scores",
+        "photos", "everything-confidence", "everything",
+        "everything-teacher-confidence", "everything-teacher", "pictures",
+        "onnx-0", "shipped", "ready", "export",
     ]  # fmt: skip
     assert {title: row.stages for title, row in made.rows.items()} == {
         "teacher": ("teacher-scores",),
@@ -45,6 +47,9 @@ def test_stages_of_a_seed_and_rows_of_the_report() -> None:
         "int8, ONNX Runtime": ("int8-0-scores",),
     }
     assert made.baseline == "embedding only"
+    assert made.rows["int8, ONNX Runtime"].kind == made.rows["W8A8"].kind == "compressed"
+    # of the other seeds nothing reads the student's floats as ONNX
+    assert [s.name for s in recipe(seeds=2).stages if s.name.startswith("onnx")] == ["onnx-0"]
 
 
 def test_a_seed_later_leaves_the_stages_there_are() -> None:

@@ -1,36 +1,32 @@
 """sam/tinysam: a small SAM from a large one, in eight bits, that segments everything faster."""
 
+from collections.abc import Mapping
+
 from stillhouse.card import Card
+from stillhouse.comparison import Comparison, Scores, seeded
 from stillhouse.export import Export
-from stillhouse.recipe import Kind, Recipe, Row
+from stillhouse.metrics import Latency, Memory, Profile
+from stillhouse.recipe import Recipe
+from stillhouse.references import out
 from stillhouse.stages import Convert
+from stillhouse_sam.coco_metrics import CocoAp
 from stillhouse_sam.confidence import KeepEverything
 from stillhouse_sam.exporting import ExportSam
-from stillhouse_sam.recipes.tinysam_names import (
-    DYNAMIC,
-    INPUTS,
-    OUTPUT,
-    ROWS,
-    seeds,
-    shipped,
-    shipped_sam,
-)
+from stillhouse_sam.metrics import BoxIou, ClickIou
 from stillhouse_sam.recipes.tinysam_notes import NOTES, PAPER
-from stillhouse_sam.recipes.tinysam_quantized import integer_sams, quantized_sams
-from stillhouse_sam.recipes.tinysam_scores import (
-    score_stages,
-    study_stages,
-    study_titles,
-    trivial_control,
-)
+from stillhouse_sam.recipes.tinysam_quantized import DYNAMIC, INPUTS, OUTPUT, integers, quantized
+from stillhouse_sam.recipes.tinysam_scores import TRIVIAL, confidence, studies
 from stillhouse_sam.recipes.tinysam_settings import BASELINE, TinySamSettings
-from stillhouse_sam.recipes.tinysam_training import (
-    data_stages,
-    joined_sams,
-    student_stage,
-    teacher_of,
-)
+from stillhouse_sam.recipes.tinysam_training import Joined, masks, student_stage, teacher_of
 from stillhouse_sam.usage import sam_usage
+
+ROWS: Mapping[str, str] = {
+    "alone": "student alone",
+    "embedding": "embedding only",
+    "stages": "+ tokens and output",
+    "prompts": "+ hard prompts",
+    "weighting": "+ hard mask weighting",
+}
 
 
 def tinysam(settings: TinySamSettings) -> Recipe:
@@ -47,65 +43,65 @@ def tinysam(settings: TinySamSettings) -> Recipe:
     on photos only, 3 seeds. paper: SA-1B and SAM's checkpoint of your own (`--set
     data=file:<folder> --set teacher=file:sam_vit_h_4b8939.pth`), TinyViT-5M.
     """
-    teacher = teacher_of(settings)
-    students = [
-        student_stage(settings, name, teacher, seed)
-        for name in settings.students
-        for seed in seeds(settings)
-    ]
-    small = [*quantized_sams(settings), *integer_sams(settings)]
-    return Recipe(
+    made = _comparison(settings)
+    exported: dict[str, str] = {
+        "student": out(_ready(settings, made)),
+        "data": out(masks(settings), "calibration"),
+    }
+    if settings.int8:
+        int8, onnx = integers(settings, made.model(made.first))
+        exported |= {"onnx": out(onnx), "int8": out(int8)}
+    title = f"SAM with {settings.student}, {settings.size} pixels, {made.title(made.exported)}"
+    card = Card(title=title, task="mask-generation", paper=PAPER)
+    export = Export(inputs=INPUTS, outputs=OUTPUT, dynamic=DYNAMIC, card=card, usage=sam_usage)
+    return made.recipe(
         name="sam/tinysam",
         reference=PAPER,
-        stages=(
-            *data_stages(settings),
-            *teacher.stages,
-            *students,
-            *joined_sams(students, teacher),
-            *small,
-            *score_stages(settings, teacher),
-            *study_stages(settings, teacher),
-            _ready(settings),
-            _export(settings),
-        ),
-        rows=_rows(settings),
-        method=ROWS[shipped(settings)],
-        control=trivial_control(),
+        export=Convert(name="export", convert=ExportSam(export=export), inputs=exported),
+        studies=studies(settings, made),
+        control=TRIVIAL,
         notes=NOTES,
-        studies=study_titles(settings),
     )
 
 
-def _rows(settings: TinySamSettings) -> dict[str, Row]:
-    names: dict[str, tuple[str, Kind]] = {ROWS[s]: (s, "student") for s in settings.students}
-    names[ROWS[BASELINE]] = (BASELINE, "baseline")
-    names |= {f"W{bits}A{bits}": (f"w{bits}", "compressed") for bits in settings.bits}
-    if settings.int8:
-        names["int8, ONNX Runtime"] = ("int8", "compressed")
-    return {"teacher": Row(kind="teacher", stages=("teacher-scores",))} | {
-        title: Row(kind=kind, stages=tuple(f"{name}-{seed}-scores" for seed in seeds(settings)))
-        for title, (name, kind) in names.items()
+def _comparison(settings: TinySamSettings) -> Comparison:
+    teacher, parts = teacher_of(settings)
+    joined = Joined(parts=parts)
+    students = {
+        name: seeded(student_stage(settings, name, parts), settings.seeds)
+        for name in settings.students
     }
-
-
-def _ready(settings: TinySamSettings) -> Convert:
-    """The student that is exported, with the settings by which it was asked for everything."""
-    inputs = {"student": shipped_sam(settings)}
-    if settings.high_confidence is None:
-        inputs["confidence"] = "everything-confidence.model"
-    return Convert(name="ready", convert=KeepEverything(settings=settings.asked()), inputs=inputs)
-
-
-def _export(settings: TinySamSettings) -> Convert:
-    name = shipped(settings)
-    card = Card(
-        title=f"SAM with {settings.student}, {settings.size} pixels, {ROWS[name]}",
-        task="mask-generation",
-        paper=PAPER,
-    )
-    inputs = {"student": "ready.model", "data": "data.calibration"}
-    inputs["scores"] = f"{name}-0-scores.scores"
+    # that of the most parts of the method
+    exported = max(settings.students, key=tuple(ROWS).index)
+    sams = [out(joined(student)) for student in students[exported]]
+    small = {
+        f"W{bits}A{bits}": [quantized(settings, sam, bits, i) for i, sam in enumerate(sams)]
+        for bits in settings.bits
+    }
     if settings.int8:
-        inputs |= {"onnx": "onnx-0.model", "int8": "int8-0.model"}
-    export = Export(inputs=INPUTS, outputs=OUTPUT, dynamic=DYNAMIC, card=card, usage=sam_usage)
-    return Convert(name="export", convert=ExportSam(export=export), inputs=inputs)
+        small["int8, ONNX Runtime"] = [integers(settings, sam, i)[0] for i, sam in enumerate(sams)]
+    data = {"data": out(masks(settings), settings.scored_on)}
+    return Comparison(
+        teachers={"teacher": teacher},
+        students=students,
+        titles=ROWS,
+        baseline=BASELINE,
+        exported=exported,
+        finish=joined,
+        scores=Scores(
+            metrics=(BoxIou(), ClickIou(clicks=settings.clicks), CocoAp(), Profile()),
+            inputs=data,
+            measures=(Latency(batches=(1,)), Memory()),
+        ),
+        compressed=small,
+        # of what runs as a whole only: boxes
+        compressed_scores=Scores(metrics=(BoxIou(), Profile()), inputs=data),
+    )
+
+
+def _ready(settings: TinySamSettings, made: Comparison) -> Convert:
+    """The student that is exported, with the settings by which it was asked for everything."""
+    sam = made.model(made.first)
+    keep = KeepEverything(settings=settings.asked())
+    inputs = {"student": sam, **confidence(settings, "everything", sam)}
+    return Convert(name="ready", convert=keep, inputs=inputs)

@@ -1,176 +1,105 @@
-"""The scores and studies of sam/tinysam."""
+"""The studies of sam/tinysam."""
 
-from stillhouse.metrics import Latencies, Latency, Lines, Memory, Profile
-from stillhouse.recipe import Bound, Stage
+from collections.abc import Mapping
+
+from stillhouse.comparison import Comparison, by_line
+from stillhouse.metrics import Lines
+from stillhouse.quantize.scales import Metric
+from stillhouse.recipe import Bound
+from stillhouse.references import Ref, out
 from stillhouse.stages import Convert, Evaluate
 from stillhouse_sam.annotated import PUBLISHABLE
-from stillhouse_sam.coco_metrics import CocoAp
 from stillhouse_sam.confidence import CalibrateConfidence, Confidence
 from stillhouse_sam.everything_metrics import Everything, EverythingBoth
 from stillhouse_sam.figures import Clicks, EverythingPictures, Masks
-from stillhouse_sam.metrics import BoxIou, ClickIou, FilledBoxIou
-from stillhouse_sam.recipes.tinysam_names import ROWS, seeds, shipped, shipped_sam
-from stillhouse_sam.recipes.tinysam_quantized import compared
+from stillhouse_sam.metrics import BoxIou, FilledBoxIou
+from stillhouse_sam.recipes.tinysam_quantized import integers, quantized
 from stillhouse_sam.recipes.tinysam_settings import BASELINE, TinySamSettings
-from stillhouse_sam.recipes.tinysam_training import Teacher
+from stillhouse_sam.recipes.tinysam_training import masks, photos
 
-SEARCHED = {"minmax": "min-max", "mse": "least MSE", "hessian": "Hessian-weighted"}
-
+SEARCHED: Mapping[Metric, str] = {
+    "minmax": "min-max",
+    "mse": "least MSE",
+    "hessian": "Hessian-weighted",
+}
 FILLED = "no model: the box, filled"
+# what an answer to a box is worth that no model gave
+TRIVIAL = Bound(name="the box, filled", stages=("pictures",), score=f"{FILLED}/box_miou")
 
 
-def scored(settings: TinySamSettings) -> str:
-    return f"data.{settings.scored_on}"
-
-
-def score_stages(settings: TinySamSettings, teacher: Teacher) -> list[Evaluate]:
-    sams = {"teacher": teacher.sam}
-    rounded: dict[str, str] = {}
-    for seed in seeds(settings):
-        sams |= {f"{s}-{seed}": f"{s}-{seed}-sam.model" for s in settings.students}
-        rounded |= {f"w{bits}-{seed}": f"w{bits}-{seed}.model" for bits in settings.bits}
-        if settings.int8:
-            rounded[f"int8-{seed}"] = f"int8-{seed}.model"
-    return [
-        *(_whole_scores(settings, name, ref) for name, ref in sams.items()),
-        *(_forward_scores(settings, name, ref) for name, ref in rounded.items()),
-    ]
-
-
-def _whole_scores(settings: TinySamSettings, name: str, ref: str) -> Evaluate:
-    # one seed a row is timed: the others have the same layers
-    timed = name == "teacher" or name.endswith("-0")
-    return Evaluate(
-        name=f"{name}-scores",
-        metrics=(
-            BoxIou(),
-            ClickIou(clicks=settings.clicks),
-            CocoAp(),
-            Profile(),
+def studies(settings: TinySamSettings, made: Comparison) -> dict[str, list[Evaluate]]:
+    student, teacher = made.model(made.first), made.model(made.teachers["teacher"])
+    row = made.title(made.exported)
+    found = {
+        "Segment everything, SAM's grid and the hierarchical one": _everything(
+            settings, "everything", row, student
         ),
-        inputs={"data": scored(settings), "student": ref},
-        measures=(Latency(batches=(1,)), Memory()) if timed else (),
-    )
-
-
-def _forward_scores(settings: TinySamSettings, name: str, ref: str) -> Evaluate:
-    """Of what runs as a whole only: boxes."""
-    inputs = {"data": scored(settings), "student": ref}
-    return Evaluate(name=f"{name}-scores", metrics=(BoxIou(), Profile()), inputs=inputs)
-
-
-def study_titles(settings: TinySamSettings) -> dict[str, tuple[str, ...]]:
-    titles = {
-        "Segment everything, SAM's grid and the hierarchical one": ("everything",),
-        "Segment everything, the teacher": ("everything-teacher",),
-        "Pictures, first seed": ("pictures",),
+        "Segment everything, the teacher": _everything(
+            settings, "everything-teacher", "teacher", teacher
+        ),
+        "Pictures, first seed": _pictures(settings, made),
     }
     if settings.compared:
-        titles["Ways to search the scales, first seed"] = ("searches",)
+        found["Ways to search the scales, first seed"] = _searches(settings, made, student)
     if settings.int8:
-        titles["As shipped: one run, in turns"] = ("shipped",)
-    return titles
+        int8, onnx = integers(settings, student)
+        files = {"onnx": out(onnx), "int8": out(int8)}
+        turns = made.as_exported(files, teacher="teacher", metric=BoxIou, batches=(1,))
+        found["As shipped: one run, in turns"] = turns
+    return {title: [stage] for title, stage in found.items()}
 
 
-def trivial_control() -> Bound:
-    """What an answer to a box is worth that no model gave."""
-    return Bound(name="the box, filled", stages=("pictures",), score=f"{FILLED}/box_miou")
-
-
-def study_stages(settings: TinySamSettings, teacher: Teacher) -> list[Stage]:
-    stages: list[Stage] = [
-        *_everything(settings, "everything", ROWS[shipped(settings)], shipped_sam(settings)),
-        *_everything(settings, "everything-teacher", "teacher", teacher.sam),
-        _pictures(settings, teacher),
-    ]
-    if settings.compared:
-        stages.append(_searches(settings))
-    if settings.int8:
-        stages.append(_as_shipped(settings, teacher))
-    return stages
-
-
-def _everything(settings: TinySamSettings, name: str, line: str, sam: str) -> tuple[Stage, ...]:
-    """Both grids by the same SAM on the same photos; its high_confidence first."""
-    asked, ports = settings.asked(), {"data": "photos.photos", "student": sam}
-    calibrated: tuple[Stage, ...] = ()
-    role, found = None, ()
-    if settings.high_confidence is None:
-        calibrate = CalibrateConfidence(
-            settings=asked, photos=settings.confident_photos, lost=settings.lost
-        )
-        train = {"data": "data.train", "student": sam}
-        calibrated = (Convert(name=f"{name}-confidence", convert=calibrate, inputs=train),)
-        role, found = "confidence", (Confidence(),)
-        ports |= {role: f"{name}-confidence.model"}
-    scores = Evaluate(
-        name=name,
-        metrics=(Everything(settings=asked, hierarchical=True, confidence=role), *found),
-        inputs=ports,
-        measures=(EverythingBoth(settings=asked, confidence=role),),
-        figures=(
-            EverythingPictures(
-                lines={line: "student"},
-                settings=asked,
-                confidence=role,
-                licences=PUBLISHABLE,
-            ),
-        ),
+def confidence(settings: TinySamSettings, name: str, sam: Ref) -> dict[str, Ref]:
+    """The port "confidence": a SAM's high_confidence as calibrated; none where it is given."""
+    if settings.high_confidence is not None:
+        return {}
+    calibrate = CalibrateConfidence(
+        settings=settings.asked(), photos=settings.confident_photos, lost=settings.lost
     )
-    return (*calibrated, scores)
+    inputs = {"data": out(masks(settings), "train"), "student": sam}
+    return {"confidence": out(Convert(name=f"{name}-confidence", convert=calibrate, inputs=inputs))}
 
 
-def _pictures(settings: TinySamSettings, teacher: Teacher) -> Evaluate:
+def _everything(settings: TinySamSettings, name: str, line: str, sam: Ref) -> Evaluate:
+    """Both grids by the same SAM on the same photos."""
+    asked, calibrated = settings.asked(), confidence(settings, name, sam)
+    role = "confidence" if calibrated else None
+    shown = EverythingPictures(
+        lines={line: "student"}, settings=asked, confidence=role, licences=PUBLISHABLE
+    )
+    everything = Everything(settings=asked, hierarchical=True, confidence=role)
+    return Evaluate(
+        name=name,
+        metrics=(everything, Confidence()) if calibrated else (everything,),
+        inputs={"data": out(photos(settings)), "student": sam, **calibrated},
+        measures=(EverythingBoth(settings=asked, confidence=role),),
+        figures=(shown,),
+    )
+
+
+def _pictures(settings: TinySamSettings, made: Comparison) -> Evaluate:
     """Curves of all students, and the masks of some on photos."""
-    lines = {"teacher": "teacher"} | {ROWS[s]: f"student-{s}" for s in settings.students}
-    roles = {"teacher": teacher.sam}
-    roles |= {f"student-{s}": f"{s}-0-sam.model" for s in settings.students}
-    ends = (BASELINE, shipped(settings))
-    shown = {"teacher": "teacher"} | {ROWS[s]: f"student-{s}" for s in ends}
-    agreement = {FILLED: FilledBoxIou()} | {row: BoxIou(role=role) for row, role in lines.items()}
+    lines = made.lines()
+    ends = ("teacher", made.title(BASELINE), made.title(made.exported))
+    agreement = {FILLED: FilledBoxIou(), **by_line(BoxIou, lines).lines}
     return Evaluate(
         name="pictures",
         metrics=(Lines(lines=agreement),),
-        inputs={"data": scored(settings), **roles},
-        figures=(Masks(lines=shown, licences=PUBLISHABLE),),
+        inputs={**made.scores.inputs, **made.roles()},
+        figures=(Masks(lines={line: lines[line] for line in ends}, licences=PUBLISHABLE),),
         plots=(Clicks(lines=lines, dashed=("teacher",), clicks=max(settings.clicks)),),
     )
 
 
-def _searches(settings: TinySamSettings) -> Evaluate:
-    tried = compared(settings)
-    lines = {
-        f"W{bits}A{bits}, {SEARCHED[metric]}": BoxIou(role=f"w{bits}-{metric}")
+def _searches(settings: TinySamSettings, made: Comparison, student: Ref) -> Evaluate:
+    tried = [(bits, metric) for bits in settings.bits for metric in SEARCHED]
+    lines = {f"W{bits}A{bits}, {SEARCHED[metric]}": f"w{bits}-{metric}" for bits, metric in tried}
+    roles = {
+        f"w{bits}-{metric}": out(quantized(settings, student, bits, metric=metric))
         for bits, metric in tried
     }
-    roles = {f"w{bits}-{metric}": ref for (bits, metric), ref in tried.items()}
-    floats = {"in floats": BoxIou()}
     return Evaluate(
         name="searches",
-        metrics=(Lines(lines=floats | lines),),
-        inputs={"data": scored(settings), "student": shipped_sam(settings), **roles},
-    )
-
-
-def _as_shipped(settings: TinySamSettings, teacher: Teacher) -> Evaluate:
-    """The same student by torch and by ONNX Runtime, in floats and in int8, beside the teacher."""
-    roles = {
-        "teacher": teacher.sam,
-        "student": shipped_sam(settings),
-        "onnx": "onnx-0.model",
-        "int8": "int8-0.model",
-    }
-    lines = {
-        "teacher, torch": "teacher",
-        "student, torch": "student",
-        "student, ONNX Runtime": "onnx",
-        "student, ONNX Runtime, int8": "int8",
-    }
-    scores = {line: BoxIou(role=role) for line, role in lines.items()}
-    sizes = {line: Profile(role=role) for line, role in lines.items()}
-    return Evaluate(
-        name="shipped",
-        metrics=(Lines(lines=scores), Lines(lines=sizes)),
-        inputs={"data": scored(settings), **roles},
-        measures=(Latencies(lines=lines, batches=(1,)),),
+        metrics=(by_line(BoxIou, {"in floats": "student", **lines}),),
+        inputs={**made.scores.inputs, "student": student, **roles},
     )

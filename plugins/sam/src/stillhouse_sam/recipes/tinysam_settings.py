@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from stillhouse.quantize.scales import Metric
 from stillhouse.recipe import Scale
 from stillhouse.settings import Input, Settings
 from stillhouse.training import Precision
@@ -16,7 +15,6 @@ from stillhouse_sam.models import Shape
 Student = Literal["alone", "embedding", "stages", "prompts", "weighting"]
 STUDENTS: tuple[Student, ...] = get_args(Student)
 BASELINE: Student = "embedding"
-METRICS: tuple[Metric, ...] = get_args(Metric)
 # everything mode's photos for the data of a preset: their masks cover whole photos
 PHOTOS: Mapping[str, str] = {
     "data:coco-mini": "data:coco-panoptic-val100",

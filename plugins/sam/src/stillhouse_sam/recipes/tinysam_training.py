@@ -1,8 +1,7 @@
 """The stages of sam/tinysam that read the data and train: the teacher, the students."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -10,6 +9,7 @@ from stillhouse.artifact import Model
 from stillhouse.cache import Cache
 from stillhouse.objectives.objective import Cosine, Optimizer, Phase
 from stillhouse.recipe import Stage
+from stillhouse.references import Ref, out
 from stillhouse.stages import Convert, Make, Train
 from stillhouse_sam.augment import Flip
 from stillhouse_sam.data import PORTS, ReadEverything, ReadMasks
@@ -30,19 +30,10 @@ VIEWS = 2  # as it is, and mirrored
 LOW = 4  # low-resolution masks have so many pixels a cell of the embedding
 SMALLEST = 2  # slice of a batch, where memory does not suffice
 PARTS: tuple[Part, ...] = ("encoder", "prompts", "decoder")
-NOTHING: Mapping[str, Any] = {}  # Any: the default of several kinds of mapping
 
 
-@dataclass(frozen=True, kw_only=True)
-class Teacher:
-    """Where the teacher's parts and the whole of it come from."""
-
-    stages: tuple[Stage, ...]
-    sam: str
-    parts: Mapping[str, str]
-
-
-def data_stages(settings: TinySamSettings) -> tuple[Make, ...]:
+def masks(settings: TinySamSettings) -> Make:
+    """The photos with masks that train and score."""
     read = ReadMasks(
         size=settings.size,
         low=LOW * settings.grid,
@@ -52,22 +43,32 @@ def data_stages(settings: TinySamSettings) -> tuple[Make, ...]:
         scenes=settings.scenes,
         void=settings.void,
     )
-    # photos of the same folder are those that are tested on, never some that were trained on
+    return Make(name="data", make=read, inputs={"source": settings.data}, ports=PORTS)
+
+
+def photos(settings: TinySamSettings) -> Make:
+    """The photos of everything mode."""
     source = settings.everything_photos()
-    photos = ReadEverything(
+    # those of the same folder are those that are tested on, never some that were trained on
+    read = ReadEverything(
         count=settings.everything,
         held_out=settings.held_out if source == settings.data else None,
         void=settings.void,
     )
-    return (
-        Make(
-            name="data",
-            make=read,
-            inputs={"source": settings.data},
-            ports=PORTS,
-        ),
-        Make(name="photos", make=photos, inputs={"source": source}, ports=("photos",)),
-    )
+    return Make(name="photos", make=read, inputs={"source": source}, ports=("photos",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """From a training to a whole SAM; what was not trained there is one of `parts`."""
+
+    parts: Mapping[str, Ref]
+
+    def __call__(self, stage: Stage) -> Stage:
+        if not isinstance(stage, Train):
+            return stage
+        parts = {**self.parts, **{part: out(stage, part) for part in stage.outputs}}
+        return Convert(name=f"{stage.name}-sam", convert=Join(), inputs=parts)
 
 
 def _phase(settings: TinySamSettings, trains: tuple[str, ...], lr: float, decoder: float) -> Phase:
@@ -82,38 +83,29 @@ def _phase(settings: TinySamSettings, trains: tuple[str, ...], lr: float, decode
     )
 
 
-def teacher_of(settings: TinySamSettings) -> Teacher:
-    """Trained here on true masks; or given."""
+def teacher_of(settings: TinySamSettings) -> tuple[Stage, Mapping[str, Ref]]:
+    """Trained here on true masks, or given; and its parts."""
     shape = settings.shape()
     if settings.teacher:
         load = LoadSam(name=settings.teacher_model, shape=shape)
-        tried = {"data": "data.train"} if settings.check_teacher else {}
+        tried = {"data": out(masks(settings), "train")} if settings.check_teacher else {}
         inputs = {"checkpoint": settings.teacher, **tried}
         whole = Convert(name="teacher", convert=load, inputs=inputs)
-        split = [
-            Convert(
-                name=f"teacher-{part}", convert=Split(part=part), inputs={"sam": "teacher.model"}
-            )
+        sam = {"sam": out(whole)}
+        return whole, {
+            part: out(Convert(name=f"teacher-{part}", convert=Split(part=part), inputs=sam))
             for part in PARTS
-        ]
-        parts: dict[str, str] = {part: f"teacher-{part}.model" for part in PARTS}
-        return Teacher(stages=(whole, *split), sam="teacher.model", parts=parts)
+        }
     phase = _phase(settings, PARTS, settings.teacher_lr, settings.teacher_lr)
     objective = replace(_objective(settings, phase), distil=())
     fresh = {"encoder": encoder_named(settings.teacher_model, shape=shape)}
-    asked = {"prompts": prompts_named(shape=shape), "decoder": decoder_named(shape=shape)}
-    before: tuple[Train, ...] = ()
+    more, roles = {"prompts": prompts_named(shape=shape), "decoder": decoder_named(shape=shape)}, {}
     if settings.box_steps:
-        before = (_boxes(settings, asked),)
-        roles = {part: f"{before[0].name}.{part}" for part in asked}
-    else:
-        fresh, roles = fresh | asked, {}
-    train = _train(
-        settings, "teacher", objective, fresh=fresh, roles=roles, steps=settings.teacher_steps
-    )
-    parts = {part: f"teacher.{part}" for part in PARTS}
-    join = Convert(name="teacher-sam", convert=Join(), inputs=dict(parts))
-    return Teacher(stages=(*before, train, join), sam="teacher-sam.model", parts=parts)
+        boxes = _boxes(settings, more)
+        more, roles = {}, {part: out(boxes, part) for part in boxes.outputs}
+    train = _train(settings, "teacher", objective, fresh | more, roles)
+    train = replace(train, steps=settings.teacher_steps)
+    return train, {part: out(train, part) for part in PARTS}
 
 
 def _boxes(settings: TinySamSettings, fresh: Mapping[str, Model]) -> Train:
@@ -124,7 +116,7 @@ def _boxes(settings: TinySamSettings, fresh: Mapping[str, Model]) -> Train:
         channels=settings.channels,
         focal=settings.focal,
     )
-    return _train(settings, "boxes", objective, fresh=fresh, steps=settings.box_steps)
+    return replace(_train(settings, "boxes", objective, fresh, {}), steps=settings.box_steps)
 
 
 def _objective(settings: TinySamSettings, phase: Phase) -> FullStage:
@@ -163,60 +155,38 @@ def _learns(settings: TinySamSettings, name: Student) -> FullStage:
             return replace(whole, hard_rounds=settings.hard_rounds, hard_weighting=True)
 
 
-def student_stage(settings: TinySamSettings, name: Student, teacher: Teacher, seed: int) -> Train:
+def student_stage(settings: TinySamSettings, name: Student, teacher: Mapping[str, Ref]) -> Train:
     """First weights and batches are those of its seed, whatever it learns from."""
     objective = _learns(settings, name)
-    roles: dict[str, str] = {}
+    roles: dict[str, Ref] = {}
     if objective.distil:
-        roles["teacher-encoder"] = teacher.parts["encoder"]
+        roles["teacher-encoder"] = teacher["encoder"]
     if name != "embedding":
-        roles |= {"prompts": teacher.parts["prompts"], "decoder": teacher.parts["decoder"]}
+        roles |= {part: teacher[part] for part in ("prompts", "decoder")}
     if not {"tokens", "output"}.isdisjoint(objective.distil):
-        roles["teacher-decoder"] = teacher.parts["decoder"]
-    return _train(
-        settings,
-        f"{name}-{seed}",
-        objective,
-        fresh={"encoder": encoder_named(settings.student, shape=settings.shape())},
-        roles=roles,
-        steps=settings.steps,
-        seed=seed,
-    )
+        roles["teacher-decoder"] = teacher["decoder"]
+    fresh = {"encoder": encoder_named(settings.student, shape=settings.shape())}
+    return _train(settings, name, objective, fresh, roles)
 
 
 def _train(
     settings: TinySamSettings,
     name: str,
     objective: FillBoxes | FullStage,
-    *,
-    steps: int,
     fresh: Mapping[str, Model],
-    roles: Mapping[str, str] = NOTHING,
-    seed: int = 0,
+    roles: Mapping[str, Ref],
 ) -> Train:
     asked = [role for role in roles if role == "teacher-encoder"]
     return Train(
         name=name,
         objective=objective,
-        inputs={"data": "data.train", **roles},
+        inputs={"data": out(masks(settings), "train"), **roles},
         fresh=fresh,
         cache={role: Cache(outputs=("embedding",), dtype="fp16") for role in asked},
-        steps=steps,
+        steps=settings.steps,
         batch=settings.batch,
-        seed=seed,
         augment=Flip(),
         views=VIEWS,
         precision=settings.precision,
         micro_batch=min(SMALLEST, settings.batch),
     )
-
-
-def joined_sams(students: Iterable[Train], teacher: Teacher) -> list[Convert]:
-    """Whole SAMs; what a student did not learn is the teacher's."""
-    joined: list[Convert] = []
-    for student in students:
-        parts: dict[str, str] = dict(teacher.parts) | {
-            p: f"{student.name}.{p}" for p in student.outputs
-        }
-        joined.append(Convert(name=f"{student.name}-sam", convert=Join(), inputs=parts))
-    return joined
