@@ -35,9 +35,9 @@ def recipe(scale="tiny", **settings):
 def test_stages_of_a_seed_and_rows_of_the_report():
     made = recipe(students=["alone", "both"], seeds=2)
     assert [s.name for s in made.stages] == [
-        "data", "teacher", "teacher-scores", "ceiling", "alone-0", "alone-1", "both-0", "both-1",
-        "alone-0-scores", "alone-1-scores", "both-0-scores", "both-1-scores",
-        "first-student", "encoders-alone", "pictures", "encoders", "export",
+        "data", "teacher", "teacher-scores", "alone-0", "alone-0-scores", "alone-1", "alone-1-scores",
+        "both-0", "both-0-scores", "both-1", "both-1-scores", "ceiling", "pictures",
+        "first-student", "encoders-alone", "encoders", "export",
     ]  # fmt: skip
     assert {title: row.stages for title, row in made.rows.items()} == {
         "teacher": ("teacher-scores",),

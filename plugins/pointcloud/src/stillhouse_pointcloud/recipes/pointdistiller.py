@@ -1,41 +1,34 @@
 """pointcloud/pointdistiller: a small pillar detector from a large one's local graphs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from stillhouse.artifact import Model
+from stillhouse.comparison import Comparison, Scores, seeded
+from stillhouse.metrics import Latency, Memory, Profile
 from stillhouse.objectives.features import AttentionTransfer, Hint
-from stillhouse.objectives.objective import Composed, Cosine, Optimizer, Phase, Weighted
+from stillhouse.objectives.objective import Composed, Cosine, Objective, Optimizer, Phase, Weighted
 from stillhouse.objectives.projectors import ConvProjector
-from stillhouse.recipe import Recipe, Row, Stage
+from stillhouse.recipe import Recipe, Stage
+from stillhouse.references import Ref, out
 from stillhouse.stages import Convert, Make, Train
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.distilled import FreshDetector, GraphRole
 from stillhouse_pointcloud.mixed import ReadMixed
 from stillhouse_pointcloud.pictured import WithPictures
-from stillhouse_pointcloud.recipes.pointdistiller_detectors import (
-    Detectors,
-    Lesson,
-    detectors_of,
-)
+from stillhouse_pointcloud.recipes.pointdistiller_detectors import Detectors, detectors_of
 from stillhouse_pointcloud.recipes.pointdistiller_notes import FEW, MIXED, NOTES, PAPER
 from stillhouse_pointcloud.recipes.pointdistiller_scores import (
-    ALONE,
     BUILTIN,
     CEILED,
-    FIRST,
     REAL,
     ROWS,
-    ceiling,
-    exported,
+    ap,
     graph_roles,
     last_distilled,
-    score,
-    seeds,
     studies,
-    study_titles,
 )
 from stillhouse_pointcloud.recipes.pointdistiller_settings import (
     BASELINE,
@@ -67,38 +60,44 @@ def pointdistiller(settings: PointDistillerSettings) -> Recipe:
     student=pointpillars-kitti/4 --set student16=pointpillars-kitti/16`.
     """
     zoo = detectors_of(settings)
-    teacher = _teacher(settings, zoo)
-    ref = f"teacher.{teacher.outputs[0]}"
-    sure = score(settings, zoo, "teacher", ref)
-    students = [
-        _student(settings, zoo, s, ref, i) for s in settings.students for i in seeds(settings)
-    ]
-    return Recipe(
+    data = _data(settings, zoo)
+    teacher = _teacher(settings, zoo, out(data, "train"))
+    students = {
+        name: seeded(
+            _student(settings, zoo, name, out(data, "train"), out(teacher)), settings.seeds
+        )
+        for name in settings.students
+    }
+    # that of the whole method, where it is among them
+    exported = max(settings.students, key=tuple(ROWS).index)
+    made = Comparison(
+        teachers={"teacher": teacher},
+        students=students,
+        titles=ROWS,
+        baseline=BASELINE,
+        exported=exported,
+        scores=Scores(
+            metrics=(ap(settings, zoo, "student"), Profile()),
+            inputs={"data": out(data, settings.scored_on)},
+            measures=(Latency(batches=(1,)), Memory(batch=1)),
+        ),
+    )
+    detector = settings.student16 if exported == "alone16" else settings.student
+    title = f"{detector}, 3D boxes in clouds, {made.title(exported)}"
+    inputs = {"data": out(data, "train")}
+    return made.recipe(
         name="pointcloud/pointdistiller",
         reference=PAPER,
-        stages=(
-            _data(settings, zoo),
-            teacher,
-            sure,  # before anything learns from it
-            ceiling(settings, zoo),
-            *students,
-            *(score(settings, zoo, s.name, f"{s.name}.student") for s in students),
-            *_controls(settings, zoo, ref),
-            *studies(settings, zoo, ref),
-            _export(settings, zoo),
+        export=Convert(name="export", convert=zoo.export(title), inputs=inputs),
+        studies=studies(
+            settings,
+            zoo,
+            made,
+            alone=_alone(settings, zoo, inputs["data"], out(teacher)),
+            real=out(data, REAL) if settings.scenes else None,
         ),
-        rows={"teacher": Row(kind="teacher", stages=("teacher-scores",))}
-        | {
-            ROWS[s]: Row(
-                kind="baseline" if s == BASELINE else "student",
-                stages=tuple(f"{s}-{seed}-scores" for seed in seeds(settings)),
-            )
-            for s in settings.students
-        },
-        method=ROWS[exported(settings)],
         ceiling=CEILED,
         notes=(*NOTES, *zoo.notes, *_about(settings)),
-        studies=study_titles(settings),
     )
 
 
@@ -131,22 +130,21 @@ def _mixed(settings: PointDistillerSettings, zoo: Detectors, read: ReadKitti) ->
     )
 
 
-def _teacher(settings: PointDistillerSettings, zoo: Detectors) -> Train | Convert:
+def _teacher(settings: PointDistillerSettings, zoo: Detectors, data: Ref) -> Stage:
     """Trained here; or given."""
     if settings.teacher:
-        tried = {"data": "data.train"} if settings.check_teacher else {}
+        tried = {"data": data} if settings.check_teacher else {}
         load = TriedDetector(
             load=zoo.load(), classes=zoo.classes, overlaps=settings.overlaps, within=zoo.area
         )
         inputs = {"checkpoint": settings.teacher, **tried}
         return Convert(name="teacher", convert=load, inputs=inputs)
-    lesson = Lesson(
-        phases={"teacher": _phase(settings, ("teacher",), settings.teacher_lr)},
-        student="teacher",
-        roles=("teacher",),
-    )
+    phase = _phase(settings, ("teacher",), settings.teacher_lr)
+    labels = Composed(phases={"teacher": phase}, roles=("teacher",), losses={})
     fresh = {"teacher": zoo.model(settings.teacher_model)}
-    return _train(settings, zoo, "teacher", lesson, fresh, settings.teacher_steps)
+    objective = zoo.objective(labels, student="teacher")
+    train = _train(settings, zoo, "teacher", objective, fresh, {"data": data})
+    return replace(train, steps=settings.teacher_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,69 +208,61 @@ def _fitnets(settings: PointDistillerSettings, zoo: Detectors) -> _Help:
 
 
 def _student(
-    settings: PointDistillerSettings, zoo: Detectors, name: Student, teacher: str, seed: int
+    settings: PointDistillerSettings, zoo: Detectors, name: Student, data: Ref, teacher: Ref
 ) -> Train:
     """First weights and batches are those of its seed, whatever it learns from."""
     given = _help(settings, zoo, name)
-    asked = {"teacher": teacher} if given.losses else {}
-    lesson = Lesson(
-        phases={"student": _phase(settings, ("student", *given.helpers), settings.lr)},
-        roles=(*asked, "student", *given.helpers),
+    roles = {"teacher": teacher} if given.losses else {}
+    detector = settings.student16 if name == "alone16" else settings.student
+    fresh = {"student": zoo.model(detector), **given.helpers}
+    lesson = Composed(
+        phases={"student": _phase(settings, tuple(fresh), settings.lr)},
+        roles=(*roles, *fresh),
         losses=given.losses,
         feeds=given.feeds,
     )
-    detector = settings.student16 if name == "alone16" else settings.student
-    fresh = {"student": zoo.model(detector), **given.helpers}
-    return _train(settings, zoo, f"{name}-{seed}", lesson, fresh, settings.steps, asked, seed)
+    return _train(settings, zoo, name, zoo.objective(lesson), fresh, {"data": data, **roles})
 
 
-def _controls(settings: PointDistillerSettings, zoo: Detectors, teacher: str) -> tuple[Stage, ...]:
+def _alone(
+    settings: PointDistillerSettings, zoo: Detectors, data: Ref, teacher: Ref
+) -> Train | None:
     """How far the encoders of the exported student's loss lower it alone: trained as long and on
     the same batches while both detectors stay as they are, the student at its first weights.
     """
     name = last_distilled(settings)
     if name is None:
-        return ()
+        return None
     given = _help(settings, zoo, name)
     fresh = FreshDetector(model=zoo.model(settings.student), seed=0)
+    first = Convert(name="first-student", convert=fresh, inputs={})
     objective = Composed(
         phases={"encoders": _phase(settings, tuple(given.helpers), settings.lr)},
         roles=("teacher", "student", *given.helpers),
         losses=given.losses,
         feeds=given.feeds,
     )
-    alone = Train(
-        name=ALONE,
-        objective=objective,
-        inputs={"data": "data.train", "teacher": teacher, "student": f"{FIRST}.model"},
-        fresh=given.helpers,
-        steps=settings.steps,
-        batch=settings.batch,
-        augment=settings.augment(zoo.limits),
-        views=settings.views,
-        precision=settings.precision,
+    roles = {"teacher": teacher, "student": out(first)}
+    return _train(
+        settings, zoo, "encoders-alone", objective, given.helpers, {"data": data, **roles}
     )
-    return (Convert(name=FIRST, convert=fresh, inputs={}), alone)
 
 
 def _train(
     settings: PointDistillerSettings,
     zoo: Detectors,
     name: str,
-    lesson: Lesson,
+    objective: Objective,
     fresh: Mapping[str, Model],
-    steps: int,
-    roles: Mapping[str, str] | None = None,
-    seed: int = 0,
+    inputs: Mapping[str, Ref],
 ) -> Train:
     return Train(
         name=name,
-        objective=zoo.objective(lesson),
-        inputs={"data": "data.train", **(roles or {})},
+        objective=objective,
+        inputs=inputs,
         fresh=fresh,
-        steps=steps,
+        steps=settings.steps,
         batch=settings.batch,
-        seed=seed,
         augment=settings.augment(zoo.limits),
         views=settings.views,
         precision=settings.precision,
@@ -287,15 +277,3 @@ def _phase(settings: PointDistillerSettings, trains: tuple[str, ...], lr: float)
         schedule=Cosine(warmup=settings.warmup),
         clip_norm=settings.clip,
     )
-
-
-def _export(settings: PointDistillerSettings, zoo: Detectors) -> Convert:
-    student = exported(settings)
-    name = settings.student16 if student == "alone16" else settings.student
-    export = zoo.export(f"{name}, 3D boxes in clouds, {ROWS[student]}")
-    inputs = {
-        "student": f"{student}-0.student",
-        "data": "data.train",
-        "scores": f"{student}-0-scores.scores",
-    }
-    return Convert(name="export", convert=export, inputs=inputs)

@@ -4,7 +4,7 @@ The names decide: "pillars-<width>" is ours, every other one mmdetection3d's.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from stillhouse.artifact import Model
 from stillhouse.errors import BadSetting, UnknownName
 from stillhouse.objectives.inputs import named
-from stillhouse.objectives.objective import Objective, Phase, Weighted
+from stillhouse.objectives.objective import Composed, Objective
 from stillhouse.stages.convert import Converter
 from stillhouse_pointcloud import converts, detectors, mmdet
 from stillhouse_pointcloud.boxes import CLASSES
@@ -30,17 +30,6 @@ from stillhouse_pointcloud.recipes.pointdistiller_settings import (
     PointDistillerSettings,
     width,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lesson:
-    """What is trained, and by what beside the labels."""
-
-    phases: Mapping[str, Phase]
-    roles: tuple[str, ...]
-    losses: Mapping[str, Weighted] = field(default_factory=dict[str, Weighted])
-    feeds: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    student: str = "student"
 
 
 @runtime_checkable
@@ -83,7 +72,10 @@ class Detectors(Protocol):
         """The teacher from a checkpoint."""
         ...
 
-    def objective(self, lesson: Lesson) -> Objective: ...
+    def objective(self, lesson: Composed, student: str = "student") -> Objective:
+        """The labels' losses of the role `student`, and those of `lesson`."""
+        ...
+
     def export(self, title: str) -> Converter: ...
 
 
@@ -128,11 +120,11 @@ class Plain:
     def load(self) -> Converter:
         return converts.LoadDetector(model=self.model(self.settings.teacher_model))
 
-    def objective(self, lesson: Lesson) -> Objective:
+    def objective(self, lesson: Composed, student: str = "student") -> Objective:
         return detectors.Detection(
             phases=lesson.phases,
             grid=self.settings.grid(),
-            student=lesson.student,
+            student=student,
             roles=lesson.roles,
             losses=lesson.losses,
             feeds=lesson.feeds,
@@ -229,10 +221,10 @@ class Stock:
     def load(self) -> Converter:
         return mmdet.LoadDetector(model=self.model(self.settings.teacher_model))
 
-    def objective(self, lesson: Lesson) -> Objective:
+    def objective(self, lesson: Composed, student: str = "student") -> Objective:
         return mmdet.DetectorTraining(
             phases=lesson.phases,
-            student=lesson.student,
+            student=student,
             roles=lesson.roles,
             losses=lesson.losses,
             feeds=lesson.feeds,

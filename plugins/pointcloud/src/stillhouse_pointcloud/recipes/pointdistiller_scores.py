@@ -1,10 +1,15 @@
 """What pointcloud/pointdistiller scores, and its studies."""
 
+import functools
 from collections.abc import Mapping
+from dataclasses import replace
 
-from stillhouse.metrics import Latencies, Latency, Lines, Memory, Profile
-from stillhouse.recipe import Bound, Stage
-from stillhouse.stages import Evaluate
+from stillhouse.comparison import Comparison, by_line
+from stillhouse.metrics import Latencies, Lines, Profile
+from stillhouse.recipe import Bound
+from stillhouse.references import Ref, out
+from stillhouse.stages import Evaluate, Train
+from stillhouse.stages.evaluate import Figure
 from stillhouse_pointcloud.boxes import CLASSES
 from stillhouse_pointcloud.ceiling import BoxCounts, KittiCeiling
 from stillhouse_pointcloud.distilled import PILLARS, EarnedShare, GraphState
@@ -18,7 +23,7 @@ from stillhouse_pointcloud.recipes.pointdistiller_settings import (
     Student,
 )
 
-ROWS: Mapping[Student, str] = {
+ROWS: Mapping[str, str] = {
     "alone": "student 4x alone",
     "alone16": "student 16x alone",
     "fitnets": "FitNets",
@@ -35,19 +40,8 @@ CEILED = Bound(
     counts=tuple(f"{name.lower()}_moderate_boxes" for name in CLASSES),
     enough=0.99,
 )
-# the student before it was trained, and the encoders of its loss trained without it
-FIRST, ALONE = "first-student", "encoders-alone"
 REAL = "real"  # the port of the real test frames beside rendered ones
 BUILTIN = "builtin:"
-
-
-def seeds(settings: PointDistillerSettings) -> range:
-    return range(settings.seeds)
-
-
-def exported(settings: PointDistillerSettings) -> Student:
-    """The student that is exported: that of the whole method, where it is among them."""
-    return max(settings.students, key=tuple(ROWS).index)
 
 
 def graph_roles(zoo: Detectors) -> dict[str, str]:
@@ -55,61 +49,10 @@ def graph_roles(zoo: Detectors) -> dict[str, str]:
     return {f"graphs{i + 1 if i else ''}": output for i, output in enumerate(zoo.distilled)}
 
 
-def _scored(settings: PointDistillerSettings) -> str:
-    return f"data.{settings.scored_on}"
-
-
-def score(settings: PointDistillerSettings, zoo: Detectors, name: str, ref: str) -> Evaluate:
-    # one seed a row is timed: the others have the same layers
-    timed = name == "teacher" or name.endswith("-0")
-    return Evaluate(
-        name=f"{name}-scores",
-        metrics=(_ap(settings, zoo, "student"), Profile()),
-        inputs={"data": _scored(settings), "student": ref},
-        measures=(Latency(batches=(1,)), Memory(batch=1)) if timed else (),
-    )
-
-
-def _ap(
+def ap(
     settings: PointDistillerSettings, zoo: Detectors, role: str, sampling: str = "kitti"
 ) -> KittiAp:
     return KittiAp(role=role, overlaps=settings.overlaps, sampling=sampling, within=zoo.area)
-
-
-def ceiling(settings: PointDistillerSettings, zoo: Detectors) -> Evaluate:
-    """What the rows' AP could be at most on these frames."""
-    return Evaluate(
-        name=CEILING,
-        metrics=(KittiCeiling(ap=_ap(settings, zoo, "student")),),
-        inputs={"data": _scored(settings)},
-    )
-
-
-def _lines(settings: PointDistillerSettings, teacher: str, seed: int) -> dict[str, tuple[str, str]]:
-    """Of each row its role and where that comes from."""
-    lines = {"teacher": ("teacher", teacher)}
-    return lines | {ROWS[s]: (f"student-{s}", f"{s}-{seed}.student") for s in settings.students}
-
-
-def _sources(lines: Mapping[str, tuple[str, str]]) -> dict[str, str]:
-    return dict(lines.values())
-
-
-def study_titles(settings: PointDistillerSettings) -> dict[str, tuple[str, ...]]:
-    titles: dict[str, tuple[str, ...]] = {
-        "A perfect detector, and the boxes that score": (CEILING,)
-    }
-    titles["Latency in turns, and pictures, first seed"] = ("pictures",)
-    if _distilled(settings):
-        titles["The loss's encoders after training, first seed"] = ("encoders",)
-    if settings.scenes:
-        real = tuple(f"real-{seed}" for seed in seeds(settings))
-        titles["Real test frames (too few for differences)"] = real
-    return titles
-
-
-def _distilled(settings: PointDistillerSettings) -> tuple[Student, ...]:
-    return tuple(s for s in settings.students if s in GRAPHS)
 
 
 def last_distilled(settings: PointDistillerSettings) -> Student | None:
@@ -119,18 +62,42 @@ def last_distilled(settings: PointDistillerSettings) -> Student | None:
     return max(_distilled(settings), key=tuple(ROWS).index, default=None)
 
 
-def studies(settings: PointDistillerSettings, zoo: Detectors, teacher: str) -> list[Stage]:
-    stages: list[Stage] = [_pictures(settings, teacher)]
-    if _distilled(settings):
-        stages.append(_encoders(settings, zoo, teacher))
-    if settings.scenes:
-        stages += [_real(settings, zoo, teacher, seed) for seed in seeds(settings)]
-    return stages
+def _distilled(settings: PointDistillerSettings) -> tuple[Student, ...]:
+    return tuple(s for s in settings.students if s in GRAPHS)
 
 
-def _shown(settings: PointDistillerSettings) -> dict[str, str]:
-    ends = dict.fromkeys((BASELINE, exported(settings)))
-    return {"teacher": "teacher"} | {ROWS[s]: f"student-{s}" for s in ends}
+def studies(
+    settings: PointDistillerSettings,
+    zoo: Detectors,
+    made: Comparison,
+    *,
+    alone: Train | None,
+    real: Ref | None,
+) -> dict[str, list[Evaluate]]:
+    """`alone` is the training of the encoders without the student, where there are some; `real`
+    the real test frames beside rendered ones.
+    """
+    # what the rows' AP could be at most on these frames
+    most = (KittiCeiling(ap=ap(settings, zoo, "student")),)
+    found = {
+        "A perfect detector, and the boxes that score": [
+            Evaluate(name=CEILING, metrics=most, inputs=made.scores.inputs)
+        ],
+        "Latency in turns, and pictures, first seed": [_pictures(settings, made)],
+    }
+    if alone is not None:
+        encoders = _encoders(settings, zoo, made, alone)
+        found["The loss's encoders after training, first seed"] = [encoders]
+    if real is not None:
+        scored = [_real(settings, zoo, made, real, seed) for seed in range(settings.seeds)]
+        found["Real test frames (too few for differences)"] = scored
+    return found
+
+
+def _shown(made: Comparison) -> dict[str, str]:
+    lines = made.lines()
+    ends = ("teacher", made.title(BASELINE), made.title(made.exported))
+    return {line: lines[line] for line in ends}
 
 
 def _drawn_here(settings: PointDistillerSettings) -> bool:
@@ -138,54 +105,55 @@ def _drawn_here(settings: PointDistillerSettings) -> bool:
     return settings.scenes > 0 or settings.data.startswith(BUILTIN)
 
 
-def _pictures(settings: PointDistillerSettings, teacher: str) -> Evaluate:
-    lines = _lines(settings, teacher, 0)
-    shown = _shown(settings)
+def _with(
+    settings: PointDistillerSettings, stage: Evaluate, pictures: tuple[Figure, ...]
+) -> Evaluate:
+    """Pictures of rendered test frames are published."""
+    if _drawn_here(settings) and settings.scored_on == "test":
+        return replace(stage, plots=pictures)
+    return replace(stage, figures=pictures)
+
+
+def _pictures(settings: PointDistillerSettings, made: Comparison) -> Evaluate:
+    lines, shown = made.lines(), _shown(made)
     seen = (BirdsEye(lines=shown),)
-    # rendered frames have no picture
-    pictures = seen if _drawn_here(settings) else (*seen, Overlay(lines=shown))
-    free = _drawn_here(settings) and settings.scored_on == "test"
-    return Evaluate(
+    stage = Evaluate(
         name="pictures",
-        metrics=(Lines(lines={line: Profile(role=role) for line, (role, _) in lines.items()}),),
-        inputs={"data": _scored(settings), **_sources(lines)},
-        measures=(
-            Latencies(lines={line: role for line, (role, _) in lines.items()}, batches=(1,)),
-        ),
-        figures=() if free else pictures,
-        plots=pictures if free else (),
+        metrics=(by_line(Profile, lines),),
+        inputs={**made.scores.inputs, **made.roles()},
+        measures=(Latencies(lines=lines, batches=(1,)),),
     )
+    # rendered frames have no picture
+    return _with(settings, stage, seen if _drawn_here(settings) else (*seen, Overlay(lines=shown)))
 
 
-def _encoders(settings: PointDistillerSettings, zoo: Detectors, teacher: str) -> Evaluate:
+def _encoders(
+    settings: PointDistillerSettings, zoo: Detectors, made: Comparison, alone: Train
+) -> Evaluate:
     """Whether the encoders have collapsed, what they do without the student; and what the loss
     chooses.
     """
-    roles = {"teacher": teacher}
+    last, graphs = last_distilled(settings), graph_roles(zoo)
+    assert last is not None
+    roles: dict[str, str] = {"teacher": made.roles()["teacher"], "first": alone.inputs["student"]}
+    roles |= {f"{role}-alone": out(alone, role) for role in graphs}
     states: dict[str, GraphState] = {}
     for s in _distilled(settings):
-        roles |= {f"student-{s}": f"{s}-0.student"}
-        roles |= {f"{role}-{s}": f"{s}-0.{role}" for role in graph_roles(zoo)}
+        roles[f"student-{s}"] = made.roles()[f"student-{s}"]
+        roles |= {f"{role}-{s}": out(made.students[s][0], role) for role in graphs}
         for role, line in _encoder_lines(zoo, s).items():
             states[line] = GraphState(student=f"student-{s}", graphs=f"{role}-{s}")
-    last = last_distilled(settings)
-    assert last is not None
-    roles |= {"first": f"{FIRST}.model"}
-    roles |= {f"{role}-alone": f"{ALONE}.{role}" for role in graph_roles(zoo)}
     shares = {
         line: EarnedShare(student=f"student-{last}", alone=f"{role}-alone", graphs=f"{role}-{last}")
         for role, line in _encoder_lines(zoo, last).items()
     }
     chosen = ChosenPoints(student=f"student-{last}", graphs=f"graphs-{last}")
-    pictures = (chosen,) if zoo.distilled == (PILLARS,) else ()
-    free = _drawn_here(settings) and settings.scored_on == "test"
-    return Evaluate(
+    stage = Evaluate(
         name="encoders",
         metrics=(Lines(lines=states), Lines(lines=shares)),
-        inputs={"data": _scored(settings), **roles},
-        figures=() if free else pictures,
-        plots=pictures if free else (),
+        inputs={**made.scores.inputs, **roles},
     )
+    return _with(settings, stage, (chosen,) if zoo.distilled == (PILLARS,) else ())
 
 
 def _encoder_lines(zoo: Detectors, student: Student) -> dict[str, str]:
@@ -197,23 +165,23 @@ def _encoder_lines(zoo: Detectors, student: Student) -> dict[str, str]:
     }
 
 
-def _real(settings: PointDistillerSettings, zoo: Detectors, teacher: str, seed: int) -> Evaluate:
+def _real(
+    settings: PointDistillerSettings, zoo: Detectors, made: Comparison, frames: Ref, seed: int
+) -> Evaluate:
     """The real test frames, whose pictures a published report leaves out (CC BY-NC-SA). The one
     teacher is scored with the first seed.
     """
-    lines = _lines(settings, teacher, seed)
+    lines, roles, shown = made.lines(), made.roles(seed), _shown(made)
     if seed:
-        lines.pop("teacher")
-    found = {line: _ap(settings, zoo, role, "exact") for line, (role, _) in lines.items()}
-    counts = () if seed else (BoxCounts(within=zoo.area),)
-    shown = _shown(settings)
+        roles.pop(lines.pop("teacher"))
+    found = by_line(functools.partial(ap, settings, zoo, sampling="exact"), lines)
     pictures = (
         BirdsEye(lines=shown, name="real-birds-eye"),
         Overlay(lines=shown, name="real-overlay"),
     )
     return Evaluate(
         name=f"real-{seed}",
-        metrics=(Lines(lines=found), *counts),
-        inputs={"data": f"data.{REAL}", **_sources(lines)},
-        figures=pictures if seed == 0 else (),
+        metrics=(found,) if seed else (found, BoxCounts(within=zoo.area)),
+        inputs={**roles, "data": frames},
+        figures=() if seed else pictures,
     )

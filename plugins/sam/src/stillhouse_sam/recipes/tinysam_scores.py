@@ -92,7 +92,7 @@ def _pictures(settings: TinySamSettings, made: Comparison) -> Evaluate:
 
 
 def _searches(settings: TinySamSettings, made: Comparison, student: Ref) -> Evaluate:
-    tried = [(bits, metric) for bits in settings.bits for metric in SEARCHED]
+    tried: list[tuple[int, Metric]] = [(b, m) for b in settings.bits for m in SEARCHED]
     lines = {f"W{bits}A{bits}, {SEARCHED[metric]}": f"w{bits}-{metric}" for bits, metric in tried}
     roles = {
         f"w{bits}-{metric}": out(quantized(settings, student, bits, metric=metric))
