@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from stillhouse.artifact import load_model
+from stillhouse.checksums import bits_of
 from stillhouse.data.data import TensorData
 from stillhouse.engine import fit
 from stillhouse.recipe import Context
 from stillhouse.settings import make_recipe, make_settings
-from stillhouse.training import Setup, bits_of
+from stillhouse.training import Setup
 from stillhouse.work import Work
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.distilled import EarnedShare, earned

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stillhouse.artifact import Built, load_model
+from stillhouse.checksums import bits_of
 from stillhouse.cli.target import make_target
 from stillhouse.data.data import TensorData
 from stillhouse.engine import fit
@@ -17,7 +18,7 @@ from stillhouse.recipe import Context
 from stillhouse.runs import run_recipe
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.testing import DomainSuite
-from stillhouse.training import Setup, bits_of
+from stillhouse.training import Setup
 from stillhouse.work import Work
 from stillhouse_pointcloud.data import from_arrays
 from stillhouse_pointcloud.detectors.found import Bounds

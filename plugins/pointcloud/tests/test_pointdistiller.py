@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from stillhouse.checksums import bits_of
 from stillhouse.data.data import TensorData
 from stillhouse.engine import fit
 from stillhouse.errors import BadSetting, StillhouseError
@@ -14,7 +15,7 @@ from stillhouse.objectives.objective import Weighted
 from stillhouse.recipe import Context
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Convert, Evaluate, Make, Train
-from stillhouse.training import Setup, bits_of
+from stillhouse.training import Setup
 from stillhouse.work import Work
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.distilled import GraphRole, GraphTerm

@@ -21,6 +21,9 @@ from stillhouse.json_files import read_json
 from stillhouse.recipe import Context, Event
 
 TENSORS, RECORD = "state.safetensors", "state.json"
+CHECKSUMS = (
+    "checksums "  # what is known of a frozen role begins so; in older checkpoints it was sha256
+)
 
 State = tuple[dict[str, Tensor], dict[str, Any]]  # Any: JSON values
 
@@ -97,6 +100,15 @@ def check_fingerprint(
     stage: str, folder: Path, made: Mapping[str, Any], here: Mapping[str, Any]
 ) -> None:
     """Raises BadSetting where a checkpoint is of another training; says what differs."""
+    for name, value in here.items():
+        if str(value).startswith(CHECKSUMS) and not str(made.get(name, CHECKSUMS)).startswith(
+            CHECKSUMS
+        ):
+            raise BadSetting(
+                f"stage '{stage}': the checkpoint in {folder} is of an older Stillhouse, which "
+                f"knew {name} by other digests: whether it is the same cannot be told. Give "
+                "another folder, or delete this one"
+            )
     differences = [
         name if len(str(value)) > 16 else f"{name} {made.get(name)} (now {value})"
         for name, value in here.items()

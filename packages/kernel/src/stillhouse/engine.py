@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from stillhouse import parallel, refreshing, training
 from stillhouse.checkpoint import Checkpoints, check_fingerprint
+from stillhouse.checksums import bits_of
 from stillhouse.data.data import Data, Rows, TensorData
 from stillhouse.errors import ContractError
 from stillhouse.fingerprint import fingerprint
@@ -49,7 +50,7 @@ class _Job:
     data: Data
     setup: Setup
     ctx: Context
-    frozen: Mapping[str, Mapping[str, bytes]]  # the bits of each role that no phase trains
+    frozen: Mapping[str, Mapping[str, str]]  # checksums of each role that no phase trains
 
     def fingerprint(self) -> dict[str, Any]:  # Any: JSON values
         return fingerprint(self.objective, self.frozen, self.data, setup=self.setup, ctx=self.ctx)
@@ -88,18 +89,16 @@ def fit(
     """
     training.check(objective, models, data, setup, ctx)
     learners = {role for phase in objective.phases.values() for role in phase.trains}
-    before = {
-        role: training.bits_of(module) for role, module in models.items() if role not in learners
-    }
+    before = {role: bits_of(module) for role, module in models.items() if role not in learners}
     job = _Job(objective=objective, models=models, data=data, setup=setup, ctx=ctx, frozen=before)
     with torch.random.fork_rng(), temporary() as place, _runner(job, place) as (runner, loop):
         runner.train()
-    for role, bits in before.items():
-        if training.bits_of(models[role]) != bits:
-            raise ContractError(
-                f"stage '{ctx.stage}': frozen role '{role}' changed during training; "
-                "an objective must not put it in train mode or write to its buffers"
-            )
+        for role, bits in before.items():  # where they are, before they leave the device
+            if bits_of(models[role]) != bits:
+                raise ContractError(
+                    f"stage '{ctx.stage}': frozen role '{role}' changed during training; "
+                    "an objective must not put it in train mode or write to its buffers"
+                )
     return Fitted(
         last=loop.curves.last,
         curves=tuple(loop.curves.rows),

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from stillhouse.checkpoint import CHECKSUMS
 from stillhouse.data.data import Data, Ragged, Rows, TensorData
 from stillhouse.digest import arrays_digest, digest, text_digest
 from stillhouse.errors import UnhashableRecipe
@@ -19,17 +20,17 @@ from stillhouse.training import Setup
 
 def fingerprint(
     objective: Objective,
-    frozen: Mapping[str, Mapping[str, bytes]],
+    frozen: Mapping[str, Mapping[str, str]],
     data: Data,
     *,
     setup: Setup,
     ctx: Context,
 ) -> dict[str, Any]:  # Any: JSON values
-    """By name; `frozen` maps a role to the sha256 of each of its parameters and buffers. A stage's
-    data go by their digest, other data by their content (see `data_digest`).
+    """By name; `frozen` maps a role to the checksum of each of its parameters and buffers. The data
+    of a stage go by their digest, other data by their content (see `data_digest`).
     """
     roles = {
-        f"role '{role}'": text_digest(json.dumps({k: v.hex() for k, v in sorted(bits.items())}))
+        f"role '{role}'": CHECKSUMS + text_digest(json.dumps(dict(sorted(bits.items()))))
         for role, bits in sorted(frozen.items())
     }
     return {

@@ -2,7 +2,6 @@
 the data.
 """
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -166,13 +165,6 @@ def check_rows(rows: int, ctx: Context) -> None:
             f"stage '{ctx.stage}': {rows} samples cannot be split over {ctx.nproc} processes; use "
             f"--nproc {rows} or fewer"
         )
-
-
-def bits_of(module: nn.Module) -> dict[str, bytes]:
-    """sha256 of each parameter and buffer."""
-    state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    raw = {k: v.flatten().view(torch.uint8).numpy() for k, v in state.items()}
-    return {k: hashlib.sha256(v).digest() for k, v in raw.items()}
 
 
 def micro_batches(batch: Tensors, parts: int) -> Iterator[tuple[Tensors, float]]:
