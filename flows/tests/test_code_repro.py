@@ -34,12 +34,18 @@ def read(inputs, *, work):
 METRICS = """\
 from dataclasses import dataclass
 
+from stillhouse.metrics.metric import Metric
+from stillhouse.metrics.scores import Score
+
 
 @dataclass(frozen=True, kw_only=True)
-class Mean:
+class Mean(Metric):
     def __call__(self, models, data, *, work):
         (batch,) = data.batches(len(data), rng=None)
         return {"mean": float(batch["x"].mean())}
+
+    def scores(self):
+        return (Score(name="mean", better="higher"),)
 """
 OTHER = METRICS.replace("Mean", "Largest").replace("mean", "max")
 RECIPE = """\

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from stillhouse.errors import BadSetting, UnknownName
-from stillhouse.metrics.scores import is_cost, lower_is_better
+from stillhouse.metrics.known import guessed
+from stillhouse.metrics.scores import Score
 from stillhouse.report.collect import Product, Source
-from stillhouse.report.document import Document, Headline, Lineage, Row, Score, Seed, StageEntry
+from stillhouse.report.document import Document, Headline, Lineage, Row, Seed, StageEntry
 from stillhouse.report.statistics import summarize
 from stillhouse_flows.gate import Gate, Standard, decide, read_gate
 
@@ -41,7 +42,7 @@ def row(name: str, stages: Sequence[str], values: Values) -> Row:
     )
     return Row(
         name=name,
-        standing="student",
+        kind="student",
         stages=tuple(stages),
         seeds=seeds,
         scores={score: summarize(given) for score, given in values.items()},
@@ -50,11 +51,15 @@ def row(name: str, stages: Sequence[str], values: Values) -> Row:
 
 
 def document(
-    student: Values, *, export: str = "kd-0.student", data: str = "1a2b3c4d5e"
+    student: Values,
+    *,
+    export: str = "kd-0.student",
+    data: str = "1a2b3c4d5e",
+    scores: Sequence[Score] = (),
 ) -> Document:
     """A report with a teacher, a plain student, and a distilled one, which the recipe exports."""
     return Document(
-        schema_version=1,
+        schema_version=2,
         recipe="toy/learn",
         variant="tiny",
         scale="tiny",
@@ -65,10 +70,7 @@ def document(
         missing=(),
         baseline="student",
         primary="accuracy",
-        scores=tuple(
-            Score(name=n, label=n, unit="", lower_is_better=lower_is_better(n), cost=is_cost(n))
-            for n in student
-        ),
+        scores=tuple(scores) or tuple(guessed(name) for name in student),
         rows=(
             row("teacher", ["teacher-scores"], {"accuracy": [0.95]}),
             row("student", ["plain-0-scores"], {"accuracy": [0.7]}),
@@ -228,3 +230,22 @@ def test_without_a_row_that_the_export_tells_one_must_be_given() -> None:
     with pytest.raises(BadSetting, match="give row:, one of student, student \\+ kd, teacher"):
         decide(report, gate(minimum=rules), None)
     assert decide(report, gate(minimum=rules, row="student + kd"), None).accepted
+
+
+def test_a_score_that_its_metric_declares_is_held_in_its_direction() -> None:
+    fid = (Score(name="fid", better="lower", label="FID"),)
+    before = Standard(
+        run="toy-learn-tiny-1", row="student + kd", report=document({"fid": [12.0]}, scores=fid)
+    )
+    rule = gate(not_worse=["fid"], row="student + kd")
+    better = decide(document({"fid": [11.0]}, scores=fid), rule, before)
+    worse = decide(document({"fid": [13.0]}, scores=fid), rule, before)
+    assert better.accepted
+    assert not worse.accepted
+    assert worse.reasons[0].startswith("fid 13, worse than the mean 12 of toy-learn-tiny-1")
+
+
+def test_not_worse_needs_a_score_with_a_direction() -> None:
+    modes = (Score(name="modes", better="neither"),)
+    with pytest.raises(BadSetting, match="not_worse: no value of 'modes' is better than another"):
+        decide(document({"modes": [3.0]}, scores=modes), gate(not_worse=["modes"]), None)

@@ -3,7 +3,7 @@ of a toy project.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from stillhouse.artifact import Built, Model, save_model
 from stillhouse.data.data import Columns, Data
 from stillhouse.domain import Domain
 from stillhouse.errors import BadData
+from stillhouse.metrics.known import ACCURACY, NLL
+from stillhouse.metrics.metric import Metric
+from stillhouse.metrics.scores import Score
 from stillhouse.objectives.objective import Models
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.settings import Settings
@@ -49,10 +52,13 @@ def read(inputs: Mapping[str, Path], *, work: Work) -> Mapping[str, Columns]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mean:
+class Mean(Metric):
     def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         (batch,) = data.batches(len(data), rng=None)
         return {"mean": float(batch["x"].mean())}
+
+    def scores(self) -> Sequence[Score]:
+        return (Score(name="mean", better="higher"),)
 
 
 def count(settings: Count) -> Recipe:
@@ -97,10 +103,13 @@ def ship(inputs: Mapping[str, Any], out: Path, *, work: Work) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weight:
+class Weight(Metric):
     def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         weight = float(models["student"].weight)
         return {"accuracy": weight, "nll_loss": 1 - weight}
+
+    def scores(self) -> Sequence[Score]:
+        return (ACCURACY, NLL)
 
 
 def learn(settings: Learn) -> Recipe:

@@ -1,7 +1,7 @@
 """A recipe that trains, for the tests: a module of the toy plugin. What makes it slow, hungry or large is a setting."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from stillhouse.artifact import Model
 from stillhouse.data.data import Columns, Data
+from stillhouse.metrics.metric import Metric
+from stillhouse.metrics.scores import Score
 from stillhouse.objectives.objective import Composed, Models, Optimizer, Phase, Tensors, Weighted
 from stillhouse.recipe import Recipe
 from stillhouse.settings import Settings
@@ -66,12 +68,15 @@ class Read:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Error:
+class Error(Metric):
     def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         (batch,) = data.batches(len(data), rng=None)
         with torch.no_grad():
             outputs = models["student"](batch)["y"]
         return {"square_error": float((outputs - 3 * batch["x"] - 1).square().mean())}
+
+    def scores(self) -> Sequence[Score]:
+        return (Score(name="square_error", better="lower"),)
 
 
 def slope(settings: Slope) -> Recipe:

@@ -8,7 +8,7 @@ import pydantic
 import yaml
 
 from stillhouse.errors import BadSetting, UnknownName
-from stillhouse.metrics.scores import lower_is_better
+from stillhouse.metrics.scores import Score
 from stillhouse.recipe import OUTSIDE, Recipe
 from stillhouse.report.document import Document, Row
 from stillhouse.report.statistics import Summary
@@ -157,6 +157,12 @@ def decide(report: Document, gate: Gate, promoted: Standard | None) -> Decision:
     for score in (*gate.minimum, *gate.maximum, *gate.not_worse):
         if score not in row.scores:
             raise UnknownName("score", score, row.scores, where=f"{where}: row '{name}'")
+        declared = report.score(score)
+        if score in gate.not_worse and declared is not None and not declared.directed:
+            raise BadSetting(
+                f"{where}: not_worse: no value of '{score}' is better than another; give it a "
+                "minimum or a maximum"
+            )
     checks = [*_limits(row, gate), *_compared(report, row, gate, promoted)]
     failed = tuple(words for held, words in checks if not held)
     return Decision(
@@ -190,18 +196,20 @@ def _compared(
         if theirs is None or score not in theirs.scores:
             yield False, f"{promoted.run}, which is promoted, has no {score} to compare with"
         else:
-            held, words = _not_worse(score, row.scores[score].mean, theirs.scores[score])
+            declared = report.score(score)
+            assert declared is not None  # a row's score
+            held, words = _not_worse(declared, row.scores[score].mean, theirs.scores[score])
             yield held, f"{words} of {promoted.run}, which is promoted{note}"
 
 
-def _not_worse(score: str, mean: float, theirs: Summary) -> tuple[bool, str]:
-    lower = lower_is_better(score)
+def _not_worse(score: Score, mean: float, theirs: Summary) -> tuple[bool, str]:
+    lower = score.lower_is_better
     bound = theirs.high if lower else theirs.low
     limit = theirs.mean if bound is None else bound
     what = "the mean" if bound is None else f"the {'upper' if lower else 'lower'} 95 % bound"
     held = mean <= limit if lower else mean >= limit
     side = "not worse than" if held else "worse than"
-    return held, f"{score} {mean:.6g}, {side} {what} {limit:.6g}"
+    return held, f"{score.name} {mean:.6g}, {side} {what} {limit:.6g}"
 
 
 def _other_inputs(report: Document, promoted: Document) -> str:

@@ -334,8 +334,12 @@ def test_a_stage_reaches_what_it_holds_and_what_builds_the_models_that_it_reads(
 ) -> None:
     plugin.write(
         {
-            "metrics.py": "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\n"
-            "class Count:\n    name: str = ''\n    def __call__(self, models, data, *, work):\n        return {}\n",
+            "metrics.py": "from dataclasses import dataclass\n\n"
+            "from stillhouse.metrics.metric import Metric\n"
+            "from stillhouse.metrics.scores import Score\n\n\n@dataclass(frozen=True)\n"
+            "class Count(Metric):\n    name: str = ''\n"
+            "    def __call__(self, models, data, *, work):\n        return {}\n"
+            "    def scores(self):\n        return (Score(name='n', better='neither'),)\n",
         }
     )
     used, late, metrics = (

@@ -1,6 +1,6 @@
 """`fit` against plain loops, its contracts, and a run that is interrupted."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stillhouse.data.data import Data, Rows, TensorData
 from stillhouse.engine import fit
 from stillhouse.errors import BadData, BadSetting, ContractError, UnknownName
+from stillhouse.metrics.scores import Score
 from stillhouse.objectives.objective import Composed, Constant, Cosine, Models, Phase, Step, Tensors
 from stillhouse.recipe import Event
 from stillhouse.training import ORDER, STEP, mix
@@ -291,6 +292,9 @@ class Describes(Selecting):
         labels = next(chosen.batches(len(chosen), rng=None))["labels"]
         even = float((labels % 2 == 0).float().mean())
         return {"even": even if self.wrong is None else self.wrong, "step_seen": step}
+
+    def quantities(self) -> Sequence[Score]:
+        return [Score(name=name, better="neither") for name in ("even", "step_seen")]
 
 
 def describes(wrong: float | None = None) -> Describes:

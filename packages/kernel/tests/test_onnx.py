@@ -279,7 +279,7 @@ def test_lines_and_latencies_of_several_roles(float_: Built, file: Built) -> Non
     times = Latencies(lines={"a": "torch", "b": "file"}, batches=(1,), runs=2)(
         roles, toy_data(), work=Work()
     )
-    assert set(times) == {"a/latency_b1_ms", "b/latency_b1_ms"}
+    assert set(times) == {("a", "latency_b1_ms"), ("b", "latency_b1_ms")}
     assert min(times.values()) > 0
 
 

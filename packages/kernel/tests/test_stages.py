@@ -1,7 +1,7 @@
 """Search, conversion, export, profile and classification scores."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from stillhouse.data.shards import load_data
 from stillhouse.errors import BadRecipe, BadSetting, ContractError, OutOfMemory
 from stillhouse.export import Export
 from stillhouse.metrics import Classification, Latency, Memory, Profile
-from stillhouse.metrics.scores import is_cost, lower_is_better
+from stillhouse.metrics.metric import Metric
+from stillhouse.metrics.scores import Score
 from stillhouse.objectives.objective import (
     Composed,
     Models,
@@ -247,23 +248,26 @@ def test_costs_by_hand() -> None:
 
 
 def test_directions_of_scores() -> None:
-    assert [
-        lower_is_better(n)
-        for n in ("accuracy", "nll_loss", "latency_b1_ms", "macs", "calibration_error")
-    ] == [False, True, True, True, True]
-    assert [is_cost(n) for n in ("accuracy", "nll_loss", "latency_b1_ms", "macs", "size_mib")] == [
-        False,
-        False,
-        True,
-        True,
-        True,
-    ]
+    metrics = (Classification(teacher="teacher"), Profile(), Latency(batches=(1,)), Memory())
+    declared = [score for metric in metrics for score in metric.scores()]
+    assert {s.name for s in declared if s.better == "higher"} == {
+        *("accuracy", "top5_accuracy", "teacher_agreement")
+    }
+    assert {s.name for s in declared if s.better == "lower" and not s.cost} == {
+        *("nll_loss", "calibration_error")
+    }
+    assert {s.name for s in declared if s.cost} == {
+        *("parameters", "macs", "size_mib", "latency_b1_ms", "peak_memory_mib")
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
-class NotANumber:
+class NotANumber(Metric):
     def __call__(self, models: Any, data: Any, *, work: Work) -> Mapping[str, float]:
         return {"x": float("nan")}
+
+    def scores(self) -> Sequence[Score]:
+        return (Score(name="x", better="higher"),)
 
 
 def test_an_evaluation_separates_scores_from_timings(

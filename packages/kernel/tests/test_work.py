@@ -1,7 +1,7 @@
 """What a domain's code is called with: a frozen network in parts, killed and resumed, shared."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from stillhouse.data.data import Columns, Data, TensorData
 from stillhouse.data.shards import load_data, save_data
 from stillhouse.digest import path_digest
 from stillhouse.errors import BadRecipe, BadSetting, StillhouseError
+from stillhouse.metrics.metric import Metric
+from stillhouse.metrics.scores import Score
 from stillhouse.objectives.objective import Models
 from stillhouse.recipe import Context, Event
 from stillhouse.stages import Convert, Evaluate, Make
@@ -196,7 +198,7 @@ def test_a_record_of_parts_is_plain_json(tmp_path: Path, network: Artifact):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spread:
+class Spread(Metric):
     """A metric: the spread of one output of what a network gives for sampled noise."""
 
     output: int
@@ -207,6 +209,9 @@ class Spread:
         parts = list(self.sampled.parts({"network": built}, work))
         values = torch.cat([part["y"] for part in parts])[:, self.output]
         return {f"spread_{self.output}": float(values.std())}
+
+    def scores(self) -> Sequence[Score]:
+        return (Score(name=f"spread_{self.output}", better="neither"),)
 
 
 def test_metrics_of_a_stage_share_what_was_sampled(tmp_path: Path, network: Artifact):

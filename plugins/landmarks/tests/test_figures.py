@@ -102,6 +102,6 @@ def test_softness_falls_as_more_is_explained() -> None:
     data = TensorData({"landmarks": shapes})
     scores = Softness(variances=(0.5, 0.9), normalizer="box_size")({}, data, work=Work())
     modes = len(ShapeModel.fit(shapes, 0.5).modes)
-    assert scores["50 %/modes"] == modes
-    assert scores["90 %/modes"] > modes
-    assert 0 < scores["90 %/soft_nme_error"] < scores["50 %/soft_nme_error"]
+    assert scores["50 %", "modes"] == modes
+    assert scores["90 %", "modes"] > modes
+    assert 0 < scores["90 %", "soft_nme_error"] < scores["50 %", "soft_nme_error"]

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from stillhouse.data import TensorData
 from stillhouse.errors import BadData, BadSetting, UnknownName
-from stillhouse.metrics.scores import lower_is_better
-from stillhouse.report.units import quantity, unit
+from stillhouse.report.units import quantity
 from stillhouse.work import Work
 from stillhouse_landmarks.metrics import (
     Landmarks,
@@ -113,13 +112,11 @@ def test_metric_over_batches() -> None:
 
 
 def test_how_scores_are_shown() -> None:
-    assert [lower_is_better(name) for name in ("nme_error", "failure_rate_error", "auc")] == [
-        True, True, False
-    ]  # fmt: skip
-    assert (unit("nme_error").label, quantity(0.0406, "nme_error")) == ("NME", "4.06 %")
-    assert quantity(0.0087, "failure_rate_error") == "0.87 %"
-    assert unit("failure_rate_error").label == "Failure rate"
-    assert (unit("auc").label, quantity(0.79, "auc")) == ("AUC", "0.7900")
+    mean, failures, area = Landmarks().scores()
+    assert [score.better for score in (mean, failures, area)] == ["lower", "lower", "higher"]
+    assert (mean.label, quantity(0.0406, mean)) == ("NME", "4.06 %")
+    assert (failures.label, quantity(0.0087, failures)) == ("Failure rate", "0.87 %")
+    assert (area.label, quantity(0.79, area)) == ("AUC", "0.7900")
 
 
 def test_what_cannot_be_measured() -> None:

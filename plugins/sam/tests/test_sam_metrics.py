@@ -371,15 +371,15 @@ def test_both_ways_are_timed_in_the_same_run() -> None:
         alone = Everything(settings=none, hierarchical=hierarchical)(
             {"student": sam}, data, work=Work()
         )
-        assert {name: found[f"{mode}/{name}"] for name in alone} == alone
-        parts = found[f"{mode}/encoder_seconds"] + found[f"{mode}/decoder_seconds"]
-        assert 0 < parts < found[f"{mode}/seconds"]
+        assert {name: found[mode, name] for name in alone} == alone
+        parts = found[mode, "encoder_seconds"] + found[mode, "decoder_seconds"]
+        assert 0 < parts < found[mode, "seconds"]
     # a mask was kept in round 1, so no point is left for round 2
-    assert found["hierarchical/decoder_prompts"] == 1
-    expected = found["grid/everything_miou"] - found["hierarchical/everything_miou"]
+    assert found["hierarchical", "decoder_prompts"] == 1
+    expected = found["grid", "everything_miou"] - found["hierarchical", "everything_miou"]
     assert found["miou_lost"] == pytest.approx(expected)
     for name in ("seconds", "decoder_seconds"):
-        ratio = found[f"grid/{name}"] / found[f"hierarchical/{name}"]
+        ratio = found["grid", name] / found["hierarchical", name]
         assert found[f"{name}_ratio"] == pytest.approx(ratio)
 
 
@@ -387,8 +387,8 @@ def test_no_mask_kept_is_an_miou_of_zero() -> None:
     deaf = EverythingSettings(points_per_side=4, pred_iou_thresh=99.0)
     segment = np.ones((40, 56), dtype=bool)
     found = EverythingBoth(settings=deaf)({"student": small_sam()}, photos(segment), work=Work())
-    assert found["grid/everything_miou"] == found["hierarchical/everything_miou"] == 0
-    assert found["grid/masks"] == found["hierarchical/masks"] == 0
+    assert found["grid", "everything_miou"] == found["hierarchical", "everything_miou"] == 0
+    assert found["grid", "masks"] == found["hierarchical", "masks"] == 0
 
 
 def test_messages() -> None:

@@ -198,11 +198,11 @@ def test_study_counts_what_is_kept_and_what_is_dropped() -> None:
     scores = Kept(alpha=0.5, cutoff=0.9, batch=7)(models, data, work=Work())
     agree = (teacher.argmax(1) == student.argmax(1)).tolist()
     for line, rows in (("kept", kept), ("dropped", dropped)):
-        assert scores[f"{line}/pool_rate"] == pytest.approx(len(rows) / 40)
+        assert scores[line, "pool_rate"] == pytest.approx(len(rows) / 40)
         share = sum(i % 4 == 0 for i in rows) / len(rows)
-        assert scores[f"{line}/in_vocabulary_rate"] == pytest.approx(share)
+        assert scores[line, "in_vocabulary_rate"] == pytest.approx(share)
         both = sum(agree[i] for i in rows) / len(rows)
-        assert scores[f"{line}/teacher_agreement"] == pytest.approx(both)
+        assert scores[line, "teacher_agreement"] == pytest.approx(both)
     figure = KeptPictures(alpha=0.5, cutoff=0.9, names=("a", "b", "c"))(models, data, work=Work())
     titles = [part.get_suptitle() for part in figure.subfigs]
     assert titles == [f"Kept: {len(kept)} of 40", f"Dropped: {len(dropped)} of 40"]

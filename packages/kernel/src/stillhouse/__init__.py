@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from stillhouse.errors import StillhouseError
     from stillhouse.export import Export
     from stillhouse.federated.stage import Federate
+    from stillhouse.metrics.metric import Metric
+    from stillhouse.metrics.scores import Score
     from stillhouse.objectives.objective import (
         Composed,
         Constant,
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from stillhouse.runs import Runs, home, project_root, run_recipe, run_stage
     from stillhouse.settings import Settings, make_recipe, make_settings
     from stillhouse.stages.convert import Convert
-    from stillhouse.stages.evaluate import Evaluate, Figure, Metric
+    from stillhouse.stages.evaluate import Evaluate, Figure
     from stillhouse.stages.make import Make
     from stillhouse.stages.search import Search
     from stillhouse.stages.train import Train
@@ -55,6 +57,8 @@ _NAMES = {
     "errors": ("StillhouseError",),
     "export": ("Export",),
     "federated.stage": ("Federate",),
+    "metrics.metric": ("Metric",),
+    "metrics.scores": ("Score",),
     "objectives.objective": (
         *("Composed", "Constant", "Cosine", "Models", "Objective", "Optimizer", "Phase"),
         *("Schedule", "Step", "Tensors", "Term", "Weighted"),
@@ -63,7 +67,7 @@ _NAMES = {
     "runs": ("Runs", "home", "project_root", "run_recipe", "run_stage"),
     "settings": ("Settings", "make_recipe", "make_settings"),
     "stages.convert": ("Convert",),
-    "stages.evaluate": ("Evaluate", "Figure", "Metric"),
+    "stages.evaluate": ("Evaluate", "Figure"),
     "stages.make": ("Make",),
     "stages.search": ("Search",),
     "stages.train": ("Train",),
@@ -75,7 +79,8 @@ __all__ = [
     "Artifact", "Augment", "BaseStage", "Beside", "Bound", "Built", "Cache", "Card", "Composed",
     "Constant", "Context", "Convert", "Cosine", "Data", "Domain", "Evaluate", "Event", "Export",
     "Federate", "Figure", "Make", "Metric", "Mix", "Model", "Models", "NoData", "Objective",
-    "Optimizer", "Phase", "Ragged", "Recipe", "Result", "Runs", "Scale", "Schedule", "Search",
+    "Optimizer", "Phase", "Ragged", "Recipe", "Result", "Runs", "Scale", "Schedule", "Score",
+    "Search",
     "Settings", "Setup", "Stage", "Step", "StillhouseError", "Take", "TensorData", "Tensors",
     "Term", "Train", "Usage", "Weighted", "domains", "fit", "home", "load_model", "make_recipe",
     "make_settings", "project_root", "run_recipe", "run_stage", "save_model",

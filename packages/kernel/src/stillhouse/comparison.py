@@ -20,11 +20,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from stillhouse.metrics import Latencies, Lines, Profile
+from stillhouse.metrics import Latencies, Lines, Metric, Profile
 from stillhouse.recipe import Bound, Kind, Recipe, Row, Stage
 from stillhouse.references import Ref, collected, out
 from stillhouse.stages import Convert, Evaluate, Make, Search, Train
-from stillhouse.stages.evaluate import Figure, Metric
+from stillhouse.stages.evaluate import Figure
 
 Kept = TypeVar("Kept", Train, Convert, Evaluate, Make, Search)
 Stages = Sequence[Stage]

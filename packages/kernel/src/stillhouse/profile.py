@@ -17,6 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from stillhouse.data.data import Data, rows_of
 from stillhouse.errors import BadSetting
+from stillhouse.metrics.known import MACS, MEMORY, PARAMETERS, SIZE, latency
+from stillhouse.metrics.metric import Metric
+from stillhouse.metrics.scores import Score
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse.work import Work
 
@@ -153,7 +156,7 @@ def parameters(module: nn.Module) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Profile:
+class Profile(Metric):
     """parameters, macs (one sample) and size_mib (parameters and buffers as stored) of a role; the
     same everywhere.
     """
@@ -169,6 +172,9 @@ class Profile:
             "size_mib": stored / 2**20,
         }
 
+    def scores(self) -> Sequence[Score]:
+        return (PARAMETERS, MACS, SIZE)
+
     def uncounted(self, models: Models, data: Data) -> Mapping[str, Sequence[str]]:
         """The operators that `macs` leaves out."""
         module = models[self.role]
@@ -177,7 +183,7 @@ class Profile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Latency:
+class Latency(Metric):
     """latency_b<size>_ms: median seconds of `runs` forwards after a warm-up, in milliseconds, at
     each batch size.
     """
@@ -194,9 +200,11 @@ class Latency:
 
     def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         return {
-            f"latency_b{size}_ms": self._median(models[self.role], data, size)
-            for size in self.batches
+            latency(size).name: self._median(models[self.role], data, size) for size in self.batches
         }
+
+    def scores(self) -> Sequence[Score]:
+        return [latency(size) for size in self.batches]
 
     def _median(self, module: nn.Module, data: Data, size: int) -> float:
         batch = first_batch(data, size, _device(module))
@@ -205,9 +213,9 @@ class Latency:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Latencies:
-    """ "line/latency_b<size>_ms" of several roles, as `Latency`, but in turns: whatever else slows
-    the machine meanwhile slows all of them. `lines` maps a line of the table to its role.
+class Latencies(Metric):
+    """latency_b<size>_ms of several roles, as `Latency`, but in turns: whatever else slows the
+    machine meanwhile slows all of them. `lines` maps a row of the study's table to its role.
     """
 
     lines: Mapping[str, str]
@@ -217,12 +225,17 @@ class Latencies:
     def __post_init__(self) -> None:
         Latency(batches=self.batches, runs=self.runs)
 
-    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
+    def __call__(
+        self, models: Models, data: Data, *, work: Work
+    ) -> Mapping[tuple[str, str], float]:
         return {
-            f"{line}/latency_b{size}_ms": median
+            (line, latency(size).name): median
             for size in self.batches
             for line, median in self._medians(models, data, size).items()
         }
+
+    def scores(self) -> Sequence[Score]:
+        return [latency(size) for size in self.batches]
 
     def _medians(self, models: Models, data: Data, size: int) -> dict[str, float]:
         times: dict[str, list[float]] = {line: [] for line in self.lines}
@@ -247,7 +260,7 @@ def _timed(module: nn.Module, batch: Tensors) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class Memory(Metric):
     """peak_memory_mib of one forward at `batch` samples: allocated on CUDA, weights and live
     tensors on CPU.
     """
@@ -259,7 +272,10 @@ class Memory:
         module = models[self.role]
         batch = first_batch(data, self.batch, _device(module))
         peak = _cuda_peak(module, batch) if batch["id"].is_cuda else _cpu_peak(module, batch)
-        return {"peak_memory_mib": peak / 2**20}
+        return {MEMORY.name: peak / 2**20}
+
+    def scores(self) -> Sequence[Score]:
+        return (MEMORY,)
 
 
 def _cuda_peak(module: nn.Module, batch: Tensors) -> int:

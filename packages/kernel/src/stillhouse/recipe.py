@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from stillhouse.artifact import Artifact
 from stillhouse.errors import BadRecipe, UnknownName
+from stillhouse.metrics.scores import Declared
 
 Scale = Literal["tiny", "small", "paper"]
 Kind = Literal["teacher", "baseline", "student", "compressed"]
@@ -90,6 +91,7 @@ class Result:
     curves: Sequence[Mapping[str, float]] = ()
     measured: Mapping[str, Any] = field(default_factory=dict[str, Any])  # Any: JSON values
     resumed_at: int | None = None  # the step, round or candidate behind which it went on
+    declared: Declared = field(default_factory=Declared)  # what scores and refreshes are
 
 
 @runtime_checkable
@@ -166,15 +168,16 @@ class Row:
 class Bound:
     """A score that the rows' primary score is held against: the mean of `score` over `stages`.
 
-    `score` is the primary score's name, or a study's "line/<primary score>"; without it in those
-    stages there is no bound. `counts` names scores of the same stages that are printed beside it
-    (how many objects the test data have). `enough` is for a ceiling: with a worse one the scores
-    say nothing.
+    `score` is the primary score's name, `row` that of a study's table that holds it, if one does;
+    without it in those stages there is no bound. `counts` names scores of the same stages that are
+    printed beside it (how many objects the test data have). `enough` is for a ceiling: with a worse
+    one the scores say nothing.
     """
 
     name: str  # as it stands in a sentence: "the filled box", "a perfect detector"
     stages: tuple[str, ...]
     score: str
+    row: str = ""
     counts: tuple[str, ...] = ()
     enough: float = 0.9
 
@@ -189,7 +192,7 @@ class Recipe:
     model scores on the test data. `notes` are printed in every report (what is official, what is a
     reconstruction); `caution` follows the headline wherever that stands: why it may mislead.
     `studies` maps a heading of the report to Evaluate stages, one a seed, that are about the method
-    and not about one model; their scores may be named "line/score", a table's line and column.
+    and not about one model; a table's scores have a row and a name.
     Raises BadRecipe or UnknownName when stages, ports or rows do not fit together.
     """
 

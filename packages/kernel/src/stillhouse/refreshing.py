@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from stillhouse.data.data import Data, Rows
-from stillhouse.errors import BadData
+from stillhouse.errors import BadData, BadRecipe
+from stillhouse.metrics.scores import Declared, by_name
 from stillhouse.objectives.objective import Describing, Objective, Refreshing
 from stillhouse.training import Place
 from stillhouse.work import Work
@@ -49,8 +50,20 @@ def tell(objective: Objective, chosen: Data, data: Data, *, step: int, stage: st
     """The record of a refresh; raises BadData for a number that is not finite."""
     told: dict[str, Any] = {"step": step, "selected": len(chosen)}  # Any: whole numbers stay whole
     if isinstance(objective, Describing):
+        known = by_name(objective.quantities())
         for name, value in objective.describe(chosen, data, step=step).items():
             if not math.isfinite(value):
                 raise BadData(f"stage '{stage}': refresh at step {step} gave {name} = {value}")
+            if name not in known:
+                raise BadRecipe(
+                    f"stage '{stage}': {type(objective).__name__} told '{name}' of a refresh, "
+                    "which it does not declare; add a Score of it to its quantities()"
+                )
             told[name] = value
     return told
+
+
+def declared(objective: Objective) -> Declared:
+    """What the numbers of its refreshes are."""
+    found = objective.quantities() if isinstance(objective, Describing) else ()
+    return Declared(scores=tuple(by_name(found).values()))

@@ -17,7 +17,7 @@ import json
 import shutil
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -376,6 +376,7 @@ class _Place:
             "nproc": self.nproc,
             "resumed_at": result.resumed_at,
             "environment": environment(self.runs.device),
+            **({"declared": asdict(result.declared)} if result.declared.scores else {}),
             "measured": dict(result.measured),
         }
         write_text(

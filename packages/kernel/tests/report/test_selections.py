@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from stillhouse.metrics.scores import Score
 from stillhouse.report.build import build
 from stillhouse.report.document import Document
 from stillhouse.report.figures import plots
@@ -15,13 +16,18 @@ REFRESHES = [
     {"in_vocabulary_rate": 0.25, "selected": 4000, "step": 0},
     {"in_vocabulary_rate": 0.5, "selected": 1000, "step": 100},
 ]
+QUANTITIES = (Score(name="in_vocabulary_rate", better="higher", unit="%", label="In vocabulary"),)
 
 
 def document(tmp_path: Path, told: dict[str, Any]) -> Document:
     recipe = write_run(THREE, tmp_path / "small")
     made = build(recipe, "vision/distill", tmp_path, tmp_path / "small")
     stages = [
-        replace(s, measured={**s.measured, "refreshes": told[s.name]} if s.name in told else {})
+        replace(
+            s,
+            measured={**s.measured, "refreshes": told[s.name]} if s.name in told else {},
+            quantities=QUANTITIES,
+        )
         for s in made.stages
     ]
     return replace(made, stages=tuple(stages))

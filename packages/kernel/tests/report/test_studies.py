@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from stillhouse.errors import UnknownName
+from stillhouse.metrics.known import guessed
+from stillhouse.metrics.scores import Declared, Score
 from stillhouse.recipe import Recipe
 from stillhouse.report import publish, report
 from stillhouse.report.build import build
-from stillhouse.report.document import Document, Study, load
+from stillhouse.report.document import Document, Study, Value, load
 from stillhouse.report.statistics import summarize
 from stillhouse.report.studies import study_tables
 from stillhouse.report.tables import Table
@@ -30,9 +32,24 @@ TITLE = "Scores of 27 networks"
 
 
 def study(*seeds: dict[str, float]) -> Study:
-    names = dict.fromkeys(name for scores in seeds for name in scores)
-    summaries = {n: summarize([s[n] for s in seeds if n in s]) for n in names}
-    return Study(title="t", stages=("a",), scores=summaries)
+    stored = dict.fromkeys(name for scores in seeds for name in scores)
+    places = {name: (name.rpartition("/")[0], name.rpartition("/")[2]) for name in stored}
+    scores = {name: declared(name) for _, name in places.values()}
+    return Study(
+        title="t",
+        stages=("a",),
+        scores=tuple(scores.values()),
+        values=tuple(
+            Value(row=row, score=score, summary=summarize([s[name] for s in seeds if name in s]))
+            for name, (row, score) in places.items()
+        ),
+    )
+
+
+def declared(name: str) -> Score:
+    bounded = name in ("kendall_tau", "x")
+    ends = (f"{name}_low", f"{name}_high") if bounded else None
+    return dataclasses.replace(guessed(name), ends=ends)
 
 
 def text(table: Table) -> list[tuple[str, ...]]:
@@ -74,6 +91,16 @@ def studied(story: Story, root: Path) -> tuple[Recipe, Runs]:
     record = {"stage": "ranks", "kind": "Evaluate", "key": "k", "inputs": {}}
     product = {"kind": "scores", "path": "scores", "digest": "d"}
     (out.parent / "stage.json").write_text(json.dumps({**record, "outputs": {"scores": product}}))
+    scores = {n: declared(n) for n in ("kendall_tau", "search_seconds", "speedup")}
+    ends = [Score(name=f"kendall_tau_{end}", better="higher") for end in ("low", "high")]
+    known = Declared(
+        scores=(*scores.values(), *ends),
+        cells={n: (n.partition("/")[0], n.partition("/")[2]) for n in SCORES if "/" in n},
+    )
+    run = {"key": "k", "seconds": 1.0, "started": "", "device": "cpu"}
+    (runs.folder / "ranks.run.json").write_text(
+        json.dumps({**run, "declared": dataclasses.asdict(known)})
+    )
     return (
         dataclasses.replace(plain, stages=(*plain.stages, stage), studies={TITLE: ("ranks",)}),
         runs,
@@ -89,7 +116,10 @@ def test_a_study_changes_no_row(tmp_path: Path):
     with_study, without = document(recipe, runs), document(THREE.recipe(), runs)
     assert with_study.rows == without.rows
     assert with_study.primary == without.primary == "accuracy"
-    assert {n: s.mean for n, s in with_study.studies[0].scores.items()} == SCORES
+    assert {
+        f"{value.row}/{value.score}".removeprefix("/"): value.summary.mean
+        for value in with_study.studies[0].values
+    } == SCORES
     added = [p for p in with_study.pictures if p not in without.pictures]
     assert [(p.name, p.plot, p.study, p.row) for p in added] == [
         ("samples", False, True, TITLE),

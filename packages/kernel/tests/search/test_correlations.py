@@ -24,31 +24,35 @@ def test_correlations_by_hand():
     lines = ("score", "parameters", "macs")
     found = RankCorrelations(lines=lines, resamples=20)({}, table(), work=Work())
     # of ten pairs, score has two in the wrong order, parameters one
-    assert found["score/kendall_tau"] == pytest.approx(0.6)
-    assert found["parameters/kendall_tau"] == pytest.approx(0.8)
+    assert found["score", "kendall_tau"] == pytest.approx(0.6)
+    assert found["parameters", "kendall_tau"] == pytest.approx(0.8)
     # squared differences of ranks: 4 times 1; 1 - 6 * 4 / (5 * 24)
-    assert found["score/spearman_rho"] == pytest.approx(0.8)
+    assert found["score", "spearman_rho"] == pytest.approx(0.8)
     columns = table().columns
     partial = partial_kendall_tau(columns["score"], columns["accuracy"], columns["parameters"])
-    assert found["score/partial_tau"] == pytest.approx(partial)
-    for name in ("score/kendall_tau", "score/spearman_rho", "macs/kendall_tau"):
-        assert found[f"{name}_low"] <= found[name] <= found[f"{name}_high"]
+    assert found[("score", "partial_tau")] == pytest.approx(partial)
+    for line, name in (
+        ("score", "kendall_tau"),
+        ("score", "spearman_rho"),
+        ("macs", "kendall_tau"),
+    ):
+        assert found[line, f"{name}_low"] <= found[line, name] <= found[line, f"{name}_high"]
 
 
 def test_what_orders_as_size_does_has_no_partial_correlation():
     found = RankCorrelations(lines=("score", "parameters", "macs"), resamples=5)(
         {}, table(), work=Work()
     )
-    assert {name for name in found if "partial" in name} == {
-        "score/partial_tau",
-        "score/partial_tau_low",
-        "score/partial_tau_high",
+    assert {key for key in found if "partial" in key[1]} == {
+        ("score", "partial_tau"),
+        ("score", "partial_tau_low"),
+        ("score", "partial_tau_high"),
     }
     # and where the target itself orders as size does, none has
     columns = {**table().columns, "accuracy": table().columns["parameters"]}
     found = RankCorrelations(lines=("score",), resamples=5)({}, TensorData(columns), work=Work())
     assert set(found) == {
-        f"score/{name}{end}"
+        ("score", f"{name}{end}")
         for name in ("kendall_tau", "spearman_rho")
         for end in ("", "_low", "_high")
     }

@@ -35,28 +35,34 @@ def times(contest: Contest) -> dict[str, float]:
 
 def test_work_by_hand():
     assert SearchWork(contest=contest())({}, stripes(5, 0), work=Work()) == {
-        "diswot/images": 2 * 8,
-        "here/images": 6 * 10,
-        "long/images": 600 * 10,
+        ("diswot", "images"): 2 * 8,
+        ("here", "images"): 6 * 10,
+        ("long", "images"): 600 * 10,
     }
 
 
 def test_a_whole_training_is_measured_and_a_longer_one_computed_from_it():
     found = times(contest(whole="here"))
     assert min(found.values()) > 0
-    assert found["long/candidate_seconds"] == pytest.approx(100 * found["here/candidate_seconds"])
+    assert found["long", "candidate_seconds"] == pytest.approx(
+        100 * found["here", "candidate_seconds"]
+    )
     for line in ("diswot", "here", "long"):
-        assert found[f"{line}/search_seconds"] >= 100 * found[f"{line}/candidate_seconds"]
-        assert found[f"{line}/speedup"] == pytest.approx(
-            found[f"{line}/search_seconds"] / found["diswot/search_seconds"]
+        assert found[line, "search_seconds"] >= 100 * found[line, "candidate_seconds"]
+        assert found[line, "speedup"] == pytest.approx(
+            found[line, "search_seconds"] / found["diswot", "search_seconds"]
         )
 
 
 def test_without_a_whole_training_all_are_computed_from_seconds_a_step():
     found = times(contest())
-    assert found["here/candidate_seconds"] >= 0
-    assert found["long/candidate_seconds"] == pytest.approx(100 * found["here/candidate_seconds"])
-    assert found["long/search_seconds"] == pytest.approx(100 * found["long/candidate_seconds"])
+    assert found["here", "candidate_seconds"] >= 0
+    assert found["long", "candidate_seconds"] == pytest.approx(
+        100 * found["here", "candidate_seconds"]
+    )
+    assert found["long", "search_seconds"] == pytest.approx(
+        100 * found["long", "candidate_seconds"]
+    )
 
 
 def test_contests_that_cannot_be_say_so():

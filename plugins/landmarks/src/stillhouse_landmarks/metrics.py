@@ -4,7 +4,7 @@ B: faces. P: points. Coordinates of prediction and truth share one unit, any. An
 (0.04 is what papers print as 4 %).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData, BadSetting
+from stillhouse.metrics import Metric, Score
 from stillhouse.objectives.inputs import full, named, pick, positive
 from stillhouse.objectives.objective import Models
 from stillhouse.work import Work
@@ -133,7 +134,7 @@ def face_errors(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Landmarks:
+class Landmarks(Metric):
     """Scores of `role`'s "landmarks" [B, 2P] against the batch's, all fractions: nme_error,
     failure_rate_error (NME above `limit`) and auc (of the CED up to `limit`).
 
@@ -155,3 +156,15 @@ class Landmarks:
             "failure_rate_error": float(failure_rate(errors, limit=self.limit)),
             "auc": float(auc(errors, limit=self.limit)),
         }
+
+    def scores(self) -> Sequence[Score]:
+        return (
+            nme_score("nme_error", "NME"),
+            Score(name="failure_rate_error", better="lower", unit="%", label="Failure rate"),
+            Score(name="auc", better="higher", label="AUC"),
+        )
+
+
+def nme_score(name: str, label: str) -> Score:
+    """An NME, which papers print in percent."""
+    return Score(name=name, better="lower", unit="%", label=label)

@@ -8,6 +8,7 @@ import torch
 
 from stillhouse.data.data import Data, row_of
 from stillhouse.errors import BadData
+from stillhouse.metrics import Metric, Score
 from stillhouse.objectives.objective import Models
 from stillhouse.work import Work
 from stillhouse_pointcloud.boxes import CLASSES
@@ -15,10 +16,15 @@ from stillhouse_pointcloud.detectors.found import Area, Found
 from stillhouse_pointcloud.metrics import LEVELS, KittiAp, Scene, scene_of
 
 SHOWN = "_3d_moderate_"  # of the ceilings; those from above are the same
+COUNTS = tuple(
+    Score(name=f"{name.lower()}_{level}_boxes", better="neither")
+    for name in CLASSES
+    for level in LEVELS
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxCounts:
+class BoxCounts(Metric):
     """How many true boxes a score of KITTI's is over: "car_moderate_boxes" and so on, of each class
     and level; those whose middle is outside `within` do not count. Reads no role.
     """
@@ -29,9 +35,12 @@ class BoxCounts:
     def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         return counted(truths(data, self.within, self.batch))
 
+    def scores(self) -> Sequence[Score]:
+        return COUNTS
+
 
 @dataclass(frozen=True, kw_only=True)
-class KittiCeiling:
+class KittiCeiling(Metric):
     """The scores "<class>_3d_moderate_ap" and their mean that `ap` gives to a detector which finds
     every true box exactly and nothing else; and `BoxCounts`. Reads no role.
 
@@ -45,6 +54,9 @@ class KittiCeiling:
         scenes = truths(data, self.ap.within, self.ap.batch)
         most = {name: value for name, value in self.ap.of(scenes).items() if SHOWN in name}
         return most | counted(scenes)
+
+    def scores(self) -> Sequence[Score]:
+        return (*(score for score in self.ap.scores() if SHOWN in score.name), *COUNTS)
 
 
 def truths(data: Data, within: Area | None, batch: int) -> list[Scene]:

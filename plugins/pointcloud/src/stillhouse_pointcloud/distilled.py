@@ -4,7 +4,7 @@ P: pillars of a batch's clouds. Ct, Cs: channels of teacher and student.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stillhouse.artifact import Built, Model, save_model
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData, BadSetting
+from stillhouse.metrics import Metric, Score
 from stillhouse.objectives.inputs import named, pick
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse.work import Work
@@ -88,7 +89,7 @@ class GraphTerm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GraphState:
+class GraphState(Metric):
     """What the trained encoders say of `data`: graph_kd_loss, the loss between teacher and student,
     and teacher_variance, the variance of |G_i^T| over all graphs, near 0 where the encoders have
     collapsed; means over batches, running statistics in the BatchNorms.
@@ -103,9 +104,15 @@ class GraphState:
         sides = (models[self.teacher], models[self.student])
         return _means(models[self.graphs], *sides, data, self.batch)
 
+    def scores(self) -> Sequence[Score]:
+        return (
+            Score(name="graph_kd_loss", better="lower"),
+            Score(name="teacher_variance", better="neither"),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
-class EarnedShare:
+class EarnedShare(Metric):
     """How much of the graph loss's fall the student earned, where its encoders could have it alone.
 
     start_graph_loss is that of encoders as they are drawn and the student's `first` weights;
@@ -145,6 +152,14 @@ class EarnedShare:
         }
         share = earned(start, stayed, end)
         return losses if share is None else {"student_earned_rate": share, **losses}
+
+    def scores(self) -> Sequence[Score]:
+        return (
+            Score(name="student_earned_rate", better="higher", unit="%"),
+            Score(name="start_graph_loss", better="lower"),
+            Score(name="alone_graph_loss", better="lower"),
+            Score(name="end_graph_loss", better="lower"),
+        )
 
 
 def earned(start: float, alone: float, end: float) -> float | None:

@@ -14,6 +14,7 @@ from numpy import ndarray
 
 from stillhouse.data.data import Data, row_of
 from stillhouse.errors import BadData, BadSetting
+from stillhouse.metrics import Metric, Score
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse.work import Work
@@ -28,6 +29,10 @@ OVERLAPS = (0.7, 0.5, 0.5)  # what a box must share with the truth: car, pedestr
 SAMPLES = 41  # recalls of KITTI's precision curve, 0 to 1
 COUNTED, IGNORED, OTHER = 0, 1, -1  # of a box: for or against, neither, not of this class
 TRUTH = ("boxes", "labels", "difficulty", "ignored", "ignored_labels")
+LABELS = {
+    "mean_3d_moderate_ap": "3D mAP, moderate",
+    "mean_bev_moderate_ap": "BEV mAP, moderate",
+}
 SAMPLINGS = ("kitti", "exact")
 
 
@@ -240,7 +245,7 @@ def scene_of(batch: Tensors, row: int, found: Found, within: Area | None) -> Sce
 
 
 @dataclass(frozen=True, kw_only=True)
-class KittiAp:
+class KittiAp(Metric):
     """KITTI's AP of what `role` finds, fractions: "car_3d_moderate_ap" and so on for car,
     pedestrian, cyclist; 3d, bev; easy, moderate, hard; and "mean_3d_moderate_ap", the mean of the
     classes, papers' mAP. See `average_precision`.
@@ -279,9 +284,21 @@ class KittiAp:
             )
         return self.of(scenes)
 
+    def scores(self) -> Sequence[Score]:
+        end = self._end()
+        return [
+            Score(name=name, better="higher", unit="%", label=LABELS.get(name, ""))
+            for kind in KINDS
+            for level in LEVELS
+            for name in (f"{one.lower()}_{kind}_{level}_{end}" for one in (*CLASSES, "mean"))
+        ]
+
+    def _end(self) -> str:
+        return "exact_" * (self.sampling == "exact") + ("ap" if self.points == 40 else "ap11")
+
     def of(self, scenes: Sequence[Scene]) -> Mapping[str, float]:
         """The scores of scenes."""
-        end = "exact_" * (self.sampling == "exact") + ("ap" if self.points == 40 else "ap11")
+        end = self._end()
         scores: dict[str, float] = {}
         for kind in KINDS:
             for level, difficulty in enumerate(LEVELS):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData
+from stillhouse.metrics import Metric, Score
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse.work import Work
@@ -20,10 +21,11 @@ from stillhouse_sam.formats import encoded
 
 # places among COCOeval's twelve numbers
 STATS = {"ap": 0, "ap_small": 3, "ap_medium": 4, "ap_large": 5}
+LABELS = {"ap": "AP", "ap_small": "AP, small", "ap_medium": "AP, medium", "ap_large": "AP, large"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class CocoAp:
+class CocoAp(Metric):
     """ap over IoU 0.50:0.95, and ap_small, ap_medium, ap_large of objects by area (below 32^2, up
     to 96^2, above, in pixels of the picture): fractions, of COCO's protocol for masks.
 
@@ -57,6 +59,12 @@ class CocoAp:
         if not found:
             raise BadData("COCO AP: the evaluation data hold no object; label some masks")
         return _averages(_dataset(known, numbers), found)
+
+    def scores(self) -> Sequence[Score]:
+        return [
+            Score(name=name, better="higher", unit="%", label=label)
+            for name, label in LABELS.items()
+        ]
 
     def _answers(
         self, module: nn.Module, rows: Tensors, picture: Annotation

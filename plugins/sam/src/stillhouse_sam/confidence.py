@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from stillhouse.artifact import Built, Model, save_model
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData
+from stillhouse.metrics import Metric, Score
 from stillhouse.objectives.inputs import named, not_negative, positive
 from stillhouse.objectives.objective import Models
 from stillhouse.work import Work
@@ -223,7 +224,7 @@ class KeepEverything:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Confidence:
+class Confidence(Metric):
     """high_confidence of `role` (left out where it is inf: nothing is skipped), and of the training
     photos that chose it calibrated_miou_lost and calibrated_skipped_rate, see `Calibration`.
     """
@@ -240,3 +241,10 @@ class Confidence:
             "calibrated_miou_lost": found.grid_miou - found.hierarchical_miou,
             "calibrated_skipped_rate": found.skipped,
         }
+
+    def scores(self) -> Sequence[Score]:
+        return (
+            Score(name="high_confidence", better="neither"),
+            Score(name="calibrated_miou_lost", better="lower", unit="%"),
+            Score(name="calibrated_skipped_rate", better="neither", unit="%"),
+        )

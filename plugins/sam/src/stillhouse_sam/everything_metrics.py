@@ -4,7 +4,7 @@ D: masks generated. K: true segments of a photo. Data are those of `ReadEverythi
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import torch
 
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData
+from stillhouse.metrics import Metric, Score
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models
 from stillhouse.work import Work
@@ -27,6 +28,15 @@ if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
 MODES = ("grid", "hierarchical")
+FOUND = (
+    Score(name="everything_miou", better="higher", unit="%", label="Everything mIoU"),
+    *(Score(name=name, better="neither") for name in ("masks", "decoder_calls", "decoder_prompts")),
+)
+TIMES = (
+    Score(name="seconds", better="lower", unit="s"),
+    Score(name="encoder_seconds", better="lower", unit="s", label="Encoder"),
+    Score(name="decoder_seconds", better="lower", unit="s", label="Decoder"),
+)
 
 
 def photos_of(data: Data) -> "Iterator[tuple[NDArray[np.uint8], Annotation]]":
@@ -95,7 +105,7 @@ class Tally:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Everything:
+class Everything(Metric):
     """everything_miou, the mean over the true segments of all photos of the best IoU among the
     masks generated (TinySAM, arXiv 2312.13789, everything mode); masks, decoder_calls and
     decoder_prompts, means a photo. Of a whole SAM, by its grid or in two rounds; high_confidence is
@@ -115,13 +125,16 @@ class Everything:
             tally.add(sam, photo, picture, settings=settings, mode=mode)
         return tally.scores()
 
+    def scores(self) -> Sequence[Score]:
+        return FOUND
+
 
 @dataclass(frozen=True, kw_only=True)
-class EverythingBoth:
+class EverythingBoth(Metric):
     """A measure: the same SAM by its grid and in two rounds, photo by photo in turns (which goes
     first changes with each), so that whatever else slows the machine slows both.
 
-    Of each, "grid/..." and "hierarchical/...": the scores of `Everything`, and seconds,
+    Of each, in the rows grid and hierarchical: the scores of `Everything`, and seconds,
     encoder_seconds, decoder_seconds (means a photo; the decoder's are the prompt encoder's and the
     mask decoder's, upsampling and filters are in seconds alone). seconds_ratio and
     decoder_seconds_ratio: grid / hierarchical; miou_lost: grid - hierarchical. `confidence` as in
@@ -132,7 +145,9 @@ class EverythingBoth:
     role: str = "student"
     confidence: str | None = None
 
-    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
+    def __call__(
+        self, models: Models, data: Data, *, work: Work
+    ) -> Mapping[str | tuple[str, str], float]:
         sam = sam_of(models, self.role, where="everything")
         settings = confident(self.settings, models, self.confidence)
         tallies = {mode: Tally() for mode in MODES}
@@ -144,11 +159,20 @@ class EverythingBoth:
         found = {mode: {**tally.scores(), **tally.times()} for mode, tally in tallies.items()}
         grid, rounds = (found[mode] for mode in MODES)
         return {
-            **{f"{mode}/{name}": value for mode in MODES for name, value in found[mode].items()},
+            **{(mode, name): value for mode in MODES for name, value in found[mode].items()},
             "seconds_ratio": grid["seconds"] / rounds["seconds"],
             "decoder_seconds_ratio": grid["decoder_seconds"] / rounds["decoder_seconds"],
             "miou_lost": grid["everything_miou"] - rounds["everything_miou"],
         }
+
+    def scores(self) -> Sequence[Score]:
+        return (
+            *FOUND,
+            *TIMES,
+            Score(name="seconds_ratio", better="higher"),
+            Score(name="decoder_seconds_ratio", better="higher"),
+            Score(name="miou_lost", better="lower", unit="%", label="mIoU lost"),
+        )
 
 
 def _warm(sam: "Sam", photo: "NDArray[np.uint8]", settings: EverythingSettings) -> None:

@@ -5,7 +5,7 @@ measured on L x L cells, within the real part of the frame; an mIoU is a fractio
 objects. An image whose masks are all invalid adds none.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData, BadSetting
+from stillhouse.metrics import Metric, Score
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse.work import Work
@@ -31,6 +32,7 @@ from stillhouse_sam.objectives import mask_iou
 from stillhouse_sam.prompts import farthest_click, unpack_masks
 
 CLICKS = (1, 3, 5, 9)
+BOX_MIOU = Score(name="box_miou", better="higher", unit="%", label="Box mIoU")
 COLUMNS = ("images", "sizes", "masks", "mask_valid", "boxes")
 
 
@@ -122,7 +124,7 @@ def _some(parts: list[Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxIou:
+class BoxIou(Metric):
     """box_miou: over all objects, each asked by its true box.
 
     A whole SAM embeds an image once. Any other role that answers the first box of an image (a
@@ -136,9 +138,12 @@ class BoxIou:
         found = box_ious(models, data, role=self.role, batch=self.batch)
         return {"box_miou": float(found.mean())}
 
+    def scores(self) -> Sequence[Score]:
+        return (BOX_MIOU,)
+
 
 @dataclass(frozen=True, kw_only=True)
-class FilledBoxIou:
+class FilledBoxIou(Metric):
     """box_miou of the true boxes themselves, filled: what an answer to a box is worth that never
     looks at the picture. Asks no role.
     """
@@ -148,6 +153,9 @@ class FilledBoxIou:
     def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         found = [_filled_ious(rows) for rows in data.batches(self.batch, rng=None)]
         return {"box_miou": float(_some(found).mean())}
+
+    def scores(self) -> Sequence[Score]:
+        return (BOX_MIOU,)
 
 
 def _filled_ious(rows: Tensors) -> Tensor:
@@ -159,7 +167,7 @@ def _filled_ious(rows: Tensors) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClickIou:
+class ClickIou(Metric):
     """click<k>_miou for each k of `clicks`: over all objects, after k clicks (TinySAM, arXiv
     2312.13789, evaluation by points); of a whole SAM.
 
@@ -180,3 +188,9 @@ class ClickIou:
         most = max(self.clicks)
         found = click_ious(models, data, role=self.role, clicks=most, batch=self.batch).mean(0)
         return {f"click{k}_miou": float(found[k - 1]) for k in self.clicks}
+
+    def scores(self) -> Sequence[Score]:
+        return [
+            Score(name=f"click{k}_miou", better="higher", unit="%", label=f"{k}-click mIoU")
+            for k in self.clicks
+        ]

@@ -1,6 +1,6 @@
 """What a selection of web pictures kept, in numbers and as a picture."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -8,9 +8,11 @@ import torch
 from torch import Generator, Tensor
 
 from stillhouse.data.data import Data
+from stillhouse.metrics import Metric, Score
+from stillhouse.metrics.known import AGREEMENT
 from stillhouse.objectives.objective import Models
 from stillhouse.work import Work
-from stillhouse_vision.objectives.kd3 import VOCABULARY
+from stillhouse_vision.objectives.kd3 import IN_VOCABULARY, VOCABULARY
 from stillhouse_vision.objectives.selection import select_instances
 
 if TYPE_CHECKING:
@@ -29,9 +31,9 @@ class _Said:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
-    """KD3's selection on the pictures themselves, at the teacher's weight `alpha`, as scores
-    "kept/..." and "dropped/...": their share of the pool, the share of them in the target's
+class Kept(Metric):
+    """KD3's selection on the pictures themselves, at the teacher's weight `alpha`, as the rows kept
+    and dropped: their share of the pool, the share of them in the target's
     vocabulary where the data say so, and how often both networks predict one class.
     """
 
@@ -39,18 +41,24 @@ class Kept:
     cutoff: float
     batch: int = 250
 
-    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
+    def __call__(
+        self, models: Models, data: Data, *, work: Work
+    ) -> Mapping[tuple[str, str], float]:
         said = _said(models, data, self.alpha, self.cutoff, self.batch)
-        scores: dict[str, float] = {}
+        scores: dict[tuple[str, str], float] = {}
         for line, mask in (("kept", said.kept), ("dropped", ~said.kept)):
-            scores[f"{line}/pool_rate"] = float(mask.float().mean())
+            scores[line, "pool_rate"] = float(mask.float().mean())
             if not mask.any():
                 continue
             if said.vocabulary is not None:
-                scores[f"{line}/in_vocabulary_rate"] = float(said.vocabulary[mask].float().mean())
+                scores[line, IN_VOCABULARY.name] = float(said.vocabulary[mask].float().mean())
             agree = said.teacher[mask] == said.student[mask]
-            scores[f"{line}/teacher_agreement"] = float(agree.float().mean())
+            scores[line, AGREEMENT.name] = float(agree.float().mean())
         return scores
+
+    def scores(self) -> Sequence[Score]:
+        pool = Score(name="pool_rate", better="neither", unit="%", label="Of the pool")
+        return (pool, IN_VOCABULARY, AGREEMENT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 N: clients. K: test samples. C: classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,8 @@ from stillhouse.data.data import Data
 from stillhouse.errors import BadData
 from stillhouse.federated.fusion import effective_neighbours
 from stillhouse.federated.server import Exchange
+from stillhouse.metrics.metric import Metric
+from stillhouse.metrics.scores import FRACTION, Score
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models
 from stillhouse.work import Work
@@ -46,7 +48,7 @@ def balanced_accuracy(
 
 
 @dataclass(frozen=True, kw_only=True)
-class FederatedAccuracy:
+class FederatedAccuracy(Metric):
     """Scores of `clients` ("logits") on one test set with "labels" [K] and `weights` [K, N].
 
     alma_accuracy: mean over the clients of `personal_accuracy`. global_accuracy: mean over the
@@ -79,6 +81,12 @@ class FederatedAccuracy:
             "global_accuracy": float(balanced_accuracy(answers, torch.cat(labels)).mean()),
         }
 
+    def scores(self) -> Sequence[Score]:
+        return (
+            Score(name="alma_accuracy", better="higher", unit=FRACTION, label="ALMA"),
+            Score(name="global_accuracy", better="higher", unit=FRACTION),
+        )
+
     def _right(self, models: Models, name: str, batch: Mapping[str, Tensor]) -> Tensor:
         module = named(models, name, what="client", where="federated accuracy")
         device = next(module.parameters()).device
@@ -87,7 +95,7 @@ class FederatedAccuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExchangeScores:
+class ExchangeScores(Metric):
     """Of the role `exchange`: effective_neighbours and self_weight of the last round (means over
     the clients that took part), sent_mib: what all clients sent up and down in all rounds, in MiB.
     """
@@ -102,6 +110,13 @@ class ExchangeScores:
             "self_weight": float(last.diagonal()[here].mean()),
             "sent_mib": int(found.sent.sum()) / MIB,
         }
+
+    def scores(self) -> Sequence[Score]:
+        return (
+            Score(name="effective_neighbours", better="neither"),
+            Score(name="self_weight", better="neither"),
+            Score(name="sent_mib", better="lower", unit="MiB", label="Sent", cost=True),
+        )
 
 
 def exchange_of(models: Models, role: str) -> Exchange:

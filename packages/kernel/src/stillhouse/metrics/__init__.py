@@ -2,12 +2,17 @@
 
 from typing import TYPE_CHECKING
 
+from stillhouse.metrics.scores import Score
+
 if TYPE_CHECKING:
     from stillhouse.metrics.classification import Classification
     from stillhouse.metrics.lines import Lines
+    from stillhouse.metrics.metric import Metric
     from stillhouse.profile import Latencies, Latency, Memory, Profile
 
-__all__ = ["Classification", "Latencies", "Latency", "Lines", "Memory", "Profile"]
+__all__ = [
+    "Classification", "Latencies", "Latency", "Lines", "Memory", "Metric", "Profile", "Score",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:  # torchmetrics takes seconds; reports need only the names
@@ -19,6 +24,10 @@ def __getattr__(name: str) -> object:  # torchmetrics takes seconds; reports nee
         from stillhouse.metrics.lines import Lines
 
         return Lines
+    if name == "Metric":
+        from stillhouse.metrics.metric import Metric
+
+        return Metric
     if name in __all__:
         from stillhouse import profile
 

@@ -1,6 +1,6 @@
 """Classification: accuracy, likelihood, calibration, agreement with the teacher, in one pass."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,9 @@ from torch import Tensor
 
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData
+from stillhouse.metrics.known import ACCURACY, AGREEMENT, CALIBRATION, NLL, TOP5
+from stillhouse.metrics.metric import Metric
+from stillhouse.metrics.scores import Score
 from stillhouse.objectives.objective import Models
 from stillhouse.work import Work
 
@@ -15,7 +18,7 @@ TOP5_FROM = 10  # with fewer classes nearly every top-5 guess is right
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classification:
+class Classification(Metric):
     """Scores of `role`'s "logits" [B, C] against the batch's "labels" [B]; fractions, but the loss.
 
     accuracy; top5_accuracy (from 10 classes on); nll_loss (nats, mean); calibration_error (15 bins,
@@ -45,6 +48,10 @@ class Classification:
         if self.teacher is not None:
             scores["teacher_agreement"] = (taught == logits.argmax(1)).float().mean()
         return {name: float(value) for name, value in scores.items()}
+
+    def scores(self) -> Sequence[Score]:
+        taught = () if self.teacher is None else (AGREEMENT,)
+        return (ACCURACY, TOP5, NLL, CALIBRATION, *taught)
 
     def _outputs(self, models: Models, data: Data) -> tuple[Tensor, Tensor, Tensor]:
         device = next(models[self.role].parameters()).device

@@ -1,14 +1,82 @@
-"""What a score's name says about its direction."""
+"""What a score is: which way is better, its unit, and its name for people."""
 
-COSTS = ("parameters", "macs")
-LOWER_ENDINGS = ("_loss", "_error", "_ms", "_mib", "_seconds")
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from stillhouse.errors import BadRecipe
+
+Better = Literal["higher", "lower", "neither"]
+FRACTION, COUNT = "%", "count"
 
 
-def lower_is_better(name: str) -> bool:
-    """Whether smaller values of this score are better; every other score is better when higher."""
-    return name in COSTS or name.endswith(LOWER_ENDINGS)
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A score as its metric declares it.
+
+    `unit`: "%" of a fraction (0.91 is written 91.00), "count" (272474 is 272 k), any other text as
+    it follows the number ("ms", "MiB", "s", "dB"), "" for a plain number. Without a `label`,
+    "teacher_agreement" is "Teacher agreement". A `cost` says what a model takes, not how well it
+    does. `ends` are the scores that hold the ends of its interval, if any. Raises BadRecipe.
+    """
+
+    name: str
+    better: Better
+    unit: str = ""
+    label: str = ""
+    cost: bool = False
+    ends: tuple[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.better not in get_args(Better):
+            raise BadRecipe(
+                f"score '{self.name}': better must be higher, lower or neither "
+                f"(got {self.better!r})"
+            )
+        if not self.label:
+            text = self.name.replace("_", " ")
+            object.__setattr__(self, "label", text[:1].upper() + text[1:])
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.better == "lower"
+
+    @property
+    def directed(self) -> bool:
+        """Whether one value is better than another."""
+        return self.better != "neither"
+
+    @property
+    def symbol(self) -> str:
+        """What follows a number of this score; "" for a count or a plain number."""
+        return "" if self.unit == COUNT else self.unit
+
+    @property
+    def points(self) -> str:
+        """What follows a difference of two."""
+        return "points" if self.unit == FRACTION else self.symbol
 
 
-def is_cost(name: str) -> bool:
-    """Whether the score says what a model costs to run rather than how well it does."""
-    return name in COSTS or name.endswith(("_ms", "_mib"))
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """What the scores of a stage are. `cells` maps those of a table, as they are stored
+    ("row/score"), to row and score.
+    """
+
+    scores: tuple[Score, ...] = ()
+    cells: Mapping[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
+
+    def score(self, name: str) -> Score | None:
+        return next((score for score in self.scores if score.name == name), None)
+
+
+def by_name(scores: Iterable[Score]) -> dict[str, Score]:
+    """Scores by name, each once; raises BadRecipe where a name is declared in two ways."""
+    found: dict[str, Score] = {}
+    for score in scores:
+        if found.setdefault(score.name, score) != score:
+            raise BadRecipe(
+                f"score '{score.name}' is declared in two ways: {found[score.name]} and {score}; "
+                "rename one"
+            )
+    return found

@@ -5,7 +5,7 @@ steps.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from stillhouse.data.data import Data
 from stillhouse.errors import BadSetting
+from stillhouse.metrics.scores import Score
 from stillhouse.objectives.groups import Grouping, one_group
 
 if TYPE_CHECKING:
@@ -169,9 +170,11 @@ class Refreshing(Protocol):
 class Describing(Refreshing, Protocol):
     """Says in finite numbers what it has `chosen` of `data`, for the report; how many it chose is
     recorded in any case. It is asked once a refresh, after `refresh`, and draws nothing.
+    `quantities` declares these numbers.
     """
 
     def describe(self, chosen: Data, data: Data, *, step: int) -> Mapping[str, float]: ...
+    def quantities(self) -> Sequence[Score]: ...
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stillhouse.metrics.scores import is_cost, lower_is_better
+from stillhouse.metrics.scores import Score
 from stillhouse.recipe import OUTSIDE, PLOTS, Bound, Recipe
 from stillhouse.report.collect import Finished, SettingsFile, collect, read_settings
 from stillhouse.report.costs import costlier
@@ -19,16 +19,15 @@ from stillhouse.report.document import (
     Held,
     Picture,
     Row,
-    Score,
     Seed,
     Shipped,
     StageEntry,
     Study,
+    Value,
 )
 from stillhouse.report.headline import Findings, headline
 from stillhouse.report.lineage import lineage
 from stillhouse.report.statistics import Difference, holm, paired, summarize, unpaired
-from stillhouse.report.units import unit
 
 
 def build(recipe: Recipe, name: str, root: Path, folder: Path) -> Document:
@@ -77,20 +76,12 @@ def _scores(recipe: Recipe, done: Mapping[str, Finished]) -> tuple[tuple[Score, 
     """Every score in the order evaluations give them, the baseline's first; and the primary one."""
     order = sorted(recipe.rows, key=lambda title: title != recipe.baseline)
     stages = [done[s] for row in order for s in recipe.rows[row].stages if s in done]
-    scores = tuple(_score(n) for n in dict.fromkeys(n for s in stages for n in s.scores))
-    reproducible = dict.fromkeys(n for s in stages for n in s.reproducible)
-    primary = next((_score(n) for n in reproducible if not is_cost(n)), None)
-    return scores, primary
-
-
-def _score(name: str) -> Score:
-    return Score(
-        name=name,
-        label=unit(name).label,
-        unit=unit(name).symbol,
-        lower_is_better=lower_is_better(name),
-        cost=is_cost(name),
-    )
+    scores: dict[str, Score] = {}
+    for score in (score for stage in stages for score in stage.declared.scores):
+        scores.setdefault(score.name, score)
+    reproducible = dict.fromkeys(n for s in stages for n in s.reproducible if n in scores)
+    first = (scores[n] for n in reproducible if not scores[n].cost and scores[n].directed)
+    return tuple(scores.values()), next(first, None)
 
 
 def _rows(recipe: Recipe, done: Mapping[str, Finished], scores: Sequence[Score]) -> tuple[Row, ...]:
@@ -121,18 +112,30 @@ def _held(bound: Bound | None, primary: Score | None, done: Mapping[str, Finishe
     """A bound's mean over the stages that have it; None where none has, or where it is another
     score than the primary one.
     """
-    if bound is None or primary is None or bound.score.rpartition("/")[2] != primary.name:
+    if bound is None or primary is None or bound.score != primary.name:
         return None
-    found = [done[s].scores for s in bound.stages if s in done and bound.score in done[s].scores]
-    if not found:
+    stages = [done[stage] for stage in bound.stages if stage in done]
+    value = _mean(stages, bound.row, bound.score)
+    if value is None:
         return None
-    means = {
-        name: statistics.fmean(scores[name] for scores in found if name in scores)
-        for name in (bound.score, *bound.counts)
-        if any(name in scores for scores in found)
+    declared = {score.name: score for stage in stages for score in stage.declared.scores}
+    counts = {
+        declared[name].label: mean
+        for name in bound.counts
+        if (mean := _mean(stages, "", name)) is not None
     }
-    value = means.pop(bound.score)
-    return Held(name=bound.name, value=value, enough=bound.enough, counts=means)
+    return Held(name=bound.name, value=value, enough=bound.enough, counts=counts)
+
+
+def _mean(stages: Sequence[Finished], row: str, name: str) -> float | None:
+    found = [v for stage in stages if (v := _values(stage).get((row, name))) is not None]
+    return statistics.fmean(found) if found else None
+
+
+def _values(stage: Finished) -> dict[tuple[str, str], float]:
+    """The scores by row of a table ("" for those of none) and name."""
+    cells = stage.declared.cells
+    return {cells.get(name, ("", name)): value for name, value in stage.scores.items()}
 
 
 def _row(recipe: Recipe, name: str, done: Mapping[str, Finished], scores: Sequence[Score]) -> Row:
@@ -186,6 +189,7 @@ def _entry(name: str, stage: Finished) -> StageEntry:
         measured=run.measured if run else {},
         inputs=stage.file.inputs,
         outputs=stage.file.outputs,
+        quantities=run.declared.scores if run and "refreshes" in run.measured else (),
     )
 
 
@@ -213,10 +217,23 @@ def _evaluated(recipe: Recipe, name: str) -> str:
 
 
 def _study(title: str, stages: tuple[str, ...], done: Mapping[str, Finished]) -> Study:
-    given = [done[stage].scores for stage in stages if stage in done]
-    names = dict.fromkeys(name for scores in given for name in scores)
-    values = {name: [scores[name] for scores in given if name in scores] for name in names}
-    return Study(title=title, stages=stages, scores={n: summarize(v) for n, v in values.items()})
+    given = [done[stage] for stage in stages if stage in done]
+    scores: dict[str, Score] = {}
+    values: dict[tuple[str, str], list[float]] = {}
+    for stage in given:
+        for score in stage.declared.scores:
+            scores.setdefault(score.name, score)
+        for place, value in _values(stage).items():
+            values.setdefault(place, []).append(value)
+    return Study(
+        title=title,
+        stages=stages,
+        scores=tuple(scores.values()),
+        values=tuple(
+            Value(row=row, score=name, summary=summarize(found))
+            for (row, name), found in values.items()
+        ),
+    )
 
 
 def _pictures(recipe: Recipe, done: Mapping[str, Finished]) -> tuple[Picture, ...]:

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
+from stillhouse.metrics.known import MACS, PARAMETERS, latency
+from stillhouse.metrics.scores import Score
 from stillhouse.recipe import Kind
 from stillhouse.report import units
 from stillhouse.report.document import Document, Row
 from stillhouse.report.tables import total_seconds
 
-SHOWN = ("parameters", "macs", "latency_b1_ms")
+SHOWN = (PARAMETERS, MACS, latency(1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +28,17 @@ def cards(document: Document) -> tuple[Card, ...]:
     gain = None if document.headline.withheld else _gain(document, student)
     found = [gain, _reached(document, about, teacher)]
     if about is not None:
-        found += [_against(about, teacher, name) for name in SHOWN]
+        found += [_against(about, teacher, score) for score in SHOWN]
     return tuple(card for card in [*found, _cost(document)] if card is not None)
 
 
 def _best(document: Document, *kinds: Kind) -> Row | None:
-    name = document.primary or ""
-    score = document.score(name)
-    rows = [r for r in document.rows if r.kind in kinds and name in r.scores]
-    sign = -1 if score and score.lower_is_better else 1
-    return max(rows, key=lambda row: sign * row.scores[name].mean, default=None)
+    score = document.score(document.primary or "")
+    if score is None:
+        return None
+    rows = [r for r in document.rows if r.kind in kinds and score.name in r.scores]
+    sign = -1 if score.lower_is_better else 1
+    return max(rows, key=lambda row: sign * row.scores[score.name].mean, default=None)
 
 
 def _method(document: Document) -> Row | None:
@@ -47,44 +50,43 @@ def _method(document: Document) -> Row | None:
 
 
 def _gain(document: Document, student: Row | None) -> Card | None:
-    name = document.primary or ""
-    gap = student.differences.get(name) if student else None
-    if gap is None:
+    score = document.score(document.primary or "")
+    gap = student.differences.get(score.name) if student and score else None
+    if score is None or gap is None:
         return None
-    points = units.unit(name).points
-    label = f"Against {document.baseline}{f', {points}' if points else ''}"
+    label = f"Against {document.baseline}{f', {score.points}' if score.points else ''}"
     note = f"{units.seeds(gap.n)}, no interval"
     if gap.low is not None and gap.high is not None:
-        note = f"{units.interval(gap.low, gap.high, name, sign=True)}, {units.seeds(gap.n)}"
-    return Card(label=label, value=units.signed(gap.mean, name), note=note)
+        note = f"{units.interval(gap.low, gap.high, score, sign=True)}, {units.seeds(gap.n)}"
+    return Card(label=label, value=units.signed(gap.mean, score), note=note)
 
 
 def _reached(document: Document, row: Row | None, teacher: Row | None) -> Card | None:
-    if row is None or document.primary is None:
+    score = document.score(document.primary or "")
+    if row is None or score is None:
         return None
-    name = document.primary
-    note = "" if teacher in (None, row) else f"teacher {_mean(teacher, name)}"
-    label = f"{units.unit(name).label}, {row.name}"
-    return Card(label=label, value=_mean(row, name), note=note)
+    note = "" if teacher in (None, row) else f"teacher {_mean(teacher, score)}"
+    return Card(label=f"{score.label}, {row.name}", value=_mean(row, score), note=note)
 
 
-def _mean(row: Row | None, name: str) -> str:
-    return units.quantity(row.scores[name].mean, name) if row else ""
+def _mean(row: Row | None, score: Score) -> str:
+    return units.quantity(row.scores[score.name].mean, score) if row else ""
 
 
-def _against(row: Row, teacher: Row | None, name: str) -> Card | None:
-    if name not in row.scores:
+def _against(row: Row, teacher: Row | None, score: Score) -> Card | None:
+    if score.name not in row.scores:
         return None
     note = ""
-    if teacher is not None and teacher is not row and name in teacher.scores:
-        note = _beside(row.scores[name].mean, teacher.scores[name].mean, name)
-    return Card(label=units.unit(name).label, value=_mean(row, name), note=note)
+    if teacher is not None and teacher is not row and score.name in teacher.scores:
+        ours, theirs = row.scores[score.name].mean, teacher.scores[score.name].mean
+        note = _beside(ours, theirs, score)
+    return Card(label=score.label, value=_mean(row, score), note=note)
 
 
-def _beside(ours: float, theirs: float, name: str) -> str:
+def _beside(ours: float, theirs: float, score: Score) -> str:
     if min(ours, theirs) <= 0:
-        return f"teacher {units.quantity(theirs, name)}"
-    return f"teacher {units.quantity(theirs, name)} ({units.ratio(theirs / ours)})"
+        return f"teacher {units.quantity(theirs, score)}"
+    return f"teacher {units.quantity(theirs, score)} ({units.ratio(theirs / ours)})"
 
 
 def _cost(document: Document) -> Card | None:

@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 import pydantic
 
 from stillhouse.errors import CorruptArtifact
-from stillhouse.recipe import PLOTS, Recipe
+from stillhouse.metrics.scores import Declared
+from stillhouse.recipe import PLOTS, Recipe, Stage
+from stillhouse.report.declared import declared_scores
 
 Record = TypeVar("Record")
 
@@ -55,6 +57,7 @@ class RunFile:
     resumed_at: int | None = None
     environment: Mapping[str, Any] = field(default_factory=dict[str, Any])  # Any: JSON values
     measured: Mapping[str, Any] = field(default_factory=dict[str, Any])  # Any: JSON values
+    declared: Declared = field(default_factory=Declared)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,8 @@ class Finished:
 
     file: StageFile
     run: RunFile | None
-    scores: Mapping[str, float]
+    scores: Mapping[str, float]  # by their names in scores.json: a table's are "row/score"
+    declared: Declared  # what each of them is
     reproducible: tuple[str, ...]  # names of the scores that are part of the artifact, in order
     curves: Mapping[str, tuple[float | None, ...]]  # by column; the first is "step"
     pictures: tuple[str, ...]  # relative to the run's folder
@@ -91,11 +95,12 @@ def collect(recipe: Recipe, folder: Path) -> Mapping[str, Finished]:
 
     Raises CorruptArtifact for a record that cannot be read.
     """
-    names = [stage.name for stage in recipe.stages]
-    return {n: _stage(folder, n) for n in names if (folder / n / "stage.json").is_file()}
+    found = (s for s in recipe.stages if (folder / s.name / "stage.json").is_file())
+    return {stage.name: _finished(folder, stage) for stage in found}
 
 
-def _stage(folder: Path, name: str) -> Finished:
+def _finished(folder: Path, stage: Stage) -> Finished:
+    name = stage.name
     file = _read(StageFile, folder / name / "stage.json")
     run = _optional(RunFile, folder / f"{name}.run.json")
     kept = {port: folder / name / out.path for port, out in file.outputs.items()}
@@ -107,10 +112,13 @@ def _stage(folder: Path, name: str) -> Finished:
             found = [*sorted(kept[port].glob("*.png")), *sorted(kept[port].glob(f"{PLOTS}/*.png"))]
             pictures += [picture.relative_to(folder).as_posix() for picture in found]
     beside = _optional(dict[str, float], folder / f"{name}.scores.json") or {}
+    run = run if run is not None and run.key == file.key else None
+    whole = scores | {key: beside[key] for key in beside if key not in scores}
     return Finished(
         file=file,
-        run=run if run is not None and run.key == file.key else None,
-        scores=scores | {name: beside[name] for name in beside.keys() - scores.keys()},
+        run=run,
+        scores=whole,
+        declared=declared_scores(stage, run.declared if run else Declared(), whole),
         reproducible=tuple(scores),
         curves=_curves(folder / f"{name}.curves.tsv"),
         pictures=tuple(pictures),

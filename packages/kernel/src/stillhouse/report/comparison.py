@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stillhouse.errors import BadSetting
-from stillhouse.report.document import Document, Score, load
+from stillhouse.metrics.scores import Score
+from stillhouse.report import units
+from stillhouse.report.document import Document, load
 from stillhouse.report.statistics import Difference, Summary, unpaired
 from stillhouse.report.tables import NONE, Cell, Column, Line, Table, gap_cell, spread
 
@@ -112,12 +114,11 @@ def _scores(comparison: Comparison) -> Table:
 
 
 def _line(compared: Compared) -> Line:
-    name = compared.score.name
-    label = compared.score.label + (f", {compared.score.unit}" if compared.score.unit else "")
-    cells = [Cell(text=NONE) if v is None else spread(v, name) for v in compared.values]
+    score = compared.score
+    cells = [Cell(text=NONE) if v is None else spread(v, score) for v in compared.values]
     gap = compared.difference
-    last = Cell(text=NONE) if gap is None else gap_cell(gap, name)
-    return Line(head=f"{compared.row}: {label}", cells=(*cells, last))
+    last = Cell(text=NONE) if gap is None else gap_cell(gap, score)
+    return Line(head=f"{compared.row}: {units.headed(score)}", cells=(*cells, last))
 
 
 def _changes(comparison: Comparison) -> Table:

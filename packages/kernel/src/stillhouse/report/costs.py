@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from stillhouse.metrics.known import COMPUTE
+from stillhouse.metrics.scores import Score
 from stillhouse.report.document import Row
-from stillhouse.report.units import inside, ratio, unit
+from stillhouse.report.units import inside, ratio
 
-COSTS = ("macs", "parameters", "latency_b1_ms")
 # two timings of one network differ by that on a machine that does other things, too
 TIMING = 1.1
 
@@ -14,15 +15,16 @@ def costlier(rows: Sequence[Row]) -> tuple[str, ...]:
     """A sentence for each cost that some student has more of than the largest teacher; of a
     latency, where every seed is slower.
     """
-    return tuple(sentence for name in COSTS if (sentence := _sentence(rows, name)))
+    return tuple(sentence for cost in COMPUTE if (sentence := _sentence(rows, cost)))
 
 
-def _sentence(rows: Sequence[Row], name: str) -> str:
+def _sentence(rows: Sequence[Row], cost: Score) -> str:
+    name = cost.name
     teachers = [v for r in rows if r.kind == "teacher" and name in r.scores for v in _all(r, name)]
     students = [row for row in rows if row.kind != "teacher" and name in row.scores]
     if not teachers or not students:
         return ""
-    most = max(teachers) * (TIMING if name.endswith("_ms") else 1)
+    most = max(teachers) * (TIMING if cost.unit == "ms" else 1)
     over = {
         row.name: ratio(row.scores[name].mean / max(teachers))
         for row in students
@@ -36,7 +38,7 @@ def _sentence(rows: Sequence[Row], name: str) -> str:
         if same
         else ", ".join(f"{row} {times}" for row, times in over.items())
     )
-    return f"More {inside(unit(name).label)} than the teacher: {said}."
+    return f"More {inside(cost.label)} than the teacher: {said}."
 
 
 def _all(row: Row, name: str) -> tuple[float, ...]:

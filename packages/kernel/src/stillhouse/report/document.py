@@ -10,23 +10,14 @@ import pydantic
 from pydantic import AliasChoices
 
 from stillhouse.errors import CorruptArtifact, MissingData
+from stillhouse.metrics.scores import Score
 from stillhouse.recipe import OUTSIDE, Kind
 from stillhouse.report.collect import Product, Source
+from stillhouse.report.older import upgraded
 from stillhouse.report.statistics import Difference, Summary
 
-SCHEMA = 1
+SCHEMA, OLDER = 2, 1
 FILE = "report.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """A score that some row has; a `cost` says what a model takes, not how well it does."""
-
-    name: str
-    label: str
-    unit: str
-    lower_is_better: bool
-    cost: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +61,7 @@ class StageEntry:
     measured: Mapping[str, Any]  # Any: JSON values
     inputs: Mapping[str, Source]
     outputs: Mapping[str, Product]
+    quantities: tuple[Score, ...] = ()  # what a training records of its refreshes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +89,22 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Value:
+    """A value of a study: of a row of its table ("" where it has none) and the score so named."""
+
+    row: str
+    score: str
+    summary: Summary
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
-    """Scores about the method: evaluations that belong to no row."""
+    """Scores about the method: evaluations that belong to no row of the main table."""
 
     title: str
     stages: tuple[str, ...]  # one a seed, finished or not
-    scores: Mapping[str, Summary]
+    scores: tuple[Score, ...]
+    values: tuple[Value, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,12 +162,12 @@ class Held:
     name: str
     value: float
     enough: float  # of a ceiling
-    counts: Mapping[str, float] = field(default_factory=dict[str, float])
+    counts: Mapping[str, float] = field(default_factory=dict[str, float])  # by label
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A report. `primary` is the first score of the first metric that is not a cost.
+    """A report. `primary` is the first score that has a better direction and is no cost.
 
     It is None while nothing is evaluated.
     """
@@ -239,9 +241,11 @@ def parse(text: str, *, where: str) -> Document:
     again = "write it again with: stillhouse report RECIPE[@VARIANT]"
     try:
         record = json.loads(text)
+        if record.get("schema_version") == OLDER:
+            record = upgraded(record)
         if (found := record.get("schema_version")) != SCHEMA:
             raise CorruptArtifact(f"{where}: schema {found}, this version reads {SCHEMA}; {again}")
         return pydantic.TypeAdapter(Document).validate_python(record)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise CorruptArtifact(f"{where}: not a report ({reason}); {again}") from error

@@ -13,7 +13,9 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from stillhouse.report.document import Document, Row, Score
+from stillhouse.metrics.scores import Score
+from stillhouse.report import units
+from stillhouse.report.document import Document, Row
 from stillhouse.report.palette import MODES, THEMES, Mode, Theme, colours, markers
 
 WIDTH = 4.3  # inches; at 72 points each the labels stay readable on a phone
@@ -48,12 +50,11 @@ class Drawing:
         return [(r, c, m) for r, c, m in both if self.primary.name in r.scores]
 
     def label(self) -> str:
-        unit = f", {self.primary.unit}" if self.primary.unit else ""
-        better = "lower" if self.primary.lower_is_better else "higher"
-        return f"{self.primary.label}{unit} ({better} is better)"
+        better = f" ({self.primary.better} is better)" if self.primary.directed else ""
+        return f"{units.headed(self.primary)}{better}"
 
     def shown(self, value: float) -> float:
-        return 100 * value if self.primary.unit == "%" else value
+        return units.shown(value, self.primary)
 
 
 def both(document: Document, primary: Score, draw: Callable[[Drawing], Figure]) -> dict[Mode, str]:

@@ -8,12 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 
+from stillhouse.metrics.known import MACS, PARAMETERS, latency
+from stillhouse.metrics.scores import Score
 from stillhouse.report import units
-from stillhouse.report.document import Document, Row, Score
+from stillhouse.report.document import Document, Row
 from stillhouse.report.drawing import WIDTH, Drawing, Plot, both, wrapped
 from stillhouse.report.training import loss_plots, selection_plots
 
-COSTS = ("macs", "latency_b1_ms", "parameters")
+COSTS = (MACS, latency(1), PARAMETERS)
 LOG_STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 6, 8), tuple(range(1, 10)))
 
 
@@ -28,13 +30,13 @@ def _score_plots(document: Document, primary: Score) -> list[Plot]:
     found = [_scores(document, primary)]
     if any(primary.name in row.differences for row in document.rows if row.compared):
         found.append(_differences(document, primary))
-    shown = [n for n in COSTS if sum(n in row.scores for row in document.rows) > 1][:2]
-    return found + [_against(document, primary, name) for name in shown]
+    shown = [s for s in COSTS if sum(s.name in row.scores for row in document.rows) > 1][:2]
+    return found + [_against(document, primary, cost) for cost in shown]
 
 
 def _scores(document: Document, primary: Score) -> Plot:
     facts = [
-        f"{row.name} {units.quantity(row.scores[primary.name].mean, primary.name)}"
+        f"{row.name} {units.quantity(row.scores[primary.name].mean, primary)}"
         for row in _having(document, primary)
     ]
     return Plot(
@@ -49,7 +51,7 @@ def _scores(document: Document, primary: Score) -> Plot:
 
 
 def _differences(document: Document, primary: Score) -> Plot:
-    facts = [f"{r.name} {_spoken(r, primary.name)}" for r in _students(document, primary)]
+    facts = [f"{r.name} {_spoken(r, primary)}" for r in _students(document, primary)]
     return Plot(
         name="differences",
         title=f"Difference to {document.baseline}",
@@ -70,20 +72,19 @@ def _students(document: Document, primary: Score) -> list[Row]:
     return [r for r in rows if r.compared and primary.name in r.differences]
 
 
-def _spoken(row: Row, name: str) -> str:
-    gap = row.differences[name]
-    mean = units.difference(gap.mean, name)
+def _spoken(row: Row, score: Score) -> str:
+    gap = row.differences[score.name]
+    mean = units.difference(gap.mean, score)
     if gap.low is None or gap.high is None:
         return f"{mean}, no interval"
-    return f"{mean}, interval {units.interval(gap.low, gap.high, name, sign=True)}"
+    return f"{mean}, interval {units.interval(gap.low, gap.high, score, sign=True)}"
 
 
-def _against(document: Document, primary: Score, cost: str) -> Plot:
-    label = units.unit(cost).label
-    rows = [r for r in document.rows if cost in r.scores and primary.name in r.scores]
+def _against(document: Document, primary: Score, cost: Score) -> Plot:
+    rows = [r for r in document.rows if cost.name in r.scores and primary.name in r.scores]
     facts = [
-        f"{r.name} {units.quantity(r.scores[primary.name].mean, primary.name)}"
-        f" at {units.quantity(r.scores[cost].mean, cost)}"
+        f"{r.name} {units.quantity(r.scores[primary.name].mean, primary)}"
+        f" at {units.quantity(r.scores[cost.name].mean, cost)}"
         for r in rows
     ]
 
@@ -91,10 +92,10 @@ def _against(document: Document, primary: Score, cost: str) -> Plot:
         return _draw_against(drawing, cost)
 
     return Plot(
-        name=f"{primary.name}-{cost}".replace("_", "-"),
-        title=f"{primary.label} against {units.inside(label)}",
+        name=f"{primary.name}-{cost.name}".replace("_", "-"),
+        title=f"{primary.label} against {units.inside(cost.label)}",
         caption="Means over seeds. Further left is cheaper, on a logarithmic scale.",
-        alt=f"{primary.label} against {label}: {'; '.join(facts)}.",
+        alt=f"{primary.label} against {cost.label}: {'; '.join(facts)}.",
         svg=both(document, primary, draw),
     )
 
@@ -136,7 +137,7 @@ def _draw_scores(drawing: Drawing) -> Figure:
         axes.plot(seeds, [y] * len(seeds), marker, ms=4, mfc="none", mec=colour, mew=1)
         mean = drawing.shown(summary.mean)
         axes.plot(mean, y, marker, ms=8, mfc=colour, mec=drawing.theme.paper, mew=1.2)
-        _say(axes, mean, y, units.number(summary.mean, name))
+        _say(axes, mean, y, units.number(summary.mean, drawing.primary))
     axes.margins(x=0.12)
     axes.set_xlabel(drawing.label())
     return figure
@@ -164,45 +165,40 @@ def _draw_differences(drawing: Drawing) -> Figure:
         _band(axes, y, gap.low, gap.high, colour, drawing)
         mean = drawing.shown(gap.mean)
         axes.plot(mean, y, marker, ms=8, mfc=colour, mec=drawing.theme.paper, mew=1.2)
-        _say(axes, mean, y, units.signed(gap.mean, name))
+        _say(axes, mean, y, units.signed(gap.mean, drawing.primary))
     axes.margins(x=0.12)
-    points = units.unit(name).points
-    axes.set_xlabel(
-        f"Difference in {units.inside(drawing.primary.label)}{f', {points}' if points else ''}"
-    )
+    label, points = units.inside(drawing.primary.label), drawing.primary.points
+    axes.set_xlabel(f"Difference in {label}{f', {points}' if points else ''}")
     return figure
 
 
-def _draw_against(drawing: Drawing, cost: str) -> Figure:
+def _draw_against(drawing: Drawing, cost: Score) -> Figure:
     figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
     axes, name = figure.subplots(), drawing.primary.name
     for row, colour, marker in drawing.named():
-        if cost in row.scores:
-            x, y = row.scores[cost].mean, drawing.shown(row.scores[name].mean)
+        if cost.name in row.scores:
+            x, y = row.scores[cost.name].mean, drawing.shown(row.scores[name].mean)
             style: dict[str, Any] = {"mfc": colour, "mec": drawing.theme.paper, "mew": 1.2}
             axes.plot(x, y, marker, ms=9, ls="", label=wrapped(row.name), **style)
     _log(axes, cost)
     axes.grid()
     axes.set_axisbelow(True)
     axes.margins(0.12)
-    axes.set_ylabel(
-        f"{drawing.primary.label}{f', {drawing.primary.unit}' if drawing.primary.unit else ''}"
-    )
+    axes.set_ylabel(units.headed(drawing.primary))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     figure.legend(loc="outside lower center", ncols=2, fontsize=8.5, handletextpad=0.2)
     return figure
 
 
-def _log(axes: Axes, cost: str) -> None:
-    unit = units.unit(cost)
+def _log(axes: Axes, cost: Score) -> None:
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.set_xticks(_log_ticks(low, high))
     axes.set_xlim(low, high)
     axes.xaxis.set_minor_locator(NullLocator())
     # 300 m of a unit that is itself ms reads badly
-    axes.xaxis.set_major_formatter("{x:g}" if unit.symbol else EngFormatter(sep=" "))
-    axes.set_xlabel(f"{unit.label}{f', {unit.symbol}' if unit.symbol else ''}")
+    axes.xaxis.set_major_formatter("{x:g}" if cost.symbol else EngFormatter(sep=" "))
+    axes.set_xlabel(units.headed(cost))
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

@@ -6,8 +6,10 @@ A loss is said as plainly as a gain; other rows follow, corrected for their numb
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stillhouse.metrics.known import COMPUTE
+from stillhouse.metrics.scores import Score
 from stillhouse.recipe import Kind
-from stillhouse.report.document import Headline, Held, Row, Score
+from stillhouse.report.document import Headline, Held, Row
 from stillhouse.report.statistics import Difference
 from stillhouse.report.units import (
     counted,
@@ -19,10 +21,7 @@ from stillhouse.report.units import (
     quantity,
     seeds,
     significant,
-    unit,
 )
-
-COMPUTE = ("macs", "parameters", "latency_b1_ms")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +73,7 @@ def _withheld(found: Findings, primary: Score) -> str:
     ceiling, control = found.ceiling, found.control
     label = inside(primary.label)
     if ceiling is not None and _worse(ceiling.value, ceiling.enough, primary):
-        top = quantity(ceiling.value, primary.name)
+        top = quantity(ceiling.value, primary)
         return (
             f"No headline: on these test data {ceiling.name} reaches only {top} {label}"
             f"{counted(ceiling.counts)}, so the scores say nothing about the models."
@@ -86,8 +85,8 @@ def _withheld(found: Findings, primary: Score) -> str:
     if not _worse(ours, control.value, primary):
         return ""
     return (
-        f"No headline: {about.name} reaches {quantity(ours, primary.name)} {label}, no better than "
-        f"the trivial control, {control.name}, with {quantity(control.value, primary.name)}."
+        f"No headline: {about.name} reaches {quantity(ours, primary)} {label}, no better than "
+        f"the trivial control, {control.name}, with {quantity(control.value, primary)}."
     )
 
 
@@ -104,7 +103,7 @@ def _alone(found: Findings, primary: Score) -> str:
     )
     method = _method(found)
     row = method or next(row for row in first if row is not None)
-    what = f"{quantity(row.scores[primary.name].mean, primary.name)} {inside(primary.label)}"
+    what = f"{quantity(row.scores[primary.name].mean, primary)} {inside(primary.label)}"
     if found.method and method is None:
         return f"{_capital(found.method)} has not been evaluated yet; {row.name} reaches {what}."
     return f"{_capital(row.name)} reaches {what}; there is no pair to compare yet."
@@ -116,7 +115,7 @@ def _sentence(method: Row, baseline: Row, found: Findings) -> str:
     gap, name = method.differences[primary.name], _capital(method.name)
     if found.control and _worse(baseline.scores[primary.name].mean, found.control.value, primary):
         return (
-            f"{name} reaches {quantity(method.scores[primary.name].mean, primary.name)} "
+            f"{name} reaches {quantity(method.scores[primary.name].mean, primary)} "
             f"{inside(primary.label)}; {baseline.name} is no better than the trivial control, "
             f"{found.control.name}, so no gain over it is claimed."
         )
@@ -137,8 +136,7 @@ def _gains(gap: Difference, primary: Score) -> bool:
 
 
 def _points(gap: Difference, primary: Score) -> str:
-    size, points = number(abs(gap.mean), primary.name), unit(primary.name).points
-    return f"{size} {points}" if points else size
+    return f"{number(abs(gap.mean), primary)} {primary.points}".rstrip()
 
 
 def _evidence(gap: Difference, primary: Score) -> str:
@@ -146,8 +144,8 @@ def _evidence(gap: Difference, primary: Score) -> str:
         return "A difference of means: the rows do not share their seeds."
     if gap.low is None or gap.high is None or gap.p is None:
         return f"With {seeds(gap.n)} there is no interval: chance is not ruled out."
-    mean = difference(gap.mean, primary.name)
-    span = interval(gap.low, gap.high, primary.name, sign=True)
+    mean = difference(gap.mean, primary)
+    span = interval(gap.low, gap.high, primary, sign=True)
     how = "Paired over" if gap.how == "paired" else "Not paired, at least"
     return f"{how} {seeds(gap.n)}: {mean}, 95 % interval {span} (p {probability(gap.p)})."
 
@@ -163,21 +161,25 @@ def _teacher(found: Findings, method: Row, baseline: Row, primary: Score) -> lis
     teacher = max(rows, key=lambda row: sign * row.scores[primary.name].mean)
     ours, theirs = method.scores[primary.name].mean, teacher.scores[primary.name].mean
     before = baseline.scores[primary.name].mean
-    lines = [f"The teacher reaches {quantity(theirs, primary.name)}"]
+    lines = [f"The teacher reaches {quantity(theirs, primary)}"]
     clear = method.differences[primary.name].beyond_noise()
     if clear and sign * (theirs - before) > 0 and sign * (ours - before) > 0:
         share = (ours - before) / (theirs - before)
         lines[0] += f"; {100 * share:.0f} % of its lead over {baseline.name} is closed"
     lines[0] += "."
-    for name in COMPUTE:
-        if name in method.scores and name in teacher.scores and teacher.scores[name].mean > 0:
-            part = 100 * method.scores[name].mean / teacher.scores[name].mean
-            label = inside(unit(name).label)
+    for cost in COMPUTE:
+        if cost.name in method.scores and _mean(teacher, cost) > 0:
+            part = 100 * _mean(method, cost) / _mean(teacher, cost)
             if part < 100:
                 share = significant(part, 2)
-                lines.append(f"The student needs {share} % of the teacher's {label}.")
+                lines.append(f"The student needs {share} % of the teacher's {inside(cost.label)}.")
             break
     return lines
+
+
+def _mean(row: Row, score: Score) -> float:
+    """The row's mean; 0 where it has none."""
+    return row.scores[score.name].mean if score.name in row.scores else 0.0
 
 
 def _others(found: Findings, primary: Score) -> tuple[str, ...]:

@@ -103,11 +103,12 @@ def _about_gaps(document: Document, name: str) -> str:
 
 
 def _bounds(document: Document, name: str) -> str:
+    primary = document.score(name)
     bounds = (("Trivial control", document.control), ("Ceiling", document.ceiling))
     return " ".join(
-        f"{what}: {held.name}, {units.quantity(held.value, name)}{units.counted(held.counts)}."
+        f"{what}: {held.name}, {units.quantity(held.value, primary)}{units.counted(held.counts)}."
         for what, held in bounds
-        if held is not None
+        if held is not None and primary is not None
     )
 
 

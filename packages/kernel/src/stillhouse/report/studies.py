@@ -2,66 +2,62 @@
 
 from collections.abc import Mapping, Sequence
 
-from stillhouse.metrics.scores import lower_is_better
+from stillhouse.metrics.scores import Score
 from stillhouse.report import units
 from stillhouse.report.document import Study
 from stillhouse.report.statistics import Summary
 from stillhouse.report.tables import Cell, Column, Line, Table, nothing, spread
 
-LOW, HIGH = "_low", "_high"
-
 
 def study_tables(study: Study) -> tuple[Table, ...]:
-    """A table of the scores named "line/score", with a line per `line`; one of the other scores.
+    """A table of the scores that have a row; one of the other scores.
 
-    `<score>_low` and `<score>_high` become the interval beside `<score>`.
+    The `ends` of a score become the interval beside it.
     """
-    shown = [n for n in study.scores if not _bound(n, study.scores)]
-    grid = [n for n in shown if "/" in n]
-    plain = [n for n in shown if "/" not in n]
+    ends = {name for score in study.scores for name in score.ends or ()}
+    shown = [score for score in study.scores if score.name not in ends]
+    named = {(value.row != "", value.score) for value in study.values}
+    grid = [score for score in shown if (True, score.name) in named]
+    plain = [score for score in shown if (False, score.name) in named]
     tables = [_grid(study, grid)] if grid else []
     return (*tables, _list(study, plain)) if plain else tuple(tables)
 
 
-def _bound(name: str, scores: Mapping[str, Summary]) -> bool:
-    """Whether a score is the end of another one's interval."""
-    return any(name.endswith(end) and name.removesuffix(end) in scores for end in (LOW, HIGH))
-
-
-def _grid(study: Study, names: Sequence[str]) -> Table:
-    lines = dict.fromkeys(name.rpartition("/")[0] for name in names)
-    columns = dict.fromkeys(name.rpartition("/")[2] for name in names)
+def _grid(study: Study, columns: Sequence[Score]) -> Table:
+    rows = dict.fromkeys(value.row for value in study.values if value.row)
     return Table(
         title=study.title,
         first="",
-        columns=tuple(Column(label=_label(c), unit=units.unit(c).symbol) for c in columns),
+        columns=tuple(Column(label=_label(score), unit=score.symbol) for score in columns),
         lines=tuple(
-            Line(head=line, cells=tuple(_cell(study, f"{line}/{c}", c) for c in columns))
-            for line in lines
+            Line(head=row, cells=tuple(_cell(study, row, score) for score in columns))
+            for row in rows
         ),
     )
 
 
-def _list(study: Study, names: Sequence[str]) -> Table:
+def _list(study: Study, scores: Sequence[Score]) -> Table:
     lines = [
-        Line(head=_label(name), cells=(_cell(study, name, name, unit=True),)) for name in names
+        Line(head=_label(score), cells=(_cell(study, "", score, unit=True),)) for score in scores
     ]
     return Table(title=study.title, first="", columns=(Column(label="Value"),), lines=tuple(lines))
 
 
-def _cell(study: Study, key: str, name: str, *, unit: bool = False) -> Cell:
-    summary = study.scores.get(key)
-    if summary is None:
+def _cell(study: Study, row: str, score: Score, *, unit: bool = False) -> Cell:
+    found = {value.score: value.summary for value in study.values if value.row == row}
+    if score.name not in found:
         return nothing()
-    low, high = study.scores.get(key + LOW), study.scores.get(key + HIGH)
-    if len(summary.values) == 1 and low is not None and high is not None:
-        note = units.interval(low.mean, high.mean, name)
-    else:
-        note = spread(summary, name).note
-    write = units.quantity if unit else units.number
-    return Cell(text=write(summary.mean, name), note=note)
+    summary, write = found[score.name], units.quantity if unit else units.number
+    return Cell(text=write(summary.mean, score), note=_note(found, score, summary))
 
 
-def _label(name: str) -> str:
-    direction = " (lower is better)" if lower_is_better(name) else ""
-    return f"{units.unit(name).label}{direction}"
+def _note(found: Mapping[str, Summary], score: Score, summary: Summary) -> str:
+    """The interval of one seed where the study gives one, else the deviation over seeds."""
+    ends = [found[name] for name in score.ends or () if name in found]
+    if len(summary.values) == 1 and len(ends) == 2:
+        return units.interval(ends[0].mean, ends[1].mean, score)
+    return spread(summary, score).note
+
+
+def _label(score: Score) -> str:
+    return f"{score.label} (lower is better)" if score.lower_is_better else score.label

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from stillhouse.metrics.known import AGREEMENT
+from stillhouse.metrics.scores import Score
 from stillhouse.recipe import OUTSIDE
 from stillhouse.report import units
-from stillhouse.report.document import Document, Row, Score, StageEntry
+from stillhouse.report.document import Document, Row, StageEntry
 from stillhouse.report.statistics import Difference, Summary
 
-AGREEMENT = "teacher_agreement"
 NONE = "\N{EN DASH}"
 STAR = "*"  # of a difference beyond noise
 
@@ -89,8 +90,8 @@ def nothing(text: str = NONE) -> Cell:
 def results(document: Document) -> Table:
     """The main table: a line a row, the primary score, its difference, and what the model costs."""
     primary = document.score(document.primary or "")
-    others = [s for s in document.scores if s.cost or s.name == AGREEMENT]
-    others.sort(key=lambda s: s.name != AGREEMENT)
+    others = [s for s in document.scores if s.cost or s.name == AGREEMENT.name]
+    others.sort(key=lambda s: s.name != AGREEMENT.name)
     head = _primary_columns(primary) + tuple(_column(s) for s in others)
     lines = [
         Line(
@@ -105,17 +106,16 @@ def results(document: Document) -> Table:
 
 
 def _column(score: Score) -> Column:
-    return Column(label=score.label, unit=score.unit)
+    return Column(label=score.label, unit=score.symbol)
 
 
 def _primary_columns(primary: Score | None) -> tuple[Column, ...]:
     if primary is None:
         return ()
-    gap = units.unit(primary.name).points
     return (
         _column(primary),
         Column(label="95 % interval"),
-        Column(label="Difference", unit=gap),
+        Column(label="Difference", unit=primary.points),
         Column(label="p"),
     )
 
@@ -130,17 +130,17 @@ def _primary_cells(row: Row, primary: Score | None) -> tuple[Cell, ...]:
     span = (
         nothing(count)
         if summary.low is None or summary.high is None
-        else Cell(text=units.interval(summary.low, summary.high, primary.name), note=count)
+        else Cell(text=units.interval(summary.low, summary.high, primary), note=count)
     )
     gap = row.differences.get(primary.name)
     p = nothing() if gap is None or row.kind == "baseline" else _p(gap)
-    return (spread(summary, primary.name, strong=True), span, _gap(row, primary), p)
+    return (spread(summary, primary, strong=True), span, _gap(row, primary), p)
 
 
-def spread(summary: Summary, name: str, *, strong: bool = False) -> Cell:
+def spread(summary: Summary, score: Score, *, strong: bool = False) -> Cell:
     """The mean, with the standard deviation as its note where there is one."""
-    note = "" if summary.sd is None else f"\N{PLUS-MINUS SIGN}{units.number(summary.sd, name)} sd"
-    return Cell(text=units.number(summary.mean, name), note=note, strong=strong)
+    note = "" if summary.sd is None else f"\N{PLUS-MINUS SIGN}{units.number(summary.sd, score)} sd"
+    return Cell(text=units.number(summary.mean, score), note=note, strong=strong)
 
 
 def _gap(row: Row, primary: Score) -> Cell:
@@ -149,17 +149,17 @@ def _gap(row: Row, primary: Score) -> Cell:
     gap = row.differences.get(primary.name)
     if gap is None:
         return nothing()
-    cell = gap_cell(gap, primary.name)
+    cell = gap_cell(gap, primary)
     return replace(cell, text=f"{cell.text} {STAR}") if cell.strong else cell
 
 
-def gap_cell(gap: Difference, name: str) -> Cell:
+def gap_cell(gap: Difference, score: Score) -> Cell:
     """A difference with its interval; strong where it is beyond noise."""
-    text = units.signed(gap.mean, name)
+    text = units.signed(gap.mean, score)
     if gap.low is None or gap.high is None:
         note = units.seeds(gap.n) if gap.how == "paired" else "not paired"
         return Cell(text=text, note=note)
-    span = units.interval(gap.low, gap.high, name, sign=True)
+    span = units.interval(gap.low, gap.high, score, sign=True)
     return Cell(text=text, note=span, strong=gap.beyond_noise())
 
 
@@ -172,21 +172,22 @@ def _p(gap: Difference) -> Cell:
 
 def _mean(row: Row, score: Score) -> Cell:
     summary = row.scores.get(score.name)
-    return nothing() if summary is None else Cell(text=units.number(summary.mean, score.name))
+    return nothing() if summary is None else Cell(text=units.number(summary.mean, score))
 
 
 def other_scores(document: Document) -> Table:
     """The scores that are neither the primary one nor costs: mean and standard deviation."""
     shown = [
-        s for s in document.scores if not s.cost and s.name not in (document.primary, AGREEMENT)
+        s
+        for s in document.scores
+        if not s.cost and s.name not in (document.primary, AGREEMENT.name)
     ]
     lines = [
         Line(
             head=row.name,
             row=i,
             cells=tuple(
-                spread(row.scores[s.name], s.name) if s.name in row.scores else nothing()
-                for s in shown
+                spread(row.scores[s.name], s) if s.name in row.scores else nothing() for s in shown
             ),
         )
         for i, row in enumerate(document.rows)
@@ -195,7 +196,7 @@ def other_scores(document: Document) -> Table:
     columns = tuple(
         Column(
             label=f"{s.label} {'(lower is better)' if s.lower_is_better else ''}".strip(),
-            unit=s.unit,
+            unit=s.symbol,
         )
         for s in shown
     )
@@ -204,25 +205,25 @@ def other_scores(document: Document) -> Table:
 
 def by_seed(document: Document) -> Table:
     """The primary score of every evaluation."""
-    name = document.primary or ""
+    primary = document.score(document.primary or "")
     count = max((len(row.stages) for row in document.rows), default=0)
-    label = units.unit(name).symbol
+    label = primary.symbol if primary else ""
     return Table(
         title="Seed by seed",
         first="Model",
         columns=tuple(Column(label=f"Seed {i + 1}", unit=label) for i in range(count)),
         lines=tuple(
-            Line(head=row.name, row=i, cells=_seed_cells(row, name, count))
+            Line(head=row.name, row=i, cells=_seed_cells(row, primary, count))
             for i, row in enumerate(document.rows)
         ),
     )
 
 
-def _seed_cells(row: Row, name: str, count: int) -> tuple[Cell, ...]:
+def _seed_cells(row: Row, primary: Score | None, count: int) -> tuple[Cell, ...]:
     given = {seed.stage: seed.scores for seed in row.seeds}
     cells = [
-        Cell(text=units.number(given[stage][name], name), note=stage)
-        if name in given.get(stage, {})
+        Cell(text=units.number(given[stage][primary.name], primary), note=stage)
+        if primary is not None and primary.name in given.get(stage, {})
         else Cell(text="not run", note=stage, quiet=True)
         for stage in row.stages
     ]

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+from stillhouse.metrics.known import MACS, PARAMETERS, latency
+from stillhouse.metrics.scores import Score
 from stillhouse.report import units
 from stillhouse.report.document import Document, Row
 from stillhouse.report.tables import STAR, Cell, Column, Line, Table, filled, nothing
 
-COSTS = ("parameters", "macs", "latency_b1_ms")
-SHORT = {"parameters": "Params", "latency_b1_ms": "Latency"}
+COSTS = {PARAMETERS: "Params", MACS: "MACs", latency(1): "Latency"}
 
 
 def brief(document: Document) -> Table:
@@ -15,13 +16,12 @@ def brief(document: Document) -> Table:
     MACs and the latency of one sample.
     """
     primary = document.score(document.primary or "")
-    shown = [n for n in COSTS if any(n in row.scores for row in document.rows)]
-    columns = [Column(label=SHORT.get(n, units.unit(n).label), unit=_symbol(n)) for n in shown]
+    shown = [s for s in COSTS if any(s.name in row.scores for row in document.rows)]
+    columns = [Column(label=COSTS[score], unit=score.symbol) for score in shown]
     if primary is not None:
-        points = units.unit(primary.name).points
-        score = Column(label=primary.label, unit=primary.unit)
-        columns = [score, Column(label="Difference", unit=points), *columns]
-    lines = tuple(Line(head=row.name, cells=_cells(row, document, shown)) for row in document.rows)
+        score = Column(label=primary.label, unit=primary.symbol)
+        columns = [score, Column(label="Difference", unit=primary.points), *columns]
+    lines = tuple(Line(head=row.name, cells=_cells(row, primary, shown)) for row in document.rows)
     return filled(Table(title="Results", first="Model", columns=tuple(columns), lines=lines))
 
 
@@ -37,28 +37,24 @@ def legend(document: Document) -> str:
     return f"Difference to {document.baseline}, 95 % interval; {STAR} p < 0.05{holm}."
 
 
-def _symbol(name: str) -> str:
-    return units.unit(name).symbol
-
-
-def _cells(row: Row, document: Document, costs: Sequence[str]) -> tuple[Cell, ...]:
-    names = [name for name in (document.primary, *costs) if name is not None]
+def _cells(row: Row, primary: Score | None, costs: Sequence[Score]) -> tuple[Cell, ...]:
     values = [
-        Cell(text=units.number(row.scores[n].mean, n)) if n in row.scores else nothing()
-        for n in names
+        Cell(text=units.number(row.scores[s.name].mean, s)) if s.name in row.scores else nothing()
+        for s in (primary, *costs)
+        if s is not None
     ]
-    if document.primary is None:
+    if primary is None:
         return tuple(values)
-    return (values[0], _gap(row, document.primary), *values[1:])
+    return (values[0], _gap(row, primary), *values[1:])
 
 
-def _gap(row: Row, name: str) -> Cell:
+def _gap(row: Row, score: Score) -> Cell:
     """A difference and half its interval: Student's t intervals lie evenly about the mean."""
-    gap = row.differences.get(name)
+    gap = row.differences.get(score.name)
     if row.kind == "baseline" or gap is None:
         return nothing("baseline") if row.kind == "baseline" else nothing()
-    text = units.signed(gap.mean, name)
+    text = units.signed(gap.mean, score)
     if gap.high is None:
         return Cell(text=text)
-    half = units.number(gap.high - gap.mean, name)
+    half = units.number(gap.high - gap.mean, score)
     return Cell(text=f"{text} \N{PLUS-MINUS SIGN}{half}{f' {STAR}' if gap.beyond_noise() else ''}")

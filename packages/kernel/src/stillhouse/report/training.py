@@ -8,8 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from stillhouse.metrics.known import guessed
+from stillhouse.metrics.scores import Score
 from stillhouse.report import units
-from stillhouse.report.document import Curve, Document, Score
+from stillhouse.report.document import Curve, Document
 from stillhouse.report.drawing import STYLES, WIDTH, Drawing, Plot, both, wrapped
 from stillhouse.report.palette import Theme, colours
 
@@ -23,7 +25,7 @@ def loss_plots(document: Document) -> list[Plot]:
     if not panels:
         return []
     ends = [f"{name} ends at {_last(curves[0]):.3g}" for name, curves in panels.items()]
-    score = Score(name="loss", label="Loss", unit="", lower_is_better=True, cost=False)
+    score = Score(name="loss", better="lower")
 
     def draw(drawing: Drawing) -> Figure:
         return _draw_losses(panels, drawing.theme)
@@ -93,20 +95,23 @@ class _Selection:
 def selection_plots(document: Document) -> list[Plot]:
     """What was chosen to train on, by step: a panel a quantity, a line a training."""
     found = _selections(document)
-    names = list(dict.fromkeys(name for one in found for name in one.values))
+    names = dict.fromkeys(name for one in found for name in one.values)
     if not names:
         return []
-    score = Score(name="selected", label="Selected", unit="", lower_is_better=False, cost=False)
+    declared = {s.name: s for stage in document.stages for s in stage.quantities}
+    quantities = [declared.get(name) or guessed(name) for name in names]
+    ends = [_told(found, quantity) for quantity in quantities]
+    score = Score(name="selected", better="neither")
 
     def draw(drawing: Drawing) -> Figure:
-        return _draw_selections(found, names, drawing)
+        return _draw_selections(found, quantities, drawing)
 
     return [
         Plot(
             name="selections",
             title="What was selected",
             caption="A line a seed: what each training chose to learn from, from that step on.",
-            alt=f"Selections by step: {'; '.join(_told(found, name) for name in names)}.",
+            alt=f"Selections by step: {'; '.join(ends)}.",
             svg=both(document, score, draw),
             wide=True,
         )
@@ -145,30 +150,33 @@ def _trained_rows(document: Document) -> dict[str, str]:
     return rows
 
 
-def _told(found: Sequence[_Selection], name: str) -> str:
-    label = units.inside(units.unit(name).label)
+def _told(found: Sequence[_Selection], quantity: Score) -> str:
+    label, name = units.inside(quantity.label), quantity.name
     ends = [
-        f"{one.row} from {_said(one.values[name][0], name)} to {_said(one.values[name][-1], name)}"
+        f"{one.row} from {_said(one.values[name][0], quantity)} to "
+        f"{_said(one.values[name][-1], quantity)}"
         for one in {one.row: one for one in reversed(found) if name in one.values}.values()
     ]
     return f"{label}: {', '.join(reversed(ends))}"
 
 
-def _said(value: float, name: str) -> str:
-    return units.quantity(value, name) if units.unit(name).symbol else f"{value:.4g}"
+def _said(value: float, quantity: Score) -> str:
+    return units.quantity(value, quantity) if quantity.symbol else f"{value:.4g}"
 
 
-def _draw_selections(found: Sequence[_Selection], names: Sequence[str], drawing: Drawing) -> Figure:
+def _draw_selections(
+    found: Sequence[_Selection], quantities: Sequence[Score], drawing: Drawing
+) -> Figure:
     rows, theme = drawing.document.rows, drawing.theme
     colour = dict(zip((row.name for row in rows), colours(rows, theme), strict=True))
     shown = list(dict.fromkeys(one.row for one in found))
     figure = Figure(figsize=(2 * WIDTH, 2.9), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for one in (one for one in found if name in one.values):
+    grid = figure.subplots(1, len(quantities), squeeze=False)
+    for axes, quantity in zip(grid[0], quantities, strict=True):
+        for one in (one for one in found if quantity.name in one.values):
             style, ink = STYLES[shown.index(one.row) % len(STYLES)], colour.get(one.row, theme.ink)
-            _steps(axes, one, name, style=style, colour=ink)
-        unit = units.unit(name)
-        axes.set_title(f"{unit.label}{f', {unit.symbol}' if unit.symbol else ''}")
+            _steps(axes, one, quantity, style=style, colour=ink)
+        axes.set_title(units.headed(quantity))
         axes.grid(axis="y")
         axes.set_xlabel("Step")
         axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -180,9 +188,8 @@ def _draw_selections(found: Sequence[_Selection], names: Sequence[str], drawing:
     return figure
 
 
-def _steps(axes: Axes, one: _Selection, name: str, *, style: str, colour: str) -> None:
-    factor = 100 if units.unit(name).symbol == "%" else 1
-    values = [factor * value for value in one.values[name]]
+def _steps(axes: Axes, one: _Selection, quantity: Score, *, style: str, colour: str) -> None:
+    values = [units.shown(value, quantity) for value in one.values[quantity.name]]
     axes.plot(
         *((*one.steps, one.end), (*values, values[-1]), style),
         drawstyle="steps-post",

@@ -1,121 +1,59 @@
-"""How a score is written: label, unit and digits follow from its name."""
+"""How values of a score are written, by its unit."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from stillhouse.metrics.scores import FRACTION, Score
 
 MINUS = "\N{MINUS SIGN}"
-# 0..1, shown as percent
-FRACTIONS = (
-    "accuracy",
-    "agreement",
-    "precision",
-    "recall",
-    "_rate",
-    "_rate_error",
-    "nme_error",
-    "miou",
-    "miou_lost",
-    "_ap",
-)
-# of COCO: over all objects, and by their size
-AP = ("ap", "ap_small", "ap_medium", "ap_large")
-LABELS = {
-    "in_vocabulary_rate": "In vocabulary",
-    "macs": "MACs",
-    "size_mib": "Size",
-    "peak_memory_mib": "Peak memory",
-    "pool_rate": "Of the pool",
-    "nll_loss": "NLL",
-    "alma_accuracy": "ALMA",
-    "top5_accuracy": "Top-5 accuracy",
-    "nme_error": "NME",
-    "median_nme_error": "Median NME",
-    "p90_nme_error": "90th percentile NME",
-    "soft_nme_error": "NME of soft to hard",
-    "teacher_nme_error": "NME to the teacher",
-    "failure_rate_error": "Failure rate",
-    "auc": "AUC",
-    "box_miou": "Box mIoU",
-    "forward_box_miou": "mIoU, one box a picture",
-    "click1_miou": "1-click mIoU",
-    "click3_miou": "3-click mIoU",
-    "click5_miou": "5-click mIoU",
-    "click9_miou": "9-click mIoU",
-    "everything_miou": "Everything mIoU",
-    "miou_lost": "mIoU lost",
-    "mean_3d_moderate_ap": "3D mAP, moderate",
-    "mean_bev_moderate_ap": "BEV mAP, moderate",
-    "ap": "AP",
-    "ap_small": "AP, small",
-    "ap_medium": "AP, medium",
-    "ap_large": "AP, large",
-}
-SUFFIXES = {"_ms": "ms", "_mib": "MiB", "_seconds": "s"}
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """How numbers of one score are written; `points` is the word for a difference."""
-
-    label: str
-    symbol: str = ""
-    points: str = ""
-
-
-def unit(name: str) -> Unit:
-    """The unit that the name of a score implies."""
-    if name.endswith(FRACTIONS) or name in AP:
-        return Unit(label=_label(name), symbol="%", points="points")
-    for suffix, symbol in SUFFIXES.items():
-        if name.endswith(suffix):
-            return Unit(label=_label(name.removesuffix(suffix), name), symbol=symbol, points=symbol)
-    return Unit(label=_label(name))
-
-
-def _label(stem: str, name: str = "") -> str:
-    if known := LABELS.get(name or stem):
-        return known
-    words = stem.replace("_b", ", batch ") if stem.startswith("latency_b") else stem
-    text = words.replace("_", " ")
-    return text[:1].upper() + text[1:]
-
-
-def number(value: float, name: str) -> str:
+def number(value: float, score: Score) -> str:
     """A value of the score, without its unit."""
-    symbol = unit(name).symbol
-    if symbol == "%":
-        return _minus(f"{100 * value:.2f}")
-    if name in ("parameters", "macs"):
-        return prefixed(value)
-    return _minus(significant(value, 3) if symbol else _plain(value))
+    match score.unit:
+        case "":
+            return _minus(_plain(value))
+        case "%":
+            return _minus(f"{100 * value:.2f}")
+        case "count":
+            return prefixed(value)
+        case _:
+            return _minus(significant(value, 3))
 
 
-def quantity(value: float, name: str) -> str:
+def shown(value: float, score: Score) -> float:
+    """A value as it stands on an axis."""
+    return 100 * value if score.unit == FRACTION else value
+
+
+def headed(score: Score) -> str:
+    """The label with its unit, as the name of an axis: "Latency, batch 1, ms"."""
+    return f"{score.label}, {score.symbol}" if score.symbol else score.label
+
+
+def quantity(value: float, score: Score) -> str:
     """A value of the score with its unit."""
-    symbol = unit(name).symbol
-    return f"{number(value, name)} {symbol}" if symbol else number(value, name)
+    return f"{number(value, score)} {score.symbol}".rstrip()
 
 
-def signed(value: float, name: str) -> str:
+def signed(value: float, score: Score) -> str:
     """A difference with its sign, without the unit; a difference that rounds to zero has none."""
-    text = number(value, name)
+    text = number(value, score)
     if not any(digit in text for digit in "123456789"):
         return text.removeprefix(MINUS)
     return text if value < 0 else f"+{text}"
 
 
-def difference(value: float, name: str) -> str:
+def difference(value: float, score: Score) -> str:
     """A difference with its sign and unit: "+1.94 points"."""
-    points = unit(name).points
-    return f"{signed(value, name)} {points}" if points else signed(value, name)
+    return f"{signed(value, score)} {score.points}".rstrip()
 
 
-def interval(low: float, high: float, name: str, *, sign: bool = False) -> str:
+def interval(low: float, high: float, score: Score, *, sign: bool = False) -> str:
     """ "low to high" without units."""
     write = signed if sign else number
-    return f"{write(low, name)} to {write(high, name)}"
+    return f"{write(low, score)} to {write(high, score)}"
 
 
 def probability(p: float) -> str:
@@ -124,8 +62,8 @@ def probability(p: float) -> str:
 
 
 def counted(counts: Mapping[str, float]) -> str:
-    """Counts beside a number: " (car boxes 6, cyclist boxes 1)", "" without any."""
-    said = ", ".join(f"{inside(unit(name).label)} {value:g}" for name, value in counts.items())
+    """Counts by label, beside a number: " (car boxes 6, cyclist boxes 1)", "" without any."""
+    said = ", ".join(f"{inside(label)} {value:g}" for label, value in counts.items())
     return f" ({said})" if said else ""
 
 

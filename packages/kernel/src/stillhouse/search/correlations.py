@@ -1,6 +1,6 @@
 """How the scores of a table rank what they should predict: a study of search methods."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,8 @@ from torch import Tensor
 
 from stillhouse.data.data import Data, TensorData
 from stillhouse.errors import BadData, BadSetting
+from stillhouse.metrics.metric import Metric
+from stillhouse.metrics.scores import Score
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models
 from stillhouse.search.ranking import bootstrap, kendall_tau, partial_kendall_tau, spearman_rho
@@ -19,17 +21,18 @@ if TYPE_CHECKING:
 
 # a partial correlation is not defined where one is (almost) a function of the other
 SAME = 1 - 1e-6
+TAU, RHO, PARTIAL = "kendall_tau", "spearman_rho", "partial_tau"
 WIDE = 1000  # a column that spans more than this factor is drawn on a logarithmic axis
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankCorrelations:
+class RankCorrelations(Metric):
     """Rank correlations of each column of `lines` with the column `target`, with 95 % bootstrap
     intervals over the rows.
 
-    <line>/kendall_tau and spearman_rho; partial_tau, Kendall's given the column `given`, but for
-    that column itself and for one that orders the rows as it does. <score>_low and <score>_high
-    are the interval's ends. "<line>" is the column's name. A column that is the same in all rows
+    A row a line, the column's name: kendall_tau and spearman_rho; partial_tau, Kendall's given the
+    column `given`, but for that column itself and for one that orders the rows as it does.
+    <score>_low and <score>_high are the interval's ends. A column that is the same in all rows
     (a proxy to which every network is dead) ranks nothing and is left out.
     """
 
@@ -46,26 +49,42 @@ class RankCorrelations:
                 f"(got {len(self.lines)} and {self.resamples})"
             )
 
-    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
+    def __call__(
+        self, models: Models, data: Data, *, work: Work
+    ) -> Mapping[tuple[str, str], float]:
         target, given = column_of(data, self.target), column_of(data, self.given)
-        found: dict[str, float] = {}
+        found: dict[tuple[str, str], float] = {}
         apart = abs(kendall_tau(target, given)) < SAME
         for line in self.lines:
             score = column_of(data, line)
             if bool((score == score[0]).all()):
                 continue
-            found |= self._scores(f"{line}/kendall_tau", kendall_tau, score, target)
-            found |= self._scores(f"{line}/spearman_rho", spearman_rho, score, target)
+            found |= self._interval(line, TAU, kendall_tau, score, target)
+            found |= self._interval(line, RHO, spearman_rho, score, target)
             if apart and line != self.given and abs(kendall_tau(score, given)) < SAME:
-                partial = f"{line}/partial_tau"
-                found |= self._scores(partial, partial_kendall_tau, score, target, given)
+                found |= self._interval(line, PARTIAL, partial_kendall_tau, score, target, given)
         return found
 
-    def _scores(
-        self, name: str, statistic: Callable[..., float], *columns: Tensor
-    ) -> dict[str, float]:
+    def scores(self) -> Sequence[Score]:
+        return [
+            score
+            for name in (TAU, RHO, PARTIAL)
+            for score in (
+                Score(name=name, better="higher", ends=_ends(name)),
+                *(Score(name=end, better="higher") for end in _ends(name)),
+            )
+        ]
+
+    def _interval(
+        self, line: str, name: str, statistic: Callable[..., float], *columns: Tensor
+    ) -> dict[tuple[str, str], float]:
         found = bootstrap(statistic, *columns, resamples=self.resamples, seed=self.seed)
-        return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+        low, high = _ends(name)
+        return {(line, name): found.value, (line, low): found.low, (line, high): found.high}
+
+
+def _ends(name: str) -> tuple[str, str]:
+    return f"{name}_low", f"{name}_high"
 
 
 @dataclass(frozen=True, kw_only=True)

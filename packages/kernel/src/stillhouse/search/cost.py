@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from stillhouse.artifact import Built, Model
 from stillhouse.data.data import Data, Rows, TensorData
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.leftovers import temporary
+from stillhouse.metrics.metric import Metric
+from stillhouse.metrics.scores import Score
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models
 from stillhouse.recipe import Context
@@ -59,29 +61,34 @@ class Contest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchWork:
-    """<line>/images: training pictures that each candidate sees: forward alone for DisWOT, whose
-    gradient of the head needs no backward pass; forward and backward in a training.
+class SearchWork(Metric):
+    """images, a row a line: training pictures that each candidate sees: forward alone for DisWOT,
+    whose gradient of the head needs no backward pass; forward and backward in a training.
     """
 
     contest: Contest
 
-    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
+    def __call__(
+        self, models: Models, data: Data, *, work: Work
+    ) -> Mapping[tuple[str, str], float]:
         contest = self.contest
         lines = {SCORED: contest.score.inits * contest.score.batch} | {
             name: steps * contest.trained.batch for name, steps in contest.schedules.items()
         }
-        return {f"{line}/images": float(count) for line, count in lines.items()}
+        return {(line, "images"): float(count) for line, count in lines.items()}
+
+    def scores(self) -> Sequence[Score]:
+        return (Score(name="images", better="neither"),)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchTime:
+class SearchTime(Metric):
     """Seconds, measured here and now on the role "teacher" and the data; not reproducible.
 
-    <line>/candidate_seconds: of one candidate more, median of `candidates` draws of the space.
-    <line>/search_seconds: of `trials` candidates and what is prepared once (DisWOT: the teacher's
+    By line, candidate_seconds: of one candidate more, median of `candidates` draws of the space.
+    search_seconds: of `trials` candidates and what is prepared once (DisWOT: the teacher's
     view, the reference candidates; training: the teacher's stored outputs, unless `whole` is None,
-    where they are left out). <line>/speedup: that over DisWOT's. Trainings that are not `whole` are
+    where they are left out). speedup: that over DisWOT's. Trainings that are not `whole` are
     computed: seconds a step of `timed_steps` steps, times their steps.
     """
 
@@ -97,7 +104,9 @@ class SearchTime:
                 f"(got {self.candidates} and {self.timed_steps})"
             )
 
-    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
+    def __call__(
+        self, models: Models, data: Data, *, work: Work
+    ) -> Mapping[tuple[str, str], float]:
         rng = Generator().manual_seed(mix(self.seed, CANDIDATE))
         space = self.contest.space
         drawn = [space.model(space.sample(rng)) for _ in range(self.candidates)]
@@ -109,7 +118,7 @@ class SearchTime:
             found |= self._trained(teacher, data, drawn, ctx)
         base = found[SCORED][1]
         return {
-            f"{line}/{name}": value
+            (line, name): value
             for line, (one, total) in found.items()
             for name, value in (
                 ("candidate_seconds", one),
@@ -117,6 +126,13 @@ class SearchTime:
                 ("speedup", total / base),
             )
         }
+
+    def scores(self) -> Sequence[Score]:
+        return (
+            Score(name="candidate_seconds", better="lower", unit="s", label="Candidate"),
+            Score(name="search_seconds", better="lower", unit="s", label="Search"),
+            Score(name="speedup", better="higher"),
+        )
 
     def _scored(
         self, teacher: nn.Module, data: Data, drawn: list[Model], ctx: Context

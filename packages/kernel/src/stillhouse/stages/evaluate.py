@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -15,6 +15,8 @@ from stillhouse.data.data import Data, TensorData
 from stillhouse.digest import path_digest
 from stillhouse.errors import BadData, BadRecipe
 from stillhouse.json_files import read_json
+from stillhouse.metrics.metric import Metric, uncounted
+from stillhouse.metrics.scores import Declared, Score, by_name
 from stillhouse.objectives.objective import Models
 from stillhouse.recipe import PLOTS, BaseStage, Context, Resource, Result, resource_of
 from stillhouse.work import Work
@@ -23,22 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
 
 OPEN_SCORES = "stillhouse.stages.evaluate:load_scores"
-
-
-@runtime_checkable
-class Metric(Protocol):
-    """Scores of roles on data; a frozen dataclass. Roles come in eval mode, on `work.device`,
-    without gradient. Every metric and figure of a stage has a generator that begins at its seed.
-    """
-
-    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]: ...
-
-
-@runtime_checkable
-class Partial(Protocol):
-    """A metric that may leave something out of a score: by score, the names of what it is."""
-
-    def uncounted(self, models: Models, data: Data) -> Mapping[str, Sequence[str]]: ...
 
 
 @runtime_checkable
@@ -79,6 +65,12 @@ class Evaluate(BaseStage):
                     f"stage '{self.name}': no port '{port}'; the evaluation reads it (data=() "
                     "where the metrics need no data)"
                 )
+        for metric in (*self.metrics, *self.measures):
+            if not _declares(metric):
+                raise BadRecipe(
+                    f"stage '{self.name}': {type(metric).__name__} declares no score; make it a "
+                    "stillhouse.Metric with a method scores(), see docs/plugin.md"
+                )
 
     @property
     def data_ports(self) -> tuple[str, ...]:
@@ -104,19 +96,23 @@ class Evaluate(BaseStage):
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(self.seed)
             work = replace(Work.of(ctx, self.seed), data=sets)
-            scores = _all(self.metrics, models, data, work)
+            kept = _all(self.metrics, models, data, work)
             out = ctx.out / "scores"
             out.mkdir()
-            (out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+            (out / "scores.json").write_text(json.dumps(kept.values, indent=1) + "\n")
             _draw(self.figures, models, data, out, work)
             _draw(self.plots, models, data, out / PLOTS, work)
             left = uncounted(self.metrics, models, data)
-            every = scores | _all(self.measures, models, data, work)
+            beside = _all(self.measures, models, data, work)
         written = Artifact(kind="scores", path=out, digest=path_digest(out), opener=OPEN_SCORES)
         return Result(
             outputs={"scores": written},
-            scores=every,
+            scores=kept.values | beside.values,
             measured={"uncounted": left} if left else {},
+            declared=Declared(
+                scores=tuple(by_name(kept.scores + beside.scores).values()),
+                cells=kept.cells | beside.cells,
+            ),
         )
 
 
@@ -131,22 +127,44 @@ def _draw(
         )
 
 
-def _all(metrics: tuple[Metric, ...], models: Models, data: Data, work: Work) -> dict[str, float]:
-    scores, where = dict[str, float](), work.ctx.stage
+@dataclass(kw_only=True)
+class _Given:
+    """What metrics gave: values as they are stored, what they are, and which are a table's."""
+
+    values: dict[str, float] = field(default_factory=dict[str, float])
+    scores: list[Score] = field(default_factory=list[Score])
+    cells: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
+
+
+def _all(metrics: tuple[Metric, ...], models: Models, data: Data, work: Work) -> _Given:
+    given, where = _Given(), work.ctx.stage
     for metric in metrics:
-        for name, value in metric(models, data, work=work.again()).items():
+        declared, kind = by_name(metric.scores()), type(metric).__name__
+        for key, value in metric(models, data, work=work.again()).items():
+            row, name = ("", key) if isinstance(key, str) else key
+            stored = f"{row}/{name}" if row else name
             if not math.isfinite(value):
-                raise BadData(f"stage '{where}': {type(metric).__name__} gave {name} = {value}")
-            if name in scores:
-                raise BadRecipe(f"stage '{where}': two metrics give '{name}'; rename one")
-            scores[name] = float(value)
-    return scores
+                raise BadData(f"stage '{where}': {kind} gave {stored} = {value}")
+            if stored in given.values:
+                raise BadRecipe(f"stage '{where}': two metrics give '{stored}'; rename one")
+            if name not in declared:
+                raise _undeclared(where, kind, name)
+            given.values[stored] = float(value)
+            given.scores.append(declared[name])
+            if row:
+                given.cells[stored] = row, name
+    return given
 
 
-def uncounted(metrics: Iterable[object], models: Models, data: Data) -> dict[str, list[str]]:
-    """What the metrics leave out, by score."""
-    partial = [m.uncounted(models, data) for m in metrics if isinstance(m, Partial)]
-    return {score: list(names) for one in partial for score, names in one.items()}
+def _declares(metric: object) -> bool:
+    return isinstance(metric, Metric) and len(metric.scores()) > 0
+
+
+def _undeclared(where: str, kind: str, name: str) -> BadRecipe:
+    return BadRecipe(
+        f"stage '{where}': {kind} gave '{name}', which it does not declare; add "
+        f'Score(name="{name}", better="higher"), or "lower", to its scores()'
+    )
 
 
 def load_scores(path: Path) -> dict[str, Any]:  # Any: name -> number

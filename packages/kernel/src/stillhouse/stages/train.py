@@ -19,6 +19,7 @@ from stillhouse.errors import BadRecipe, OutOfMemory, UnknownName
 from stillhouse.objectives.objective import Objective, Refreshing
 from stillhouse.profile import process_peak_mib
 from stillhouse.recipe import SLICES, BaseStage, Context, Resource, Result
+from stillhouse.refreshing import declared
 from stillhouse.training import Augment, PlainView, Precision, Setup
 
 Sampling = Mix | Beside | NoData
@@ -170,6 +171,7 @@ class Train(BaseStage):
             | ({"refreshes": list(fitted.refreshes)} if fitted.refreshes else {})
             | ({"teacher_cache": records} if records else {}),
             resumed_at=fitted.resumed_at,
+            declared=declared(self.objective),
         )
 
     def _opened(self, inputs: Mapping[str, Artifact], ctx: Context) -> tuple[Data, Context]:

@@ -3,7 +3,7 @@
 B: samples of the batch. M: instances of the pool. The equations are those of the released code.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from stillhouse.data.data import Data, Rows, TensorData
 from stillhouse.errors import BadData, BadSetting
+from stillhouse.metrics import Score
 from stillhouse.objectives.features import hint_loss
 from stillhouse.objectives.inputs import not_negative, positive
 from stillhouse.objectives.objective import Models, Phase, Tensors
@@ -23,6 +24,7 @@ from stillhouse_vision.objectives.selection import mixing_weight, select_instanc
 
 Selection = Literal["dynamic", "teacher", "none"]
 VOCABULARY = "vocabulary"  # column: whether the picture's own class is one of the target's
+IN_VOCABULARY = Score(name="in_vocabulary_rate", better="higher", unit="%", label="In vocabulary")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,10 +187,13 @@ class KD3:
         known = data.columns.get(VOCABULARY)
         told: dict[str, float] = {}
         if isinstance(known, Tensor):
-            told["in_vocabulary_rate"] = float(known[chosen.index].float().mean())
+            told[IN_VOCABULARY.name] = float(known[chosen.index].float().mean())
         if self.selection != "none":
             told["teacher_weight"] = self.alpha(step)
         return told
+
+    def quantities(self) -> Sequence[Score]:
+        return (IN_VOCABULARY, Score(name="teacher_weight", better="neither"))
 
 
 def unit_pixels(images: Tensor) -> Tensor:
