@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.logging import MessageHub, MMLogger
 from torch import Tensor, nn
 
 from stillhouse.data.data import Data, Rows, TensorData
@@ -338,19 +337,6 @@ def test_a_description_is_finite(tmp_path: Path) -> None:
             setup=toy_setup(),
             ctx=toy_context(tmp_path),
         )
-
-
-def test_a_run_leaves_nothing_in_mmengine(tmp_path: Path) -> None:
-    before = len(MMLogger._instance_dict), len(MessageHub._instance_dict)
-    for name in ("a", "b"):
-        fit(
-            toy_objective(),
-            toy_models(),
-            toy_data(),
-            setup=toy_setup(steps=2),
-            ctx=toy_context(tmp_path / name),
-        )
-    assert (len(MMLogger._instance_dict), len(MessageHub._instance_dict)) == before
 
 
 def test_the_callers_random_state_is_its_own(tmp_path: Path) -> None:

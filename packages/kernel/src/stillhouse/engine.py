@@ -1,28 +1,18 @@
-"""`fit`: trains the roles of an objective on mmengine's Runner. The only file that imports
-mmengine.
+"""`fit`: trains the roles of an objective, in a plain loop.
 
 One step is one global batch: every phase that is due makes one optimizer update. All that a step
 needs beyond the weights is a pure function of (seed, epoch, step), so that a killed run resumes to
-the same bits. mmengine gives the run its life cycle (Runner, loop, hooks, mixed-precision
-wrappers); its checkpoints, schedulers and samplers are not used, because they do not resume
-exactly.
+the same bits. mmengine's hooks may watch a run (stillhouse.hooks); nothing of it is needed else.
 """
 
 import contextlib
-import functools
 import time
-import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from mmengine.hooks import Hook
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
-from mmengine.registry import DefaultScope
-from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
 from stillhouse import parallel, refreshing, training
@@ -31,16 +21,17 @@ from stillhouse.checksums import bits_of
 from stillhouse.data.data import Data, Rows, TensorData
 from stillhouse.errors import ContractError
 from stillhouse.fingerprint import fingerprint
-from stillhouse.leftovers import temporary
-from stillhouse.objectives.objective import Objective, Phase, Tensors
+from stillhouse.objectives.objective import Objective, Tensors
 from stillhouse.recipe import Context, Event
 from stillhouse.resuming import Progress
-from stillhouse.training import Place, Precision, Setup
+from stillhouse.training import Place, Setup
 from stillhouse.turns import Curves, Turn
 from stillhouse.work import Work
 
+if TYPE_CHECKING:
+    from stillhouse.hooks import Hooked
+
 CURVE_POINTS = 200
-NO_CONTEXT = contextlib.nullcontext()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +82,8 @@ def fit(
     learners = {role for phase in objective.phases.values() for role in phase.trains}
     before = {role: bits_of(module) for role, module in models.items() if role not in learners}
     job = _Job(objective=objective, models=models, data=data, setup=setup, ctx=ctx, frozen=before)
-    with torch.random.fork_rng(), temporary() as place, _runner(job, place) as (runner, loop):
-        runner.train()
+    with torch.random.fork_rng(), _loop(job) as loop:
+        loop.run()
         for role, bits in before.items():  # where they are, before they leave the device
             if bits_of(models[role]) != bits:
                 raise ContractError(
@@ -107,79 +98,43 @@ def fit(
     )
 
 
-def _wrap(phase: Phase, precision: Precision) -> Callable[[torch.optim.Optimizer], OptimWrapper]:
-    clip = None if phase.clip_norm is None else {"max_norm": phase.clip_norm}
-    if precision == "fp32":
-        return functools.partial(OptimWrapper, clip_grad=clip)
-    # bf16 has the range of fp32 and needs no loss scaling
-    scaling: Any = {"enabled": precision == "fp16"}  # Any: annotated too narrowly by mmengine
-    name = "bfloat16" if precision == "bf16" else "float16"
-    return lambda optimizer: AmpOptimWrapper(
-        loss_scale=scaling, dtype=name, optimizer=optimizer, clip_grad=clip
-    )
-
-
-class _Shell(nn.Module):
-    """What mmengine takes for the model: the roles stay with the caller, so that it moves and wraps
-    nothing.
-    """
-
-    def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
-        """mmengine asks that it exists; `_Loop` runs the phases itself."""
-        raise NotImplementedError
-
-
-class _NoPictures:
-    """Stands for mmengine's Visualizer, which opens a matplotlib figure for every run."""
-
-    def add_config(self, config: object) -> None:
-        """All that the Runner asks of it."""
-
-
-class _Runner(Runner):
-    """mmengine's Runner without its slow habits: probing compilers, dumping a config that we do not
-    use, opening a figure that nobody draws into.
-    """
-
-    def build_visualizer(self, visualizer: Any = None) -> Any:
-        return _NoPictures()
-
-    def _log_env(self, env_cfg: Any) -> None:
-        return
-
-    def dump_config(self) -> None:
-        return
-
-    def take(self, loop: BaseLoop) -> None:
-        """A loop needs its runner and a runner its loop: the loop comes later."""
-        self._train_loop = loop
-
-
-class _Loop(BaseLoop):
+class _Loop:
     """For each global batch, every phase that is due."""
 
-    def __init__(self, runner: Runner, turns: Sequence[Turn], job: _Job) -> None:
-        data: Any = job.data  # Any: mmengine passes on whatever yields batches
-        super().__init__(runner, data)
-        self.turns, self.job = turns, job
+    hooks: "Hooked | None" = None
+
+    def __init__(self, job: _Job) -> None:
+        setup, ctx = job.setup, job.ctx
+        self.job = job
+        self.turns = [
+            Turn(name, phase, job.models, precision=setup.precision, device=ctx.device)
+            for name, phase in job.objective.phases.items()
+        ]
         self.place = Place()
         self.chosen: Data = job.data
         self.rng = torch.Generator()
         self.refreshes: list[refreshing.Told] = []
         self.resumed_at: int | None = None
-        self.curves = Curves([turn.name for turn in turns], job.ctx.nproc)
-        self.learners = list({p: None for turn in turns for p in turn.parameters})
-        self.plain = job.setup.precision == "fp32"
+        self.curves = Curves([turn.name for turn in self.turns], ctx.nproc)
+        self.learners = list({p: None for turn in self.turns for p in turn.parameters})
         self.share = self._share()
+        self.every = max(1, setup.steps // CURVE_POINTS)
+        self.saved = time.monotonic()
 
     @property
-    def iter(self) -> int:
-        """mmengine's word for the step."""
+    def models(self) -> Mapping[str, nn.Module]:
+        return self.job.models
+
+    @property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        return {turn.name: turn.optimizer for turn in self.turns}
+
+    @property
+    def step(self) -> int:
         return self.place.step
 
     @property
-    def max_iters(self) -> int:
-        """mmengine's word for the length of the run."""
+    def steps(self) -> int:
         return self.job.setup.steps
 
     def run(self) -> None:
@@ -189,15 +144,21 @@ class _Loop(BaseLoop):
             module.requires_grad_(False)
         self.turns[0].enter(self.learners)
         batches = training.batches_from(place, self.chosen, job.setup, job.ctx)
+        hooks = self.hooks
         while place.step < job.setup.steps:
             if refreshing.due(job.objective, place):
                 self._refresh()
                 batches = training.batches_from(place, self.chosen, job.setup, job.ctx)
-            self.run_step(next(batches))
+            batch = next(batches)
+            if hooks:
+                hooks.before(place.step, batch)
+            self._step(batch)
+            if hooks:
+                hooks.after(place.step, batch, self.curves.newest)
             place.step += 1
-            self.runner.call_hook("after_train_iter", batch_idx=place.step)
+            self._watch(place.step)
 
-    def run_step(self, batch: Tensors) -> None:
+    def _step(self, batch: Tensors) -> None:
         step, ctx = self.place.step, self.job.ctx
         rng = self.rng.manual_seed(training.mix(self.job.setup.seed, training.STEP, step, ctx.rank))
         for turn in self.turns:
@@ -217,13 +178,13 @@ class _Loop(BaseLoop):
         job = self.job
         parts = turn.phase.accumulate * job.ctx.slices
         for part, share in training.micro_batches(batch, parts):
-            with NO_CONTEXT if self.plain else turn.wrapper.optim_context(self.runner.model):
+            with turn.autocast:
                 found = job.objective.terms(
                     turn.name, job.models, part, step=step, steps=job.setup.steps, rng=rng
                 )
             if isinstance(found, Mapping):
                 terms, loss = found, training.total(found)
-                turn.wrapper.backward(loss if share == 1 else loss * share)
+                turn.backward(loss if share == 1 else loss * share)
             else:
                 terms, loss = self._partial_gradients(turn, found, share)
             self.curves.add(turn.name, terms, loss, share * self.share)
@@ -242,12 +203,12 @@ class _Loop(BaseLoop):
         """
         summed: dict[str, Tensor] = {}
         while True:
-            with NO_CONTEXT if self.plain else turn.wrapper.optim_context(self.runner.model):
+            with turn.autocast:
                 terms = next(partials, None)
             if terms is None:
                 break
             loss = training.total(terms)
-            turn.wrapper.backward(loss if share == 1 else loss * share)
+            turn.backward(loss if share == 1 else loss * share)
             for name, value in terms.items():
                 summed[name] = summed[name] + value.detach() if name in summed else value.detach()
         if not summed:
@@ -279,6 +240,33 @@ class _Loop(BaseLoop):
         rows = min(self.job.setup.batch, len(self.chosen))
         training.check_rows(rows, self.job.ctx)
         return parallel.share(rows, rank=self.job.ctx.rank, nproc=self.job.ctx.nproc)
+
+    def _watch(self, step: int) -> None:
+        """Curves, progress and checkpoints, when they are due."""
+        ctx, steps = self.job.ctx, self.job.setup.steps
+        if step % self.every == 0 or step == steps:
+            self.curves.row(step, ctx.stage)
+            self._tell("", self.curves.last)
+        if step < steps and self._due(step):
+            self.save()
+            self.saved = time.monotonic()
+            self._tell("checkpoint", {})
+
+    def _tell(self, text: str, scores: Mapping[str, float]) -> None:
+        ctx, steps = self.job.ctx, self.job.setup.steps
+        if ctx.rank == 0:
+            done = self.place.step
+            ctx.observe(Event(stage=ctx.stage, text=text, done=done, total=steps, scores=scores))
+
+    def _due(self, step: int) -> bool:
+        ctx = self.job.ctx
+        if ctx.checkpoint_steps is not None and step % ctx.checkpoint_steps == 0:
+            return True
+        late = time.monotonic() - self.saved >= ctx.checkpoint_seconds
+        if ctx.nproc == 1:
+            return late
+        # saving is collective: the ranks agree on rank 0's clock, now and then
+        return step % self.every == 0 and bool(parallel.agree(late))
 
     def save(self) -> None:
         """Write a checkpoint; every rank takes part, rank 0 writes."""
@@ -314,109 +302,31 @@ class _Loop(BaseLoop):
         )
 
 
-class _Watch(Hook):
-    """Curves, progress and checkpoints, when they are due."""
+def _hooks(loop: _Loop, ctx: Context) -> AbstractContextManager["Hooked | None"]:
+    if not ctx.hooks:
+        return contextlib.nullcontext()
+    from stillhouse.hooks import hooked  # mmengine takes seconds to import
 
-    def __init__(self, ctx: Context, steps: int) -> None:
-        self.ctx, self.steps = ctx, steps
-        self.every = max(1, steps // CURVE_POINTS)
-        self.saved = time.monotonic()
-
-    def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: Any = None,
-    ) -> None:
-        step, loop = batch_idx, runner.train_loop
-        assert isinstance(loop, _Loop)
-        if step % self.every == 0 or step == self.steps:
-            loop.curves.row(step, self.ctx.stage)
-            self._tell("", step, loop.curves.last)
-        if step < self.steps and self._due(step):
-            loop.save()
-            self.saved = time.monotonic()
-            self._tell("checkpoint", step, {})
-
-    def _tell(self, text: str, step: int, scores: Mapping[str, float]) -> None:
-        if self.ctx.rank == 0:
-            ctx = self.ctx
-            ctx.observe(
-                Event(stage=ctx.stage, text=text, done=step, total=self.steps, scores=scores)
-            )
-
-    def _due(self, step: int) -> bool:
-        ctx = self.ctx
-        if ctx.checkpoint_steps is not None and step % ctx.checkpoint_steps == 0:
-            return True
-        late = time.monotonic() - self.saved >= ctx.checkpoint_seconds
-        if ctx.nproc == 1:
-            return late
-        # saving is collective: the ranks agree on rank 0's clock, now and then
-        return step % self.every == 0 and bool(parallel.agree(late))
+    return hooked(ctx.hooks, loop)
 
 
 @contextlib.contextmanager
-def _runner(job: _Job, folder: Path) -> Generator[tuple[Runner, _Loop]]:
-    """A Runner and its loop, resumed from a checkpoint; nothing of them is left behind."""
-    parallel.join(job.ctx.device)
+def _loop(job: _Job) -> Generator[_Loop]:
+    """The loop, resumed from a checkpoint; every module is left on the CPU in eval mode."""
+    ctx = job.ctx
+    parallel.join(ctx.device)
     for module in job.models.values():
-        module.to(job.ctx.device)
-    name = f"stillhouse-{uuid.uuid4().hex}"
-    known = {kind: set(_instances(kind)) for kind in (MMLogger, MessageHub, DefaultScope)}
+        module.to(ctx.device)
     try:
-        MessageHub.get_instance(name)  # the optimizer wrappers write to the newest hub
-        precision = job.setup.precision
-        turns = [
-            Turn(n, phase, job.models, _wrap(phase, precision))
-            for n, phase in job.objective.phases.items()
-        ]
-        runner = _new_runner(job, turns, name, folder)
-        loop = _Loop(runner, turns, job)
-        runner.take(loop)
-        torch.manual_seed(training.mix(job.setup.seed, training.GLOBAL, job.ctx.rank))
+        loop = _Loop(job)
+        torch.manual_seed(training.mix(job.setup.seed, training.GLOBAL, ctx.rank))
         loop.resume()
-        yield runner, loop
-        for turn in turns:
+        with _hooks(loop, ctx) as loop.hooks:
+            yield loop
+        for turn in loop.turns:
             job.models.update(
                 {f"{role}-ema": average.module for role, average in turn.averages.items()}
             )
     finally:
         for module in job.models.values():
             module.to("cpu").requires_grad_(True).eval()
-        _forget(known)
-
-
-def _new_runner(job: _Job, turns: Sequence[Turn], name: str, folder: Path) -> _Runner:
-    data: Any = job.data  # Any: mmengine passes on whatever yields batches
-    unused = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
-    wrappers: dict[str, Any] = {turn.name: turn.wrapper for turn in turns}  # Any: OptimWrappers
-    none: dict[str, Any] = dict.fromkeys(unused)  # Any: mmengine's way to say no hook
-    return _Runner(
-        model=_Shell(),
-        work_dir=str(folder),
-        train_dataloader=data,
-        train_cfg={"by_epoch": False},
-        optim_wrapper=OptimWrapperDict(**wrappers),
-        default_hooks=none,
-        custom_hooks=[_Watch(job.ctx, job.setup.steps)],
-        log_level="WARNING",
-        randomness={"seed": job.setup.seed % 2**32},
-        experiment_name=name,
-    )
-
-
-def _instances(
-    kind: Any,
-) -> dict[str, Any]:  # Any: mmengine's global registries of loggers, hubs and scopes
-    return kind._instance_dict
-
-
-def _forget(known: Mapping[Any, set[str]]) -> None:
-    """Take this run's loggers, hubs and scopes out of mmengine's registries; close their files."""
-    for kind, names in known.items():
-        for name in set(_instances(kind)) - names:
-            instance = _instances(kind).pop(name)
-            for handler in getattr(instance, "handlers", ()):
-                handler.close()

@@ -77,6 +77,8 @@ class Context:
     observe: Observer = silent
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int | None = None
+    # mmengine hooks that watch trainings, or their "module:Class" (stillhouse.hooks)
+    hooks: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

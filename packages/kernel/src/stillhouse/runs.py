@@ -64,6 +64,7 @@ class Runs:
     observe: Observer = silent
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int | None = None
+    hooks: tuple[str, ...] = ()  # "module:Class" of mmengine hooks that watch trainings
 
     @property
     def folder(self) -> Path:
@@ -334,6 +335,7 @@ class _Place:
             observe=runs.observe if self.rank == 0 else silent,
             checkpoint_seconds=runs.checkpoint_seconds,
             checkpoint_steps=runs.checkpoint_steps,
+            hooks=runs.hooks,
         )
 
     def _checkpoints(self) -> Path:

@@ -1,6 +1,4 @@
-"""What decides the bits of a training run, apart from mmengine: its setup, its seeds, its place in
-the data.
-"""
+"""What decides the bits of a training run: its setup, its seeds, its place in the data."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -218,4 +216,5 @@ def alone(ctx: Context) -> Context:
         observe=silent,
         checkpoint_seconds=float("inf"),
         checkpoint_steps=None,
+        hooks=(),
     )

@@ -1,8 +1,9 @@
 """A phase at run time, and the running means of its loss terms."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,36 +14,22 @@ from stillhouse.checkpoint import pack_optimizer, unpack_optimizer
 from stillhouse.errors import ContractError
 from stillhouse.objectives.groups import optimizer_groups
 from stillhouse.objectives.objective import Phase, Tensors
-from stillhouse.training import finite
+from stillhouse.training import Precision, finite
 
-
-@runtime_checkable
-class Wrapper(Protocol):
-    """An optimizer behind a precision: scaled or plain backward, clipped step."""
-
-    def optim_context(self, model: nn.Module) -> AbstractContextManager[Any]: ...
-    def backward(self, loss: Tensor) -> None: ...
-    def step(self) -> None: ...
-    def zero_grad(self) -> None: ...
-
-
-@runtime_checkable
-class Scaling(Protocol):
-    """A wrapper that scales the loss, for fp16."""
-
-    @property
-    def loss_scaler(self) -> Any: ...  # Any: torch's GradScaler, its state JSON values
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Turn:
-    """A phase at run time: its optimizer, what it wakes and what it freezes."""
+    """A phase at run time: its optimizer at a precision, what it wakes and what it freezes."""
 
     def __init__(
         self,
         name: str,
         phase: Phase,
         models: Mapping[str, nn.Module],
-        wrap: Callable[[torch.optim.Optimizer], Wrapper],
+        *,
+        precision: Precision = "fp32",
+        device: str = "cpu",
     ) -> None:
         self.name, self.phase = name, phase
         self.awake = [models[role] for role in phase.trains]
@@ -55,7 +42,12 @@ class Turn:
         )
         self.base = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.wrapper = wrap(self.optimizer)
+        kind = device.partition(":")[0]
+        self.autocast: AbstractContextManager[Any] = contextlib.nullcontext()
+        if precision != "fp32":
+            self.autocast = torch.autocast(kind, HALVES[precision])
+        # bf16 has the range of fp32 and needs no loss scaling
+        self.scaler = torch.amp.GradScaler(kind) if precision == "fp16" else None
         self.averages = {
             role: AveragedModel(models[role], multi_avg_fn=get_ema_multi_avg_fn(decay))
             for role, decay in phase.ema.items()
@@ -79,21 +71,34 @@ class Turn:
         factor = self.phase.schedule.factor(step, steps)
         for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
             group["lr"] = base * factor
-        self.wrapper.step()
-        self.wrapper.zero_grad()
+        optimizer, clip = self.optimizer, self.phase.clip_norm
+        if self.scaler is not None and clip is not None:
+            self.scaler.unscale_(optimizer)
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, clip)
+        if self.scaler is None:
+            optimizer.step()
+        else:
+            self.scaler.step(optimizer)
+            self.scaler.update()
+        optimizer.zero_grad()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a loss, scaled where the precision asks for it."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The optimizer's state as named tensors and JSON values, with that of the loss scaler."""
         tensors, record = pack_optimizer(self.optimizer, f"optim/{self.name}")
-        if isinstance(self.wrapper, Scaling):
-            record["scaler"] = self.wrapper.loss_scaler.state_dict()
+        if self.scaler is not None:
+            record["scaler"] = self.scaler.state_dict()
         return tensors, record
 
     def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         """Put back what `state` gave."""
         unpack_optimizer(self.optimizer, f"optim/{self.name}", tensors, record)
-        if isinstance(self.wrapper, Scaling):
-            self.wrapper.loss_scaler.load_state_dict(record["scaler"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(record["scaler"])
 
 
 class Curves:
@@ -107,11 +112,13 @@ class Curves:
         self.sums: dict[str, Tensor] = {}
         self.rows: list[Mapping[str, float]] = []
         self.last: Mapping[str, float] = {}
+        self.newest: dict[str, Tensor] = {}  # of the last micro-batch
 
     def add(self, phase: str, terms: Tensors, loss: Tensor, share: float) -> None:
         prefix, sums = f"{phase}/" if self.several else "", self.sums
         for name, value in (("loss", loss), *terms.items()):
             key, value = prefix + name, value.detach()
+            self.newest[key] = value
             value = value if share == 1 else value * share
             sums[key] = sums[key] + value if key in sums else value
         self.counts[phase] += share

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stillhouse.data.data import Data, TensorData
+from stillhouse.engine import fit
 from stillhouse.errors import BadSetting
 from stillhouse.objectives.inputs import full, named, pick, positive
 from stillhouse.objectives.objective import Composed, Optimizer, Phase, Tensors, Weighted
@@ -102,10 +103,6 @@ class Client:
         self._fit(losses, data, self.plan.absorb_epochs, mix(self.seed, ABSORB, number))
 
     def _fit(self, losses: Mapping[str, Weighted], data: Data, epochs: int, seed: int) -> None:
-        from stillhouse.engine import (
-            fit,
-        )  # mmengine takes seconds to import; recipes are built without it
-
         phase = Phase(trains=(ROLE,), optimizer=self.plan.optimizer)
         objective = Composed(phases={"main": phase}, roles=(ROLE,), losses=losses)
         steps = epochs * pass_length(data, self.plan.batch)

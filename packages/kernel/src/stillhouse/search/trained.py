@@ -10,6 +10,7 @@ from torch import Generator, nn
 from stillhouse.artifact import Built, Model
 from stillhouse.cache import Cache, stored
 from stillhouse.data.data import Data
+from stillhouse.engine import fit
 from stillhouse.errors import BadSetting
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Objective
@@ -84,10 +85,6 @@ class PreparedTrained:
 
     def train(self, candidate: Model, data: Data, *, rng: Generator) -> nn.Module:
         """The candidate after its training, on the CPU in eval mode."""
-        from stillhouse.engine import (
-            fit,
-        )  # mmengine takes seconds to import; recipes are built without it
-
         score = self.score
         weights, batches = (int(torch.randint(2**62, (), generator=rng)) for _ in range(2))
         with torch.random.fork_rng(), torch.enable_grad():

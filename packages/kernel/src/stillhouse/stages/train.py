@@ -15,6 +15,7 @@ from stillhouse.cache import Cache, CachedRole, stored
 from stillhouse.data.data import Data, TensorData
 from stillhouse.data.sampling import Beside, Mix, NoData
 from stillhouse.digest import digest
+from stillhouse.engine import fit
 from stillhouse.errors import BadRecipe, OutOfMemory, UnknownName
 from stillhouse.objectives.objective import Objective, Refreshing
 from stillhouse.profile import process_peak_mib
@@ -135,10 +136,6 @@ class Train(BaseStage):
         )
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Result:
-        from stillhouse.engine import (
-            fit,
-        )  # mmengine takes seconds to import; recipes are built without it
-
         data, ctx = self._opened(inputs, ctx)
         built = self._roles(inputs)
         models: dict[str, nn.Module] = {role: b.module for role, b in built.items()}
