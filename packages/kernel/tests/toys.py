@@ -18,6 +18,7 @@ SITE = Path(__file__).parent / "site"
 sys.path.insert(0, str(SITE))
 # its entry point stays out of sight: only the tests of `runs` put the folder on sys.path
 from stillhouse_toy import (  # noqa: E402
+    Adapted,
     CrossEntropy,
     Match,
     Net,
@@ -30,7 +31,17 @@ from stillhouse_toy import (  # noqa: E402
 
 sys.path.remove(str(SITE))
 
-__all__ = ["CrossEntropy", "Match", "Net", "Shift", "Tokenized", "Towers", "Wide", "Words"]
+__all__ = [
+    "Adapted",
+    "CrossEntropy",
+    "Match",
+    "Net",
+    "Shift",
+    "Tokenized",
+    "Towers",
+    "Wide",
+    "Words",
+]
 
 
 class Noise(nn.Module):

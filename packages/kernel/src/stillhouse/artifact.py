@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from stillhouse.subsets import Base
+
 Kind = Literal["data", "model", "scores"]
 OPEN_MODEL = "stillhouse.artifact:load_model"
 SPEC, WEIGHTS = "model.json", "model.safetensors"
@@ -108,10 +110,12 @@ def spec_of(record: Record) -> Model:
     return Model(build=build, kwargs=kwargs)
 
 
-def save_model(path: Path, built: Built) -> Artifact:
+def save_model(path: Path, built: Built, *, base: "Base | None" = None) -> Artifact:
     """Write `model.json`, `model.safetensors` and the assets into the new folder `path`; its
-    artifact. Raises BadData for assets that are not data.
+    artifact. With a `base`, what it has already is left out (see subsets.py). Raises BadData for
+    assets that are not data.
     """
+    from safetensors.torch import save_file
     from safetensors.torch import save_model as save
 
     from stillhouse.assets import copy_assets
@@ -121,46 +125,68 @@ def save_model(path: Path, built: Built) -> Artifact:
     path.mkdir(parents=True)
     assets = copy_assets(built.assets, path)
     record = recorded(built.spec) | ({"assets": assets} if assets else {})
+    if base is None:
+        save(built.module, str(path / WEIGHTS))  # keeps tied weights once
+    else:
+        from stillhouse.subsets import subset_of
+
+        subset = subset_of(built.module, base)
+        record["base"] = {"digest": base.digest, "from": base.ref, "names": subset.names}
+        save_file(dict(subset.tensors), str(path / WEIGHTS), metadata={"format": "pt"})
     text = json.dumps(record, indent=1, sort_keys=True)
     (path / SPEC).write_text(text + "\n")
-    save(built.module, str(path / WEIGHTS))  # keeps tied weights once
     share(path / WEIGHTS)
     return Artifact(kind="model", path=path, digest=path_digest(path), opener=OPEN_MODEL)
 
 
-def load_model(path: Path, *, dtype: "torch.dtype | None" = None) -> Built:
+def load_model(
+    path: Path, *, dtype: "torch.dtype | None" = None, base: Path | None = None
+) -> Built:
     """The model of a folder with `model.json` and `model.safetensors`, in eval mode, on the CPU,
     without a second copy of its weights; floating ones in `dtype`, or that of the module built.
+    `base` is the folder of the model it was trained on, where it was saved without that.
 
     Raises CorruptArtifact for unreadable files and for arguments that make no network, or one far
-    larger than the weights, PluginError for a builder that is none of `stillhouse` and its plugins.
+    larger than the weights, PluginError for a builder that is none of `stillhouse` and its plugins,
+    MissingData where its base is not found or is another one.
     """
-    from safetensors import SafetensorError
-
     from stillhouse.allocation import Bounded
     from stillhouse.assets import read_assets
-    from stillhouse.loading import overwrite, places_in, without_copy
+    from stillhouse.loading import overwrite, without_copy
+    from stillhouse.subsets import places_of
 
-    file, weights = path / SPEC, path / WEIGHTS
+    file, files = path / SPEC, {path / WEIGHTS}
     record = read_json(file, dict[str, Any], redo="run the stage that made it again")
+    if "base" in record:
+        with _fitting(path):
+            files |= {where for where, _ in places_of(path, base).values()}
 
     def build() -> "nn.Module":
-        with Bounded(_size(weights)):
+        with Bounded(sum(map(_size, files))):
             return spec.new()
 
     with _about(file):
         spec = spec_of(record)
-        module = without_copy(build, lambda: places_in(weights), dtype=dtype)
+        module = without_copy(build, lambda: places_of(path, base), dtype=dtype)
         whole = module is not None
         module = module or build()
+    if not whole:
+        with _fitting(path):
+            overwrite(module, places_of(path, base), dtype=dtype)
+    assets = read_assets(record.get("assets", {}), path)
+    return Built(spec=spec, module=module.eval(), assets=assets)
+
+
+@contextlib.contextmanager
+def _fitting(path: Path) -> Generator[None]:
+    """What is wrong with the weights of a folder, as one line about it."""
+    from safetensors import SafetensorError
+
     try:
-        if not whole:
-            overwrite(module, places_in(weights), dtype=dtype)
+        yield
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise CorruptArtifact(f"{path}: {WEIGHTS} does not fit {SPEC} ({reason})") from error
-    assets = read_assets(record.get("assets", {}), path)
-    return Built(spec=spec, module=module.eval(), assets=assets)
 
 
 @contextlib.contextmanager

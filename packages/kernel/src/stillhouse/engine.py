@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from stillhouse import parallel, refreshing, training
 from stillhouse.checkpoint import Checkpoints, check_fingerprint
-from stillhouse.checksums import bits_of
 from stillhouse.data.data import Data, Rows, TensorData
 from stillhouse.errors import ContractError
 from stillhouse.fingerprint import fingerprint
+from stillhouse.frozen import Bits, check_frozen, frozen_bits
 from stillhouse.objectives.objective import Objective, Tensors
 from stillhouse.recipe import Context, Event
 from stillhouse.resuming import Progress
@@ -41,7 +41,7 @@ class _Job:
     data: Data
     setup: Setup
     ctx: Context
-    frozen: Mapping[str, Mapping[str, str]]  # checksums of each role that no phase trains
+    frozen: Bits  # of what no phase trains
 
     def fingerprint(self) -> dict[str, Any]:  # Any: JSON values
         return fingerprint(self.objective, self.frozen, self.data, setup=self.setup, ctx=self.ctx)
@@ -79,17 +79,11 @@ def fit(
     loss is not finite.
     """
     training.check(objective, models, data, setup, ctx)
-    learners = {role for phase in objective.phases.values() for role in phase.trains}
-    before = {role: bits_of(module) for role, module in models.items() if role not in learners}
+    before = frozen_bits(objective, models)
     job = _Job(objective=objective, models=models, data=data, setup=setup, ctx=ctx, frozen=before)
     with torch.random.fork_rng(), _loop(job) as loop:
         loop.run()
-        for role, bits in before.items():  # where they are, before they leave the device
-            if bits_of(models[role]) != bits:
-                raise ContractError(
-                    f"stage '{ctx.stage}': frozen role '{role}' changed during training; "
-                    "an objective must not put it in train mode or write to its buffers"
-                )
+        check_frozen(before, models, stage=ctx.stage)  # on the device, before they leave it
     return Fitted(
         last=loop.curves.last,
         curves=tuple(loop.curves.rows),
@@ -315,6 +309,7 @@ def _loop(job: _Job) -> Generator[_Loop]:
     """The loop, resumed from a checkpoint; every module is left on the CPU in eval mode."""
     ctx = job.ctx
     parallel.join(ctx.device)
+    still = [p for m in job.models.values() for p in m.parameters() if not p.requires_grad]
     for module in job.models.values():
         module.to(ctx.device)
     try:
@@ -330,3 +325,5 @@ def _loop(job: _Job) -> Generator[_Loop]:
     finally:
         for module in job.models.values():
             module.to("cpu").requires_grad_(True).eval()
+        for parameter in still:  # as it came
+            parameter.requires_grad_(False)

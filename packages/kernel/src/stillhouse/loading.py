@@ -67,19 +67,26 @@ def without_copy(
     return None if _left_on_meta(module) else module
 
 
-def overwrite(
-    module: nn.Module, places: Places, *, dtype: torch.dtype | None = None, partly: bool = False
-) -> None:
-    """Load stored tensors over those of a module, then give its floating ones `dtype`; `partly`: it
-    may have others. Raises RuntimeError where names or shapes do not fit.
+def overwrite(module: nn.Module, places: Places, *, dtype: torch.dtype | None = None) -> None:
+    """Load stored tensors over those of a module, then give its floating ones `dtype`. Raises
+    RuntimeError where names or shapes do not fit.
     """
     slots = module.state_dict(keep_vars=True)
-    _check_names(slots, places, partly=partly)
+    _check_names(slots, places)
     state = {name: tensor.clone() for name, tensor in stored_tensors(places)}
     module.load_state_dict(state, strict=False)
     for slot in slots.values():
         if dtype is not None and slot.is_floating_point():
             slot.data = slot.data.to(dtype)
+
+
+@torch.no_grad()
+def copy_into(module: nn.Module, places: Places) -> None:
+    """Write stored tensors over some of a module's; raises RuntimeError where a shape differs."""
+    slots: dict[str, Tensor] = module.state_dict()
+    for name, tensor in stored_tensors(places):
+        _check_shape(name, slots[name], tensor)
+        slots[name].copy_(tensor)
 
 
 @contextlib.contextmanager
@@ -104,12 +111,11 @@ def _parameters_on_meta() -> Generator[None]:
 
 def _put(module: nn.Module, places: Places, dtype: torch.dtype | None) -> None:
     slots: dict[str, Tensor] = module.state_dict(keep_vars=True)
-    _check_names(slots, places, partly=False)
+    _check_names(slots, places)
     made: dict[Memory, Tensor] = {}
     for name, tensor in stored_tensors(places):
         slot = slots[name]
-        if slot.shape != tensor.shape:
-            raise RuntimeError(f"{name}: {list(tensor.shape)}, not {list(slot.shape)}")
+        _check_shape(name, slot, tensor)
         if memory_of(slot) not in made:
             kind = dtype if dtype is not None and slot.is_floating_point() else slot.dtype
             value = torch.empty_like(slot, dtype=kind, device="cpu", requires_grad=False)
@@ -127,12 +133,17 @@ def memory_of(tensor: Tensor) -> Memory:
     return storage, int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride()
 
 
-def _check_names(slots: Mapping[str, Tensor], places: Places, *, partly: bool) -> None:
+def _check_shape(name: str, slot: Tensor, stored: Tensor) -> None:
+    if slot.shape != stored.shape:
+        raise RuntimeError(f"'{name}' is stored as {list(stored.shape)}, not {list(slot.shape)}")
+
+
+def _check_names(slots: Mapping[str, Tensor], places: Places) -> None:
     """Of tensors that are one, one must be stored."""
     there = {memory_of(slots[name]) for name in places if name in slots}
     missing = [name for name, slot in slots.items() if memory_of(slot) not in there]
     extra = [name for name in places if name not in slots]
-    for what, names in (("missing", [] if partly else missing), ("unexpected", extra)):
+    for what, names in (("missing", missing), ("unexpected", extra)):
         if names:
             raise RuntimeError(f"{what} '{names[0]}' and {len(names) - 1} more")
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stillhouse import parallel, training
 from stillhouse.checkpoint import State, below
+from stillhouse.frozen import untrained
 from stillhouse.recipe import Context
 from stillhouse.training import Place
 from stillhouse.turns import Curves, Turn
@@ -27,7 +28,7 @@ class Progress:
         """Every rank takes part: each has its own random states and sums."""
         tensors: dict[str, Tensor] = {}
         for role, module in self._saved().items():
-            tensors |= {f"model/{role}/{k}": v for k, v in module.state_dict().items()}
+            tensors |= {f"model/{role}/{k}": v for k, v in self._kept(role, module).items()}
         optimizers: dict[str, Any] = {}  # Any: JSON values
         for turn in self.turns:
             packed, optimizers[turn.name] = turn.state()
@@ -53,7 +54,9 @@ class Progress:
     ) -> None:
         """Put back what `state` gave; Any: JSON values."""
         for role, module in self._saved().items():
-            module.load_state_dict(below(tensors, f"model/{role}/"))
+            found = below(tensors, f"model/{role}/")
+            assert self._kept(role, module).keys() <= found.keys()
+            module.load_state_dict(found, strict=False)
         for turn in self.turns:
             turn.restore(tensors, record["optimizers"][turn.name])
         place, curves, rank = self.place, self.curves, ctx.rank
@@ -64,6 +67,15 @@ class Progress:
         place.epochs_before, place.index = record["epochs_before"], tensors.get("index")
         self.refreshes[:] = record["refreshes"]
         training.set_rng_states(below(tensors, f"rng/{rank}/"))
+
+    def _kept(self, role: str, module: nn.Module) -> dict[str, Tensor]:
+        """Of a role's state what a training changes."""
+        state: dict[str, Tensor] = module.state_dict()
+        if role not in self.models:  # an average
+            return state
+        trained = {parameter for turn in self.turns for parameter in turn.parameters}
+        left = set(untrained(module, trained))
+        return {name: value for name, value in state.items() if name not in left}
 
     def _saved(self) -> dict[str, nn.Module]:
         roles = {role: self.models[role] for turn in self.turns for role in turn.phase.trains}

@@ -324,3 +324,33 @@ class Wide(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden).relu()
         return {"logits": hidden}
+
+
+class Adapter(nn.Module):
+    """A linear layer plus the product of two thin matrices (LoRA, Hu et al. 2022)."""
+
+    def __init__(self, layer: nn.Module, width: int, rank: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.down = nn.Parameter(torch.randn(rank, width) / width**0.5)
+        self.up = nn.Parameter(torch.zeros(width, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + x @ self.down.T @ self.up.T
+
+
+class Adapted(nn.Module):
+    """`Wide` with an adapter beside each layer."""
+
+    def __init__(self, width: int, depth: int, rank: int) -> None:
+        super().__init__()
+        self.net, self.depth = Wide(width, depth), depth
+        layers = [Adapter(layer, width, rank) for layer in self.net.layers]
+        self.net.layers = nn.ModuleList(layers)
+
+    def forward(self, batch: Tensors) -> dict[str, Tensor]:
+        return self.net(batch)
+
+    def base_names(self) -> dict[str, str]:
+        layers = range(self.depth)
+        return {f"net.layers.{i}.layer.weight": f"layers.{i}.weight" for i in layers}

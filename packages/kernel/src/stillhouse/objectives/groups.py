@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -13,11 +14,12 @@ from stillhouse.errors import BadSetting, ContractError
 @dataclass(frozen=True, kw_only=True)
 class Group:
     """Parameters of a role by name, with a factor of the learning rate and what the optimizer is
-    told of them alone.
+    told of them alone; without `trains` they stay as they are.
     """
 
     names: tuple[str, ...]
     lr_scale: float = 1.0
+    trains: bool = True
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])  # Any: the optimizer's own
 
 
@@ -101,6 +103,34 @@ class LayerDecay:
         ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Only:
+    """Trains the parameters whose names fit one of `patterns` ("*.lora_*", "head.*"), in the groups
+    of `then`; the rest of the role stays as it is. Raises BadSetting where none fits.
+    """
+
+    patterns: tuple[str, ...]
+    then: Grouping = one_group
+
+    def __call__(self, module: nn.Module) -> Sequence[Group]:
+        groups = self.then(module)
+        chosen = {name for group in groups for name in group.names if self._fits(name)}
+        if not chosen:
+            names = [name for group in groups for name in group.names]
+            raise BadSetting(
+                f"no parameter of the {type(module).__name__} fits {', '.join(self.patterns)}; it "
+                f"has {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+            )
+        return [
+            replace(group, names=tuple(n for n in group.names if (n in chosen) == trains), **more)
+            for group in groups
+            for trains, more in ((True, {}), (False, {"trains": False}))
+        ]
+
+    def _fits(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.patterns)
+
+
 def optimizer_groups(
     grouping: Grouping, role: str, module: nn.Module, lr: float
 ) -> list[dict[str, Any]]:  # Any: what torch's optimizers take
@@ -123,6 +153,7 @@ def optimizer_groups(
             **group.options,
         }
         for group in groups
+        if group.trains
     ]
 
 

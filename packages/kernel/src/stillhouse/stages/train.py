@@ -17,10 +17,12 @@ from stillhouse.data.sampling import Beside, Mix, NoData
 from stillhouse.digest import digest
 from stillhouse.engine import fit
 from stillhouse.errors import BadRecipe, OutOfMemory, UnknownName
+from stillhouse.loading import copy_into
 from stillhouse.objectives.objective import Objective, Refreshing
 from stillhouse.profile import process_peak_mib
 from stillhouse.recipe import SLICES, BaseStage, Context, Resource, Result
 from stillhouse.refreshing import declared
+from stillhouse.subsets import Base, base_places
 from stillhouse.training import Augment, PlainView, Precision, Setup
 
 Sampling = Mix | Beside | NoData
@@ -46,6 +48,10 @@ class Train(BaseStage):
 
     A role keeps the assets that it came with. `assets` names, for a role, the ports whose assets it
     gets as well: those of a model, or a file or folder (no role) under the port's name.
+
+    `bases` maps a trained role to the port of the model that it is trained on: the role is saved
+    without what that has already (stillhouse.subsets). A fresh role begins with the base's tensors;
+    a port that is a base alone is no role.
     """
 
     name: str
@@ -64,6 +70,7 @@ class Train(BaseStage):
     data: Sampling | None = None
     plain: tuple[str, ...] = ()
     assets: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    bases: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
         where = f"stage '{self.name}'"
@@ -88,13 +95,16 @@ class Train(BaseStage):
         self.setup()
 
     def _check_assets(self, where: str) -> None:
+        """Raises UnknownName for a role or port of `assets` or `bases` that is none."""
         models = {*self.inputs} - {*self.data_ports}
-        for role, ports in self.assets.items():
-            if role not in self.outputs:
-                raise UnknownName("trained role", role, self.outputs, where=f"{where}: assets")
-            for port in ports:
-                if port not in models:
-                    raise UnknownName("port", port, models, where=f"{where}: assets")
+        based = {role: (port,) for role, port in self.bases.items()}
+        for what, named in (("assets", self.assets), ("bases", based)):
+            for role, ports in named.items():
+                if role not in self.outputs:
+                    raise UnknownName("trained role", role, self.outputs, where=f"{where}: {what}")
+                for port in ports:
+                    if port not in models:
+                        raise UnknownName("port", port, models, where=f"{where}: {what}")
 
     def _check_sampling(self, where: str) -> None:
         """Raises BadRecipe for what cannot be done with batches of several sets or of none."""
@@ -160,7 +170,11 @@ class Train(BaseStage):
         trained = {role: built[role.removesuffix("-ema")] for role in self.outputs}
         return Result(
             outputs={
-                role: save_model(ctx.out / role, replace(b, module=models[role]))
+                role: save_model(
+                    ctx.out / role,
+                    replace(b, module=models[role]),
+                    base=self._base(role.removesuffix("-ema"), inputs),
+                )
                 for role, b in trained.items()
             },
             curves=fitted.curves,
@@ -209,7 +223,8 @@ class Train(BaseStage):
         }
 
     def _roles(self, inputs: Mapping[str, Artifact]) -> dict[str, Built]:
-        opened = {p: a.open() for p, a in inputs.items() if p not in self.data_ports}
+        none = {*self.data_ports, *(p for role, p in self.bases.items() if p != role)}
+        opened = {port: artifact.open() for port, artifact in inputs.items() if port not in none}
         given = {port for ports in self.assets.values() for port in ports}
         roles: dict[str, Built] = {
             role: found
@@ -223,8 +238,19 @@ class Train(BaseStage):
             for role, spec in specs.items():
                 assets = roles[role].assets if role in roles else {}
                 roles[role] = Built(spec=spec, module=spec.new(), assets=assets)
+                if role in self.fresh and (base := self._base(role, inputs)):
+                    copy_into(roles[role].module, base_places(roles[role].module, base))
         for role, ports in self.assets.items():
             for port in ports:
                 more = as_assets(port, opened[port])
                 roles[role] = replace(roles[role], assets={**roles[role].assets, **more})
         return roles
+
+    def _base(self, role: str, inputs: Mapping[str, Artifact]) -> Base | None:
+        if role not in self.bases:
+            return None
+        port = self.bases[role]
+        found = inputs[port]
+        if found.kind != "model":
+            raise BadRecipe(f"stage '{self.name}': port '{port}' is no model to train '{role}' on")
+        return Base(folder=found.path, digest=found.digest, ref=self.inputs[port])
