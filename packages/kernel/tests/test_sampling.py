@@ -1,7 +1,7 @@
 """Batches from several sets, from few rows, from none; roles that read the plain view."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from stillhouse.data.sampling import Beside, Mix, NoData
 from stillhouse.data.shards import load_data, save_data
 from stillhouse.data.taking import Take
 from stillhouse.errors import BadData, BadRecipe, BadSetting, UnknownName
+from stillhouse.metrics import Lines, Metric, On, Score
 from stillhouse.objectives.objective import Composed, Models, Phase, Tensors, Weighted
 from stillhouse.recipe import Context, Event
 from stillhouse.stages import Evaluate, Make, Train
@@ -349,7 +350,7 @@ def test_what_a_plain_role_reads() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gap:
+class Gap(Metric):
     """The difference of the means of two sets."""
 
     def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
@@ -357,9 +358,12 @@ class Gap:
         first = next(data.batches(99, rng=None))["x"].mean()
         return {"gap": float(means[1] - means[0]), "first": float(first)}
 
+    def scores(self) -> Sequence[Score]:
+        return tuple(Score(name=name, better="neither") for name in ("gap", "first"))
+
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class Drawn(Metric):
     """What a network says of images that are drawn here, without data."""
 
     resource: ClassVar[str] = "gpu"
@@ -368,6 +372,9 @@ class Drawn:
         images = torch.randn(4, 3, 8, 8, generator=work.rng)
         logits = models["student"]({"images": images})["logits"]
         return {"rows": float(len(data)), "size": float(logits.numel())}
+
+    def scores(self) -> Sequence[Score]:
+        return tuple(Score(name=name, better="neither") for name in ("rows", "size"))
 
 
 def test_an_evaluation_of_several_sets_and_of_none(
@@ -391,3 +398,33 @@ def test_an_evaluation_of_several_sets_and_of_none(
     assert none.resource == "gpu"
     with pytest.raises(BadRecipe, match="no port 'far'; the evaluation reads it"):
         replace(stage, inputs={"near": "d.near"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanOf(Metric):
+    """The mean of a set."""
+
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
+        return {"mean": float(next(data.batches(99, rng=None))["x"].mean())}
+
+    def scores(self) -> Sequence[Score]:
+        return (Score(name="mean", better="neither"),)
+
+
+def test_one_metric_on_several_sets_is_a_table(tmp_path: Path) -> None:
+    inputs = {
+        "near": save_data(tmp_path / "near", numbers(5).columns),
+        "far": save_data(tmp_path / "far", numbers(5, 100).columns),
+    }
+    table = Lines(lines={port: On(data=port, metric=MeanOf()) for port in ("near", "far")})
+    stage = Evaluate(
+        name="means",
+        metrics=(table,),
+        inputs={"near": "d.near", "far": "d.far"},
+        data=("near", "far"),
+    )
+    scores = stage.run(inputs, toy_context(tmp_path / "means")).scores
+    assert scores == {"near/mean": 2.0, "far/mean": 102.0}
+    odd = replace(stage, metrics=(On(data="fare", metric=MeanOf()),))
+    with pytest.raises(UnknownName, match="unknown data port 'fare'. Did you mean 'far'"):
+        odd.run(inputs, toy_context(tmp_path / "odd"))
