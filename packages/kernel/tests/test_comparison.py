@@ -61,7 +61,7 @@ def train(name: str, **roles: str) -> Train:
     return Train(
         name=name,
         objective=toy_objective(),
-        inputs={"data": out(DATA, "train"), "teacher": "file:t", **roles},
+        inputs={"data": DATA["train"], "teacher": "file:t", **roles},
         fresh={"student": STUDENT},
         steps=5,
         batch=2,
@@ -69,7 +69,7 @@ def train(name: str, **roles: str) -> Train:
 
 
 TEACHER = Convert(name="given", convert=Export(), inputs={"checkpoint": "file:t"})
-EXPORT = Convert(name="export", convert=Export(), inputs={"data": out(DATA, "test")})
+EXPORT = Convert(name="export", convert=Export(), inputs={"data": DATA["test"]})
 
 
 def comparison(**changes: Any) -> Comparison:
@@ -82,12 +82,12 @@ def comparison(**changes: Any) -> Comparison:
         exported="kd",
         scores=Scores(
             metrics=(Counted(),),
-            inputs={"data": out(DATA, "test"), "teacher": out(TEACHER)},
+            inputs={"data": DATA["test"], "teacher": out(TEACHER)},
             measures=(Counted(role="teacher"),),
             figures=(Empty(),),
         ),
         teacher_scores=Scores(
-            role="teacher", metrics=(Counted(role="teacher"),), inputs={"data": out(DATA, "test")}
+            role="teacher", metrics=(Counted(role="teacher"),), inputs={"data": DATA["test"]}
         ),
     )
     return replace(made, **changes)
@@ -98,7 +98,7 @@ def recipe(made: Comparison, **more: Any) -> Recipe:
 
 
 def test_a_reference_is_its_text_and_knows_its_stage() -> None:
-    ref = out(DATA, "test")
+    ref = DATA["test"]
     assert ref == "data.test"
     assert ref.stage is DATA
     assert digest({"x": ref}) == digest({"x": "data.test"})
@@ -107,7 +107,7 @@ def test_a_reference_is_its_text_and_knows_its_stage() -> None:
     with pytest.raises(
         UnknownName, match="stage 'data': unknown output 'tset'. Did you mean 'test'"
     ):
-        out(DATA, "tset")
+        DATA["tset"]
 
 
 def test_stages_are_collected_behind_what_they_read_each_once() -> None:

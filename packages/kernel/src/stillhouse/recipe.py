@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from stillhouse.artifact import Artifact
 from stillhouse.errors import BadRecipe, UnknownName
 from stillhouse.metrics.scores import Declared
+from stillhouse.references import Ref, reference
 
 Scale = Literal["tiny", "small", "paper"]
 Kind = Literal["teacher", "baseline", "student", "compressed"]
@@ -142,11 +143,9 @@ class BaseStage:
     def resource(self) -> Resource:
         return "cpu"
 
-    def __getitem__(self: Stage, port: str) -> str:
+    def __getitem__(self: Stage, port: str) -> Ref:
         """The reference to an output, for another stage's inputs; raises UnknownName."""
-        if port not in self.outputs:
-            raise UnknownName("output", port, self.outputs, where=f"stage '{self.name}'")
-        return f"{self.name}.{port}"
+        return reference(self, port)
 
 
 def resource_of(parts: Iterable[object]) -> Resource:

@@ -14,16 +14,18 @@ class Ref(str):
     stage: "Stage"
 
 
-def out(stage: "Stage", port: str = "") -> Ref:
-    """The reference to an output of a stage, the first unless a port is named; raises UnknownName
-    where there is no such port.
-    """
-    chosen = port or stage.outputs[0]
-    if chosen not in stage.outputs:
-        raise UnknownName("output", chosen, stage.outputs, where=f"stage '{stage.name}'")
-    ref = Ref(f"{stage.name}.{chosen}")
+def reference(stage: "Stage", port: str) -> Ref:
+    """The reference to an output of a stage; raises UnknownName where there is no such port."""
+    if port not in stage.outputs:
+        raise UnknownName("output", port, stage.outputs, where=f"stage '{stage.name}'")
+    ref = Ref(f"{stage.name}.{port}")
     ref.stage = stage
     return ref
+
+
+def out(stage: "Stage") -> Ref:
+    """The reference to the first output of a stage."""
+    return reference(stage, stage.outputs[0])
 
 
 def collected(*last: "Stage") -> tuple["Stage", ...]:

@@ -57,7 +57,7 @@ def two_teacher(settings: TwoTeacherSettings) -> Recipe:
     to MobileNetV2 from fresh weights, 150 epochs of batches of 70.
     """
     made = _comparison(settings)
-    faces, quality = out(_data(settings), "train"), _quality(settings)
+    faces, quality = _data(settings)["train"], _quality(settings)
     studies = {"Spread of the errors, first seed": [_errors(settings, made)]}
     exported: dict[str, str] = {"data": faces}
     if settings.int8:
@@ -90,7 +90,7 @@ def _comparison(settings: TwoTeacherSettings) -> Comparison:
     }
     exported = "paper" if "paper" in settings.students else settings.students[-1]
     int8 = [_int8(settings, student) for student in students[exported]]
-    quality, data = _quality(settings), {"data": out(_data(settings), settings.scored_on)}
+    quality, data = _quality(settings), {"data": _data(settings)[settings.scored_on]}
     scores = Scores(
         metrics=(quality(), TeacherGap(normalizer=settings.normalizer), Profile()),
         inputs={**data, "teacher": refs["tough"]},
@@ -135,7 +135,7 @@ def _data(settings: TwoTeacherSettings) -> Make:
 
 def _soft(settings: TwoTeacherSettings) -> Ref:
     """The training faces' copies, with soft landmarks."""
-    augment, faces = face_copies(settings), {"data": out(_data(settings), "train")}
+    augment, faces = face_copies(settings), {"data": _data(settings)["train"]}
     fit = FitShape(variance=settings.variance, augment=augment, views=settings.copies)
     shape = Convert(name="shape", convert=fit, inputs=faces)
     soften = SoftFaces(augment=augment, views=settings.copies)
@@ -208,7 +208,7 @@ def _training(
 
 def _int8(settings: TwoTeacherSettings, student: Stage) -> Convert:
     """A student as ONNX in int8, its ranges from training faces; its input is that in floats."""
-    data = {"data": out(_data(settings), "train")}
+    data = {"data": _data(settings)["train"]}
     onnx = Convert(
         name=f"onnx-{student.seed}",
         convert=ToOnnx(outputs=OUTPUT),

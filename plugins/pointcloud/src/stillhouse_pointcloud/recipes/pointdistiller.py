@@ -61,11 +61,9 @@ def pointdistiller(settings: PointDistillerSettings) -> Recipe:
     """
     zoo = detectors_of(settings)
     data = _data(settings, zoo)
-    teacher = _teacher(settings, zoo, out(data, "train"))
+    teacher = _teacher(settings, zoo, data["train"])
     students = {
-        name: seeded(
-            _student(settings, zoo, name, out(data, "train"), out(teacher)), settings.seeds
-        )
+        name: seeded(_student(settings, zoo, name, data["train"], out(teacher)), settings.seeds)
         for name in settings.students
     }
     # that of the whole method, where it is among them
@@ -78,13 +76,13 @@ def pointdistiller(settings: PointDistillerSettings) -> Recipe:
         exported=exported,
         scores=Scores(
             metrics=(ap(settings, zoo, "student"), Profile()),
-            inputs={"data": out(data, settings.scored_on)},
+            inputs={"data": data[settings.scored_on]},
             measures=(Latency(batches=(1,)), Memory(batch=1)),
         ),
     )
     detector = settings.student16 if exported == "alone16" else settings.student
     title = f"{detector}, 3D boxes in clouds, {made.title(exported)}"
-    inputs = {"data": out(data, "train")}
+    inputs = {"data": data["train"]}
     return made.recipe(
         name="pointcloud/pointdistiller",
         reference=PAPER,
@@ -94,7 +92,7 @@ def pointdistiller(settings: PointDistillerSettings) -> Recipe:
             zoo,
             made,
             alone=_alone(settings, zoo, inputs["data"], out(teacher)),
-            real=out(data, REAL) if settings.scenes else None,
+            real=data[REAL] if settings.scenes else None,
         ),
         ceiling=CEILED,
         notes=(*NOTES, *zoo.notes, *_about(settings)),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from stillhouse.comparison import Comparison, by_line
 from stillhouse.metrics import Latencies, Lines, Profile
 from stillhouse.recipe import Bound
-from stillhouse.references import Ref, out
+from stillhouse.references import Ref, reference
 from stillhouse.stages import Evaluate, Train
 from stillhouse.stages.evaluate import Figure
 from stillhouse_pointcloud.boxes import CLASSES
@@ -136,11 +136,11 @@ def _encoders(
     last, graphs = last_distilled(settings), graph_roles(zoo)
     assert last is not None
     roles: dict[str, str] = {"teacher": made.roles()["teacher"], "first": alone.inputs["student"]}
-    roles |= {f"{role}-alone": out(alone, role) for role in graphs}
+    roles |= {f"{role}-alone": alone[role] for role in graphs}
     states: dict[str, GraphState] = {}
     for s in _distilled(settings):
         roles[f"student-{s}"] = made.roles()[f"student-{s}"]
-        roles |= {f"{role}-{s}": out(made.students[s][0], role) for role in graphs}
+        roles |= {f"{role}-{s}": reference(made.students[s][0], role) for role in graphs}
         for role, line in _encoder_lines(zoo, s).items():
             states[line] = GraphState(student=f"student-{s}", graphs=f"{role}-{s}")
     shares = {

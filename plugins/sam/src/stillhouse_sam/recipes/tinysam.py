@@ -46,7 +46,7 @@ def tinysam(settings: TinySamSettings) -> Recipe:
     made = _comparison(settings)
     exported: dict[str, str] = {
         "student": out(_ready(settings, made)),
-        "data": out(masks(settings), "calibration"),
+        "data": masks(settings)["calibration"],
     }
     if settings.int8:
         int8, onnx = integers(settings, made.model(made.first))
@@ -80,7 +80,7 @@ def _comparison(settings: TinySamSettings) -> Comparison:
     }
     if settings.int8:
         small["int8, ONNX Runtime"] = [integers(settings, sam, i)[0] for i, sam in enumerate(sams)]
-    data = {"data": out(masks(settings), settings.scored_on)}
+    data = {"data": masks(settings)[settings.scored_on]}
     return Comparison(
         teachers={"teacher": teacher},
         students=students,

@@ -33,14 +33,14 @@ def quantized(
             inputs=INPUTS,
             outputs={"logits": "bernoulli", "iou": "normal"},
         ),
-        inputs={"student": sam, "data": out(masks(settings), "calibration")},
+        inputs={"student": sam, "data": masks(settings)["calibration"]},
         seed=seed,
     )
 
 
 def integers(settings: TinySamSettings, sam: Ref, seed: int = 0) -> tuple[Convert, Convert]:
     """The quantized student of eight bits as ONNX that runs with integers, and its floats."""
-    data = {"data": out(masks(settings), "calibration")}
+    data = {"data": masks(settings)["calibration"]}
     whole = ToIntegers(
         parts=INTEGERS,
         inputs=INPUTS,

@@ -56,7 +56,7 @@ def confidence(settings: TinySamSettings, name: str, sam: Ref) -> dict[str, Ref]
     calibrate = CalibrateConfidence(
         settings=settings.asked(), photos=settings.confident_photos, lost=settings.lost
     )
-    inputs = {"data": out(masks(settings), "train"), "student": sam}
+    inputs = {"data": masks(settings)["train"], "student": sam}
     return {"confidence": out(Convert(name=f"{name}-confidence", convert=calibrate, inputs=inputs))}
 
 

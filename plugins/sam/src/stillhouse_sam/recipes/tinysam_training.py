@@ -67,7 +67,7 @@ class Joined:
     def __call__(self, stage: Stage) -> Stage:
         if not isinstance(stage, Train):
             return stage
-        parts = {**self.parts, **{part: out(stage, part) for part in stage.outputs}}
+        parts = {**self.parts, **{part: stage[part] for part in stage.outputs}}
         return Convert(name=f"{stage.name}-sam", convert=Join(), inputs=parts)
 
 
@@ -88,7 +88,7 @@ def teacher_of(settings: TinySamSettings) -> tuple[Stage, Mapping[str, Ref]]:
     shape = settings.shape()
     if settings.teacher:
         load = LoadSam(name=settings.teacher_model, shape=shape)
-        tried = {"data": out(masks(settings), "train")} if settings.check_teacher else {}
+        tried = {"data": masks(settings)["train"]} if settings.check_teacher else {}
         inputs = {"checkpoint": settings.teacher, **tried}
         whole = Convert(name="teacher", convert=load, inputs=inputs)
         sam = {"sam": out(whole)}
@@ -102,10 +102,10 @@ def teacher_of(settings: TinySamSettings) -> tuple[Stage, Mapping[str, Ref]]:
     more, roles = {"prompts": prompts_named(shape=shape), "decoder": decoder_named(shape=shape)}, {}
     if settings.box_steps:
         boxes = _boxes(settings, more)
-        more, roles = {}, {part: out(boxes, part) for part in boxes.outputs}
+        more, roles = {}, {part: boxes[part] for part in boxes.outputs}
     train = _train(settings, "teacher", objective, fresh | more, roles)
     train = replace(train, steps=settings.teacher_steps)
-    return train, {part: out(train, part) for part in PARTS}
+    return train, {part: train[part] for part in PARTS}
 
 
 def _boxes(settings: TinySamSettings, fresh: Mapping[str, Model]) -> Train:
@@ -180,7 +180,7 @@ def _train(
     return Train(
         name=name,
         objective=objective,
-        inputs={"data": out(masks(settings), "train"), **roles},
+        inputs={"data": masks(settings)["train"], **roles},
         fresh=fresh,
         cache={role: Cache(outputs=("embedding",), dtype="fp16") for role in asked},
         steps=settings.steps,

@@ -138,7 +138,7 @@ def _students(
     """One network's first weights and batches are those of the seed in every row. What is chosen:
     DisWOT's best, the one with the most parameters, and a random one a seed; of one budget.
     """
-    space, data = space_of(settings), {"data": out(data_stage(settings), "train")}
+    space, data = space_of(settings), {"data": data_stage(settings)["train"]}
     search = Search(
         name="search",
         space=space,

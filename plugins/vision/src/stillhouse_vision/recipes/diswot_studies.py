@@ -77,10 +77,10 @@ def _small_data(settings: DisWOT) -> dict[str, Ref]:
     stage = Make(
         name="calibration-data",
         make=reduced,
-        inputs={"source": out(data_stage(settings), "train")},
+        inputs={"source": data_stage(settings)["train"]},
         ports=("train", "validation"),
     )
-    return {"data": out(stage, "train"), "validation": out(stage, "validation")}
+    return {"data": stage["train"], "validation": stage["validation"]}
 
 
 def _calibration(settings: DisWOT, small: Mapping[str, Ref]) -> Evaluate:
@@ -95,7 +95,7 @@ def _calibration(settings: DisWOT, small: Mapping[str, Ref]) -> Evaluate:
         inputs=small,
         strategy=Exhaustive(),
     )
-    inputs = {"trials": out(search, "trials"), "data": small["data"], "teacher": small["teacher"]}
+    inputs = {"trials": search["trials"], "data": small["data"], "teacher": small["teacher"]}
     return _ranking(settings, _table(settings, space), "", inputs)
 
 
@@ -178,7 +178,7 @@ def _cost(settings: DisWOT, space: SearchSpace, score: DisWOTScore, teacher: Ref
         trials=settings.trials,
         schedules={**schedules, PAPER_LINE: _paper_steps(settings)},
     )
-    data = out(data_stage(settings), "train")
+    data = data_stage(settings)["train"]
     return _contested("search-cost", contest, settings, data, teacher)
 
 
@@ -207,6 +207,6 @@ def _nas(settings: DisWOT, teacher: Ref) -> Evaluate:
         ports=("trials",),
     )
     table = replace(_table(settings, space), batch=settings.nas_batch)
-    data = out(data_stage(settings), "train")
+    data = data_stage(settings)["train"]
     inputs = {"trials": out(sample), "data": data, "teacher": teacher}
     return _ranking(settings, table, "nas-", inputs)

@@ -13,7 +13,7 @@ from stillhouse.objectives.logits import KD
 from stillhouse.objectives.objective import Weighted
 from stillhouse.objectives.projectors import LinearProjector
 from stillhouse.recipe import Recipe, Stage
-from stillhouse.references import Ref, out
+from stillhouse.references import Ref, out, reference
 from stillhouse.stages import Convert, Evaluate, Make, Train
 from stillhouse_vision.metrics import Kept, KeptPictures
 from stillhouse_vision.models import ImageSpec, model, output_shapes
@@ -128,7 +128,7 @@ class Merged:
     def __call__(self, stage: Stage) -> Stage:
         if "projector" not in stage.outputs:
             return stage
-        parts = {part: out(stage, part) for part in ("student", "projector")}
+        parts = {part: reference(stage, part) for part in ("student", "projector")}
         inputs = {**parts, "head": self.head}
         return Convert(name=f"{stage.name}-merged", convert=MergeStudent(), inputs=inputs)
 

@@ -1,13 +1,9 @@
 """vision/knfu: clients with private pictures learn from their semantic neighbours' predictions."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from stillhouse.artifact import Model
-from stillhouse.card import Card
-from stillhouse.export import Export
 from stillhouse.federated.averaging import FedAvg
 from stillhouse.federated.clients import Plan
 from stillhouse.federated.figures import ClientLabels, FusionWeights
@@ -15,13 +11,20 @@ from stillhouse.federated.metrics import ExchangeScores, FederatedAccuracy
 from stillhouse.federated.rules import Itself, KnFu, Mean, Rule
 from stillhouse.federated.stage import Federate
 from stillhouse.objectives.objective import Optimizer
-from stillhouse.recipe import Recipe, Row, Stage
-from stillhouse.stages import Convert, Evaluate, Make
-from stillhouse_vision.federated_data import Dirichlet, Grouped, Split, SplitImages
+from stillhouse.recipe import Recipe, Row
+from stillhouse.references import collected, reference
+from stillhouse.stages import Evaluate, Make
+from stillhouse.stages.make import Maker
+from stillhouse_vision.federated_data import Dirichlet, Grouped, SplitImages
 from stillhouse_vision.own_clients import OwnClients
 from stillhouse_vision.recipes.knfu_settings import KnowledgeFusion
-from stillhouse_vision.recipes.teaching import caution, data_stage, image_spec, named_model
-from stillhouse_vision.usage import classifier_usage
+from stillhouse_vision.recipes.teaching import (
+    caution,
+    data_stage,
+    export_stage,
+    image_spec,
+    named_model,
+)
 
 PAPER = "KnFu: effective knowledge fusion, 2024 (arXiv 2403.11892)"
 NOTES = (
@@ -67,22 +70,28 @@ def knfu(settings: KnowledgeFusion) -> Recipe:
     train and test, and CIFAR-10 goes with `data`, `size`, `mean`, `std`,
     `names`, `models` and `rounds=50`.
     """
-    rows = {row.label: row for row in _rows(settings)}
-    stages: list[Stage] = [data_stage(settings)]
-    for seed in range(settings.seeds):
-        stages.append(_split(settings, seed))
-        stages += [_federation(settings, row, seed) for row in rows.values()]
-        stages += [_scores(settings, row, seed) for row in rows.values()]
+    rows = _rows(settings)
+    splits = [_split(settings, seed) for seed in range(settings.seeds)]
+    scores = {row.label: [_scores(settings, row, split) for split in splits] for row in rows}
+    clients = _clients(settings)
+    title = (
+        f"{settings.models[0]}, {clients[0]} of {len(clients)} of a KnFu federation: "
+        "a personal model for its own classes, not a global one"
+    )
+    export = export_stage(title, f"{PAPER}, a reconstruction", splits[0]["test"])
+    student = {"student": reference(_federation(settings, rows[-1], splits[0]), clients[0])}
+    export = replace(export, inputs={**export.inputs, **student})
+    evaluated = [stage for stages in scores.values() for stage in stages]
     return Recipe(
         name="vision/knfu",
         reference=PAPER,
-        stages=(*stages, _export(settings)),
+        stages=collected(*evaluated, export),
         rows={
             label: Row(
                 kind="baseline" if label == ITSELF else "student",
-                stages=tuple(f"{row.name}-{seed}-scores" for seed in range(settings.seeds)),
+                stages=tuple(stage.name for stage in stages),
             )
-            for label, row in rows.items()
+            for label, stages in scores.items()
         },
         caution=caution(settings, f"{settings.rounds} rounds"),
         method=FUSED,
@@ -123,7 +132,7 @@ def _averaged(settings: KnowledgeFusion) -> str:
 def _alone(settings: KnowledgeFusion) -> bool:
     """Whether no two clients have one architecture, so that no weights can be averaged."""
     kinds = settings.models
-    dealt = [kinds[number % len(kinds)] for number in range(len(_names(settings)))]
+    dealt = [kinds[number % len(kinds)] for number in range(len(_clients(settings)))]
     return len(set(dealt)) == len(dealt)
 
 
@@ -131,7 +140,7 @@ def _alone_note(settings: KnowledgeFusion) -> tuple[str, ...]:
     if not _alone(settings):
         return ()
     return (
-        f"No two of the {len(_names(settings))} clients have one architecture "
+        f"No two of the {len(_clients(settings))} clients have one architecture "
         f"({', '.join(settings.models)}), so FedAvg has nobody to average with: each client learns "
         "alone, as in the row local only. Name fewer models to compare with it.",
     )
@@ -153,99 +162,70 @@ def _split_note(settings: KnowledgeFusion) -> str:
     return f"Split of this report: grouped, {groups}; {each}."
 
 
-def _names(settings: KnowledgeFusion) -> tuple[str, ...]:
+def _clients(settings: KnowledgeFusion) -> tuple[str, ...]:
     if settings.private:
         return settings.client_names
     return tuple(f"client-{number}" for number in range(settings.clients))
 
 
-def _models(settings: KnowledgeFusion) -> Mapping[str, Model]:
-    """Architectures are dealt in turn, so that a group of clients has several."""
-    kinds = settings.models
-    return {
-        name: named_model(settings, kinds[number % len(kinds)])
-        for number, name in enumerate(_names(settings))
-    }
-
-
 def _split(settings: KnowledgeFusion, seed: int) -> Make:
-    read = {"train": "data.train", "test": "data.test"}
-    ports = ("transfer", "test", *_names(settings))
+    clients, data = _clients(settings), data_stage(settings)
+    inputs: dict[str, str] = {"train": data["train"], "test": data["test"]}
     if settings.private:
-        own = OwnClients(
-            clients=_names(settings),
+        inputs["private"] = settings.private
+        make: Maker = OwnClients(
+            clients=clients,
             transfer=settings.transfer,
             images=image_spec(settings),
             classes=settings.classes,
             resize=settings.resize,
         )
-        read["private"] = settings.private
-        return Make(name=f"split-{seed}", make=own, inputs=read, ports=ports, seed=seed)
-    split: Split = Dirichlet(alpha=settings.alpha)
-    if settings.split == "grouped":
-        split = Grouped(groups=settings.groups, members=settings.members)
-    make = SplitImages(
-        clients=_names(settings),
-        size=settings.samples,
-        transfer=settings.transfer,
-        classes=settings.classes,
-        split=split,
-    )
-    return Make(name=f"split-{seed}", make=make, inputs=read, ports=ports, seed=seed)
+    else:
+        grouped = Grouped(groups=settings.groups, members=settings.members)
+        make = SplitImages(
+            clients=clients,
+            size=settings.samples,
+            transfer=settings.transfer,
+            classes=settings.classes,
+            split=grouped if settings.split == "grouped" else Dirichlet(alpha=settings.alpha),
+        )
+    ports = ("transfer", "test", *clients)
+    return Make(name=f"split-{seed}", make=make, inputs=inputs, ports=ports, seed=seed)
 
 
-def _federation(settings: KnowledgeFusion, row: _Row, seed: int) -> Federate | FedAvg:
-    shared = {} if row.rule is None else {"transfer": f"split-{seed}.transfer"}
-    own = {f"{name}-data": f"split-{seed}.{name}" for name in _names(settings)}
+def _federation(settings: KnowledgeFusion, row: _Row, split: Make) -> Federate | FedAvg:
+    """Architectures are dealt in turn, so that a group of clients has several."""
+    kinds, clients = settings.models, _clients(settings)
+    shared = {} if row.rule is None else {"transfer": split["transfer"]}
     federation = Federate(
-        name=f"{row.name}-{seed}",
-        inputs={**shared, **own},
+        name=f"{row.name}-{split.seed}",
+        inputs={**shared, **{f"{client}-data": split[client] for client in clients}},
         rounds=settings.rounds,
         classes=settings.classes,
         rule=row.rule,
-        fresh=_models(settings),
-        plan=_plan(settings),
+        fresh={
+            client: named_model(settings, kinds[number % len(kinds)])
+            for number, client in enumerate(clients)
+        },
+        plan=Plan(
+            optimizer=Optimizer(build=torch.optim.Adam, lr=settings.lr),
+            batch=settings.batch,
+            epochs=settings.epochs,
+            absorb_epochs=settings.absorb_epochs,
+            temperature=settings.temperature,
+        ),
         warmup=settings.warmup,
-        seed=seed,
+        seed=split.seed,
     )
     return FedAvg(federation=federation) if row.averaged else federation
 
 
-def _plan(settings: KnowledgeFusion) -> Plan:
-    return Plan(
-        optimizer=Optimizer(build=torch.optim.Adam, lr=settings.lr),
-        batch=settings.batch,
-        epochs=settings.epochs,
-        absorb_epochs=settings.absorb_epochs,
-        temperature=settings.temperature,
-    )
-
-
-def _scores(settings: KnowledgeFusion, row: _Row, seed: int) -> Evaluate:
-    roles = (*_names(settings), "exchange")
+def _scores(settings: KnowledgeFusion, row: _Row, split: Make) -> Evaluate:
+    made, clients = _federation(settings, row, split), _clients(settings)
+    roles = {role: reference(made, role) for role in (*clients, "exchange")}
     return Evaluate(
-        name=f"{row.name}-{seed}-scores",
-        metrics=(FederatedAccuracy(clients=_names(settings)), ExchangeScores()),
-        inputs={
-            "data": f"split-{seed}.test",
-            **{role: f"{row.name}-{seed}.{role}" for role in roles},
-        },
-        plots=(ClientLabels(), FusionWeights()) if row.name == "knfu" and seed == 0 else (),
-    )
-
-
-def _export(settings: KnowledgeFusion) -> Convert:
-    names = _names(settings)
-    card = Card(
-        title=(
-            f"{settings.models[0]}, {names[0]} of {len(names)} of a KnFu federation: "
-            "a personal model for its own classes, not a global one"
-        ),
-        task="image-classification",
-        paper=f"{PAPER}, a reconstruction",
-    )
-    return Convert(
-        name="export",
-        convert=Export(card=card, usage=classifier_usage),
-        inputs={"student": f"knfu-0.{names[0]}", "data": "split-0.test"},
+        name=f"{made.name}-scores",
+        metrics=(FederatedAccuracy(clients=clients), ExchangeScores()),
+        inputs={"data": split["test"], **roles},
+        plots=(ClientLabels(), FusionWeights()) if row.label == FUSED and split.seed == 0 else (),
     )

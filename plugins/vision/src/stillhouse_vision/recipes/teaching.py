@@ -96,7 +96,7 @@ def teachers_of(settings: Teaching, *, agree: tuple[str, ...] = ("logits",)) -> 
         objective = supervised(settings, "teacher", settings.teacher_lr)
         train = train_stage(settings, "teacher", objective, fresh={"teacher": spec})
         return {"teacher": replace(train, steps=settings.teacher_steps)}
-    tried = {"data": out(data_stage(settings), "train")} if settings.check_teacher else {}
+    tried = {"data": data_stage(settings)["train"]} if settings.check_teacher else {}
     given = Convert(
         name="pretrained" if settings.tune_steps else "teacher",
         convert=LoadCheckpoint(model=spec, agree=agree),
@@ -127,7 +127,7 @@ def train_stage(
     return Train(
         name=name,
         objective=objective,
-        inputs={"data": data or out(data_stage(settings), "train"), **roles},
+        inputs={"data": data or data_stage(settings)["train"], **roles},
         fresh=fresh,
         reinit=reinit,
         cache=cache,
@@ -204,7 +204,7 @@ def compared(
     finish: Callable[[Stage], Stage] = as_trained,
 ) -> Comparison:
     """Students of the row "teacher", scored on the test images."""
-    data = {"data": out(data_stage(settings), "test")}
+    data = {"data": data_stage(settings)["test"]}
     return Comparison(
         teachers=teachers,
         students=students,
