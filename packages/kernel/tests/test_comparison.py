@@ -10,11 +10,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from stillhouse.artifact import Model
-from stillhouse.comparison import Comparison, Scores, by_line, seeded
+from stillhouse.comparison import Comparison, Scores, by_line, costed, in_int8, seeded
 from stillhouse.digest import digest
 from stillhouse.errors import BadRecipe, UnknownName
 from stillhouse.export import Export
-from stillhouse.metrics import Classification, Lines
+from stillhouse.metrics import Classification, Latency, Lines, Memory, Profile
 from stillhouse.recipe import Recipe, Row, Stage
 from stillhouse.references import Ref, collected, out
 from stillhouse.stages import Convert, Evaluate, Make, Train
@@ -158,15 +158,16 @@ def test_finish_leads_to_what_is_scored_and_exported() -> None:
 
 def test_compressed_students_have_rows_and_scores_of_their_own() -> None:
     made = comparison()
-    onnx = Convert(name="onnx-0", convert=Export(), inputs={"student": made.model(made.first)})
-    int8 = Convert(name="int8-0", convert=Export(), inputs={"student": out(onnx)})
+    int8 = in_int8(made.model(made.first), DATA["train"], outputs=("logits",), samples=7)
+    assert int8.inputs == {"data": "data.train", "student": "onnx-0.model"}
+    files = {"onnx": int8.inputs["student"], "int8": out(int8)}
     small = replace(made.scores, metrics=(Counted(role="student"),), measures=(), figures=())
-    made = replace(made, compressed={"in int8": [int8]}, compressed_scores=small)
-    files = {"onnx": out(onnx), "int8": out(int8)}
-    turns = made.as_exported(files, teacher="large", metric=Counted)
+    made = replace(made, compressed={"in int8": [int8]}, compressed_scores=small, files=files)
+    turns = made.as_exported(teacher="large", metric=Counted)
     whole = recipe(made, studies={"As exported": [turns]})
     assert whole.rows["in int8"] == Row(kind="compressed", stages=("int8-0-scores",))
     assert whole.stage("int8-0-scores").inputs["student"] == "int8-0.model"
+    assert files.items() <= whole.stage("export").inputs.items()
     assert whole.studies == {"As exported": ("shipped",)}
     assert turns.inputs == {
         "data": "data.test", "teacher": "given.model", "student": "kd-0.student",
@@ -185,5 +186,8 @@ def test_rows_side_by_side() -> None:
     assert made.roles(1) == {
         "given": "given.model", "student-plain": "plain-1.student", "student-kd": "kd-1.student"
     }  # fmt: skip
+    scores = costed(Counted(), inputs=made.scores.inputs, role="teacher")
+    assert scores.metrics == (Counted(), Profile(role="teacher"))
+    assert scores.measures == (Latency(role="teacher"), Memory(role="teacher"))
     metric = functools.partial(Classification, teacher=None)
     assert by_line(metric, {"a": "x"}) == Lines(lines={"a": Classification(role="x")})

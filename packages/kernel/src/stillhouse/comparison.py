@@ -9,7 +9,7 @@ A recipe makes its own trainings; a `Comparison` turns them into rows, evaluatio
         titles={"plain": "student", "kd": "student + kd"},
         baseline="plain",
         exported="kd",
-        scores=Scores(metrics=(Classification(), Profile()), inputs={"data": out(data, "test")}),
+        scores=costed(Classification(), inputs={"data": data["test"]}),
     )
     return made.recipe(name="sound/distill", reference=PAPER, export=export)
 
@@ -20,7 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from stillhouse.metrics import Latencies, Lines, Metric, Profile
+from stillhouse.metrics import Latencies, Latency, Lines, Memory, Metric, Profile
+from stillhouse.quantize.onnx_static import QuantizeStatic, ToOnnx
 from stillhouse.recipe import Bound, Kind, Recipe, Row, Stage
 from stillhouse.references import Ref, collected, out
 from stillhouse.stages import Convert, Evaluate, Make, Search, Train
@@ -73,6 +74,40 @@ class Scores:
         )
 
 
+def costed(
+    *metrics: Metric,
+    inputs: Mapping[str, str],
+    role: str = "student",
+    figures: tuple[Figure, ...] = (),
+) -> Scores:
+    """The metrics, and what the model costs: size and operations, latency and memory."""
+    return Scores(
+        role=role,
+        metrics=(*metrics, Profile(role=role)),
+        inputs=inputs,
+        measures=(Latency(role=role), Memory(role=role)),
+        figures=figures,
+    )
+
+
+def in_int8(student: Ref, data: Ref, *, outputs: tuple[str, ...], samples: int) -> Convert:
+    """A seed's student in int8 with ranges from `samples` of the data: "int8-<seed>" of the stage
+    "onnx-<seed>", which its port "student" reads.
+    """
+    seed = student.stage.seed
+    floats = Convert(
+        name=f"onnx-{seed}",
+        convert=ToOnnx(outputs=outputs),
+        inputs={"data": data, "student": student},
+    )
+    return Convert(
+        name=f"int8-{seed}",
+        convert=QuantizeStatic(samples=samples),
+        inputs={"data": data, "student": out(floats)},
+        seed=seed,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Rows of models that are scored alike: teachers, students by seed, compressed students.
@@ -81,7 +116,8 @@ class Comparison:
     `titles` maps to that of the row. The student `exported`, which the headline is about, is
     exported from its first seed. Teachers and compressed students are scored as students are,
     unless scores of their own are given. `finish` leads from what was trained to the stage whose
-    first output is scored and exported: the stage itself, or a merge.
+    first output is scored and exported: the stage itself, or a merge. `files` are the exported
+    student's as ONNX, "onnx" and "int8", which are exported with it.
     """
 
     teachers: Mapping[str, Stage]
@@ -93,6 +129,7 @@ class Comparison:
     teacher_scores: Scores | None = None
     compressed: Mapping[str, Stages] = field(default_factory=dict[str, Stages])
     compressed_scores: Scores | None = None
+    files: Mapping[str, str] = field(default_factory=dict[str, str])
     finish: Callable[[Stage], Stage] = as_trained
 
     def title(self, name: str) -> str:
@@ -126,14 +163,13 @@ class Comparison:
 
     def as_exported(
         self,
-        files: Mapping[str, str],
         *,
         teacher: str,
         metric: Callable[..., Metric],
         batches: tuple[int, ...] = BATCHES,
     ) -> Evaluate:
-        """The exported student by torch and by ONNX Runtime, in floats and in int8 (the `files`
-        "onnx" and "int8"), beside a teacher, timed in turns.
+        """The exported student by torch and by ONNX Runtime, in floats and in int8, beside a
+        teacher, timed in turns.
         """
         roles = {"student": self.model(self.first), "teacher": self.model(self.teachers[teacher])}
         lines = {
@@ -145,7 +181,7 @@ class Comparison:
         return Evaluate(
             name="shipped",
             metrics=(by_line(metric, lines), by_line(Profile, lines)),
-            inputs={"data": self.scores.inputs["data"], **roles, **files},
+            inputs={"data": self.scores.inputs["data"], **roles, **self.files},
             measures=(Latencies(lines=lines, batches=batches),),
         )
 
@@ -161,12 +197,12 @@ class Comparison:
         control: Bound | None = None,
         ceiling: Bound | None = None,
     ) -> Recipe:
-        """All of it as a recipe. `export` is given the ports "student" and "scores" where it has
-        none of its own.
+        """All of it as a recipe. `export` is given the files, and the ports "student" and "scores"
+        where it has none of its own.
         """
         rows = self._evaluated()
         last = {"student": self.model(self.first), "scores": out(self.scored(self.first))}
-        export = replace(export, inputs={**last, **export.inputs})
+        export = replace(export, inputs={**last, **self.files, **export.inputs})
         scored = [stage for _, stages in rows.values() for stage in stages]
         studied = [stage for stages in studies.values() for stage in stages]
         return Recipe(

@@ -9,11 +9,10 @@ import torch
 from stillhouse.artifact import Model
 from stillhouse.cache import Cache
 from stillhouse.card import Card
-from stillhouse.comparison import Comparison, Scores, by_line, seeded
+from stillhouse.comparison import Comparison, by_line, costed, in_int8, seeded
 from stillhouse.export import Export
-from stillhouse.metrics import Latency, Memory, Profile
+from stillhouse.metrics import Latency
 from stillhouse.objectives.objective import Composed, Constant, Cosine, Optimizer, Phase, Weighted
-from stillhouse.quantize.onnx_static import QuantizeStatic, ToOnnx
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.references import Ref, out
 from stillhouse.stages import Convert, Evaluate, Make, Train
@@ -56,20 +55,17 @@ def two_teacher(settings: TwoTeacherSettings) -> Recipe:
     paper: 300-W, WFLW or COFW of your own (`--set data=file:<folder>`), 224 pixels, EfficientNet-b3
     to MobileNetV2 from fresh weights, 150 epochs of batches of 70.
     """
-    made = _comparison(settings)
-    faces, quality = _data(settings)["train"], _quality(settings)
+    made, faces = _comparison(settings), {"data": _data(settings)["train"]}
     studies = {"Spread of the errors, first seed": [_errors(settings, made)]}
-    exported: dict[str, str] = {"data": faces}
+    exported: dict[str, str] = {**faces}
     if settings.int8:
-        int8 = _int8(settings, made.first)
-        files = {"onnx": int8.inputs["student"], "int8": out(int8)}
-        turns = made.as_exported(files, teacher="tough teacher", metric=quality)
+        quality = functools.partial(Landmarks, normalizer=settings.normalizer)
+        turns = made.as_exported(teacher="tough teacher", metric=quality)
         studies["As shipped: one run, in turns"] = [turns]
-        exported |= {**files, "scores": out(turns)}
+        exported["scores"] = out(turns)
     soft = (Softness(normalizer=settings.normalizer),)
-    studies["Soft landmarks of the training faces"] = [
-        Evaluate(name="softness", metrics=soft, inputs={"data": faces})
-    ]
+    softness = Evaluate(name="softness", metrics=soft, inputs=faces)
+    studies["Soft landmarks of the training faces"] = [softness]
     title = f"{settings.student}, {settings.points} facial landmarks, {made.title(made.exported)}"
     card = Card(title=title, task="keypoint-detection", paper=PAPER)
     export = Export(outputs=OUTPUT, card=card, usage=regressor_usage)
@@ -83,19 +79,20 @@ def two_teacher(settings: TwoTeacherSettings) -> Recipe:
 
 
 def _comparison(settings: TwoTeacherSettings) -> Comparison:
+    data, quality = _data(settings), functools.partial(Landmarks, normalizer=settings.normalizer)
     teachers = {name: _teacher(settings, name) for name in TEACHERS}
     refs = {name: out(stage) for name, stage in teachers.items()}
     students = {
         name: seeded(_student(settings, name, refs), settings.seeds) for name in settings.students
     }
     exported = "paper" if "paper" in settings.students else settings.students[-1]
-    int8 = [_int8(settings, student) for student in students[exported]]
-    quality, data = _quality(settings), {"data": _data(settings)[settings.scored_on]}
-    scores = Scores(
-        metrics=(quality(), TeacherGap(normalizer=settings.normalizer), Profile()),
-        inputs={**data, "teacher": refs["tough"]},
-        measures=(Latency(), Memory()),
-    )
+    int8 = [
+        in_int8(out(student), data["train"], outputs=OUTPUT, samples=settings.calibration)
+        for student in students[exported]
+    ]
+    tested, gap = {"data": data[settings.scored_on]}, TeacherGap(normalizer=settings.normalizer)
+    scores = costed(quality(), gap, inputs={**tested, "teacher": refs["tough"]})
+    files = {"onnx": int8[0].inputs["student"], "int8": out(int8[0])}
     return Comparison(
         teachers={f"{name} teacher": stage for name, stage in teachers.items()},
         students=students,
@@ -103,19 +100,11 @@ def _comparison(settings: TwoTeacherSettings) -> Comparison:
         baseline=BASELINE,
         exported=exported,
         scores=scores,
-        teacher_scores=Scores(
-            role="teacher",
-            metrics=(quality(role="teacher"), Profile(role="teacher")),
-            inputs=data,
-            measures=(Latency(role="teacher"), Memory(role="teacher")),
-        ),
+        teacher_scores=costed(quality(role="teacher"), inputs=tested, role="teacher"),
         compressed={f"{ROWS[exported]}, int8": int8} if settings.int8 else {},
         compressed_scores=replace(scores, measures=(Latency(),)),
+        files=files if settings.int8 else {},
     )
-
-
-def _quality(settings: TwoTeacherSettings) -> functools.partial[Landmarks]:
-    return functools.partial(Landmarks, normalizer=settings.normalizer)
 
 
 def _images(settings: TwoTeacherSettings) -> ImageSpec:
@@ -139,19 +128,17 @@ def _soft(settings: TwoTeacherSettings) -> Ref:
     fit = FitShape(variance=settings.variance, augment=augment, views=settings.copies)
     shape = Convert(name="shape", convert=fit, inputs=faces)
     soften = SoftFaces(augment=augment, views=settings.copies)
-    return out(
-        Make(name="soft", make=soften, inputs={**faces, "shape": out(shape)}, ports=("train",))
-    )
+    soft = Make(name="soft", make=soften, inputs={**faces, "shape": out(shape)}, ports=("train",))
+    return out(soft)
 
 
 def _teacher(settings: TwoTeacherSettings, name: str) -> Stage:
     """Trained here by L2, to hard landmarks or to soft ones; or given."""
     spec = model(settings.teacher_model, images=_images(settings), dropout=settings.dropout)
     if given := settings.teacher if name == "tough" else settings.tolerant:
-        load = LoadCheckpoint(model=spec)
-        return Convert(name=name, convert=load, inputs={"checkpoint": given})
+        return Convert(name=name, convert=LoadCheckpoint(model=spec), inputs={"checkpoint": given})
     loss = {"l2": Weighted(term=L2(student="teacher", truth=TEACHERS[name]))}
-    stage = _training(settings, name, "teacher", spec, loss, {})
+    stage = _training(settings, name, {"teacher": spec}, loss, {})
     return replace(stage, steps=settings.teacher_steps)
 
 
@@ -159,44 +146,38 @@ def _student(settings: TwoTeacherSettings, name: Student, teachers: Mapping[str,
     """First weights and batches are those of its seed, whatever it learns from."""
     spec, loss = model(settings.student, images=_images(settings)), settings.loss(name)
     if loss is not None:
-        parts = {"tough": loss.tough, "tolerant": loss.tolerant}
-        main = {"tolerant"} if loss.variant == "released" else set[str]()
-        read = {role for role, part in parts.items() if part.weight > 0} | main
+        soft = loss.tolerant.weight > 0 or loss.variant == "released"
+        read = {"tough": loss.tough.weight > 0, "tolerant": soft}
         losses: Mapping[str, Weighted] = loss.losses()
     elif name == "l1-teacher":
-        read = {"tough"}
+        read = {"tough": True}
         weighted = Weighted(term=TeacherL1(), weight=settings.teacher_weight)
         losses = {"l1": Weighted(term=L1()), "teacher": weighted}
     else:
-        read = set[str]()
+        read = dict[str, bool]()
         losses = {"l2": Weighted(term=L2())} if name == "l2" else {"l1": Weighted(term=L1())}
-    roles = {role: ref for role, ref in teachers.items() if role in read}
-    return _training(settings, name, "student", spec, losses, roles)
+    roles = {role: ref for role, ref in teachers.items() if read.get(role)}
+    return _training(settings, name, {"student": spec}, losses, roles)
 
 
 def _training(
     settings: TwoTeacherSettings,
     name: str,
-    role: str,
-    spec: Model,
+    fresh: Mapping[str, Model],
     losses: Mapping[str, Weighted],
     teachers: Mapping[str, Ref],
 ) -> Train:
-    schedule = Constant if settings.schedule == "constant" else Cosine
-    phase = Phase(
-        trains=(role,),
-        optimizer=Optimizer(
-            build=torch.optim.AdamW,
-            lr=settings.lr if role == "student" else settings.teacher_lr,
-            kwargs={"weight_decay": settings.weight_decay},
-        ),
-        schedule=schedule(warmup=settings.warmup),
-    )
+    (role,) = fresh
+    schedule = (Constant if settings.schedule == "constant" else Cosine)(warmup=settings.warmup)
+    lr = settings.lr if "student" in fresh else settings.teacher_lr
+    kwargs = {"weight_decay": settings.weight_decay}
+    optimizer = Optimizer(build=torch.optim.AdamW, lr=lr, kwargs=kwargs)
+    phase = Phase(trains=(role,), optimizer=optimizer, schedule=schedule)
     return Train(
         name=name,
         objective=Composed(phases={role: phase}, roles=(*teachers, role), losses=losses),
         inputs={"data": _soft(settings), **teachers},
-        fresh={role: spec},
+        fresh=fresh,
         cache={teacher: Cache(outputs=OUTPUT) for teacher in teachers},
         steps=settings.steps,
         batch=settings.batch,
@@ -206,31 +187,14 @@ def _training(
     )
 
 
-def _int8(settings: TwoTeacherSettings, student: Stage) -> Convert:
-    """A student as ONNX in int8, its ranges from training faces; its input is that in floats."""
-    data = {"data": _data(settings)["train"]}
-    onnx = Convert(
-        name=f"onnx-{student.seed}",
-        convert=ToOnnx(outputs=OUTPUT),
-        inputs={**data, "student": out(student)},
-    )
-    return Convert(
-        name=f"int8-{student.seed}",
-        convert=QuantizeStatic(samples=settings.calibration),
-        inputs={**data, "student": out(onnx)},
-        seed=student.seed,
-    )
-
-
 def _errors(settings: TwoTeacherSettings, made: Comparison) -> Evaluate:
     """Curves of all rows, and the points of some on faces."""
     lines, normalizer = made.lines(), settings.normalizer
     ends = (*made.teachers, made.title(BASELINE), made.title(made.exported))
-    teachers = tuple(stage.name for stage in made.teachers.values())
     return Evaluate(
         name="errors",
         metrics=(by_line(functools.partial(Quantiles, normalizer=normalizer), lines),),
         inputs={"data": made.scores.inputs["data"], **made.roles()},
         figures=(Faces(lines={line: lines[line] for line in ends}),),
-        plots=(Ced(lines=lines, dashed=teachers, normalizer=normalizer),),
+        plots=(Ced(lines=lines, dashed=tuple(TEACHERS), normalizer=normalizer),),
     )

@@ -48,9 +48,6 @@ def tinysam(settings: TinySamSettings) -> Recipe:
         "student": out(_ready(settings, made)),
         "data": masks(settings)["calibration"],
     }
-    if settings.int8:
-        int8, onnx = integers(settings, made.model(made.first))
-        exported |= {"onnx": out(onnx), "int8": out(int8)}
     title = f"SAM with {settings.student}, {settings.size} pixels, {made.title(made.exported)}"
     card = Card(title=title, task="mask-generation", paper=PAPER)
     export = Export(inputs=INPUTS, outputs=OUTPUT, dynamic=DYNAMIC, card=card, usage=sam_usage)
@@ -78,8 +75,11 @@ def _comparison(settings: TinySamSettings) -> Comparison:
         f"W{bits}A{bits}": [quantized(settings, sam, bits, i) for i, sam in enumerate(sams)]
         for bits in settings.bits
     }
+    files: dict[str, str] = {}
     if settings.int8:
-        small["int8, ONNX Runtime"] = [integers(settings, sam, i)[0] for i, sam in enumerate(sams)]
+        whole = [integers(settings, sam, i) for i, sam in enumerate(sams)]
+        small["int8, ONNX Runtime"] = [int8 for int8, _ in whole]
+        files = {"int8": out(whole[0][0]), "onnx": out(whole[0][1])}
     data = {"data": masks(settings)[settings.scored_on]}
     return Comparison(
         teachers={"teacher": teacher},
@@ -94,6 +94,7 @@ def _comparison(settings: TinySamSettings) -> Comparison:
             measures=(Latency(batches=(1,)), Memory()),
         ),
         compressed=small,
+        files=files,
         # of what runs as a whole only: boxes
         compressed_scores=Scores(metrics=(BoxIou(), Profile()), inputs=data),
     )

@@ -13,7 +13,7 @@ from stillhouse_sam.confidence import CalibrateConfidence, Confidence
 from stillhouse_sam.everything_metrics import Everything, EverythingBoth
 from stillhouse_sam.figures import Clicks, EverythingPictures, Masks
 from stillhouse_sam.metrics import BoxIou, FilledBoxIou
-from stillhouse_sam.recipes.tinysam_quantized import integers, quantized
+from stillhouse_sam.recipes.tinysam_quantized import quantized
 from stillhouse_sam.recipes.tinysam_settings import BASELINE, TinySamSettings
 from stillhouse_sam.recipes.tinysam_training import masks, photos
 
@@ -42,9 +42,7 @@ def studies(settings: TinySamSettings, made: Comparison) -> dict[str, list[Evalu
     if settings.compared:
         found["Ways to search the scales, first seed"] = _searches(settings, made, student)
     if settings.int8:
-        int8, onnx = integers(settings, student)
-        files = {"onnx": out(onnx), "int8": out(int8)}
-        turns = made.as_exported(files, teacher="teacher", metric=BoxIou, batches=(1,))
+        turns = made.as_exported(teacher="teacher", metric=BoxIou, batches=(1,))
         found["As shipped: one run, in turns"] = turns
     return {title: [stage] for title, stage in found.items()}
 

@@ -9,9 +9,9 @@ import torch
 from stillhouse.artifact import Model
 from stillhouse.cache import Cache
 from stillhouse.card import Card
-from stillhouse.comparison import Comparison, Scores, Stages, as_trained
+from stillhouse.comparison import Comparison, Stages, as_trained, costed
 from stillhouse.export import Export
-from stillhouse.metrics import Classification, Latency, Memory, Profile
+from stillhouse.metrics import Classification
 from stillhouse.objectives.objective import (
     Composed,
     Cosine,
@@ -212,18 +212,12 @@ def compared(
         baseline=baseline,
         exported=exported,
         finish=finish,
-        scores=Scores(
-            metrics=(Classification(teacher="teacher"), Profile()),
+        scores=costed(
+            Classification(teacher="teacher"),
             inputs={**data, "teacher": out(teachers["teacher"])},
-            measures=(Latency(), Memory()),
             figures=(Predictions(names=settings.names),),
         ),
-        teacher_scores=Scores(
-            role="teacher",
-            metrics=(Classification(role="teacher"), Profile(role="teacher")),
-            inputs=data,
-            measures=(Latency(role="teacher"), Memory(role="teacher")),
-        ),
+        teacher_scores=costed(Classification(role="teacher"), inputs=data, role="teacher"),
     )
 
 
