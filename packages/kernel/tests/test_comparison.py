@@ -14,7 +14,8 @@ from stillhouse.comparison import Comparison, Scores, by_line, costed, in_int8, 
 from stillhouse.digest import digest
 from stillhouse.errors import BadRecipe, UnknownName
 from stillhouse.export import Export
-from stillhouse.metrics import Classification, Latency, Lines, Memory, Profile
+from stillhouse.metrics import Classification, Latency, Lines, Memory, Metric, Profile
+from stillhouse.metrics.scores import Score
 from stillhouse.recipe import Recipe, Row, Stage
 from stillhouse.references import Ref, collected, out
 from stillhouse.stages import Convert, Evaluate, Make, Train
@@ -27,13 +28,16 @@ DATA = Make(name="data", make=Work.of, inputs={"source": "data:x"}, ports=("trai
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counted:
+class Counted(Metric):
     """A metric that gives its role's number of parameters."""
 
     role: str = "student"
 
     def __call__(self, models: Any, data: Any, *, work: Work) -> Mapping[str, float]:
-        return {"parameters": float(sum(p.numel() for p in models[self.role].parameters()))}
+        return {"weights": float(sum(p.numel() for p in models[self.role].parameters()))}
+
+    def scores(self) -> tuple[Score, ...]:
+        return (Score(name="weights", better="lower"),)
 
 
 @dataclass(frozen=True, kw_only=True)

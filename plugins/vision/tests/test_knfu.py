@@ -120,11 +120,12 @@ def test_messages_of_a_split(images: Mapping[str, TensorData]) -> None:
 def test_stages_of_a_seed_and_rows_of_the_report() -> None:
     made = recipe(seeds=2)
     assert [s.name for s in made.stages] == [
-        "data",
-        *("split-0", "local-0", "itself-0", "mean-0", "fedavg-0", "knfu-0"),
-        *(f"{name}-0-scores" for name in RULES),
-        *("split-1", "local-1", "itself-1", "mean-1", "fedavg-1", "knfu-1"),
-        *(f"{name}-1-scores" for name in RULES),
+        *("data", "split-0", "local-0", "local-0-scores", "split-1", "local-1", "local-1-scores"),
+        *(
+            stage
+            for name in ("itself", "mean", "fedavg", "knfu")
+            for stage in (f"{name}-0", f"{name}-0-scores", f"{name}-1", f"{name}-1-scores")
+        ),
         "export",
     ]
     assert {title: row.stages for title, row in made.rows.items()} == {
