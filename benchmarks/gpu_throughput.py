@@ -153,19 +153,27 @@ class Passes:
 
 def fitted(size: int, device: str, precision: str, steps: int) -> None:
     from stillhouse.engine import fit
-    from stillhouse.objectives import logits, supervised
-    from stillhouse.objectives.objective import Composed, Optimizer, Phase, Weighted
+    from stillhouse.objectives import (
+        Composed,
+        Optimizer,
+        Phase,
+        Term,
+        Weighted,
+        cross_entropy_loss,
+        kd_loss,
+    )
     from stillhouse.recipe import Context
     from stillhouse.training import Setup
 
     models: dict[str, nn.Module] = dict(zip(("teacher", "student"), networks(), strict=True))
     optimizer = Optimizer(lr=LR, kwargs={"momentum": MOMENTUM, "weight_decay": DECAY})
+    ce = Term(cross_entropy_loss, "student.logits", "batch.labels")
+    kd = Term(kd_loss, "student.logits", "teacher.logits", temperature=TEMPERATURE)
     objective = Composed(
         phases={"distill": Phase(trains=("student",), optimizer=optimizer)},
-        roles=("teacher", "student"),
         losses={
-            "ce": Weighted(term=supervised.CrossEntropy(), weight=CE),
-            "kd": Weighted(term=logits.KD(temperature=TEMPERATURE), weight=KD),
+            "ce": Weighted(term=ce, weight=CE),
+            "kd": Weighted(term=kd, weight=KD),
         },
     )
     data = Passes(size, iter(feed(size, device, precision, models["student"])))

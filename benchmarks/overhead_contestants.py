@@ -93,21 +93,28 @@ def bare(_steps: int) -> None:
 
 def stillhouse(steps: int) -> None:
     from stillhouse.engine import fit
-    from stillhouse.objectives.logits import KD
-    from stillhouse.objectives.objective import Composed, Optimizer, Phase, Weighted
-    from stillhouse.objectives.supervised import CrossEntropy
+    from stillhouse.objectives import (
+        Composed,
+        Optimizer,
+        Phase,
+        Term,
+        Weighted,
+        cross_entropy_loss,
+        kd_loss,
+    )
     from stillhouse.recipe import Context
     from stillhouse.training import Setup
 
     nets = dict(zip(("teacher", "student"), core.networks(), strict=True))
     models = {role: rolled(net, role) for role, net in nets.items()}
     sgd = Optimizer(lr=core.LR, kwargs={"momentum": core.MOMENTUM, "weight_decay": core.DECAY})
+    ce = Term(cross_entropy_loss, "student.logits", "batch.labels")
+    kd = Term(kd_loss, "student.logits", "teacher.logits", temperature=core.TEMPERATURE)
     objective = Composed(
         phases={"distill": Phase(trains=("student",), optimizer=sgd)},
-        roles=("teacher", "student"),
         losses={
-            "ce": Weighted(term=CrossEntropy(), weight=core.CE),
-            "kd": Weighted(term=KD(temperature=core.TEMPERATURE), weight=core.KD),
+            "ce": Weighted(term=ce, weight=core.CE),
+            "kd": Weighted(term=kd, weight=core.KD),
         },
     )
     ids = torch.arange(core.BATCH * core.BATCHES).split(core.BATCH)

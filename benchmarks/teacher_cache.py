@@ -30,9 +30,15 @@ from stillhouse.artifact import Artifact, Model
 from stillhouse.cache import Cache
 from stillhouse.code import code_version
 from stillhouse.environment import environment
-from stillhouse.objectives.logits import KD
-from stillhouse.objectives.objective import Composed, Optimizer, Phase, Weighted
-from stillhouse.objectives.supervised import CrossEntropy
+from stillhouse.objectives import (
+    Composed,
+    Optimizer,
+    Phase,
+    Term,
+    Weighted,
+    cross_entropy_loss,
+    kd_loss,
+)
 from stillhouse.profile import macs
 from stillhouse.recipe import Event, Recipe
 from stillhouse.runs import Runs, run_stage
@@ -101,15 +107,20 @@ class Trial:
     def recipe(self) -> Recipe:
         plain = Composed(
             phases={"train": phase("teacher")},
-            roles=("teacher",),
-            losses={"ce": Weighted(term=CrossEntropy(student="teacher"))},
+            losses={
+                "ce": Weighted(term=Term(cross_entropy_loss, "teacher.logits", "batch.labels"))
+            },
         )
         distill = Composed(
             phases={"train": phase("student")},
-            roles=("teacher", "student"),
             losses={
-                "ce": Weighted(term=CrossEntropy(), weight=0.1),
-                "kd": Weighted(term=KD(temperature=4.0), weight=0.9),
+                "ce": Weighted(
+                    term=Term(cross_entropy_loss, "student.logits", "batch.labels"), weight=0.1
+                ),
+                "kd": Weighted(
+                    term=Term(kd_loss, "student.logits", "teacher.logits", temperature=4.0),
+                    weight=0.9,
+                ),
             },
         )
         teacher = Train(

@@ -15,6 +15,7 @@ from stillhouse.data.data import Columns, Data
 from stillhouse.metrics.metric import Metric
 from stillhouse.metrics.scores import Score
 from stillhouse.objectives.objective import Composed, Models, Optimizer, Phase, Tensors, Weighted
+from stillhouse.objectives.term import Term
 from stillhouse.recipe import Recipe
 from stillhouse.settings import Settings
 from stillhouse.stages.evaluate import Evaluate
@@ -40,20 +41,12 @@ class Line(nn.Module):
         return {"y": self.body(batch["x"])}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Squares:
+def squares_loss(y: Tensor, x: Tensor, *, seconds: float, fits: int) -> Tensor:
     """Mean squared error; takes `seconds` and has memory for `fits` rows."""
-
-    seconds: float
-    fits: int
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        if len(batch["id"]) > self.fits:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        time.sleep(self.seconds)
-        return nn.functional.mse_loss(outputs["student"]["y"], 3 * batch["x"] + 1)
+    if len(x) > fits:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    time.sleep(seconds)
+    return nn.functional.mse_loss(y, 3 * x + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +73,16 @@ class Error(Metric):
 
 
 def slope(settings: Slope) -> Recipe:
+    squares = Term(
+        squares_loss,
+        "student.y",
+        "batch.x",
+        seconds=settings.step_seconds,
+        fits=settings.fits,
+    )
     objective = Composed(
         phases={"main": Phase(trains=("student",), optimizer=Optimizer(lr=settings.rate))},
-        roles=("student",),
-        losses={
-            "squares": Weighted(term=Squares(seconds=settings.step_seconds, fits=settings.fits))
-        },
+        losses={"squares": Weighted(term=squares)},
     )
     source = settings.data or "data:a/numbers.txt"
     stages: list[Any] = [

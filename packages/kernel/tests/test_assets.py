@@ -18,7 +18,7 @@ from stillhouse.inputs import outside
 from stillhouse.objectives.objective import Composed, Optimizer, Phase, Weighted
 from stillhouse.stages import Convert, Make, Train
 
-from .toys import SITE, CrossEntropy, Tokenized, Words, toy_context
+from .toys import SITE, Tokenized, Words, by_labels, toy_context
 
 VOCABULARY = {"good": 2, "fine": 3, "bad": 4, "awful": 5}
 TEXTS = ["good fine", "bad", "awful bad day", "fine"]
@@ -38,10 +38,10 @@ def vocabulary(tmp_path: Path) -> Path:
 
 def train(role: str, inputs: Mapping[str, str], assets: Mapping[str, tuple[str, ...]]) -> Train:
     phase = Phase(trains=(role,), optimizer=Optimizer(lr=1.0))
-    losses = {"ce": Weighted(term=CrossEntropy(role=role))}
+    losses = {"ce": Weighted(term=by_labels(role))}
     return Train(
         name=role,
-        objective=Composed(phases={"main": phase}, roles=(role,), losses=losses),
+        objective=Composed(phases={"main": phase}, losses=losses),
         inputs=inputs,
         fresh={role: Model(build=Words, kwargs={"size": 6})},
         steps=60,

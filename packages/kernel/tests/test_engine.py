@@ -235,7 +235,7 @@ class Wakes(Composed):
 )
 def test_a_teacher_that_drifts_is_an_error(tmp_path: Path, part: bool, message: str) -> None:
     base = toy_objective()
-    objective = Wakes(phases=base.phases, roles=base.roles, losses=base.losses, part=part)
+    objective = Wakes(phases=base.phases, losses=base.losses, part=part)
     with pytest.raises(
         ContractError, match=f"frozen role 'teacher' {message}|put frozen role 'teacher' {message}"
     ):
@@ -267,7 +267,7 @@ class Selecting(Composed):
 
 def test_refreshed_data_are_part_of_the_checkpoint(tmp_path: Path) -> None:
     base = toy_objective()
-    objective = Selecting(phases=base.phases, roles=base.roles, losses=base.losses)
+    objective = Selecting(phases=base.phases, losses=base.losses)
     whole = toy_models()
     fit(objective, whole, toy_data(), setup=toy_setup(), ctx=toy_context(tmp_path / "whole"))
     ctx = toy_context(tmp_path / "killed", observe=KillAt(step=7), checkpoint_steps=7)
@@ -298,7 +298,7 @@ class Describes(Selecting):
 
 def describes(wrong: float | None = None) -> Describes:
     base = toy_objective()
-    return Describes(phases=base.phases, roles=base.roles, losses=base.losses, wrong=wrong)
+    return Describes(phases=base.phases, losses=base.losses, wrong=wrong)
 
 
 def test_what_was_chosen_is_recorded_through_a_kill(tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_what_was_chosen_is_recorded_through_a_kill(tmp_path: Path) -> None:
 
 def test_a_choice_is_counted_without_being_described(tmp_path: Path) -> None:
     base, ctx = toy_objective(), toy_context(tmp_path)
-    objective = Selecting(phases=base.phases, roles=base.roles, losses=base.losses)
+    objective = Selecting(phases=base.phases, losses=base.losses)
     found = fit(objective, toy_models(), toy_data(), setup=toy_setup(steps=6), ctx=ctx)
     assert found.refreshes == ({"step": 0, "selected": 24}, {"step": 5, "selected": 24})
     plain = toy_context(tmp_path / "plain")

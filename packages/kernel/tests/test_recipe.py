@@ -23,10 +23,11 @@ from stillhouse.digest import (
 )
 from stillhouse.errors import BadData, BadRecipe, UnhashableRecipe, UnknownName
 from stillhouse.objectives.objective import Composed, Weighted
+from stillhouse.objectives.term import Term
 from stillhouse.recipe import Recipe, Row
 from stillhouse.stages import Evaluate, Make, Train
 
-from .toys import CrossEntropy, Net, toy_objective
+from .toys import Net, toy_objective
 
 STUDENT = Model(build=Net, kwargs={"width": 4})
 
@@ -94,15 +95,11 @@ def test_a_function_inside_a_function_is_refused() -> None:
 
 
 def test_a_lambda_in_a_stage_is_named_by_its_place() -> None:
-    losses = {"kd": Weighted(term=CrossEntropy())}
-    broken = Composed(
-        phases=toy_objective().phases,
-        roles=("student",),
-        losses={"kd": replace(losses["kd"], term=lambda o, b, *, progress: o)},
-    )
+    term = Term(lambda logits: logits.mean(), "student.logits")
+    broken = Composed(phases=toy_objective().phases, losses={"kd": Weighted(term=term)})
     stage = train(objective=broken, inputs={"data": "builtin:x:y"}, fresh={"student": STUDENT})
     with pytest.raises(
-        UnhashableRecipe, match=r"recipe.stages\[0\].objective.losses\['kd'\].term: a lambda"
+        UnhashableRecipe, match=r"recipe.stages\[0\].objective.losses\['kd'\].term.loss: a lambda"
     ):
         digest(Recipe(name="r", reference="", stages=[stage]))
 

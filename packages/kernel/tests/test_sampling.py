@@ -19,6 +19,7 @@ from stillhouse.data.taking import Take
 from stillhouse.errors import BadData, BadRecipe, BadSetting, UnknownName
 from stillhouse.metrics import Lines, Metric, On, Score
 from stillhouse.objectives.objective import Composed, Models, Phase, Tensors, Weighted
+from stillhouse.objectives.term import Term
 from stillhouse.recipe import Context, Event
 from stillhouse.stages import Evaluate, Make, Train
 from stillhouse.work import Work
@@ -169,15 +170,9 @@ def die(event: Event) -> None:
         raise Died
 
 
-@dataclass(frozen=True, kw_only=True)
-class Labelled:
+def labelled_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of the rows that have a label."""
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        logits = outputs["student"]["logits"]
-        return torch.nn.functional.cross_entropy(logits, batch["labels"], ignore_index=-1)
+    return torch.nn.functional.cross_entropy(logits, labels, ignore_index=-1)
 
 
 def sources(folder: Path) -> dict[str, Artifact]:
@@ -199,10 +194,13 @@ def run(stage: Train, given: Mapping[str, Artifact], folder: Path, **changes: An
 
 def semi_supervised(**changes: Any) -> Train:
     base = toy_objective()
-    losses = {"ce": Weighted(term=Labelled()), "match": base.losses["match"]}
+    losses = {
+        "ce": Weighted(term=Term(labelled_loss, "student.logits", "batch.labels")),
+        "match": base.losses["match"],
+    }
     given: dict[str, Any] = {
         "name": "student",
-        "objective": Composed(phases=base.phases, roles=base.roles, losses=losses),
+        "objective": Composed(phases=base.phases, losses=losses),
         "inputs": {"few": "few.train", "many": "data.train", "teacher": "t.teacher"},
         "fresh": {"student": Model(build=Net, kwargs={"width": 4})},
         "data": Mix(parts={"few": 1, "many": 1}, fill={"labels": -1}),

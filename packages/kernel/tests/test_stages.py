@@ -31,6 +31,7 @@ from stillhouse.objectives.objective import (
     Tensors,
     Weighted,
 )
+from stillhouse.objectives.term import Term
 from stillhouse.profile import macs
 from stillhouse.quantize.ptq import Quantize
 from stillhouse.recipe import Event
@@ -293,26 +294,18 @@ def test_an_evaluation_separates_scores_from_timings(
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """A term that needs memory for every row, and runs out of it."""
-
-    rows: int
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> torch.Tensor:
-        if len(batch["id"]) > self.rows:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return outputs["student"]["logits"].square().mean()
+def hungry_loss(logits: torch.Tensor, *, rows: int) -> torch.Tensor:
+    """Needs memory for every row, and runs out of it."""
+    if len(logits) > rows:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    return logits.square().mean()
 
 
 def hungry(rows: int, micro_batch: int | None, accumulate: int = 1) -> Train:
     phase = Phase(trains=("student",), optimizer=Optimizer(lr=0.1), accumulate=accumulate)
     objective = Composed(
         phases={"main": phase},
-        roles=("student",),
-        losses={"needs": Weighted(term=Needs(rows=rows))},
+        losses={"needs": Weighted(term=Term(hungry_loss, "student.logits", rows=rows))},
     )
     return Train(
         name="student",
@@ -364,7 +357,7 @@ def test_a_selection_has_more_views_than_the_data_have_passes(
     teacher = Built(spec=Model(build=Net, kwargs={"width": 12}), module=toy_models()["teacher"])
     stage = Train(
         name="t",
-        objective=FirstRows(phases=base.phases, roles=base.roles, losses=base.losses),
+        objective=FirstRows(phases=base.phases, losses=base.losses),
         inputs={"data": "d.d", "teacher": "t.t"},
         fresh={"student": Model(build=Net, kwargs={"width": 4})},
         cache={"teacher": Cache()},

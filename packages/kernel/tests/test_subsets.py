@@ -22,7 +22,7 @@ from stillhouse.objectives.objective import Composed, Optimizer, Phase, Weighted
 from stillhouse.stages import Convert, Train
 from stillhouse.testing.killing import KilledError, die_at_checkpoint
 
-from .toys import SITE, Adapted, CrossEntropy, Net, Wide, same, toy_context, toy_data, toy_setup
+from .toys import SITE, Adapted, Net, Wide, by_labels, same, toy_context, toy_data, toy_setup
 
 WIDTH, DEPTH, RANK = 16, 3, 2
 ADAPTERS = Only(patterns=("*.up", "*.down"))
@@ -55,8 +55,8 @@ def rows() -> dict[str, Tensor]:
 def objective(grouping: Any = ADAPTERS) -> Composed:
     optimizer = Optimizer(build=torch.optim.Adam, lr=0.01)
     phase = Phase(trains=("student",), optimizer=optimizer, grouping=grouping)
-    losses = {"ce": Weighted(term=CrossEntropy())}
-    return Composed(phases={"main": phase}, roles=("student",), losses=losses)
+    losses = {"ce": Weighted(term=by_labels())}
+    return Composed(phases={"main": phase}, losses=losses)
 
 
 def stage(**changes: Any) -> Train:

@@ -13,16 +13,12 @@ from torch import Tensor
 from stillhouse.digest import digest
 from stillhouse.errors import BadSetting, UnknownName
 from stillhouse.objectives.objective import Composed, Optimizer, Phase
+from stillhouse.objectives.term import Term
 from stillhouse_landmarks.objectives import (
-    L1,
-    L2,
     NOBODY,
     PAPER,
     RELEASED,
     Assistance,
-    Assistive,
-    TeacherL1,
-    TeacherL2,
     assistive_loss,
     known_variant,
     l1_loss,
@@ -348,7 +344,7 @@ def test_weights_out_of_range(change: dict[str, float], message: str) -> None:
     with pytest.raises(BadSetting, match=message):
         assistive_loss(one(0.5), one(0.5), one(0.7), ramp=True, **numbers)
     with pytest.raises(BadSetting, match=message):
-        Assistive(ramp=True, **numbers)
+        Term(assistive_loss, *READS, ramp=True, **numbers)
 
 
 def test_an_unknown_variant_is_named() -> None:
@@ -373,10 +369,12 @@ class Points(torch.nn.Module):
         return {"landmarks": self.points.expand(len(batch["landmarks"]), -1)}
 
 
+READS = ("student.landmarks", "batch.landmarks", "tough.landmarks")
+
+
 def composed(losses: object) -> Composed:
     phase = Phase(trains=("student",), optimizer=Optimizer(lr=0.01))
-    roles = ("student", "tough", "tolerant")
-    return Composed(phases={"main": phase}, roles=roles, losses=losses)  # type: ignore[arg-type]
+    return Composed(phases={"main": phase}, losses=losses)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("loss", [PAPER, RELEASED], ids=["paper", "released"])
@@ -405,21 +403,24 @@ def test_a_teacher_without_weight_is_not_asked_for() -> None:
     assert set(alone) == {"main", "tough"}
     outputs = {"student": {"landmarks": one(0.6)}, "tough": {"landmarks": one(0.7)}}
     batch = {"landmarks": one(0.5)}
-    values = [part.term(outputs, batch, progress=0).item() for part in alone.values()]
+    values = [part.term(outputs, batch).item() for part in alone.values()]
     assert values == pytest.approx([0.1, -0.045])
 
 
 def test_control_terms() -> None:
     outputs = {"student": {"landmarks": one(0.6)}, "tough": {"landmarks": one(0.9)}}
     batch = {"landmarks": one(0.5), "soft": one(0.55)}
-    assert L1()(outputs, batch, progress=0).item() == pytest.approx(0.1)
-    assert L2()(outputs, batch, progress=0).item() == pytest.approx(0.01)
-    assert L2(truth="soft")(outputs, batch, progress=0).item() == pytest.approx(0.0025)
-    shape = {**outputs, "shape": {"landmarks": one(0.8)}}
-    assert TeacherL2()(shape, batch, progress=0).item() == pytest.approx(0.04)
-    assert TeacherL1()(outputs, batch, progress=0).item() == pytest.approx(0.3)
+    found = "student.landmarks"
+    expected = [
+        (Term(l1_loss, found, "batch.landmarks"), 0.1),
+        (Term(l2_loss, found, "batch.landmarks"), 0.01),
+        (Term(l2_loss, found, "batch.soft"), 0.0025),
+        (Term(l1_loss, found, "tough.landmarks"), 0.3),
+    ]
+    for term, value in expected:
+        assert term(outputs, batch).item() == pytest.approx(value)
     with pytest.raises(UnknownName, match="batch: unknown column 'softs'. Did you mean 'soft'?"):
-        L1(truth="softs")(outputs, batch, progress=0)
+        Term(l1_loss, found, "batch.softs")(outputs, batch)
 
 
 def test_terms_can_be_hashed() -> None:

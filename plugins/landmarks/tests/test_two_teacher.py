@@ -80,7 +80,7 @@ def test_teachers_learn_from_hard_and_from_soft_landmarks_by_l2() -> None:
         teacher = made.stage(name)
         assert isinstance(teacher, Train)
         assert isinstance(teacher.objective, Composed)
-        assert teacher.objective.losses["l2"].term.truth == column
+        assert teacher.objective.outputs_of("batch") == (column,)
         assert teacher.fresh["teacher"].kwargs["dropout"] == 0.5
 
 

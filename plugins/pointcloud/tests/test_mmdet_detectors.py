@@ -12,18 +12,20 @@ from stillhouse.data.data import TensorData
 from stillhouse.engine import fit
 from stillhouse.errors import BadData, BadSetting, MissingData, UnknownName
 from stillhouse.objectives.objective import Optimizer, Phase, Weighted
+from stillhouse.objectives.supervised import role_loss
+from stillhouse.objectives.term import Term
 from stillhouse.recipe import Context
 from stillhouse.training import Setup
 from stillhouse.work import Work
 from stillhouse_pointcloud.boxes import CLASSES
 from stillhouse_pointcloud.data import from_arrays
 from stillhouse_pointcloud.detectors.found import Picking, detector
+from stillhouse_pointcloud.distilled import GraphRole, graph_feeds
 from stillhouse_pointcloud.metrics import KittiAp
 from stillhouse_pointcloud.mmdet import DetectorTraining, LoadDetector, model
 from stillhouse_pointcloud.mmdet.clouds import truth
 from stillhouse_pointcloud.mmdet.library import missing
 from stillhouse_pointcloud.mmdet.network import Detector
-from stillhouse_pointcloud.objectives import LocalGraphDistillation
 from stillhouse_pointcloud.samples import SMALL_LIDAR, SMALL_STREET, render
 
 pytestmark = pytest.mark.skipif(
@@ -139,16 +141,13 @@ def test_the_objective_gives_teacher_and_student_the_same_voxels():
     teacher, student = built(file).eval().requires_grad_(False), built(f"{file}/4").train()
     seen: dict[str, torch.Tensor] = {}
 
-    class Both:
-        def __call__(self, outputs, batch, *, progress):
-            for role in ("teacher", "student"):
-                seen[role] = outputs[role]["voxels"]
-            return outputs["student"]["voxels"].mean() * 0
+    def both(teacher, student):
+        seen.update(teacher=teacher, student=student)
+        return student.mean() * 0
 
     objective = DetectorTraining(
         phases={"train": Phase(trains=("student",), optimizer=Optimizer(lr=1e-3))},
-        roles=("teacher", "student"),
-        losses={"kd": Weighted(term=Both())},
+        losses={"kd": Weighted(term=Term(both, "teacher.voxels", "student.voxels"))},
     )
     models = {"teacher": teacher, "student": student}
     terms = objective.terms("train", models, batch, step=0, steps=1, rng=torch.Generator())
@@ -163,28 +162,17 @@ def test_the_objective_gives_teacher_and_student_the_same_voxels():
         objective.terms("train", models, batch, step=0, steps=1, rng=torch.Generator())
 
 
-class Distilled:
-    """PointDistiller's loss of the pillars, by the role `kd`."""
-
-    def __init__(self, kd: LocalGraphDistillation) -> None:
-        self.kd = kd
-
-    def __call__(self, outputs, batch, *, progress):
-        cuts = outputs["student"]["voxel_offsets"].diff().tolist()
-        sides = [outputs[role]["voxels"].split(cuts) for role in ("teacher", "student")]
-        return self.kd(*sides, outputs["student"]["voxel_counts"].float().split(cuts))
-
-
 def test_the_kernel_trains_a_student_by_its_teacher(tmp_path):
     file = COARSE
     torch.manual_seed(0)
-    kd = LocalGraphDistillation(64, 16, 16, 8, 128, 32.0)
+    widths = {"teacher_dim": 64, "student_dim": 16, "out_dim": 16}
+    kd = GraphRole(graphs={**widths, "k": 8, "num": 128, "tau": 32.0})
     models = {"teacher": built(file), "student": built(f"{file}/16"), "kd": kd}
     before = copy.deepcopy(models["student"])
     objective = DetectorTraining(
         phases={"train": Phase(trains=("student", "kd"), optimizer=Optimizer(lr=1e-3))},
-        roles=("teacher", "student"),
-        losses={"kd": Weighted(term=Distilled(kd))},
+        losses={"kd": Weighted(term=Term(role_loss, "kd.loss"))},
+        feeds={"kd": graph_feeds("voxels")},
     )
     drawn = render(4, seed=1, lidar=SMALL_LIDAR, street=SMALL_STREET)
     data = TensorData(from_arrays({f"test_{k}": v for k, v in drawn.items()}, "test"))

@@ -22,6 +22,7 @@ from stillhouse.training import Setup
 from stillhouse.work import Work
 from stillhouse_pointcloud.data import from_arrays
 from stillhouse_pointcloud.detectors.found import Bounds
+from stillhouse_pointcloud.distilled import graph_feeds
 from stillhouse_pointcloud.mmdet import DetectorTraining, LoadDetector, model
 from stillhouse_pointcloud.mmdet.export import ExportDetector
 from stillhouse_pointcloud.mmdet.library import missing
@@ -117,11 +118,11 @@ def test_of_second_two_maps_are_distilled_each_by_encoders_of_its_own(gpu):
     sides = [(r.graphs.teacher_dim, r.graphs.student_dim) for r in roles.values()]
     assert sides == [(128, 64), (256, 128)]
     assert all(r.graphs.importance == "max" and not r.graphs.normalise for r in roles.values())
-    assert {name: loss.term.role for name, loss in both.objective.losses.items()} == {
-        "graphs": "graphs",
-        "graphs2": "graphs2",
+    assert {name: loss.term.names for name, loss in both.objective.losses.items()} == {
+        "graphs": ("graphs.loss",),
+        "graphs2": ("graphs2.loss",),
     }
-    assert both.objective.feeds == dict.fromkeys(roles, ("teacher", "student"))
+    assert both.objective.feeds == {name: graph_feeds(r.output) for name, r in roles.items()}
     # a state of each, and no pillars to draw
     encoders = made.stage("encoders")
     assert {"both, backbone.0", "both, backbone.1"} < set(encoders.metrics[0].lines)

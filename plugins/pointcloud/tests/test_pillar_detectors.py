@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Generator
 
 from stillhouse.data.data import TensorData, rows_of
-from stillhouse.errors import BadData, BadSetting, UnknownName
-from stillhouse.objectives.features import Hint
+from stillhouse.errors import BadData, BadRecipe, BadSetting, UnknownName
+from stillhouse.objectives.features import hint_loss
 from stillhouse.objectives.objective import Optimizer, Phase, Weighted
+from stillhouse.objectives.term import Term
 from stillhouse.work import Work
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.detectors import (
@@ -265,9 +266,12 @@ def test_of_boxes_that_overlap_the_surest_stays():
     assert suppressed(np.zeros((0, 7)), 0.1).tolist() == []
 
 
-def trained(module, rows, steps, *, roles=("student",), models=None, **given):
+HINT = {"hint": Weighted(term=Term(hint_loss, "student.cls", "teacher.cls"))}
+
+
+def trained(module, rows, steps, *, models=None, **given):
     """The first and the last value of the whole loss."""
-    objective = Detection(phases=PHASES, grid=SMALL_GRID, roles=roles, **given)
+    objective = Detection(phases=PHASES, grid=SMALL_GRID, **given)
     models = {"student": module, **(models or {})}
     learned = [p for m in models.values() for p in m.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=5e-3)
@@ -310,23 +314,12 @@ def test_a_teacher_reads_the_students_pillars_and_is_left_alone():
     torch.manual_seed(0)
     teacher, student = small("pillars-16").eval().requires_grad_(False), small()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    losses = {
-        "hint": Weighted(
-            term=Hint(
-                student="student",
-                teacher="teacher",
-                student_outputs=("cls",),
-                teacher_outputs=("cls",),
-            )
-        )
-    }
     first, last, terms = trained(
         student,
         batch(2),
         20,
-        roles=("student", "teacher"),
         models={"teacher": teacher},
-        losses=losses,
+        losses=HINT,
     )
     assert set(terms) == {"cls", "box", "dir", "hint"}
     assert last < first
@@ -355,9 +348,9 @@ def test_what_cannot_be_used_is_named():
         model("pillars-8", grid=TOY)
     other = model("pillars-8", grid=PillarGrid(x=(0.0, 8.0), y=(-4.0, 4.0), cell=1.0)).new()
     with pytest.raises(BadSetting, match="teacher and student need one grid"):
-        trained(small(), batch(1), 1, roles=("student", "teacher"), models={"teacher": other})
-    with pytest.raises(BadSetting, match="'pupil' is not among the roles"):
-        Detection(phases=PHASES, grid=SMALL_GRID, student="pupil")
+        trained(small(), batch(1), 1, models={"teacher": other}, losses=HINT)
+    with pytest.raises(BadRecipe, match="trains 'student', which no term reads; they read pupil"):
+        trained(small(), batch(1), 1, student="pupil")
     points = torch.full((3, 4), float("nan"))
     points[0] = 0
     given = {"points": points, "points_offsets": torch.tensor([0, 1, 3])}

@@ -10,7 +10,7 @@ from stillhouse.checksums import bits_of
 from stillhouse.data.data import TensorData
 from stillhouse.engine import fit
 from stillhouse.errors import BadSetting, StillhouseError
-from stillhouse.objectives.features import AttentionTransfer, Hint
+from stillhouse.objectives.features import at_loss, hint_loss
 from stillhouse.objectives.objective import Weighted
 from stillhouse.recipe import Context
 from stillhouse.settings import make_recipe, make_settings
@@ -18,7 +18,7 @@ from stillhouse.stages import Convert, Evaluate, Make, Train
 from stillhouse.training import Setup
 from stillhouse.work import Work
 from stillhouse_pointcloud.data import ReadKitti
-from stillhouse_pointcloud.distilled import GraphRole, GraphTerm
+from stillhouse_pointcloud.distilled import GraphRole
 from stillhouse_pointcloud.figures import BirdsEye, Overlay
 from stillhouse_pointcloud.mixed import ReadMixed
 from stillhouse_pointcloud.objectives import LocalGraphDistillation
@@ -87,8 +87,8 @@ def test_each_student_has_its_own_loss_and_helper():
         "alone": (), "alone16": (), "fitnets": ("regressor",), "at": (),
         "local": ("graphs",), "reweight": ("graphs",), "both": ("graphs",),
     }  # fmt: skip
-    assert isinstance(found["fitnets"].losses["hint"].term, Hint)
-    assert isinstance(found["at"].losses["at"].term, AttentionTransfer)
+    assert found["fitnets"].losses["hint"].term.loss is hint_loss
+    assert found["at"].losses["at"].term.loss is at_loss
     parts = {n: made.stage(f"{n}-0").fresh["graphs"].new().graphs for n in GRAPHS}
     assert {n: (g.local, g.reweight) for n, g in parts.items()} == {
         "local": (True, False), "reweight": (False, True), "both": (True, True),
@@ -234,7 +234,8 @@ def test_the_role_is_the_loss_of_the_pillars_cloud_by_cloud():
     assert len(role.graphs.chosen) == 3
     assert found["loss"].item() == pytest.approx(expected.item())
     outputs = {"graphs": found}
-    assert GraphTerm()(outputs, {}, progress=0.0) is found["loss"]
+    term = made.stage("both-0").objective.losses["graphs"].term
+    assert term(outputs, {}) is found["loss"]
 
 
 def test_a_map_can_be_distilled_too():

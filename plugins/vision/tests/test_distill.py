@@ -9,7 +9,7 @@ from stillhouse.objectives.zoo import ZOO
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Convert, Evaluate, Train
 from stillhouse_vision.models import LoadCheckpoint
-from stillhouse_vision.recipes.distill import STORED, distill
+from stillhouse_vision.recipes.distill import distill
 from stillhouse_vision.samples import digits
 
 NAME = "vision/distill"
@@ -81,9 +81,9 @@ def test_paper_has_the_settings_of_the_papers() -> None:
     assert isinstance(objective, Composed)
     weights = {name: loss.weight for name, loss in objective.losses.items()}
     assert weights == {"ce": 0.1, "kd": 0.9}
-    assert objective.losses["kd"].term.temperature == 4.0
-    dkd = made.stage("dkd-0").objective.losses["dkd"].term
-    assert (dkd.alpha, dkd.beta) == (1, 8)
+    assert objective.losses["kd"].term.hyperparameters == {"temperature": 4.0}
+    dkd = made.stage("dkd-0").objective.losses["dkd"].term.hyperparameters
+    assert (dkd["alpha"], dkd["beta"]) == (1, 8)
 
 
 def test_own_teacher_is_used_as_it_is() -> None:
@@ -100,14 +100,17 @@ def test_own_teacher_must_have_the_feature_maps_that_are_read() -> None:
     by_maps = recipe(teacher="file:mine", objective="at").stage("teacher").convert
     assert isinstance(by_logits, LoadCheckpoint)
     assert by_logits.agree == ("logits",)
-    assert "hint2" in by_maps.agree
+    assert by_maps.agree == ("logits", "hint1", "hint2", "hint3")
+    by_embedding = recipe(teacher="file:mine", objective=["kd", "rkd"]).stage("teacher").convert
+    assert by_embedding.agree == ("logits", "embedding")
 
 
 def test_temperature_and_numbers_reach_their_objective_only() -> None:
     chosen = recipe(objective=["kd", "std_kd", "dkd"], temperature=3, numbers={"dkd.beta": 5.0})
     terms = {o: chosen.stage(f"{o}-0").objective.losses[o].term for o in ("kd", "std_kd", "dkd")}
-    assert [terms[o].temperature for o in ("kd", "std_kd", "dkd")] == [3, 2, 3]
-    assert terms["dkd"].beta == 5
+    numbers = {o: term.hyperparameters for o, term in terms.items()}
+    assert [numbers[o]["temperature"] for o in ("kd", "std_kd", "dkd")] == [3, 2, 3]
+    assert numbers["dkd"]["beta"] == 5
 
 
 @pytest.mark.parametrize(
@@ -159,6 +162,23 @@ def test_every_objective_of_the_zoo_trains_the_student(
     own.backward()
     reached = [p for p in models["student"].parameters() if p.grad is not None]
     assert any(bool(p.grad.abs().sum() > 0) for p in reached)
+
+
+# vectors of the teacher are stored, maps are not
+STORED = {
+    **dict.fromkeys(("kd", "dkd", "dist", "std_kd"), ("logits",)),
+    **dict.fromkeys(("rkd", "cc", "pkt", "infonce", "crd"), ("embedding",)),
+}
+PAIRED = ("dist", "sp", "rkd", "cc", "pkt", "infonce", "crd")  # no means over samples
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_what_is_stored_and_what_may_be_cut_follow_from_the_terms(name: str) -> None:
+    stage = recipe(objective=name).stage(f"{name}-0")
+    assert {r: c.outputs for r, c in stage.cache.items()} == (
+        {"teacher": STORED[name]} if name in STORED else {}
+    )
+    assert stage.micro_batch == (None if name in PAIRED else 8)
 
 
 @pytest.mark.parametrize("name", STORED)

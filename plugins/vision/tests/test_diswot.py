@@ -110,7 +110,7 @@ def test_students_of_a_network_differ_only_in_what_they_learn_from() -> None:
     projected = recipe().stage("dagger-0")
     assert projected.fresh["projector"].kwargs["channels"] == [16]
     assert projected.fresh["projector"].kwargs["targets"] == [64]
-    assert projected.objective.losses["M_s"].term.student == "projector"
+    assert projected.objective.outputs_of("projector") == ("hint3",)
 
 
 def test_a_students_first_weights_are_those_of_its_seed_whatever_is_built_beside_it(
@@ -198,7 +198,7 @@ def test_paper_has_the_settings_of_the_paper() -> None:
     assert len(made.stage("search").space) == 64
     kd = made.stage("kd-0")
     assert (kd.steps, kd.batch, kd.views) == (187_440, 64, 240)
-    assert kd.objective.losses["kd"].term.temperature == 4.0
+    assert kd.objective.losses["kd"].term.hyperparameters == {"temperature": 4.0}
     factors = [kd.objective.phases["student"].schedule.factor(e * 781, 187_440) for e in (149, 240)]
     assert factors == pytest.approx([1, 0.001])
     cost = made.stage("search-cost")

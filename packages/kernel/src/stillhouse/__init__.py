@@ -31,9 +31,9 @@ if TYPE_CHECKING:
         Schedule,
         Step,
         Tensors,
-        Term,
         Weighted,
     )
+    from stillhouse.objectives.term import Term
     from stillhouse.recipe import BaseStage, Bound, Context, Event, Recipe, Result, Scale, Stage
     from stillhouse.runs import Runs, home, project_root, run_recipe, run_stage
     from stillhouse.settings import Settings, make_recipe, make_settings
@@ -61,8 +61,9 @@ _NAMES = {
     "metrics.scores": ("Score",),
     "objectives.objective": (
         *("Composed", "Constant", "Cosine", "Models", "Objective", "Optimizer", "Phase"),
-        *("Schedule", "Step", "Tensors", "Term", "Weighted"),
+        *("Schedule", "Step", "Tensors", "Weighted"),
     ),
+    "objectives.term": ("Term",),
     "recipe": ("BaseStage", "Bound", "Context", "Event", "Recipe", "Result", "Scale", "Stage"),
     "runs": ("Runs", "home", "project_root", "run_recipe", "run_stage"),
     "settings": ("Settings", "make_recipe", "make_settings"),

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stillhouse.errors import BadData, BadSetting, UnknownName
-from stillhouse.objectives.contrastive import CRD, InfoNCE, crd_loss, info_nce_loss
+from stillhouse.objectives.contrastive import crd_loss, crd_sides_loss, info_nce_loss
 from stillhouse.objectives.projectors import ContrastiveMemory
+from stillhouse.objectives.term import Term
 
 
 def embeddings(seed: int, width: int = 4, count: int = 5) -> Tensor:
@@ -72,6 +73,17 @@ def test_crd_is_the_papers_h():
 def test_crd_is_finite_for_large_scores():
     for size in (1e3, -1e3):
         assert torch.isfinite(crd_loss(torch.full((2,), size), torch.full((2, 3), size), samples=9))
+
+
+PROJECTED = ("projector.embedding", "teacher.embedding")
+
+
+def crd(samples: int) -> Term:
+    hits, misses = (
+        tuple(f"memory.{side}_{which}" for side in ("student", "teacher"))
+        for which in ("positives", "negatives")
+    )
+    return Term(crd_sides_loss, hits, misses, samples=samples)
 
 
 def memory(samples: int = 12, negatives: int = 6) -> ContrastiveMemory:
@@ -157,7 +169,7 @@ def test_memory_in_evaluation_mode_remembers_nothing():
 def test_crd_term_trains_both_embeddings_and_the_student():
     role, batch = memory(), given()
     batch["student.embedding"].requires_grad_()
-    loss = CRD(samples=12)({"memory": role(batch)}, {}, progress=0.0)
+    loss = crd(12)({"memory": role(batch)}, {})
     loss.backward()
     gradients = [batch["student.embedding"].grad, *(p.grad for p in role.parameters())]
     for gradient in gradients:
@@ -174,7 +186,7 @@ def test_crd_training_lifts_the_positives():
     losses: list[float] = []
     for step in range(60):
         batch["seed"] = torch.tensor(step)
-        loss = CRD(samples=8)({"memory": role(batch)}, {}, progress=0.0)
+        loss = crd(8)({"memory": role(batch)}, {})
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -184,16 +196,19 @@ def test_crd_training_lifts_the_positives():
 
 def test_info_nce_term_calls_its_function():
     outputs = {"projector": {"embedding": embeddings(1)}, "teacher": {"embedding": embeddings(2)}}
-    term = InfoNCE(temperature=0.2, symmetric=True)
+    term = Term(info_nce_loss, *PROJECTED, temperature=0.2, symmetric=True)
     expected = info_nce_loss(embeddings(1), embeddings(2), temperature=0.2, symmetric=True)
-    assert term(outputs, {}, progress=0.0) == expected
+    assert term(outputs, {}) == expected
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: InfoNCE(temperature=0.0), r"temperature must be > 0 \(got 0.0\)"),
-        (lambda: CRD(samples=1), r"samples must be >= 2 \(got 1\)"),
+        (
+            lambda: Term(info_nce_loss, *PROJECTED, temperature=0.0),
+            r"temperature must be > 0 \(got 0.0\)",
+        ),
+        (lambda: crd(1), r"samples must be >= 2 \(got 1\)"),
         (
             lambda: crd_loss(torch.zeros(1), torch.zeros(1, 1), samples=0),
             r"samples must be >= 2 \(got 0\)",

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from stillhouse.errors import BadSetting
 from stillhouse.objectives.relations import (
-    DisWOTRelation,
-    DisWOTSemantic,
     diswot_relation_loss,
     diswot_semantic_loss,
     ickd_loss,
     sp_loss,
 )
+from stillhouse.objectives.term import Term
 
 FORMS = pytest.mark.parametrize("form", ["code", "paper"])
 
@@ -101,10 +100,11 @@ def test_terms_read_their_roles(form: Any):
         "projector": {"hint3": maps(2)},
         "teacher": {"hint3": maps(1)},
     }
-    names = {"student_output": "hint3", "teacher_output": "hint3", "form": form}
-    semantic = DisWOTSemantic(student="projector", **names)(outputs, {}, progress=0.5)
+    semantic = Term(diswot_semantic_loss, "projector.hint3", "teacher.hint3", form=form)
+    semantic = semantic(outputs, {})
     assert torch.equal(semantic, diswot_semantic_loss(maps(2), maps(1), form=form))
-    relation = DisWOTRelation(**names)(outputs, {}, progress=0.5)
+    relation = Term(diswot_relation_loss, "student.hint3", "teacher.hint3", form=form)
+    relation = relation(outputs, {})
     assert torch.equal(relation, diswot_relation_loss(maps(0), maps(1), form=form))
 
 
@@ -112,3 +112,5 @@ def test_another_form_is_refused():
     unchecked: Any = inspect.unwrap(diswot_relation_loss)  # the types' own check comes first
     with pytest.raises(BadSetting, match=r"form must be one of code, paper \(got 'papers'\)"):
         unchecked(maps(0), maps(1), form="papers")
+    with pytest.raises(BadSetting, match=r"form must be one of code, paper \(got 'papers'\)"):
+        Term(diswot_semantic_loss, "student.hint3", "teacher.hint3", form="papers")

@@ -8,21 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillhouse.errors import BadSetting
+from stillhouse.errors import BadRecipe, BadSetting, StillhouseError
 from stillhouse.objectives.features import (
-    AttentionTransfer,
-    Hint,
-    MaskedGenerative,
-    Overhaul,
-    Review,
     at_loss,
+    at_stages_loss,
     attention_map,
     hcl_loss,
     hint_loss,
     mgd_loss,
     negative_mean,
     ofd_loss,
+    ofd_stages_loss,
+    reviewkd_loss,
 )
+from stillhouse.objectives.term import Term
 
 
 def maps(seed: int, channels: int = 3, size: int = 4) -> Tensor:
@@ -175,15 +174,16 @@ def test_terms_sum_their_pairs():
     students = {"a": maps(1), "b": maps(2, size=2), "embedding": maps(3)[:, :, 0, 0]}
     teachers = {"c": maps(4), "d": maps(5, size=2), "embedding": maps(6)[:, :, 0, 0]}
     roles = {"projector": students, "student": students, "teacher": teachers}
-    pairs = {"student_outputs": ("a", "b"), "teacher_outputs": ("c", "d")}
-    for term, loss in ((Hint, hint_loss), (AttentionTransfer, at_loss), (Review, hcl_loss)):
+    pairs = ("student.a", "student.b"), ("teacher.c", "teacher.d")
+    for each, loss in ((at_stages_loss, at_loss), (reviewkd_loss, hcl_loss)):
         expected = loss(students["a"], teachers["c"]) + loss(students["b"], teachers["d"])
-        assert term(**pairs)(roles, {}, progress=0.0).item() == pytest.approx(expected.item())
-    one = MaskedGenerative(student_output="a", teacher_output="c")
-    assert one(roles, {}, progress=0.0) == mgd_loss(students["a"], teachers["c"])
-    review = Review(student_outputs=("embedding",), teacher_outputs=("embedding",))
+        assert Term(each, *pairs)(roles, {}).item() == pytest.approx(expected.item())
+    for loss in (hint_loss, mgd_loss):
+        one = Term(loss, "projector.a", "teacher.c")
+        assert one(roles, {}) == loss(students["a"], teachers["c"])
+    review = Term(reviewkd_loss, ("student.embedding",), ("teacher.embedding",))
     expected = F.mse_loss(students["embedding"], teachers["embedding"])
-    assert review(roles, {}, progress=0.0).item() == pytest.approx(expected.item())
+    assert review(roles, {}).item() == pytest.approx(expected.item())
 
 
 def test_overhaul_halves_the_weight_towards_the_input():
@@ -191,8 +191,13 @@ def test_overhaul_halves_the_weight_towards_the_input():
     students = {f"x{i}": maps(i) for i in range(3)} | {f"m{i}": margin for i in range(3)}
     teachers = {f"x{i}": maps(10 + i) for i in range(3)}
     names = ("x0", "x1", "x2")
-    term = Overhaul(student_outputs=names, teacher_outputs=names, margins=("m0", "m1", "m2"))
-    found = term({"projector": students, "teacher": teachers}, {}, progress=0.0)
+    term = Term(
+        ofd_stages_loss,
+        tuple(f"projector.{name}" for name in names),
+        tuple(f"teacher.{name}" for name in names),
+        ("projector.m0", "projector.m1", "projector.m2"),
+    )
+    found = term({"projector": students, "teacher": teachers}, {})
     parts = [ofd(students[n], teachers[n]).item() for n in names]
     assert found.item() == pytest.approx(parts[0] / 4 + parts[1] / 2 + parts[2])
 
@@ -201,20 +206,28 @@ def test_overhaul_halves_the_weight_towards_the_input():
     ("make", "message"),
     [
         (
-            lambda: Hint(student_outputs=("a", "b"), teacher_outputs=("c",)),
-            r"must pair up one to one \(got 2 and 1\)",
+            lambda: Term(at_stages_loss, ("student.a", "student.b"), ("teacher.c",)),
+            r"term at_stages_loss: .* must pair up one to one \(got 2 and 1\)",
         ),
         (
-            lambda: AttentionTransfer(student_outputs=(), teacher_outputs=()),
-            r"must pair up one to one \(got 0 and 0\)",
+            lambda: Term(reviewkd_loss, (), ()),
+            r"term reviewkd_loss: .* must pair up one to one \(got 0 and 0\)",
         ),
         (
-            lambda: Overhaul(student_outputs=("a",), teacher_outputs=("b",), margins=()),
-            r"margins must be one an output \(got 0\)",
+            lambda: Term(ofd_stages_loss, ("projector.a",), ("teacher.b",), ()),
+            r"must pair up one to one \(got 1 and 1 and 0\)",
         ),
-        (lambda: hcl_loss(maps(1), maps(2), levels=(0,)), r"levels must be sizes >= 1 \(got \(0"),
+        (
+            lambda: hcl_loss(maps(1), maps(2), levels=(0,)),
+            r"levels must be one or more numbers >= 1 \(got \(0",
+        ),
+        (
+            lambda: Term(hcl_loss, "student.a", "teacher.b", levels=()),
+            r"levels must be one or more numbers >= 1 \(got \(\)",
+        ),
     ],
 )
 def test_values_out_of_range(make: Callable[[], object], message: str):
-    with pytest.raises(BadSetting, match=message):
+    with pytest.raises(StillhouseError, match=message) as caught:
         make()
+    assert isinstance(caught.value, BadSetting | BadRecipe)

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stillhouse.errors import BadSetting
-from stillhouse.objectives.logits import DIST, DKD, KD, dist_loss, dkd_loss, kd_loss, standardized
+from stillhouse.objectives.logits import dist_loss, dkd_loss, kd_loss, standardized
+from stillhouse.objectives.term import Term
 
 LABELS = torch.tensor([0, 2, 4, 1, 1, 3])
+READS = ("student.logits", "teacher.logits")
 
 
 def logits(seed: int, scale: float = 3.0) -> Tensor:
@@ -30,6 +32,11 @@ def dkd(s: Tensor, t: Tensor, temperature: float = 4.0) -> Tensor:
 
 def dist(s: Tensor, t: Tensor, temperature: float = 4.0) -> Tensor:
     return dist_loss(s, t, beta=2.0, gamma=2.0, temperature=temperature)
+
+
+def decoupled(**changes: float) -> Term:
+    numbers = {"alpha": 1.0, "beta": 8.0, "temperature": 4.0, **changes}
+    return Term(dkd_loss, *READS, "batch.labels", **numbers)
 
 
 def std_kd(s: Tensor, t: Tensor, temperature: float = 2.0) -> Tensor:
@@ -219,28 +226,29 @@ def test_terms_call_their_functions():
     s, t = logits(1), logits(2)
     outputs = {"student": {"logits": s}, "teacher": {"logits": t}}
     batch = {"labels": LABELS.to(torch.uint8)}
-    terms = {
-        KD(temperature=4.0): kd(s, t),
-        KD(temperature=2.0, standardize=True): std_kd(s, t),
-        DKD(alpha=1.0, beta=8.0, temperature=4.0): dkd(s, t),
-        DKD(alpha=1.0, beta=8.0, temperature=4.0, standardize=True): dkd(
-            standardized(s), standardized(t)
-        ),
-        DIST(beta=2.0, gamma=2.0, temperature=4.0): dist(s, t),
-    }
-    for term, expected in terms.items():
-        assert term(outputs, batch, progress=0.0) == expected
+    terms = [
+        (Term(kd_loss, *READS, temperature=4.0), kd(s, t)),
+        (Term(kd_loss, *READS, temperature=2.0, standardize=True), std_kd(s, t)),
+        (decoupled(), dkd(s, t)),
+        (decoupled(standardize=True), dkd(standardized(s), standardized(t))),
+        (Term(dist_loss, *READS, beta=2.0, gamma=2.0, temperature=4.0), dist(s, t)),
+    ]
+    for term, expected in terms:
+        assert term(outputs, batch) == expected
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: KD(temperature=0.0), r"temperature must be > 0 \(got 0.0\)"),
+        (lambda: Term(kd_loss, *READS, temperature=0.0), r"temperature must be > 0 \(got 0.0\)"),
         (lambda: kd(logits(1), logits(2), -1.0), r"temperature must be > 0 \(got -1.0\)"),
         (lambda: dkd(logits(1), logits(2), math.nan), r"temperature must be > 0 \(got nan\)"),
-        (lambda: DKD(alpha=-1.0, beta=8.0, temperature=4.0), r"alpha must be >= 0 \(got -1.0\)"),
-        (lambda: DKD(alpha=1.0, beta=-8.0, temperature=4.0), r"beta must be >= 0 \(got -8.0\)"),
-        (lambda: DIST(beta=1.0, gamma=-2.0, temperature=4.0), r"gamma must be >= 0 \(got -2.0\)"),
+        (lambda: decoupled(alpha=-1.0), r"alpha must be >= 0 \(got -1.0\)"),
+        (lambda: decoupled(beta=-8.0), r"beta must be >= 0 \(got -8.0\)"),
+        (
+            lambda: Term(dist_loss, *READS, beta=1.0, gamma=-2.0, temperature=4.0),
+            r"gamma must be >= 0 \(got -2.0\)",
+        ),
         (lambda: dist(logits(1), logits(2), 0.0), r"temperature must be > 0 \(got 0.0\)"),
     ],
 )

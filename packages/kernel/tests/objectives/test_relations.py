@@ -11,12 +11,6 @@ from torch import Tensor
 
 from stillhouse.errors import BadSetting
 from stillhouse.objectives.relations import (
-    ChannelCorrelation,
-    CorrelationCongruence,
-    ProbabilisticTransfer,
-    RelationalAngle,
-    RelationalDistance,
-    SimilarityPreserving,
     cc_loss,
     ickd_loss,
     pkt_loss,
@@ -24,6 +18,9 @@ from stillhouse.objectives.relations import (
     rkd_distance_loss,
     sp_loss,
 )
+from stillhouse.objectives.term import Term
+
+READS = ("student.embedding", "teacher.embedding")
 
 
 def embeddings(seed: int, width: int = 4, count: int = 5) -> Tensor:
@@ -256,31 +253,32 @@ def test_terms_call_their_functions():
         "teacher": {"embedding": embeddings(2), "hint3": maps(2)},
     }
     s, t = embeddings(1), embeddings(2)
-    terms = {
-        SimilarityPreserving(student_output="hint2", teacher_output="hint3"): sp_loss(
-            maps(1), maps(2)
+    terms = [
+        (Term(sp_loss, "student.hint2", "teacher.hint3"), sp_loss(maps(1), maps(2))),
+        (Term(rkd_distance_loss, *READS), rkd_distance_loss(s, t)),
+        (Term(rkd_angle_loss, *READS), rkd_angle_loss(s, t)),
+        (Term(cc_loss, *READS), gaussian(s, t)),
+        (Term(cc_loss, *READS, kernel="bilinear"), bilinear(s, t)),
+        (
+            Term(cc_loss, *READS, gamma=0.2, order=3),
+            cc_loss(s, t, kernel="gaussian", gamma=0.2, order=3),
         ),
-        RelationalDistance(): rkd_distance_loss(s, t),
-        RelationalAngle(): rkd_angle_loss(s, t),
-        CorrelationCongruence(): gaussian(s, t),
-        CorrelationCongruence(kernel="bilinear"): bilinear(s, t),
-        CorrelationCongruence(gamma=0.2, order=3): cc_loss(
-            s, t, kernel="gaussian", gamma=0.2, order=3
-        ),
-        ProbabilisticTransfer(): pkt_loss(s, t),
-        ChannelCorrelation(student_output="hint2", teacher_output="hint3"): ickd_loss(
-            maps(3), maps(2)
-        ),
-    }
-    for term, expected in terms.items():
-        assert term(outputs, {}, progress=0.0) == expected
+        (Term(pkt_loss, *READS), pkt_loss(s, t)),
+        (Term(ickd_loss, "projector.hint2", "teacher.hint3"), ickd_loss(maps(3), maps(2))),
+    ]
+    for term, expected in terms:
+        assert term(outputs, {}) == expected
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CorrelationCongruence(gamma=0.0), r"gamma must be > 0 \(got 0.0\)"),
-        (lambda: CorrelationCongruence(order=0), r"order must be >= 1 \(got 0\)"),
+        (lambda: Term(cc_loss, *READS, gamma=0.0), r"gamma must be > 0 \(got 0.0\)"),
+        (lambda: Term(cc_loss, *READS, order=0), r"order must be >= 1 \(got 0\)"),
+        (
+            lambda: Term(cc_loss, *READS, kernel="linear"),
+            r"kernel must be one of gaussian, bilinear \(got 'linear'\)",
+        ),
     ],
 )
 def test_values_out_of_range(make: Callable[[], object], message: str):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from stillhouse.errors import BadSetting, UnknownName
-from stillhouse.objectives.supervised import CrossEntropy, cross_entropy_loss
+from stillhouse.objectives.supervised import cross_entropy_loss
+from stillhouse.objectives.term import Term
 
 
 def test_cross_entropy_by_hand():
@@ -27,22 +28,22 @@ def test_label_smoothing_by_hand():
 def test_term_reads_the_named_role_output_and_column():
     logits = torch.randn(3, 4)
     labels = torch.tensor([0, 3, 1], dtype=torch.int32)
-    term = CrossEntropy(student="small", output="scores", labels="classes")
-    loss = term({"small": {"scores": logits}}, {"classes": labels}, progress=0.0)
+    term = Term(cross_entropy_loss, "small.scores", "batch.classes")
+    loss = term({"small": {"scores": logits}}, {"classes": labels})
     assert loss == cross_entropy_loss(logits, labels)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, math.nan])
 def test_label_smoothing_out_of_range(value: float):
     with pytest.raises(BadSetting, match=r"label_smoothing must be >= 0 and < 1 \(got"):
-        CrossEntropy(label_smoothing=value)
+        Term(cross_entropy_loss, "student.logits", "batch.labels", label_smoothing=value)
 
 
 def test_missing_role_output_and_column_name_what_is_there():
     outputs, batch = {"student": {"logits": torch.zeros(1, 2)}}, {"labels": torch.tensor([0])}
     with pytest.raises(UnknownName, match=r"unknown role 'studnet'. Did you mean 'student'"):
-        CrossEntropy(student="studnet")(outputs, batch, progress=0.0)
+        Term(cross_entropy_loss, "studnet.logits", "batch.labels")(outputs, batch)
     with pytest.raises(UnknownName, match=r"role 'student': unknown output 'logit'. Did you mean"):
-        CrossEntropy(output="logit")(outputs, batch, progress=0.0)
+        Term(cross_entropy_loss, "student.logit", "batch.labels")(outputs, batch)
     with pytest.raises(UnknownName, match=r"batch: unknown column 'label'. Did you mean 'labels'"):
-        CrossEntropy(labels="label")(outputs, batch, progress=0.0)
+        Term(cross_entropy_loss, "student.logits", "batch.label")(outputs, batch)

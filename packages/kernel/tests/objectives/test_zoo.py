@@ -1,7 +1,12 @@
 """The zoo: one training step of every entry, specs that survive JSON, overrides, messages."""
 
+import importlib.util
 import itertools
 import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +15,11 @@ from torch import Generator, Tensor, nn
 from stillhouse.artifact import Built, Model, load_model, save_model
 from stillhouse.digest import digest
 from stillhouse.errors import BadSetting, UnknownName
-from stillhouse.objectives.logits import DKD, KD
+from stillhouse.objectives.logits import dkd_loss, kd_loss
+from stillhouse.objectives.methods import Channels, ZooEntry
 from stillhouse.objectives.objective import Composed, Optimizer, Phase
-from stillhouse.objectives.zoo import ZOO, Channels, ZooEntry, zoo_method
+from stillhouse.objectives.term import Term
+from stillhouse.objectives.zoo import EMBEDDINGS, LOGITS, ZOO, Method, Plain, zoo_method
 
 SAMPLES, CLASSES, BATCH = 20, 5, 6
 STUDENT = Channels(hints=(2, 3, 4), sizes=(8, 4, 2), embedding=4)
@@ -54,7 +61,6 @@ def composed(entry: ZooEntry) -> Composed:
     trained = ("student", *entry.roles)
     return Composed(
         phases={"train": Phase(trains=trained, optimizer=Optimizer(lr=0.1))},
-        roles=("teacher", *trained),
         losses=entry.losses,
         feeds=entry.feeds,
     )
@@ -134,13 +140,46 @@ def test_every_number_can_be_overridden_by_name():
 
 def test_numbers_of_the_papers():
     kd = ZOO["kd"](STUDENT, TEACHER, 100, 50000)
-    assert kd.losses["kd"].term == KD(temperature=4.0)
+    assert kd.losses["kd"].term == Term(kd_loss, *LOGITS, temperature=4.0)
     assert (kd.losses["ce"].weight, kd.losses["kd"].weight) == (0.1, 0.9)
     dkd = ZOO["dkd"](STUDENT, TEACHER, 100, 50000).losses["dkd"]
-    assert dkd.term == DKD(alpha=1.0, beta=8.0, temperature=4.0)
+    numbers = {"alpha": 1.0, "beta": 8.0, "temperature": 4.0}
+    assert dkd.term == Term(dkd_loss, *LOGITS, "batch.labels", **numbers)
     assert [dkd.at(epoch / 240) for epoch in (0, 10, 20, 240)] == pytest.approx([0, 0.5, 1, 1])
     memory = ZOO["crd"](STUDENT, TEACHER, 100, 50000).roles["memory"]
     assert (memory.kwargs["negatives"], memory.kwargs["samples"]) == (16384, 50000)
+
+
+def test_a_new_loss_is_one_function_and_one_line_of_the_zoo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The function and the line that docs/plugin.md shows, as they stand there."""
+    page = next(p / "docs/plugin.md" for p in Path(__file__).parents if (p / "docs").is_dir())
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    (source,) = (block for block in blocks if "def huber_loss" in block)
+    (line,) = (block for block in blocks if "Plain(" in block)
+    file = tmp_path / "huber_losses.py"
+    file.write_text(source)
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, file.stem, module)
+    spec.loader.exec_module(module)
+    names = {"Plain": Plain, "EMBEDDINGS": EMBEDDINGS, "huber_loss": module.huber_loss}
+    ((name, plain),) = eval("{" + line + "}", names).items()
+    huber = Method(name=name, build=plain)
+    assert huber.numbers == {"delta": 1.0, "weight": 1.0, "ce": 1.0}
+    entry = huber(STUDENT, replace(TEACHER, embedding=4), CLASSES, SAMPLES, delta=0.5, weight=2.0)
+    assert entry.losses[name].weight == 2.0
+    objective = composed(entry)
+    assert objective.roles == ("teacher", "student")
+    assert objective.outputs_of("teacher") == ("embedding",)
+    assert objective.sample_mean
+    # gaps 0.2 and 2 with delta 0.5: 0.02 and 0.5 (2 - 0.25) = 0.875
+    outputs = {"student": torch.tensor([[0.2, -2.0]]), "teacher": torch.zeros(1, 2)}
+    found = entry.losses[name].term({r: {"embedding": v} for r, v in outputs.items()}, {})
+    assert found.item() == pytest.approx((0.02 + 0.875) / 2)
+    with pytest.raises(BadSetting, match=r"delta must be > 0 \(got 0.0\)"):
+        huber(STUDENT, TEACHER, CLASSES, SAMPLES, delta=0.0)
 
 
 def test_stages_pair_by_size_where_their_numbers_differ():

@@ -15,9 +15,10 @@ from stillhouse.data import TensorData, save_data
 from stillhouse.data.shards import load_data
 from stillhouse.engine import fit
 from stillhouse.errors import BadSetting, UnknownName
-from stillhouse.objectives.logits import KD
+from stillhouse.objectives.logits import kd_loss
 from stillhouse.objectives.objective import Composed, Optimizer, Phase, Weighted
-from stillhouse.objectives.supervised import CrossEntropy
+from stillhouse.objectives.supervised import cross_entropy_loss
+from stillhouse.objectives.term import Term
 from stillhouse.recipe import Context
 from stillhouse.search import Encoding, Exhaustive
 from stillhouse.search.trained import Trained
@@ -59,18 +60,20 @@ def stripes(rows: int, seed: int) -> TensorData:
     return TensorData({"images": images, "labels": labels})
 
 
+KD = Weighted(term=Term(kd_loss, "student.logits", "teacher.logits", temperature=2.0))
+
+
 def objective(**losses: Weighted) -> Composed:
     optimizer = Optimizer(lr=0.1, kwargs={"momentum": 0.9})
+    ce = Term(cross_entropy_loss, "student.logits", "batch.labels")
     return Composed(
         phases={"main": Phase(trains=("student",), optimizer=optimizer)},
-        roles=("teacher", "student"),
-        losses={"ce": Weighted(term=CrossEntropy()), **losses},
+        losses={"ce": Weighted(term=ce), **losses},
     )
 
 
 def trained(**changes: Any) -> Trained:
-    kd = Weighted(term=KD(temperature=2.0))
-    given = {"objective": objective(kd=kd), "steps": 40, "batch": 10, "views": 1}
+    given = {"objective": objective(kd=KD), "steps": 40, "batch": 10, "views": 1}
     return Trained(**{**given, **changes})
 
 
@@ -139,7 +142,7 @@ def test_a_search_trains_every_candidate(tmp_path: Path):
     stage = Search(
         name="s",
         space=Widths(),
-        score=trained(steps=12, objective=replace(objective(), roles=("student",))),
+        score=trained(steps=12, objective=objective()),
         budget={},
         trials=3,
         inputs={"data": "d.data", "validation": "v.data"},
@@ -161,7 +164,7 @@ def test_a_search_trains_every_candidate(tmp_path: Path):
 
 def test_wrong_settings_and_ports_say_so(tmp_path: Path):
     phase = Phase(trains=("student", "teacher"), optimizer=Optimizer(lr=0.1))
-    both = replace(objective(), phases={"main": phase})
+    both = replace(objective(kd=KD), phases={"main": phase})
     with pytest.raises(
         BadSetting, match=r"trains 'student' alone \(the objective trains student, "
     ):

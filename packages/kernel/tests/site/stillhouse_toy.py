@@ -17,6 +17,7 @@ from stillhouse.errors import ClientLost
 from stillhouse.federated import Federate, KnFu, Plan
 from stillhouse.metrics import Classification, Profile
 from stillhouse.objectives.objective import Composed, Optimizer, Phase, Tensors, Weighted
+from stillhouse.objectives.term import Term
 from stillhouse.recipe import Kind, Recipe, Row
 from stillhouse.settings import Settings
 from stillhouse.stages import Evaluate, Make, Train
@@ -43,22 +44,20 @@ class Net(nn.Module):
         return {"logits": self.head(self.drop(hidden)), "embedding": hidden}
 
 
-@dataclass(frozen=True, kw_only=True)
-class CrossEntropy:
-    role: str = "student"
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        return nn.functional.cross_entropy(outputs[self.role]["logits"], batch["labels"])
+def labels_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits, labels)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Match:
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        return nn.functional.mse_loss(outputs["student"]["logits"], outputs["teacher"]["logits"])
+def match_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    return nn.functional.mse_loss(student, teacher)
+
+
+def by_labels(role: str = "student") -> Term:
+    return Term(labels_loss, f"{role}.logits", "batch.labels")
+
+
+def by_teacher() -> Term:
+    return Term(match_loss, "student.logits", "teacher.logits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +106,12 @@ def toy(settings: Toy) -> Recipe:
     seeds = range(settings.seeds)
     match = Composed(
         phases={"main": Phase(trains=("student",), optimizer=tune)},
-        roles=("teacher", "student"),
-        losses={"ce": Weighted(term=CrossEntropy()), "match": Weighted(term=Match())},
+        losses={"ce": Weighted(term=by_labels()), "match": Weighted(term=by_teacher())},
     )
-    plain = Composed(phases=match.phases, roles=("student",), losses={"ce": match.losses["ce"]})
+    plain = Composed(phases=match.phases, losses={"ce": match.losses["ce"]})
     teach = Composed(
         phases={"main": Phase(trains=("teacher",), optimizer=tune)},
-        roles=("teacher",),
-        losses={"ce": Weighted(term=CrossEntropy(role="teacher"))},
+        losses={"ce": Weighted(term=by_labels("teacher"))},
     )
     common: dict[str, Any] = {"steps": settings.steps, "batch": 8, "augment": Shift(), "views": 2}
     student = {"student": Model(build=Net, kwargs={"width": settings.width, "dropout": 0.2})}

@@ -18,8 +18,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stillhouse.errors import BadSetting
-from stillhouse.objectives.inputs import full, named, not_negative, pick, positive
-from stillhouse.objectives.objective import Tensors, Term, Weighted
+from stillhouse.objectives.declared import (
+    NotNegative,
+    NotPositive,
+    SampleMean,
+    Share,
+    check_declared,
+)
+from stillhouse.objectives.inputs import full, not_negative, positive
+from stillhouse.objectives.objective import Weighted
+from stillhouse.objectives.term import Term
 
 Variant = Literal["paper", "released"]
 VARIANTS = ("paper", "released")
@@ -35,20 +43,12 @@ def known_variant(variant: str) -> Variant:
     raise BadSetting(f"variant must be one of {', '.join(VARIANTS)} (got '{variant}')")
 
 
-def _check_weights(positive: float, negative: float, beta: float) -> None:
-    not_negative("positive", positive)
-    if not negative <= 0:
-        raise BadSetting(f"negative must be <= 0 (got {negative})")
-    if not 0 < beta < 1:
-        raise BadSetting(f"beta must be > 0 and < 1 (got {beta})")
-
-
-def l2_loss(prediction: Float[Tensor, "B C"], target: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
+def l2_loss(prediction: Float[Tensor, "B C"], target: Float[Tensor, "B C"]) -> SampleMean:
     """Squared error, what the paper trains both teachers with; target detached."""
     return F.mse_loss(full(prediction), full(target).detach())
 
 
-def l1_loss(prediction: Float[Tensor, "B C"], target: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
+def l1_loss(prediction: Float[Tensor, "B C"], target: Float[Tensor, "B C"]) -> SampleMean:
     """Absolute error; target detached."""
     return F.l1_loss(full(prediction), full(target).detach())
 
@@ -58,11 +58,11 @@ def assistive_loss(
     truth: Float[Tensor, "B C"],
     teacher: Float[Tensor, "B C"],
     *,
-    positive: float,
-    negative: float,
-    beta: float,
+    positive: NotNegative,
+    negative: NotPositive,
+    beta: Share,
     ramp: bool,
-) -> Float[Tensor, ""]:
+) -> SampleMean:
     """Assistive loss of one teacher, arXiv 2111.07047: mean of w |t - d|.
 
     The teacher is first mirrored to the prediction's side of the truth, so that its distance to the
@@ -72,7 +72,7 @@ def assistive_loss(
     differentiated through (reconstruction, from the paper's curves). Often below 0; never below
     negative * mean t. Jumps at d = beta t without the ramp, continuous with it.
     """
-    _check_weights(positive, negative, beta)
+    check_declared(assistive_loss, positive=positive, negative=negative, beta=beta)
     d = (full(prediction) - full(truth).detach()).abs()
     t = (full(teacher) - full(truth)).detach().abs()
     low = torch.zeros_like(d)
@@ -89,16 +89,14 @@ def main_loss(
     tolerant: Float[Tensor, "B C"],
     *,
     variant: Variant,
-) -> Float[Tensor, ""]:
+) -> SampleMean:
     """The main loss of arXiv 2111.07047 in either form; `paper` does not look at `tolerant`."""
     if known_variant(variant) == "paper":
         return paper_main_loss(prediction, truth)
     return released_main_loss(prediction, truth, tolerant)
 
 
-def paper_main_loss(
-    prediction: Float[Tensor, "B C"], truth: Float[Tensor, "B C"]
-) -> Float[Tensor, ""]:
+def paper_main_loss(prediction: Float[Tensor, "B C"], truth: Float[Tensor, "B C"]) -> SampleMean:
     """d up to 1/2 and d^2 + 1/4 beyond (arXiv 2111.07047, read off its figure).
 
     In fractions of the crop nearly every d is below 1/2: in training this is L1.
@@ -111,7 +109,7 @@ def released_main_loss(
     prediction: Float[Tensor, "B C"],
     truth: Float[Tensor, "B C"],
     tolerant: Float[Tensor, "B C"],
-) -> Float[Tensor, ""]:
+) -> SampleMean:
     """3 d up to m = |tolerant - truth| and d^2 + 3 m - m^2 beyond, as the authors' code has it.
 
     Continuous. Where the tolerant teacher is exact, m = 0, this is d^2 and has no slope at the
@@ -163,8 +161,8 @@ class TwoTeacher:
 
     def __post_init__(self) -> None:
         positive("main_weight", self.main_weight)
-        for teacher in (self.tough, self.tolerant):
-            _check_weights(teacher.positive, teacher.negative, self.beta)
+        if not 0 < self.beta < 1:
+            raise BadSetting(f"beta must be > 0 and < 1 (got {self.beta})")
         slope = self.main_weight * SLOPES[known_variant(self.variant)]
         teachers = (self.tough, self.tolerant)
         pull = sum(t.weight * abs(t.negative) for t in teachers) / self.beta
@@ -186,10 +184,11 @@ class TwoTeacher:
         """The terms main, tough and tolerant of a composed objective, on these roles and this
         column of the batch. The `released` main loss reads the tolerant role whatever its weight.
         """
-        main: Term = (
-            PaperMain(student=student, truth=truth)
+        found, aim = f"{student}.{COLUMN}", f"batch.{truth}"
+        main = (
+            Term(paper_main_loss, found, aim)
             if self.variant == "paper"
-            else ReleasedMain(student=student, tolerant=tolerant, truth=truth)
+            else Term(released_main_loss, found, aim, f"{tolerant}.{COLUMN}")
         )
         losses = {"main": Weighted(term=main, weight=self.main_weight)}
         for name, role, part in (
@@ -197,10 +196,11 @@ class TwoTeacher:
             ("tolerant", tolerant, self.tolerant),
         ):
             if part.weight > 0:
-                term = Assistive(
-                    student=student,
-                    teacher=role,
-                    truth=truth,
+                term = Term(
+                    assistive_loss,
+                    found,
+                    aim,
+                    f"{role}.{COLUMN}",
                     positive=part.positive,
                     negative=part.negative,
                     beta=self.beta,
@@ -249,134 +249,7 @@ def two_teacher_loss(
     }
     loss = PAPER if known_variant(variant) == "paper" else RELEASED
     terms = {
-        name: part.weight * part.term(outputs, {COLUMN: truth}, progress=1.0)
+        name: part.weight * part.term(outputs, {COLUMN: truth})
         for name, part in loss.losses().items()
     }
     return {**terms, "total": torch.stack(list(terms.values())).sum()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class L2:
-    """`l2_loss` of a role's landmarks to a column of the batch."""
-
-    student: str = "student"
-    truth: str = COLUMN
-    output: str = COLUMN
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        return l2_loss(pick(outputs, self.student, self.output), _column(batch, self.truth))
-
-
-@dataclass(frozen=True, kw_only=True)
-class L1:
-    """`l1_loss` of a role's landmarks to a column of the batch."""
-
-    student: str = "student"
-    truth: str = COLUMN
-    output: str = COLUMN
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        return l1_loss(pick(outputs, self.student, self.output), _column(batch, self.truth))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherL1:
-    """`l1_loss` of the student's landmarks to a teacher's: the plain control of distillation."""
-
-    student: str = "student"
-    teacher: str = "tough"
-    output: str = COLUMN
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        return l1_loss(
-            pick(outputs, self.student, self.output), pick(outputs, self.teacher, self.output)
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherL2:
-    """`l2_loss` of a role's landmarks to another role's, as the shape model's soft ones."""
-
-    student: str = "student"
-    teacher: str = "shape"
-    output: str = COLUMN
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        return l2_loss(
-            pick(outputs, self.student, self.output), pick(outputs, self.teacher, self.output)
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PaperMain:
-    """`paper_main_loss` of a role's landmarks to a column of the batch."""
-
-    student: str = "student"
-    truth: str = COLUMN
-    output: str = COLUMN
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        return paper_main_loss(pick(outputs, self.student, self.output), _column(batch, self.truth))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReleasedMain:
-    """`released_main_loss` of a role's landmarks to a column of the batch."""
-
-    student: str = "student"
-    tolerant: str = "tolerant"
-    truth: str = COLUMN
-    output: str = COLUMN
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        return released_main_loss(
-            pick(outputs, self.student, self.output),
-            _column(batch, self.truth),
-            pick(outputs, self.tolerant, self.output),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assistive:
-    """`assistive_loss` of a role's landmarks with one teacher's, around a column of the batch."""
-
-    positive: float
-    negative: float
-    beta: float
-    ramp: bool
-    student: str = "student"
-    teacher: str = "tough"
-    truth: str = COLUMN
-    output: str = COLUMN
-
-    def __post_init__(self) -> None:
-        _check_weights(self.positive, self.negative, self.beta)
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        return assistive_loss(
-            pick(outputs, self.student, self.output),
-            _column(batch, self.truth),
-            pick(outputs, self.teacher, self.output),
-            positive=self.positive,
-            negative=self.negative,
-            beta=self.beta,
-            ramp=self.ramp,
-        )
-
-
-def _column(batch: Tensors, name: str) -> Tensor:
-    return named(batch, name, what="column", where="batch")

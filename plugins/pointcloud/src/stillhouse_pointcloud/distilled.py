@@ -16,7 +16,7 @@ from stillhouse.artifact import Built, Model, save_model
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.metrics import Metric, Score
-from stillhouse.objectives.inputs import named, pick
+from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse.work import Work
 from stillhouse_pointcloud.objectives import LocalGraphDistillation
@@ -72,20 +72,14 @@ class GraphRole(nn.Module):
         return named(given, f"{role}.{self.output}", what="input", where="graph distillation")
 
 
-@dataclass(frozen=True, kw_only=True)
-class GraphTerm:
-    """The loss that a `GraphRole` gave."""
-
-    role: str = "graphs"
-
-    def __call__(
-        self,
-        outputs: Mapping[str, Tensors],
-        batch: Tensors,
-        *,
-        progress: float,
-    ) -> Tensor:
-        return pick(outputs, self.role, "loss")
+def graph_feeds(
+    output: str, *, teacher: str = "teacher", student: str = "student"
+) -> tuple[str, ...]:
+    """What a `GraphRole` of this output reads of two detectors."""
+    names = (f"{teacher}.{output}", f"{student}.{output}")
+    if output != PILLARS:
+        return names
+    return (*names, f"{student}.voxel_offsets", f"{student}.voxel_counts")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ transfer set, [M, C]: the only thing that leaves), `absorb` (fit the fused teach
 set). The four steps are the paper's; epochs, losses and temperature are a reconstruction.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -19,9 +18,11 @@ from torch import Tensor, nn
 from stillhouse.data.data import Data, TensorData
 from stillhouse.engine import fit
 from stillhouse.errors import BadSetting
-from stillhouse.objectives.inputs import full, named, pick, positive
-from stillhouse.objectives.objective import Composed, Optimizer, Phase, Tensors, Weighted
-from stillhouse.objectives.supervised import CrossEntropy
+from stillhouse.objectives.declared import Positive, SampleMean, check_declared
+from stillhouse.objectives.inputs import full, pick, positive
+from stillhouse.objectives.objective import Composed, Optimizer, Phase, Weighted
+from stillhouse.objectives.supervised import cross_entropy_loss
+from stillhouse.objectives.term import Term
 from stillhouse.recipe import Context
 from stillhouse.training import Setup, alone, mix, pass_length
 
@@ -83,8 +84,8 @@ class Client:
     ctx: Context
 
     def learn(self, number: int) -> None:
-        losses = {"ce": Weighted(term=CrossEntropy(student=ROLE))}
-        self._fit(losses, self.data, self.plan.epochs, mix(self.seed, LEARN, number))
+        term = Term(cross_entropy_loss, f"{ROLE}.logits", "batch.labels")
+        self._fit("ce", term, self.data, self.plan.epochs, mix(self.seed, LEARN, number))
 
     def knowledge(self) -> Float[Tensor, "M C"]:
         module = self.module.to(self.ctx.device).eval()
@@ -99,49 +100,24 @@ class Client:
 
     def absorb(self, number: int, fused: Float[Tensor, "M C"]) -> None:
         data = TensorData({**self.transfer.columns, TARGETS: fused})
-        losses = {"kd": Weighted(term=FromFused(temperature=self.plan.temperature))}
-        self._fit(losses, data, self.plan.absorb_epochs, mix(self.seed, ABSORB, number))
+        temperature = self.plan.temperature
+        term = Term(fused_loss, f"{ROLE}.logits", f"batch.{TARGETS}", temperature=temperature)
+        self._fit("kd", term, data, self.plan.absorb_epochs, mix(self.seed, ABSORB, number))
 
-    def _fit(self, losses: Mapping[str, Weighted], data: Data, epochs: int, seed: int) -> None:
+    def _fit(self, name: str, term: Term, data: Data, epochs: int, seed: int) -> None:
         phase = Phase(trains=(ROLE,), optimizer=self.plan.optimizer)
-        objective = Composed(phases={"main": phase}, roles=(ROLE,), losses=losses)
+        objective = Composed(phases={"main": phase}, losses={name: Weighted(term=term)})
         steps = epochs * pass_length(data, self.plan.batch)
         setup = Setup(steps=steps, batch=self.plan.batch, seed=seed)
         fit(objective, {ROLE: self.module}, data, setup=setup, ctx=alone(self.ctx))
 
 
-@dataclass(frozen=True, kw_only=True)
-class FromFused:
-    """`fused_loss` of a role's logits with a column of probabilities."""
-
-    student: str = ROLE
-    output: str = "logits"
-    targets: str = TARGETS
-    temperature: float
-
-    def __post_init__(self) -> None:
-        positive("temperature", self.temperature)
-
-    def __call__(
-        self,
-        outputs: Mapping[str, Tensors],
-        batch: Tensors,
-        *,
-        progress: float,
-    ) -> Tensor:
-        return fused_loss(
-            pick(outputs, self.student, self.output),
-            named(batch, self.targets, what="column", where="batch"),
-            temperature=self.temperature,
-        )
-
-
 def fused_loss(
-    logits: Float[Tensor, "B C"], fused: Float[Tensor, "B C"], *, temperature: float
-) -> Float[Tensor, ""]:
+    logits: Float[Tensor, "B C"], fused: Float[Tensor, "B C"], *, temperature: Positive
+) -> SampleMean:
     """T^2 KL(fused || softmax(logits / T)), in nats; sum over C, mean over B (reconstruction of the
     paper's fine-tuning). `fused` are probabilities that already are at temperature T > 0.
     """
-    positive("temperature", temperature)
+    check_declared(fused_loss, temperature=temperature)
     p = F.log_softmax(full(logits) / temperature, dim=1)
     return temperature**2 * F.kl_div(p, full(fused.detach()), reduction="batchmean")

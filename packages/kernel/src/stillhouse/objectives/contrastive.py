@@ -4,24 +4,25 @@ B: samples of the batch. D: embedding width. K: negatives a sample. The teacher 
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from stillhouse.errors import BadSetting
-from stillhouse.objectives.inputs import full, pick, positive, product
-from stillhouse.objectives.objective import Tensors
+from stillhouse.objectives.declared import Positive, Range, check_declared
+from stillhouse.objectives.inputs import full, product
+
+Samples = Annotated[int, Range(least=2)]
 
 
 def info_nce_loss(
     student: Float[Tensor, "B D"],
     teacher: Float[Tensor, "B D"],
     *,
-    temperature: float,
+    temperature: Positive,
     symmetric: bool = False,
 ) -> Float[Tensor, ""]:
     """InfoNCE, van den Oord et al. 2018 (arXiv 1807.03748), on cosines / temperature; in nats.
@@ -30,7 +31,7 @@ def info_nce_loss(
     `symmetric` averages this with the other direction, teacher rows among student rows (as CLIP,
     arXiv 2103.00020). temperature > 0. No factor T^2. At most log B when all rows are equal.
     """
-    positive("temperature", temperature)
+    check_declared(info_nce_loss, temperature=temperature)
     unit = F.normalize(full(student), dim=1, eps=1e-6)
     target = F.normalize(full(teacher.detach()), dim=1, eps=1e-6)
     logits = product(unit, target.mT) / temperature
@@ -40,7 +41,7 @@ def info_nce_loss(
 
 
 def crd_loss(
-    positives: Float[Tensor, " B"], negatives: Float[Tensor, "B K"], *, samples: int
+    positives: Float[Tensor, " B"], negatives: Float[Tensor, "B K"], *, samples: Samples
 ) -> Float[Tensor, ""]:
     """One side of CRD, Tian et al. 2020 (arXiv 1910.10699): noise-contrastive estimation; in nats.
 
@@ -50,62 +51,24 @@ def crd_loss(
     memory. Differs: Z, of Wu et al. 2018 (arXiv 1805.01978); the paper's text leaves it out, its
     authors train with it.
     """
-    if samples < 2:
-        raise BadSetting(f"samples must be >= 2 (got {samples})")
+    check_declared(crd_loss, samples=samples)
     shift = math.log(negatives.shape[1] / samples)
     hit = F.logsigmoid(full(positives) - shift)
     miss = F.logsigmoid(shift - full(negatives)).sum(dim=1)
     return -(hit + miss).mean()
 
 
-@dataclass(frozen=True, kw_only=True)
-class InfoNCE:
-    """`info_nce_loss` between a projector's embedding and the teacher's."""
-
-    student: str = "projector"
-    teacher: str = "teacher"
-    student_output: str = "embedding"
-    teacher_output: str = "embedding"
-    temperature: float
-    symmetric: bool = False
-
-    def __post_init__(self) -> None:
-        positive("temperature", self.temperature)
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        return info_nce_loss(
-            pick(outputs, self.student, self.student_output),
-            pick(outputs, self.teacher, self.teacher_output),
-            temperature=self.temperature,
-            symmetric=self.symmetric,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CRD:
+def crd_sides_loss(
+    positives: Sequence[Float[Tensor, " B"]],
+    negatives: Sequence[Float[Tensor, "B K"]],
+    *,
+    samples: Samples,
+) -> Float[Tensor, ""]:
     """`crd_loss` of both sides: the student against the teacher's memory, and the reverse.
 
-    `memory` is a `ContrastiveMemory` role of as many `samples`.
+    The scores are a `ContrastiveMemory`'s of as many `samples`.
     """
-
-    memory: str = "memory"
-    samples: int
-
-    def __post_init__(self) -> None:
-        if self.samples < 2:
-            raise BadSetting(f"samples must be >= 2 (got {self.samples})")
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        student, teacher = (
-            crd_loss(
-                pick(outputs, self.memory, f"{side}_positives"),
-                pick(outputs, self.memory, f"{side}_negatives"),
-                samples=self.samples,
-            )
-            for side in ("student", "teacher")
-        )
-        return student + teacher
+    student, teacher = (
+        crd_loss(hit, miss, samples=samples) for hit, miss in zip(positives, negatives, strict=True)
+    )
+    return student + teacher

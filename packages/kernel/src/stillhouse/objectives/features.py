@@ -7,22 +7,24 @@ losses are roles, see projectors.py.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from stillhouse.errors import BadSetting
-from stillhouse.objectives.inputs import full, pick
-from stillhouse.objectives.objective import Tensors
+from stillhouse.objectives.declared import Range, SampleMean, check_declared
+from stillhouse.objectives.inputs import full
+
+Maps = Sequence[Float[Tensor, "B _ _ _"]]  # one a stage, each of its own size
+Embedded = Sequence[Float[Tensor, "B _ ..."]]  # maps, and embeddings [B, C]
 
 
 def hint_loss(
     student: Float[Tensor, "B C Hs Ws"], teacher: Float[Tensor, "B C Ht Wt"]
-) -> Float[Tensor, ""]:
+) -> SampleMean:
     """FitNets, Romero et al. 2015 (arXiv 1412.6550), eq. 3: squared distance to the teacher's hint.
 
     `student` is the regressor's output. Differs: mean over all elements and no 1/2 (the paper
@@ -38,7 +40,7 @@ def attention_map(features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H*W"]:
 
 def at_loss(
     student: Float[Tensor, "B Cs Hs Ws"], teacher: Float[Tensor, "B Ct Ht Wt"]
-) -> Float[Tensor, ""]:
+) -> SampleMean:
     """Attention transfer, arXiv 1612.03928, eq. 2 with p = 2: squared distance of attention maps.
 
     Mean over B and positions, as in the paper's weight 1000 / (positions * batch). Differs: the
@@ -64,7 +66,7 @@ def ofd_loss(
     student: Float[Tensor, "B C Hs Ws"],
     teacher: Float[Tensor, "B C Ht Wt"],
     margin: Float[Tensor, " C"],
-) -> Float[Tensor, ""]:
+) -> SampleMean:
     """Overhaul of feature distillation, Heo et al. 2019 (arXiv 1904.01866), section 3.
 
     Partial squared distance d_p to the margin ReLU max(teacher, margin), both before the ReLU:
@@ -79,7 +81,7 @@ def ofd_loss(
 
 def mgd_loss(
     generated: Float[Tensor, "B C Hs Ws"], teacher: Float[Tensor, "B C Ht Wt"]
-) -> Float[Tensor, ""]:
+) -> SampleMean:
     """Masked generative distillation, Yang et al. 2022 (arXiv 2205.01529), feature term.
 
     Squared distance of the features generated from the masked student's; sum over C and positions,
@@ -93,15 +95,14 @@ def hcl_loss(
     student: Float[Tensor, "B C Hs Ws"],
     teacher: Float[Tensor, "B C Ht Wt"],
     *,
-    levels: tuple[int, ...] = (4, 2, 1),
-) -> Float[Tensor, ""]:
+    levels: Annotated[tuple[int, ...], Range(least=1)] = (4, 2, 1),
+) -> SampleMean:
     """ReviewKD's hierarchical context loss, Chen et al. 2021 (arXiv 2104.09044).
 
     Weighted mean of the mean squared distance of the maps (weight 1) and of the maps average-pooled
     to each level x level (weights 1/2, 1/4, ...); levels not below the map's height are left out.
     """
-    if not levels or min(levels) < 1:
-        raise BadSetting(f"levels must be sizes >= 1 (got {levels})")
+    check_declared(hcl_loss, levels=levels)
     student, teacher = same_size(student, teacher)
     used = [level for level in levels if level < student.shape[2]]
     parts = [F.mse_loss(student, teacher)]
@@ -127,131 +128,27 @@ def _as_map(x: Tensor) -> Tensor:
     return x[:, :, None, None] if x.ndim == 2 else x
 
 
-def _check_pairs(students: tuple[str, ...], teachers: tuple[str, ...]) -> None:
-    if len(students) != len(teachers) or not students:
-        raise BadSetting(
-            "student_outputs and teacher_outputs must pair up one to one "
-            f"(got {len(students)} and {len(teachers)})"
-        )
+def at_stages_loss(students: Maps, teachers: Maps) -> SampleMean:
+    """`at_loss`, summed over pairs of maps."""
+    pairs = zip(students, teachers, strict=True)
+    return torch.stack([at_loss(student, teacher) for student, teacher in pairs]).sum()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Hint:
-    """`hint_loss`, summed over pairs of outputs; the student's come from a projector."""
+def ofd_stages_loss(
+    students: Maps, teachers: Maps, margins: Sequence[Float[Tensor, " _"]]
+) -> SampleMean:
+    """`ofd_loss` over pairs of maps, shallow to deep, each with half the next one's weight.
 
-    student: str = "projector"
-    teacher: str = "teacher"
-    student_outputs: tuple[str, ...]
-    teacher_outputs: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        _check_pairs(self.student_outputs, self.teacher_outputs)
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        pairs = zip(self.student_outputs, self.teacher_outputs, strict=True)
-        losses = [
-            hint_loss(pick(outputs, self.student, s), pick(outputs, self.teacher, t))
-            for s, t in pairs
-        ]
-        return torch.stack(losses).sum()
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionTransfer:
-    """`at_loss`, summed over pairs of outputs."""
-
-    student: str = "student"
-    teacher: str = "teacher"
-    student_outputs: tuple[str, ...]
-    teacher_outputs: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        _check_pairs(self.student_outputs, self.teacher_outputs)
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        pairs = zip(self.student_outputs, self.teacher_outputs, strict=True)
-        losses = [
-            at_loss(pick(outputs, self.student, s), pick(outputs, self.teacher, t))
-            for s, t in pairs
-        ]
-        return torch.stack(losses).sum()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overhaul:
-    """`ofd_loss` over pairs of outputs, shallow to deep, each with half the next one's weight.
-
-    The last weighs 1. `student` gives the connected maps and, under `margins`, the margins.
+    The last weighs 1. `students` are the connected maps.
     """
-
-    student: str = "projector"
-    teacher: str = "teacher"
-    student_outputs: tuple[str, ...]
-    teacher_outputs: tuple[str, ...]
-    margins: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        _check_pairs(self.student_outputs, self.teacher_outputs)
-        if len(self.margins) != len(self.student_outputs):
-            raise BadSetting(f"margins must be one an output (got {len(self.margins)})")
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        last = len(self.margins) - 1
-        triples = zip(self.student_outputs, self.teacher_outputs, self.margins, strict=True)
-        losses = [
-            0.5 ** (last - i)
-            * ofd_loss(
-                pick(outputs, self.student, s),
-                pick(outputs, self.teacher, t),
-                pick(outputs, self.student, m),
-            )
-            for i, (s, t, m) in enumerate(triples)
-        ]
-        return torch.stack(losses).sum()
+    last = len(margins) - 1
+    triples = zip(students, teachers, margins, strict=True)
+    losses = [0.5 ** (last - i) * ofd_loss(*each) for i, each in enumerate(triples)]
+    return torch.stack(losses).sum()
 
 
-@dataclass(frozen=True, kw_only=True)
-class MaskedGenerative:
-    """`mgd_loss` between a generator's output and the teacher's."""
-
-    student: str = "projector"
-    teacher: str = "teacher"
-    student_output: str
-    teacher_output: str
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        generated = pick(outputs, self.student, self.student_output)
-        return mgd_loss(generated, pick(outputs, self.teacher, self.teacher_output))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Review:
+def reviewkd_loss(students: Embedded, teachers: Embedded) -> SampleMean:
     """`hcl_loss`, summed over pairs of outputs; an embedding [B, C] counts as a 1 x 1 map."""
-
-    student: str = "projector"
-    teacher: str = "teacher"
-    student_outputs: tuple[str, ...]
-    teacher_outputs: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        _check_pairs(self.student_outputs, self.teacher_outputs)
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        pairs = zip(self.student_outputs, self.teacher_outputs, strict=True)
-        losses = [
-            hcl_loss(
-                _as_map(pick(outputs, self.student, s)), _as_map(pick(outputs, self.teacher, t))
-            )
-            for s, t in pairs
-        ]
-        return torch.stack(losses).sum()
+    pairs = zip(students, teachers, strict=True)
+    losses = [hcl_loss(_as_map(student), _as_map(teacher)) for student, teacher in pairs]
+    return torch.stack(losses).sum()

@@ -4,16 +4,13 @@ B: samples of the batch. C: classes. Every loss is a mean over B; divergences ar
 The teacher is always detached, and half-precision logits are computed with in float32.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from stillhouse.objectives.inputs import full, named, not_negative, pick, positive
-from stillhouse.objectives.objective import Tensors
+from stillhouse.objectives.declared import NotNegative, Positive, SampleMean, check_declared
+from stillhouse.objectives.inputs import full
 
 # A row whose spread is below this fraction of its norm is constant up to float32 rounding.
 FLAT = 1e-6
@@ -23,14 +20,17 @@ def kd_loss(
     student_logits: Float[Tensor, "B C"],
     teacher_logits: Float[Tensor, "B C"],
     *,
-    temperature: float,
-) -> Float[Tensor, ""]:
+    temperature: Positive,
+    standardize: bool = False,
+) -> SampleMean:
     """Hinton et al. 2015 (arXiv 1503.02531), section 2: T^2 KL(teacher || student) at T, in nats.
 
     Of softmax(logits / T); sum over C, mean over B ("batchmean"). The factor T^2 keeps gradients of
-    one size at every temperature > 0.
+    one size at every temperature > 0. `standardize` puts `standardized` in front of both.
     """
-    positive("temperature", temperature)
+    check_declared(kd_loss, temperature=temperature)
+    if standardize:
+        student_logits, teacher_logits = standardized(student_logits), standardized(teacher_logits)
     p = F.log_softmax(full(student_logits) / temperature, dim=1)
     q = F.log_softmax(full(teacher_logits.detach()) / temperature, dim=1)
     return temperature**2 * _kl(p, q)
@@ -41,18 +41,21 @@ def dkd_loss(
     teacher_logits: Float[Tensor, "B C"],
     labels: Integer[Tensor, " B"],
     *,
-    alpha: float,
-    beta: float,
-    temperature: float,
-) -> Float[Tensor, ""]:
+    alpha: NotNegative,
+    beta: NotNegative,
+    temperature: Positive,
+    standardize: bool = False,
+) -> SampleMean:
     """Decoupled KD, Zhao et al. 2022 (arXiv 2203.08679), eq. 7: T^2 (alpha TCKD + beta NCKD).
 
     TCKD = KL(teacher || student) of [p_target, 1 - p_target]; NCKD = the same of the softmax over
     the other classes; both mean over B. KD = TCKD + (1 - p_target of the teacher) NCKD (eq. 6).
     temperature > 0; alpha, beta >= 0; C >= 2 (for C = 2 NCKD is 0). Everything is in logarithms, so
-    that a confident wrong row has a finite gradient.
+    that a confident wrong row has a finite gradient. `standardize` as in `kd_loss`.
     """
-    _check_dkd(alpha, beta, temperature)
+    check_declared(dkd_loss, alpha=alpha, beta=beta, temperature=temperature)
+    if standardize:
+        student_logits, teacher_logits = standardized(student_logits), standardized(teacher_logits)
     p, p_rest = _decoupled(full(student_logits) / temperature, labels.long())
     q, q_rest = _decoupled(full(teacher_logits.detach()) / temperature, labels.long())
     return temperature**2 * (alpha * _kl(p, q) + beta * _kl(p_rest, q_rest))
@@ -62,9 +65,9 @@ def dist_loss(
     student_logits: Float[Tensor, "B C"],
     teacher_logits: Float[Tensor, "B C"],
     *,
-    beta: float,
-    gamma: float,
-    temperature: float,
+    beta: NotNegative,
+    gamma: NotNegative,
+    temperature: Positive,
 ) -> Float[Tensor, ""]:
     """DIST, Huang et al. 2022 (arXiv 2205.10536), section 4: T^2 (beta inter + gamma intra).
 
@@ -73,7 +76,7 @@ def dist_loss(
     column (so every column for B = 1) has r = 0 and no gradient. temperature > 0; beta, gamma >= 0.
     Differs: the factor T^2 is the authors' released setting; the paper's appendix leaves it out.
     """
-    _check_dist(beta, gamma, temperature)
+    check_declared(dist_loss, beta=beta, gamma=gamma, temperature=temperature)
     p = F.softmax(full(student_logits) / temperature, dim=1)
     q = F.softmax(full(teacher_logits.detach()) / temperature, dim=1)
     inter, intra = 1 - _pearson(p, q).mean(), 1 - _pearson(p.mT, q.mT).mean()
@@ -115,101 +118,3 @@ def _unit_rows(x: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
     norm = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
     flat = norm <= FLAT * torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True)
     return torch.where(flat, 0.0, centred / torch.where(flat, 1.0, norm))
-
-
-def _check_dkd(alpha: float, beta: float, temperature: float) -> None:
-    positive("temperature", temperature)
-    not_negative("alpha", alpha)
-    not_negative("beta", beta)
-
-
-def _check_dist(beta: float, gamma: float, temperature: float) -> None:
-    positive("temperature", temperature)
-    not_negative("beta", beta)
-    not_negative("gamma", gamma)
-
-
-@dataclass(frozen=True, kw_only=True)
-class KD:
-    """`kd_loss` between two roles; `standardize` puts `standardized` in front of both."""
-
-    student: str = "student"
-    teacher: str = "teacher"
-    student_output: str = "logits"
-    teacher_output: str = "logits"
-    temperature: float
-    standardize: bool = False
-
-    def __post_init__(self) -> None:
-        positive("temperature", self.temperature)
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        student = pick(outputs, self.student, self.student_output)
-        teacher = pick(outputs, self.teacher, self.teacher_output)
-        if self.standardize:
-            student, teacher = standardized(student), standardized(teacher)
-        return kd_loss(student, teacher, temperature=self.temperature)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DKD:
-    """`dkd_loss` between two roles, with a label column of the batch."""
-
-    student: str = "student"
-    teacher: str = "teacher"
-    student_output: str = "logits"
-    teacher_output: str = "logits"
-    labels: str = "labels"
-    alpha: float
-    beta: float
-    temperature: float
-    standardize: bool = False
-
-    def __post_init__(self) -> None:
-        _check_dkd(self.alpha, self.beta, self.temperature)
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        student = pick(outputs, self.student, self.student_output)
-        teacher = pick(outputs, self.teacher, self.teacher_output)
-        if self.standardize:
-            student, teacher = standardized(student), standardized(teacher)
-        labels = named(batch, self.labels, what="column", where="batch")
-        return dkd_loss(
-            student,
-            teacher,
-            labels,
-            alpha=self.alpha,
-            beta=self.beta,
-            temperature=self.temperature,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DIST:
-    """`dist_loss` between two roles."""
-
-    student: str = "student"
-    teacher: str = "teacher"
-    student_output: str = "logits"
-    teacher_output: str = "logits"
-    beta: float
-    gamma: float
-    temperature: float
-
-    def __post_init__(self) -> None:
-        _check_dist(self.beta, self.gamma, self.temperature)
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        return dist_loss(
-            pick(outputs, self.student, self.student_output),
-            pick(outputs, self.teacher, self.teacher_output),
-            beta=self.beta,
-            gamma=self.gamma,
-            temperature=self.temperature,
-        )

@@ -1,7 +1,6 @@
 """The objective protocol: phases (one optimizer update each within a step) and named loss terms.
 
-Letters: `step` counts optimizer steps from 0, `steps` is the run's length, `progress` = step /
-steps.
+Letters: `step` counts optimizer steps from 0, `steps` is the run's length.
 """
 
 import math
@@ -13,9 +12,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from stillhouse.data.data import Data
-from stillhouse.errors import BadSetting
+from stillhouse.errors import BadRecipe, BadSetting
 from stillhouse.metrics.scores import Score
 from stillhouse.objectives.groups import Grouping, one_group
+from stillhouse.objectives.inputs import pick
+from stillhouse.objectives.term import BATCH, Term, outputs_of, owner_of
 
 if TYPE_CHECKING:
     from stillhouse.work import Work
@@ -177,19 +178,10 @@ class Describing(Refreshing, Protocol):
     def quantities(self) -> Sequence[Score]: ...
 
 
-@runtime_checkable
-class Term(Protocol):
-    """One scalar of a composed objective, from the outputs of every role; a frozen dataclass."""
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Weighted:
     """A term times its weight; the weight grows linearly from 0 over the first `warmup` fraction of
-    the run.
+    the run, of which `progress` is done.
     """
 
     term: Term
@@ -205,18 +197,62 @@ class Composed:
     """Runs each role once a phase and adds up weighted terms: one forward, one BatchNorm update,
     however many terms.
 
-    `roles` run in order. A role in `feeds` reads the outputs of other roles beside the batch: its
-    forward gets
-    "<role>.<output>" for each source role, and "seed" (int64, []), drawn from the step's generator,
-    for any noise it
-    needs. A role that is not trained in the phase runs without a graph, unless it is fed by a
-    trained one.
+    What the terms read says which roles there are. A role in `feeds` reads outputs of other roles
+    beside the batch: its forward gets each of its names, "<role>.<output>", and "seed" (int64, []),
+    drawn from the step's generator, for any noise it needs. A role that is not trained in the phase
+    runs without a graph, unless it is fed by a trained one. Raises BadRecipe for a role that is
+    trained or fed and read by no term.
     """
 
     phases: Mapping[str, Phase]
-    roles: tuple[str, ...]
     losses: Mapping[str, Weighted]
     feeds: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+
+    def __post_init__(self) -> None:
+        roles = self.roles
+        used = {
+            role: f"phase '{name}' trains" for name, p in self.phases.items() for role in p.trains
+        }
+        for role, does in {**dict.fromkeys(self.feeds, "feeds give to"), **used}.items():
+            if role not in roles:
+                raise BadRecipe(
+                    f"{does} '{role}', which no term reads; they read {', '.join(roles)}"
+                )
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that the terms read, and those that feed them, in running order: what is not
+        trained first, then each behind what feeds it.
+        """
+        read = dict.fromkeys(map(owner_of, self._reads()))
+        trained = {role for phase in self.phases.values() for role in phase.trains}
+        found: list[str] = []
+        for role in sorted(read, key=lambda role: role in trained):
+            self._place(role, found, ())
+        return tuple(found)
+
+    def _place(self, role: str, found: list[str], ahead: tuple[str, ...]) -> None:
+        if role in ahead:
+            raise BadRecipe(f"feeds: '{role}' is fed by itself ({' <- '.join((*ahead, role))})")
+        for name in self.feeds.get(role, ()):
+            self._place(owner_of(name), found, (*ahead, role))
+        if role not in found and role != BATCH:
+            found.append(role)
+
+    def _reads(self) -> tuple[str, ...]:
+        return tuple(name for loss in self.losses.values() for name in loss.term.names)
+
+    def outputs_of(self, role: str) -> tuple[str, ...]:
+        """What terms and fed roles read of a role: what a cache must hold, and a pretrained teacher
+        must have; of "batch" the columns.
+        """
+        fed = (name for names in self.feeds.values() for name in names)
+        return outputs_of(role, (*self._reads(), *fed))
+
+    @property
+    def sample_mean(self) -> bool:
+        """Whether every term is a mean over samples, so that a batch may go in micro-batches."""
+        return all(loss.term.sample_mean for loss in self.losses.values())
 
     def terms(
         self, phase: str, models: Models, batch: Tensors, *, step: int, steps: int, rng: Generator
@@ -225,9 +261,9 @@ class Composed:
         outputs: dict[str, Tensors] = {}
         live: set[str] = set()
         for role in self.roles:
-            sources = self.feeds.get(role, ())
-            given = _fed(outputs, sources, batch, rng) if sources else batch
-            if role in trains or not live.isdisjoint(sources):
+            names = self.feeds.get(role, ())
+            given = _fed(outputs, names, batch, rng) if names else batch
+            if role in trains or not live.isdisjoint(map(owner_of, names)):
                 live.add(role)
                 outputs[role] = models[role](given)
             else:
@@ -235,13 +271,13 @@ class Composed:
                     outputs[role] = models[role](given)
         progress = step / steps
         return {
-            name: loss.at(progress) * loss.term(outputs, batch, progress=progress)
+            name: loss.at(progress) * loss.term(outputs, batch)
             for name, loss in self.losses.items()
         }
 
 
 def _fed(
-    outputs: Mapping[str, Tensors], sources: tuple[str, ...], batch: Tensors, rng: Generator
+    outputs: Mapping[str, Tensors], names: tuple[str, ...], batch: Tensors, rng: Generator
 ) -> dict[str, Tensor]:
-    fed = {f"{source}.{name}": v for source in sources for name, v in outputs[source].items()}
+    fed = {name: pick(outputs, *name.split(".", maxsplit=1)) for name in names}
     return {**batch, **fed, "seed": torch.randint(2**62, (), generator=rng)}

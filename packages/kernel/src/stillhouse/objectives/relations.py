@@ -7,18 +7,15 @@ The teacher is always detached. Relations are computed in at least float32, also
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from stillhouse.errors import BadSetting
-from stillhouse.objectives.inputs import full, pick, positive, product
-from stillhouse.objectives.objective import Tensors
+from stillhouse.objectives.declared import Count, Positive, SampleMean, check_declared
+from stillhouse.objectives.inputs import full, product
 
 Kernel = Literal["gaussian", "bilinear"]
 Form = Literal["code", "paper"]
@@ -72,9 +69,9 @@ def cc_loss(
     student: Float[Tensor, "B Ds"],
     teacher: Float[Tensor, "B Dt"],
     *,
-    kernel: Kernel,
-    gamma: float = 0.4,
-    order: int = 2,
+    kernel: Kernel = "gaussian",
+    gamma: Positive = 0.4,
+    order: Count = 2,
 ) -> Float[Tensor, ""]:
     """Correlation congruence, Peng et al. 2019 (arXiv 1904.01802): distance of kernel matrices.
 
@@ -83,7 +80,7 @@ def cc_loss(
     (the paper's 0.4 and 2).
     gamma > 0, order >= 1.
     """
-    _check_cc(kernel, gamma, order)
+    check_declared(cc_loss, kernel=kernel, gamma=gamma, order=order)
     student, teacher = full(student), full(teacher.detach())
     if kernel == "bilinear":
         return F.mse_loss(product(student, student.mT), product(teacher, teacher.mT))
@@ -106,7 +103,7 @@ def pkt_loss(student: Float[Tensor, "B Ds"], teacher: Float[Tensor, "B Dt"]) -> 
 
 def ickd_loss(
     student: Float[Tensor, "B C Hs Ws"], teacher: Float[Tensor, "B C Ht Wt"]
-) -> Float[Tensor, ""]:
+) -> SampleMean:
     """ICKD-C, Liu et al. 2021 (arXiv 2202.03680): distance of inter-channel correlation matrices.
 
     The [C, C] matrix of a sample is F F^T with F its map [C, -1], rows then of 2-norm 1; squared
@@ -123,14 +120,15 @@ def diswot_semantic_loss(
     teacher: Float[Tensor, "B C Ht Wt"],
     *,
     form: Form = "code",
-) -> Float[Tensor, ""]:
+) -> SampleMean:
     """DisWOT's M_s as a loss (arXiv 2303.15678): distance of the channels' correlations.
 
     "code": unit rows, squared, over C; it is `ickd_loss`. "paper": F F^T of each sample over its
     2-norm; 2-norm of the difference, over C^2, mean over B. A reconstruction: the maps stand in for
     the class maps that the score reads. `student` is the projector's output where widths differ.
     """
-    if _checked_form(form) == "code":
+    check_declared(diswot_semantic_loss, form=form)
+    if form == "code":
         return ickd_loss(student, teacher)
     gap = _whole(student.flatten(2)) - _whole(teacher.detach().flatten(2))
     return torch.linalg.vector_norm(gap, dim=(1, 2)).mean() / student.shape[1] ** 2
@@ -147,7 +145,8 @@ def diswot_relation_loss(
     "code": unit rows, squared, mean over B^2; it is `sp_loss`. "paper": A A^T over its 2-norm;
     2-norm of the difference, over B^2.
     """
-    if _checked_form(form) == "code":
+    check_declared(diswot_relation_loss, form=form)
+    if form == "code":
         return sp_loss(student, teacher)
     gap = _whole(student.flatten(1)) - _whole(teacher.detach().flatten(1))
     return torch.linalg.vector_norm(gap) / len(student) ** 2
@@ -158,12 +157,6 @@ def _whole(x: Float[Tensor, "*Batch N M"]) -> Float[Tensor, "*Batch N N"]:
     gram = product(x, x.mT)
     norm = torch.linalg.vector_norm(gram, dim=(-2, -1), keepdim=True)
     return gram / norm.clamp_min(SHORT)
-
-
-def _checked_form(form: str) -> str:
-    if form not in get_args(Form):
-        raise BadSetting(f"form must be one of {', '.join(get_args(Form))} (got {form!r})")
-    return form
 
 
 def _similarity(x: Float[Tensor, "*Batch N M"]) -> Float[Tensor, "*Batch N N"]:
@@ -201,160 +194,3 @@ def _log_neighbours(x: Float[Tensor, "B D"]) -> Float[Tensor, "B B-1"]:
     kernel = (product(unit, unit.mT) + 1) / 2
     others = kernel.flatten()[1:].view(len(x) - 1, len(x) + 1)[:, :-1].reshape(len(x), -1)
     return others.clamp_min(SHORT).log() - others.clamp_min(SHORT).sum(1, keepdim=True).log()
-
-
-def _check_cc(kernel: str, gamma: float, order: int) -> None:
-    if kernel not in get_args(Kernel):
-        raise BadSetting(f"kernel must be one of {', '.join(get_args(Kernel))} (got {kernel!r})")
-    positive("gamma", gamma)
-    if order < 1:
-        raise BadSetting(f"order must be >= 1 (got {order})")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimilarityPreserving:
-    """`sp_loss` between two roles' maps."""
-
-    student: str = "student"
-    teacher: str = "teacher"
-    student_output: str
-    teacher_output: str
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        student = pick(outputs, self.student, self.student_output)
-        return sp_loss(student, pick(outputs, self.teacher, self.teacher_output))
-
-
-@dataclass(frozen=True, kw_only=True)
-class RelationalDistance:
-    """`rkd_distance_loss` between two roles' embeddings."""
-
-    student: str = "student"
-    teacher: str = "teacher"
-    student_output: str = "embedding"
-    teacher_output: str = "embedding"
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        student = pick(outputs, self.student, self.student_output)
-        return rkd_distance_loss(student, pick(outputs, self.teacher, self.teacher_output))
-
-
-@dataclass(frozen=True, kw_only=True)
-class RelationalAngle:
-    """`rkd_angle_loss` between two roles' embeddings."""
-
-    student: str = "student"
-    teacher: str = "teacher"
-    student_output: str = "embedding"
-    teacher_output: str = "embedding"
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        student = pick(outputs, self.student, self.student_output)
-        return rkd_angle_loss(student, pick(outputs, self.teacher, self.teacher_output))
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorrelationCongruence:
-    """`cc_loss` between two roles' embeddings."""
-
-    student: str = "student"
-    teacher: str = "teacher"
-    student_output: str = "embedding"
-    teacher_output: str = "embedding"
-    kernel: Kernel = "gaussian"
-    gamma: float = 0.4
-    order: int = 2
-
-    def __post_init__(self) -> None:
-        _check_cc(self.kernel, self.gamma, self.order)
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        return cc_loss(
-            pick(outputs, self.student, self.student_output),
-            pick(outputs, self.teacher, self.teacher_output),
-            kernel=self.kernel,
-            gamma=self.gamma,
-            order=self.order,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbabilisticTransfer:
-    """`pkt_loss` between two roles' embeddings."""
-
-    student: str = "student"
-    teacher: str = "teacher"
-    student_output: str = "embedding"
-    teacher_output: str = "embedding"
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        student = pick(outputs, self.student, self.student_output)
-        return pkt_loss(student, pick(outputs, self.teacher, self.teacher_output))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChannelCorrelation:
-    """`ickd_loss` between a projector's map and the teacher's."""
-
-    student: str = "projector"
-    teacher: str = "teacher"
-    student_output: str
-    teacher_output: str
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        student = pick(outputs, self.student, self.student_output)
-        return ickd_loss(student, pick(outputs, self.teacher, self.teacher_output))
-
-
-@dataclass(frozen=True, kw_only=True)
-class DisWOTSemantic:
-    """`diswot_semantic_loss` between a student's (or projector's) map and the teacher's."""
-
-    student: str = "student"
-    teacher: str = "teacher"
-    student_output: str
-    teacher_output: str
-    form: Form = "code"
-
-    def __post_init__(self) -> None:
-        _checked_form(self.form)
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        student = pick(outputs, self.student, self.student_output)
-        teacher = pick(outputs, self.teacher, self.teacher_output)
-        return diswot_semantic_loss(student, teacher, form=self.form)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DisWOTRelation:
-    """`diswot_relation_loss` between two roles' maps."""
-
-    student: str = "student"
-    teacher: str = "teacher"
-    student_output: str
-    teacher_output: str
-    form: Form = "code"
-
-    def __post_init__(self) -> None:
-        _checked_form(self.form)
-
-    def __call__(
-        self, outputs: Mapping[str, Tensors], batch: Tensors, *, progress: float
-    ) -> Tensor:
-        student = pick(outputs, self.student, self.student_output)
-        teacher = pick(outputs, self.teacher, self.teacher_output)
-        return diswot_relation_loss(student, teacher, form=self.form)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stillhouse.errors import BadSetting
+from stillhouse.objectives.declared import Count, SampleMean, check_declared
 from stillhouse.objectives.features import same_size
 from stillhouse.objectives.inputs import full, product
 
@@ -22,7 +23,7 @@ SPARE = 3  # KDSVD: how many more directions the student offers than the teacher
 
 def nst_loss(
     student: Float[Tensor, "B Cs Hs Ws"], teacher: Float[Tensor, "B Ct Ht Wt"]
-) -> Float[Tensor, ""]:
+) -> SampleMean:
     """Neuron selectivity transfer, Huang & Wang 2017 (arXiv 1707.01219), with k(x, y) = (x . y)^2.
 
     Squared maximum mean discrepancy between the channels' activation patterns (a map's positions,
@@ -44,8 +45,8 @@ def kdsvd_loss(
     students: Sequence[Float[Tensor, "B _ _ _"]],
     teachers: Sequence[Float[Tensor, "B _ _ _"]],
     *,
-    rank: int = 1,
-) -> Float[Tensor, ""]:
+    rank: Count = 1,
+) -> SampleMean:
     """Self-supervised KD by SVD, Lee et al. 2018 (arXiv 1807.06819); our reconstruction.
 
     Of each map as [positions, C] the `rank` first right singular vectors, times the teacher's
@@ -62,8 +63,7 @@ def kdsvd_loss(
             "kdsvd needs as many student maps as teacher maps, at least 2 "
             f"(got {len(students)} and {len(teachers)})"
         )
-    if rank < 1:
-        raise BadSetting(f"rank must be >= 1 (got {rank})")
+    check_declared(kdsvd_loss, rank=rank)
     pairs = [_aligned(s, t.detach(), rank) for s, t in zip(students, teachers, strict=True)]
     losses: list[Tensor] = []
     for (s_front, t_front), (s_back, t_back) in itertools.pairwise(pairs):

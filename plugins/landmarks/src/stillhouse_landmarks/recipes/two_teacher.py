@@ -13,13 +13,14 @@ from stillhouse.comparison import Comparison, by_line, costed, in_int8, seeded
 from stillhouse.export import Export
 from stillhouse.metrics import Latency
 from stillhouse.objectives.objective import Composed, Constant, Cosine, Optimizer, Phase, Weighted
+from stillhouse.objectives.term import Term
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.references import Ref, out
 from stillhouse.stages import Convert, Evaluate, Make, Train
 from stillhouse_landmarks.figures import Ced, Faces
 from stillhouse_landmarks.metrics import Landmarks
 from stillhouse_landmarks.models import ImageSpec, LoadCheckpoint, model
-from stillhouse_landmarks.objectives import L1, L2, TeacherL1
+from stillhouse_landmarks.objectives import l1_loss, l2_loss
 from stillhouse_landmarks.recipes.face_data import face_copies, face_reader
 from stillhouse_landmarks.recipes.scores import Quantiles, Softness, TeacherGap
 from stillhouse_landmarks.recipes.soft_faces import SoftFaces
@@ -29,7 +30,8 @@ from stillhouse_landmarks.shape import FitShape
 from stillhouse_landmarks.usage import regressor_usage
 
 OUTPUT = ("landmarks",)
-SMALLEST = 8  # slice of a batch, where memory does not suffice
+TRUTH = ("student.landmarks", "batch.landmarks")
+SMALLEST = 8  # micro-batch, where memory does not suffice for a whole batch
 TEACHERS: Mapping[str, str] = {"tough": "landmarks", "tolerant": "soft_landmarks"}
 ROWS: Mapping[str, str] = {
     "l2": "student L2",
@@ -137,27 +139,28 @@ def _teacher(settings: TwoTeacherSettings, name: str) -> Stage:
     spec = model(settings.teacher_model, images=_images(settings), dropout=settings.dropout)
     if given := settings.teacher if name == "tough" else settings.tolerant:
         return Convert(name=name, convert=LoadCheckpoint(model=spec), inputs={"checkpoint": given})
-    loss = {"l2": Weighted(term=L2(student="teacher", truth=TEACHERS[name]))}
-    stage = _training(settings, name, {"teacher": spec}, loss, {})
+    term = Term(l2_loss, "teacher.landmarks", f"batch.{TEACHERS[name]}")
+    losses = {"l2": Weighted(term=term)}
+    stage = _training(settings, name, {"teacher": spec}, losses, {})
     return replace(stage, steps=settings.teacher_steps)
 
 
 def _student(settings: TwoTeacherSettings, name: Student, teachers: Mapping[str, Ref]) -> Train:
     """First weights and batches are those of its seed, whatever it learns from."""
-    spec, loss = model(settings.student, images=_images(settings)), settings.loss(name)
-    if loss is not None:
-        soft = loss.tolerant.weight > 0 or loss.variant == "released"
-        read = {"tough": loss.tough.weight > 0, "tolerant": soft}
-        losses: Mapping[str, Weighted] = loss.losses()
-    elif name == "l1-teacher":
-        read = {"tough": True}
-        weighted = Weighted(term=TeacherL1(), weight=settings.teacher_weight)
-        losses = {"l1": Weighted(term=L1()), "teacher": weighted}
-    else:
-        read = dict[str, bool]()
-        losses = {"l2": Weighted(term=L2())} if name == "l2" else {"l1": Weighted(term=L1())}
-    roles = {role: ref for role, ref in teachers.items() if read.get(role)}
-    return _training(settings, name, {"student": spec}, losses, roles)
+    spec = model(settings.student, images=_images(settings))
+    return _training(settings, name, {"student": spec}, _losses(settings, name), teachers)
+
+
+def _losses(settings: TwoTeacherSettings, name: Student) -> Mapping[str, Weighted]:
+    if loss := settings.loss(name):
+        return loss.losses()
+    if name == "l2":
+        return {"l2": Weighted(term=Term(l2_loss, *TRUTH))}
+    plain = {"l1": Weighted(term=Term(l1_loss, *TRUTH))}
+    if name == "l1":
+        return plain
+    teacher = Term(l1_loss, "student.landmarks", "tough.landmarks")
+    return {**plain, "teacher": Weighted(term=teacher, weight=settings.teacher_weight)}
 
 
 def _training(
@@ -173,17 +176,19 @@ def _training(
     kwargs = {"weight_decay": settings.weight_decay}
     optimizer = Optimizer(build=torch.optim.AdamW, lr=lr, kwargs=kwargs)
     phase = Phase(trains=(role,), optimizer=optimizer, schedule=schedule)
+    objective = Composed(phases={role: phase}, losses=losses)
+    read = {teacher: ref for teacher, ref in teachers.items() if teacher in objective.roles}
     return Train(
         name=name,
-        objective=Composed(phases={role: phase}, roles=(*teachers, role), losses=losses),
-        inputs={"data": _soft(settings), **teachers},
+        objective=objective,
+        inputs={"data": _soft(settings), **read},
         fresh=fresh,
-        cache={teacher: Cache(outputs=OUTPUT) for teacher in teachers},
+        cache={teacher: Cache(outputs=objective.outputs_of(teacher)) for teacher in read},
         steps=settings.steps,
         batch=settings.batch,
         views=1,  # the augmented copies are rows of the data
         precision=settings.precision,
-        micro_batch=min(SMALLEST, settings.batch),
+        micro_batch=min(SMALLEST, settings.batch) if objective.sample_mean else None,
     )
 
 

@@ -13,8 +13,9 @@ from torch import Generator, Tensor
 
 from stillhouse.data.data import row_of
 from stillhouse.errors import BadData, BadSetting
-from stillhouse.objectives.inputs import full, named, not_negative, pick
+from stillhouse.objectives.inputs import full, named, not_negative
 from stillhouse.objectives.objective import Composed, Models, Phase, Tensors, Weighted
+from stillhouse.objectives.term import Term
 from stillhouse_pointcloud.boxes import CLASSES
 from stillhouse_pointcloud.detectors.anchors import (
     BACKGROUND,
@@ -109,38 +110,31 @@ def _within(boxes: Tensor, grid: PillarGrid) -> Tensor:
     return (x >= grid.x[0]) & (x < grid.x[1]) & (y >= grid.y[0]) & (y < grid.y[1])
 
 
-@dataclass(frozen=True, kw_only=True)
-class DetectionPart:
-    """One of `PARTS` of `role`'s maps, from the targets that `Detection` adds to the batch; not yet
-    times its weight.
-    """
+def class_map_loss(
+    maps: Float[Tensor, "B _ H W"], labels: Integer[Tensor, "B A"]
+) -> Float[Tensor, ""]:
+    """`focal_loss` of a head's maps of classes."""
+    return focal_loss(flat(maps, len(CLASSES)), labels)
 
-    part: str
-    role: str = "student"
 
-    def __post_init__(self) -> None:
-        named(PARTS, self.part, what="part", where="detection")
+def box_map_loss(
+    maps: Float[Tensor, "B _ H W"], target: Float[Tensor, "B A 7"], labels: Integer[Tensor, "B A"]
+) -> Float[Tensor, ""]:
+    """`box_loss` of a head's maps of boxes."""
+    return box_loss(flat(maps, 7), target, labels)
 
-    def __call__(
-        self,
-        outputs: Mapping[str, Tensors],
-        batch: Tensors,
-        *,
-        progress: float,
-    ) -> Tensor:
-        found = pick(outputs, self.role, self.part)
-        labels = named(batch, LABELS, what="column", where="detection")
-        if self.part == "cls":
-            return focal_loss(flat(found, len(CLASSES)), labels)
-        if self.part == "box":
-            return box_loss(flat(found, 7), batch[BOXES], labels)
-        return direction_loss(flat(found, 2), batch[HALVES], labels)
+
+def direction_map_loss(
+    maps: Float[Tensor, "B _ H W"], halves: Integer[Tensor, "B A"], labels: Integer[Tensor, "B A"]
+) -> Float[Tensor, ""]:
+    """`direction_loss` of a head's maps of headings."""
+    return direction_loss(flat(maps, 2), halves, labels)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detection:
     """L = L_cls + 2 L_box + 0.2 L_dir of `student` (arXiv 1812.05784, eq. 3), and the terms of
-    `losses`; an objective that runs `roles` as the kernel's `Composed` does.
+    `losses`; an objective that runs their roles as the kernel's `Composed` does.
 
     A step makes the batch's pillars and targets once, by `grid` and the head's `stride`, and every
     role reads the same: a teacher must have the grid of its student.
@@ -150,41 +144,39 @@ class Detection:
     grid: PillarGrid
     stride: int = 2
     student: str = "student"
-    roles: tuple[str, ...] = ("student",)
     losses: Mapping[str, Weighted] = field(default_factory=dict[str, Weighted])
     feeds: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     weight: float = 1.0
 
     def __post_init__(self) -> None:
         not_negative("weight", self.weight)
-        if self.student not in self.roles:
-            raise BadSetting(
-                f"detection: '{self.student}' is not among the roles {', '.join(self.roles)}"
-            )
         if clash := sorted(set(PARTS) & set(self.losses)):
             raise BadSetting(f"detection: a loss is called '{clash[0]}', as one of its own parts")
+
+    @property
+    def composed(self) -> Composed:
+        """All terms, of a batch with pillars and targets."""
+        labels = f"batch.{LABELS}"
+        parts = {
+            "cls": Term(class_map_loss, f"{self.student}.cls", labels),
+            "box": Term(box_map_loss, f"{self.student}.box", f"batch.{BOXES}", labels),
+            "dir": Term(direction_map_loss, f"{self.student}.dir", f"batch.{HALVES}", labels),
+        }
+        own = {
+            part: Weighted(term=parts[part], weight=weight * self.weight)
+            for part, weight in PARTS.items()
+        }
+        return Composed(phases=self.phases, losses={**own, **self.losses}, feeds=self.feeds)
 
     def terms(
         self, phase: str, models: Models, batch: Tensors, *, step: int, steps: int, rng: Generator
     ) -> Tensors:
         self._check(models)
         seen = with_targets(with_pillars(batch, self.grid), self.grid, self.stride)
-        own = {
-            part: Weighted(
-                term=DetectionPart(part=part, role=self.student), weight=weight * self.weight
-            )
-            for part, weight in PARTS.items()
-        }
-        composed = Composed(
-            phases=self.phases,
-            roles=self.roles,
-            losses={**own, **self.losses},
-            feeds=self.feeds,
-        )
-        return composed.terms(phase, models, seen, step=step, steps=steps, rng=rng)
+        return self.composed.terms(phase, models, seen, step=step, steps=steps, rng=rng)
 
     def _check(self, models: Models) -> None:
-        for role in self.roles:
+        for role in self.composed.roles:
             module = named(models, role, what="role", where="detection")
             if not isinstance(module, PillarDetector):
                 continue  # an encoder, or another detector of the same batch

@@ -3,36 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Generator, Tensor
+from torch import Generator
 
 from stillhouse.errors import BadSetting
-from stillhouse.objectives.inputs import named, not_negative, pick
+from stillhouse.objectives.inputs import named, not_negative
 from stillhouse.objectives.objective import Composed, Models, Phase, Tensors, Weighted
+from stillhouse.objectives.supervised import role_loss
+from stillhouse.objectives.term import Term
 from stillhouse_pointcloud.mmdet.network import Detector
 
 OWN = "detection"
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnLoss:
-    """The output `loss` of a detector: mmdetection3d's losses, added up as it does."""
-
-    role: str = "student"
-
-    def __call__(
-        self,
-        outputs: Mapping[str, Tensors],
-        batch: Tensors,
-        *,
-        progress: float,
-    ) -> Tensor:
-        return pick(outputs, self.role, "loss")
-
-
-@dataclass(frozen=True, kw_only=True)
 class DetectorTraining:
     """mmdetection3d's losses of `student`, `weight` times, and the terms of `losses`; an objective
-    that runs `roles` as the kernel's `Composed` does.
+    that runs their roles as the kernel's `Composed` does.
 
     A step makes the batch's voxels once, as the student's configuration says for training, and
     every detector reads the same: a teacher must have the grid of its student.
@@ -40,19 +26,20 @@ class DetectorTraining:
 
     phases: Mapping[str, Phase]
     student: str = "student"
-    roles: tuple[str, ...] = ("student",)
     losses: Mapping[str, Weighted] = field(default_factory=dict[str, Weighted])
     feeds: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     weight: float = 1.0
 
     def __post_init__(self) -> None:
         not_negative("weight", self.weight)
-        if self.student not in self.roles:
-            raise BadSetting(
-                f"detection: '{self.student}' is not among the roles {', '.join(self.roles)}"
-            )
         if OWN in self.losses:
             raise BadSetting(f"detection: a loss is called '{OWN}', as the detector's own")
+
+    @property
+    def composed(self) -> Composed:
+        """All terms, of a batch with voxels."""
+        own = Weighted(term=Term(role_loss, f"{self.student}.loss"), weight=self.weight)
+        return Composed(phases=self.phases, losses={OWN: own, **self.losses}, feeds=self.feeds)
 
     def terms(
         self, phase: str, models: Models, batch: Tensors, *, step: int, steps: int, rng: Generator
@@ -64,18 +51,11 @@ class DetectorTraining:
                 "of mmdetection3d"
             )
         self._check(models, student)
-        own = Weighted(term=OwnLoss(role=self.student), weight=self.weight)
-        composed = Composed(
-            phases=self.phases,
-            roles=self.roles,
-            losses={OWN: own, **self.losses},
-            feeds=self.feeds,
-        )
         seen = student.voxelised(batch)
-        return composed.terms(phase, models, seen, step=step, steps=steps, rng=rng)
+        return self.composed.terms(phase, models, seen, step=step, steps=steps, rng=rng)
 
     def _check(self, models: Models, student: Detector) -> None:
-        for role in self.roles:
+        for role in self.composed.roles:
             other = named(models, role, what="role", where="detection")
             if isinstance(other, Detector) and other.grid != student.grid:
                 raise BadSetting(

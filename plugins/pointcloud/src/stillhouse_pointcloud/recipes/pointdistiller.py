@@ -1,24 +1,25 @@
 """pointcloud/pointdistiller: a small pillar detector from a large one's local graphs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 
 from stillhouse.artifact import Model
 from stillhouse.comparison import Comparison, Scores, seeded
 from stillhouse.metrics import Latency, Memory, Profile
-from stillhouse.objectives.features import AttentionTransfer, Hint
+from stillhouse.objectives.features import at_loss, hint_loss
 from stillhouse.objectives.objective import Composed, Cosine, Objective, Optimizer, Phase, Weighted
 from stillhouse.objectives.projectors import ConvProjector
+from stillhouse.objectives.term import Term
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.references import Ref, out
 from stillhouse.stages import Convert, Make, Train
 from stillhouse_pointcloud.data import ReadKitti
-from stillhouse_pointcloud.distilled import FreshDetector, GraphRole
+from stillhouse_pointcloud.distilled import FreshDetector, GraphRole, graph_feeds
 from stillhouse_pointcloud.mixed import ReadMixed
 from stillhouse_pointcloud.pictured import WithPictures
-from stillhouse_pointcloud.recipes.pointdistiller_detectors import Detectors, detectors_of
+from stillhouse_pointcloud.recipes.pointdistiller_detectors import Detectors, Help, detectors_of
 from stillhouse_pointcloud.recipes.pointdistiller_notes import FEW, MIXED, NOTES, PAPER
 from stillhouse_pointcloud.recipes.pointdistiller_scores import (
     BUILTIN,
@@ -138,37 +139,26 @@ def _teacher(settings: PointDistillerSettings, zoo: Detectors, data: Ref) -> Sta
         inputs = {"checkpoint": settings.teacher, **tried}
         return Convert(name="teacher", convert=load, inputs=inputs)
     phase = _phase(settings, ("teacher",), settings.teacher_lr)
-    labels = Composed(phases={"teacher": phase}, roles=("teacher",), losses={})
     fresh = {"teacher": zoo.model(settings.teacher_model)}
-    objective = zoo.objective(labels, student="teacher")
+    objective = zoo.objective(phase, "teacher", Help())
     train = _train(settings, zoo, "teacher", objective, fresh, {"data": data})
     return replace(train, steps=settings.teacher_steps)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Help:
-    """What a student learns from beside the labels: losses, and roles that are trained with it."""
-
-    losses: Mapping[str, Weighted] = field(default_factory=dict[str, Weighted])
-    helpers: Mapping[str, Model] = field(default_factory=dict[str, Model])
-    feeds: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-
-
-def _help(settings: PointDistillerSettings, zoo: Detectors, name: Student) -> _Help:
+def _help(settings: PointDistillerSettings, zoo: Detectors, name: Student) -> Help:
     match name:
         case "alone" | "alone16":
-            return _Help()
+            return Help()
         case "fitnets":
             return _fitnets(settings, zoo)
         case "at":
-            maps = (zoo.hint,)
-            term = AttentionTransfer(student_outputs=maps, teacher_outputs=maps)
-            return _Help(losses={"at": Weighted(term=term, weight=settings.at_weight)})
+            term = Term(at_loss, f"student.{zoo.hint}", f"teacher.{zoo.hint}")
+            return Help(losses={"at": Weighted(term=term, weight=settings.at_weight)})
         case "local" | "reweight" | "both":
             return _graphs(settings, zoo, name)
 
 
-def _graphs(settings: PointDistillerSettings, zoo: Detectors, name: Student) -> _Help:
+def _graphs(settings: PointDistillerSettings, zoo: Detectors, name: Student) -> Help:
     """A loss, and its encoders, of each of the distilled outputs."""
     roles = graph_roles(zoo)
     helpers: dict[str, Model] = {}
@@ -176,10 +166,10 @@ def _graphs(settings: PointDistillerSettings, zoo: Detectors, name: Student) -> 
         channels = _channels(settings, zoo, output)
         kwargs = {"graphs": settings.graphs(name, output, channels), "output": output}
         helpers[role] = Model(build=GraphRole, kwargs=kwargs)
-    return _Help(
+    return Help(
         losses={role: settings.graph_loss(name, output, role) for role, output in roles.items()},
         helpers=helpers,
-        feeds=dict.fromkeys(roles, ("teacher", "student")),
+        feeds={role: graph_feeds(output) for role, output in roles.items()},
     )
 
 
@@ -188,20 +178,20 @@ def _channels(settings: PointDistillerSettings, zoo: Detectors, output: str) -> 
     return zoo.channels(settings.teacher_model, output), zoo.channels(settings.student, output)
 
 
-def _fitnets(settings: PointDistillerSettings, zoo: Detectors) -> _Help:
+def _fitnets(settings: PointDistillerSettings, zoo: Detectors) -> Help:
     """The teacher's map through a regressor of the student's, which ends, as it does, in a ReLU."""
-    maps, (target, channels) = (zoo.hint,), _channels(settings, zoo, zoo.hint)
+    source, (target, channels) = f"student.{zoo.hint}", _channels(settings, zoo, zoo.hint)
     kwargs = {
-        "inputs": [f"student.{zoo.hint}"],
+        "inputs": [source],
         "channels": [channels],
         "targets": [target],
         "relu": True,
     }
-    term = Hint(student="regressor", student_outputs=maps, teacher_outputs=maps)
-    return _Help(
+    term = Term(hint_loss, f"regressor.{zoo.hint}", f"teacher.{zoo.hint}")
+    return Help(
         losses={"hint": Weighted(term=term, weight=settings.hint_weight)},
         helpers={"regressor": Model(build=ConvProjector, kwargs=kwargs)},
-        feeds={"regressor": ("student",)},
+        feeds={"regressor": (source,)},
     )
 
 
@@ -210,16 +200,11 @@ def _student(
 ) -> Train:
     """First weights and batches are those of its seed, whatever it learns from."""
     given = _help(settings, zoo, name)
-    roles = {"teacher": teacher} if given.losses else {}
     detector = settings.student16 if name == "alone16" else settings.student
     fresh = {"student": zoo.model(detector), **given.helpers}
-    lesson = Composed(
-        phases={"student": _phase(settings, tuple(fresh), settings.lr)},
-        roles=(*roles, *fresh),
-        losses=given.losses,
-        feeds=given.feeds,
-    )
-    return _train(settings, zoo, name, zoo.objective(lesson), fresh, {"data": data, **roles})
+    objective = zoo.objective(_phase(settings, tuple(fresh), settings.lr), "student", given)
+    roles = {"teacher": teacher} if given.losses else {}
+    return _train(settings, zoo, name, objective, fresh, {"data": data, **roles})
 
 
 def _alone(
@@ -236,7 +221,6 @@ def _alone(
     first = Convert(name="first-student", convert=fresh, inputs={})
     objective = Composed(
         phases={"encoders": _phase(settings, tuple(given.helpers), settings.lr)},
-        roles=("teacher", "student", *given.helpers),
         losses=given.losses,
         feeds=given.feeds,
     )

@@ -4,7 +4,7 @@ The names decide: "pillars-<width>" is ours, every other one mmdetection3d's.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from stillhouse.artifact import Model
 from stillhouse.errors import BadSetting, UnknownName
 from stillhouse.objectives.inputs import named
-from stillhouse.objectives.objective import Composed, Objective
+from stillhouse.objectives.objective import Objective, Phase, Weighted
 from stillhouse.stages.convert import Converter
 from stillhouse_pointcloud import converts, detectors, mmdet
 from stillhouse_pointcloud.boxes import CLASSES
@@ -30,6 +30,15 @@ from stillhouse_pointcloud.recipes.pointdistiller_settings import (
     PointDistillerSettings,
     width,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Help:
+    """What a student learns from beside the labels: losses, and roles that are trained with it."""
+
+    losses: Mapping[str, Weighted] = field(default_factory=dict[str, Weighted])
+    helpers: Mapping[str, Model] = field(default_factory=dict[str, Model])
+    feeds: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
 @runtime_checkable
@@ -72,8 +81,8 @@ class Detectors(Protocol):
         """The teacher from a checkpoint."""
         ...
 
-    def objective(self, lesson: Composed, student: str = "student") -> Objective:
-        """The labels' losses of the role `student`, and those of `lesson`."""
+    def objective(self, phase: Phase, student: str, given: Help) -> Objective:
+        """The labels' losses of the role `student`, and those it is given."""
         ...
 
     def export(self, title: str) -> Converter: ...
@@ -120,14 +129,13 @@ class Plain:
     def load(self) -> Converter:
         return converts.LoadDetector(model=self.model(self.settings.teacher_model))
 
-    def objective(self, lesson: Composed, student: str = "student") -> Objective:
+    def objective(self, phase: Phase, student: str, given: Help) -> Objective:
         return detectors.Detection(
-            phases=lesson.phases,
+            phases={student: phase},
             grid=self.settings.grid(),
             student=student,
-            roles=lesson.roles,
-            losses=lesson.losses,
-            feeds=lesson.feeds,
+            losses=given.losses,
+            feeds=given.feeds,
         )
 
     def export(self, title: str) -> Converter:
@@ -221,13 +229,12 @@ class Stock:
     def load(self) -> Converter:
         return mmdet.LoadDetector(model=self.model(self.settings.teacher_model))
 
-    def objective(self, lesson: Composed, student: str = "student") -> Objective:
+    def objective(self, phase: Phase, student: str, given: Help) -> Objective:
         return mmdet.DetectorTraining(
-            phases=lesson.phases,
+            phases={student: phase},
             student=student,
-            roles=lesson.roles,
-            losses=lesson.losses,
-            feeds=lesson.feeds,
+            losses=given.losses,
+            feeds=given.feeds,
         )
 
     def export(self, title: str) -> Converter:

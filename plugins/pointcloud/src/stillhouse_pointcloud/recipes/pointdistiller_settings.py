@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from stillhouse.errors import BadSetting
 from stillhouse.objectives.objective import Weighted
+from stillhouse.objectives.supervised import role_loss
+from stillhouse.objectives.term import Term
 from stillhouse.recipe import Scale
 from stillhouse.settings import Settings
 from stillhouse.stages.make import Maker
@@ -15,7 +17,7 @@ from stillhouse.training import Augment, Precision
 from stillhouse_pointcloud.augment import SceneAugment
 from stillhouse_pointcloud.detectors import PillarGrid
 from stillhouse_pointcloud.detectors.found import Limits
-from stillhouse_pointcloud.distilled import PILLARS, POINTS, GraphTerm
+from stillhouse_pointcloud.distilled import PILLARS, POINTS
 from stillhouse_pointcloud.metrics import OVERLAPS
 from stillhouse_pointcloud.mmdet.transforms import LibraryAugment
 from stillhouse_pointcloud.pasted import ObjectSampling, WithSpares
@@ -247,7 +249,7 @@ class PointDistillerSettings(Settings):
         # of points an edge's items are one, their maximum
         items = self.k if student != "reweight" and output != POINTS else 1
         scaled = FACTOR / (self.out_dim * items) if self.compat == "paper" else 1.0
-        return Weighted(term=GraphTerm(role=role), weight=self.kd_weight * scaled)
+        return Weighted(term=Term(role_loss, f"{role}.loss"), weight=self.kd_weight * scaled)
 
 
 def width(detector: str) -> int:

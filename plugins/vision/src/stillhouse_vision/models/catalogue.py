@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stillhouse.artifact import Model
 from stillhouse.errors import BadSetting, UnknownName
-from stillhouse.objectives.zoo import Channels
+from stillhouse.objectives.methods import Channels
 from stillhouse_vision.models.classifier import ImageSpec
 from stillhouse_vision.models.cnn import flat_cnn, small_cnn
 from stillhouse_vision.models.from_timm import timm_model

@@ -1,13 +1,12 @@
 """vision/distill: a small classifier from a large one, by any objective of the zoo."""
 
-from collections.abc import Mapping
-
-from stillhouse.cache import Cache
 from stillhouse.comparison import seeded
-from stillhouse.objectives.zoo import ZooEntry, zoo_method
+from stillhouse.objectives.methods import ZooEntry
+from stillhouse.objectives.objective import Composed
+from stillhouse.objectives.zoo import zoo_method
 from stillhouse.recipe import Recipe
 from stillhouse.references import out
-from stillhouse_vision.models import channels, output_shapes
+from stillhouse_vision.models import channels
 from stillhouse_vision.recipes.distill_settings import WARM, Distill
 from stillhouse_vision.recipes.teaching import (
     ONE_TEACHER,
@@ -17,6 +16,7 @@ from stillhouse_vision.recipes.teaching import (
     named_model,
     supervised,
     taught,
+    teacher_cache,
     teachers_of,
     train_stage,
 )
@@ -24,15 +24,6 @@ from stillhouse_vision.recipes.teaching import (
 PAPER = (
     "Hinton, Vinyals, Dean 2015, Distilling the knowledge in a neural network (arXiv 1503.02531)"
 )
-# what is read of the teacher, where it is small enough to be computed once and stored
-STORED: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("kd", "dkd", "dist", "std_kd"), ("logits",)),
-    **dict.fromkeys(("rkd", "cc", "pkt", "infonce", "crd"), ("embedding",)),
-}
-
-
-# means over samples, so that a batch may go in slices where memory does not suffice
-SLICED = ("kd", "std_kd", "dkd", "hint", "at", "reviewkd")
 
 
 def distill(settings: Distill) -> Recipe:
@@ -48,20 +39,22 @@ def distill(settings: Distill) -> Recipe:
     resnet32x4 to resnet8x4, SGD, 240 epochs of batches of 64, learning rate 0.05 times 0.1 at
     epochs 150, 180 and 210, 5 seeds.
     """
-    teachers = teachers_of(settings, agree=_agree(settings))
+    entries = {name: _entry(settings, name) for name in settings.objective}
+    objectives = {name: _objective(settings, entry) for name, entry in entries.items()}
+    read = (output for each in objectives.values() for output in each.outputs_of("teacher"))
+    # the scores compare logits
+    teachers = teachers_of(settings, agree=tuple(dict.fromkeys(["logits", *read])))
     student = {"student": named_model(settings, settings.student)}
     alone = supervised(settings, "student", settings.lr)
     lessons = {"plain": train_stage(settings, "plain", alone, fresh=student)}
-    for name in settings.objective:
-        entry, stored = _entry(settings, name), STORED.get(name, ())
+    for name, objective in objectives.items():
         lessons[name] = train_stage(
             settings,
             name,
-            taught(settings, entry.losses, helpers=entry.roles, feeds=entry.feeds),
+            objective,
             roles={"teacher": out(teachers["teacher"])},
-            fresh={**student, **entry.roles},
-            cache={"teacher": Cache(outputs=stored)} if settings.cache and stored else {},
-            sliced=name in SLICED,
+            fresh={**student, **entries[name].roles},
+            cache=teacher_cache(settings, objective),
         )
     method = settings.objective[0]
     made = compared(
@@ -82,12 +75,8 @@ def distill(settings: Distill) -> Recipe:
     )
 
 
-def _agree(settings: Distill) -> tuple[str, ...]:
-    """The teacher's outputs that are read."""
-    if all(name in STORED for name in settings.objective):
-        return ("logits",)
-    # the others read feature maps
-    return tuple(output_shapes(named_model(settings, settings.teacher_model)))
+def _objective(settings: Distill, entry: ZooEntry) -> Composed:
+    return taught(settings, entry.losses, helpers=entry.roles, feeds=entry.feeds)
 
 
 def _entry(settings: Distill, objective: str) -> ZooEntry:

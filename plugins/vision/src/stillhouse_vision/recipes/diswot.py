@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from stillhouse.artifact import Model
-from stillhouse.cache import Cache
 from stillhouse.comparison import seeded
 from stillhouse.objectives.objective import Composed, Weighted
 from stillhouse.objectives.projectors import ConvProjector
-from stillhouse.objectives.relations import DisWOTRelation, DisWOTSemantic
+from stillhouse.objectives.relations import diswot_relation_loss, diswot_semantic_loss
+from stillhouse.objectives.term import Term
 from stillhouse.recipe import Recipe
 from stillhouse.references import Ref, out
 from stillhouse.search import AgingEvolution, Exhaustive, Listed, RandomSearch
@@ -30,6 +30,7 @@ from stillhouse_vision.recipes.teaching import (
     schedule_note,
     supervised,
     taught,
+    teacher_cache,
     teachers_of,
     train_stage,
 )
@@ -162,7 +163,7 @@ def _students(
     plain = _train(settings, "plain", supervised(settings, "student", settings.lr), search, {})
     distilled = _train(settings, "kd", kd, search, roles)
     helpers = {} if projector is None else {"projector": projector}
-    dagger = _train(settings, "dagger", both, search, roles, fresh=helpers, maps=True)
+    dagger = _train(settings, "dagger", both, search, roles, fresh=helpers)
     most = _train(settings, "largest-kd", kd, largest, roles)
     students = {s.name: seeded(s, settings.seeds) for s in (plain, distilled, dagger, most)}
     draws = seeded(draw, settings.seeds)
@@ -178,12 +179,8 @@ def _train(
     teacher: Mapping[str, str],
     *,
     fresh: Mapping[str, Model] = NOTHING,
-    maps: bool = False,
 ) -> Train:
-    """A training of the network that `choice` leaves, from fresh weights; the teacher's `maps` are
-    too large to be stored.
-    """
-    cache = {role: Cache(outputs=("logits",)) for role in teacher}
+    """A training of the network that `choice` leaves, from fresh weights."""
     return train_stage(
         settings,
         name,
@@ -191,8 +188,7 @@ def _train(
         roles={"student": out(choice), **teacher},
         reinit=("student",),
         fresh=fresh,
-        cache={} if maps or not settings.cache else cache,
-        sliced=not maps,
+        cache=teacher_cache(settings, objective),
     )
 
 
@@ -202,10 +198,9 @@ def _with_distances(settings: DisWOT, projector: Model | None) -> Composed:
     """
     source = "student" if projector is None else "projector"
     student, teacher = _last_maps(settings)
-    semantic = DisWOTSemantic(
-        student=source, student_output=student, teacher_output=teacher, form=settings.form
-    )
-    relation = DisWOTRelation(student_output=student, teacher_output=teacher, form=settings.form)
+    target, form = f"teacher.{teacher}", settings.form
+    semantic = Term(diswot_semantic_loss, f"{source}.{student}", target, form=form)
+    relation = Term(diswot_relation_loss, f"student.{student}", target, form=form)
     losses = {
         "M_s": Weighted(term=semantic, weight=settings.beta_s),
         "M_r": Weighted(term=relation, weight=settings.beta_r),
@@ -214,7 +209,9 @@ def _with_distances(settings: DisWOT, projector: Model | None) -> Composed:
         del losses["M_s"]
     roles = () if projector is None else ("projector",)
     losses = {**distillation(settings).losses, **losses}
-    return taught(settings, losses, helpers=roles, feeds=dict.fromkeys(roles, ("student",)))
+    return taught(
+        settings, losses, helpers=roles, feeds=dict.fromkeys(roles, (f"student.{student}",))
+    )
 
 
 def _projector(settings: DisWOT) -> Model | None:

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from stillhouse.cache import Cache
-from stillhouse.objectives.logits import KD
+from stillhouse.objectives.logits import kd_loss
 from stillhouse.objectives.objective import Composed, Weighted
-from stillhouse.objectives.supervised import CrossEntropy
+from stillhouse.objectives.supervised import cross_entropy_loss
+from stillhouse.objectives.term import Term
 from stillhouse.references import Ref, out
 from stillhouse.search import Exhaustive, SearchSpace
 from stillhouse.search.correlations import RankCorrelations, Scatter
@@ -23,6 +24,7 @@ from stillhouse_vision.recipes.teaching import (
     image_spec,
     supervised,
     taught,
+    teacher_cache,
     train_stage,
 )
 from stillhouse_vision.reduce import Reduce
@@ -33,7 +35,6 @@ METHODS = ("kd", "at", "sp", "rkd")
 SHOWN = ("diswot", "semantic", "relation", "parameters", "macs", "nwot", "synflow", "zen")
 PAPER_EPOCHS, PAPER_PICTURES = 240, 50_000  # the paper's training on CIFAR-100
 PAPER_LINE = "training, 240 epochs (computed)"
-STORED: Mapping[str, Cache] = {"teacher": Cache(outputs=("logits",))}
 
 
 def studies(
@@ -59,9 +60,10 @@ def studies(
 
 def distillation(settings: DisWOT) -> Composed:
     """0.1 CE + 0.9 KD, as the authors train."""
-    kd = KD(temperature=settings.temperature)
+    ce = Term(cross_entropy_loss, "student.logits", "batch.labels")
+    kd = Term(kd_loss, "student.logits", "teacher.logits", temperature=settings.temperature)
     losses = {
-        "ce": Weighted(term=CrossEntropy(), weight=0.1),
+        "ce": Weighted(term=ce, weight=0.1),
         "kd": Weighted(term=kd, weight=0.9),
     }
     return taught(settings, losses)
@@ -137,12 +139,13 @@ def _small_teacher(settings: DisWOT, data: Ref) -> Train:
 
 def _small_training(settings: DisWOT) -> Trained:
     """Without augmentation: one view, whose teacher outputs serve all candidates."""
+    objective = distillation(settings)
     return Trained(
-        objective=distillation(settings),
+        objective=objective,
         steps=settings.calibration_steps,
         batch=settings.batch,
         views=1,
-        cache=STORED,
+        cache={"teacher": Cache(outputs=objective.outputs_of("teacher"))},
     )
 
 
@@ -162,13 +165,14 @@ def _small_cost(settings: DisWOT, score: DisWOTScore, small: Mapping[str, Ref]) 
 
 def _cost(settings: DisWOT, space: SearchSpace, score: DisWOTScore, teacher: Ref) -> Evaluate:
     """Choosing the student: seconds a step are measured, whole trainings computed from them."""
+    objective = distillation(settings)
     trained = Trained(
-        objective=distillation(settings),
+        objective=objective,
         steps=settings.steps,
         batch=settings.batch,
         augment=augmentation(settings),
         views=settings.views,
-        cache=STORED if settings.cache else {},
+        cache=teacher_cache(settings, objective),
     )
     schedules = {f"training, {settings.steps} steps (computed)": settings.steps}
     contest = Contest(

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from stillhouse.artifact import Model
 from stillhouse.cache import Cache
 from stillhouse.comparison import Comparison, seeded
-from stillhouse.objectives.logits import KD
+from stillhouse.objectives.logits import kd_loss
 from stillhouse.objectives.objective import Weighted
 from stillhouse.objectives.projectors import LinearProjector
+from stillhouse.objectives.term import Term
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.references import Ref, out, reference
 from stillhouse.stages import Convert, Evaluate, Make, Train
@@ -146,14 +147,14 @@ def _web(settings: KD3Settings) -> Make:
 
 def _plain(settings: KD3Settings, name: str, teacher: Ref, web: Ref) -> Train:
     """The student with its own classifier, by its teacher's softened logits alone."""
+    term = Term(kd_loss, "student.logits", "teacher.logits", temperature=settings.temperature)
     return train_stage(
         settings,
         name,
-        taught(settings, {"kd": Weighted(term=KD(temperature=settings.temperature))}),
+        taught(settings, {"kd": Weighted(term=term)}),
         roles={"teacher": teacher},
         fresh={"student": named_model(settings, settings.student)},
         cache=_cache(settings, _maps(settings)["teacher"]),
-        sliced=False,
         data=web,
     )
 
@@ -172,7 +173,6 @@ def _kd3(
         roles={"teacher": teacher, "head": head},
         fresh=fresh,
         cache=_cache(settings, objective.teacher_map),
-        sliced=False,  # its contrast is between all samples of a batch
         data=out(_web(settings)),
     )
 

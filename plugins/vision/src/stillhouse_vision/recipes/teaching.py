@@ -22,7 +22,8 @@ from stillhouse.objectives.objective import (
     Step,
     Weighted,
 )
-from stillhouse.objectives.supervised import CrossEntropy
+from stillhouse.objectives.supervised import cross_entropy_loss
+from stillhouse.objectives.term import Term
 from stillhouse.recipe import Stage
 from stillhouse.references import out
 from stillhouse.settings import Settings
@@ -31,7 +32,7 @@ from stillhouse.training import Augment
 from stillhouse_vision.augment import CropFlip, Randomised
 from stillhouse_vision.data import ReadImages
 from stillhouse_vision.figures import Predictions
-from stillhouse_vision.models import ImageSpec, LoadCheckpoint, model
+from stillhouse_vision.models import ImageSpec, LoadCheckpoint, model, output_shapes
 from stillhouse_vision.recipes.teaching_settings import Pictures, Teaching
 from stillhouse_vision.usage import classifier_usage
 
@@ -40,7 +41,7 @@ ONE_TEACHER = (
     "this teacher, and say nothing of what another teacher would give."
 )
 NOTHING: Mapping[str, Any] = {}  # Any: the default of several kinds of mapping
-# the smallest slice of a batch, where memory does not suffice for the whole
+# the smallest micro-batch, where memory does not suffice for a whole batch
 SMALLEST = 8
 
 
@@ -118,12 +119,12 @@ def train_stage(
     fresh: Mapping[str, Model] = NOTHING,
     reinit: tuple[str, ...] = (),
     cache: Mapping[str, Cache] = NOTHING,
-    sliced: bool = True,
     data: str = "",
 ) -> Train:
-    """A training as the settings say, of the data's port "train" unless others are given; `sliced`
-    where its losses are means over samples, so that a batch may go in slices.
+    """A training as the settings say, of the data's port "train" unless others are given; where
+    its losses are means over samples, a batch may go in micro-batches.
     """
+    means = isinstance(objective, Composed) and objective.sample_mean
     return Train(
         name=name,
         objective=objective,
@@ -136,15 +137,25 @@ def train_stage(
         augment=augmentation(settings),
         views=settings.views,
         precision=settings.precision,
-        micro_batch=min(SMALLEST, settings.batch) if sliced else None,
+        micro_batch=min(SMALLEST, settings.batch) if means else None,
     )
 
 
+def teacher_cache(settings: Teaching, objective: Composed) -> Mapping[str, Cache]:
+    """What the objective reads of the teacher, computed once where it is vectors: maps are too
+    large to be stored.
+    """
+    read = objective.outputs_of("teacher")
+    shapes = output_shapes(named_model(settings, settings.teacher_model)) if read else {}
+    small = all(len(shapes[output]) == 1 for output in read)
+    return {"teacher": Cache(outputs=read)} if settings.cache and read and small else {}
+
+
 def supervised(settings: Teaching, role: str, lr: float) -> Composed:
+    term = Term(cross_entropy_loss, f"{role}.logits", "batch.labels")
     return Composed(
         phases={role: phase(settings, (role,), lr)},
-        roles=(role,),
-        losses={"ce": Weighted(term=CrossEntropy(student=role))},
+        losses={"ce": Weighted(term=term)},
     )
 
 
@@ -156,13 +167,8 @@ def taught(
     feeds: Mapping[str, tuple[str, ...]] = NOTHING,
 ) -> Composed:
     """The student, and helpers, by losses that read the teacher."""
-    trained = ("student", *helpers)
-    return Composed(
-        phases={"student": phase(settings, trained, settings.lr)},
-        roles=("teacher", *trained),
-        losses=losses,
-        feeds=feeds,
-    )
+    trains = phase(settings, ("student", *helpers), settings.lr)
+    return Composed(phases={"student": trains}, losses=losses, feeds=feeds)
 
 
 def phase(settings: Teaching, trains: tuple[str, ...], lr: float) -> Phase:

@@ -1,0 +1,116 @@
+"""A term: a loss function of named tensors, and its hyperparameters."""
+
+import inspect
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from stillhouse.errors import BadRecipe, UnknownName
+from stillhouse.objectives.declared import Loss, check_declared, is_sample_mean, signature
+from stillhouse.objectives.inputs import named, pick
+
+BATCH = "batch"
+Reads = str | tuple[str, ...]  # a name, or the names of an argument that is several tensors
+
+
+@dataclass(frozen=True, init=False)
+class Term:
+    """A loss of the tensors it reads, as `Term(kd_loss, "student.logits", "teacher.logits",
+    temperature=4.0)`.
+
+    `loss` is a module-level function: a recipe is hashed by its name. `reads` are its positional
+    arguments: "<role>.<output>", or "batch.<column>"; a tuple of such names is one argument of
+    several tensors, and tuples of one term pair up. The rest are its hyperparameters. Raises
+    BadRecipe or BadSetting where the loss does not take them.
+    """
+
+    loss: Loss
+    reads: tuple[Reads, ...]
+    hyperparameters: Mapping[str, Any]  # Any: JSON values
+
+    def __init__(self, loss: Loss, /, *reads: Reads, **hyperparameters: Any) -> None:
+        object.__setattr__(self, "loss", loss)
+        object.__setattr__(self, "reads", reads)
+        object.__setattr__(self, "hyperparameters", hyperparameters)
+        _check(self)
+
+    def __call__(
+        self, outputs: Mapping[str, Mapping[str, Tensor]], batch: Mapping[str, Tensor]
+    ) -> Tensor:
+        found = (
+            _find(outputs, batch, read)
+            if isinstance(read, str)
+            else tuple(_find(outputs, batch, name) for name in read)
+            for read in self.reads
+        )
+        return self.loss(*found, **self.hyperparameters)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that it reads, one name a tensor."""
+        return tuple(
+            name for read in self.reads for name in ((read,) if isinstance(read, str) else read)
+        )
+
+    @property
+    def sample_mean(self) -> bool:
+        """Whether its loss is a mean over samples, so that a batch may go in micro-batches."""
+        return is_sample_mean(self.loss)
+
+
+def owner_of(name: str) -> str:
+    """The role of "<role>.<output>", "batch" of a column."""
+    return name.partition(".")[0]
+
+
+def outputs_of(owner: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """What the names read of a role, or of "batch", each once."""
+    split = (name.partition(".") for name in names)
+    return tuple(dict.fromkeys(output for role, _, output in split if role == owner))
+
+
+def _check(term: Term) -> None:
+    if not isinstance(term.loss, types.FunctionType | types.BuiltinFunctionType):
+        raise BadRecipe(f"term: the loss must be a module-level function (got {term.loss!r})")
+    where = f"term {term.loss.__name__}"
+    for name in term.names:
+        owner, _, output = name.partition(".")
+        if not owner or not output:
+            raise BadRecipe(
+                f"{where}: reads '{name}'; say of what, as in 'student.logits' or 'batch.labels'"
+            )
+    counts = [len(read) for read in term.reads if not isinstance(read, str)]
+    if counts and (0 in counts or len(set(counts)) > 1):
+        raise BadRecipe(
+            f"{where}: its tuples of names must pair up one to one "
+            f"(got {' and '.join(map(str, counts))})"
+        )
+    found = signature(term.loss)
+    known = _by_name(found, after=len(term.reads))
+    for key in term.hyperparameters:
+        if key not in known:
+            raise UnknownName("hyperparameter", key, known, where=where)
+    try:
+        found.bind(*term.reads, **term.hyperparameters)
+    except TypeError as error:
+        raise BadRecipe(f"{where}: {error}") from error
+    check_declared(term.loss, **term.hyperparameters)
+
+
+def _by_name(found: inspect.Signature, *, after: int) -> list[str]:
+    """The parameters that are given by name, `after` so many tensors."""
+    parameters = list(found.parameters.values())
+    both = [p.name for p in parameters[after:] if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return both + [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
+def _find(
+    outputs: Mapping[str, Mapping[str, Tensor]], batch: Mapping[str, Tensor], name: str
+) -> Tensor:
+    owner, _, output = name.partition(".")
+    if owner == BATCH:
+        return named(batch, output, what="column", where=BATCH)
+    return pick(outputs, owner, output)

@@ -1,0 +1,229 @@
+"""Terms: what they read, what they refuse when they are made, and what follows from them."""
+
+import inspect
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+import stillhouse.objectives
+from stillhouse.digest import digest
+from stillhouse.errors import BadRecipe, BadSetting, StillhouseError, UnknownName
+from stillhouse.objectives import (
+    Composed,
+    Optimizer,
+    Phase,
+    SampleMean,
+    Term,
+    Weighted,
+    at_stages_loss,
+    contrastive,
+    cross_entropy_loss,
+    declared,
+    dkd_loss,
+    features,
+    hint_loss,
+    info_nce_loss,
+    kd_loss,
+    logits,
+    relations,
+    rkd_distance_loss,
+    role_loss,
+    statistics,
+    supervised,
+)
+
+LOGITS = ("student.logits", "teacher.logits")
+PHASE = Phase(trains=("student",), optimizer=Optimizer(lr=0.1))
+
+
+def rows(seed: int, *shape: int) -> Tensor:
+    rng = Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+
+def scaled_loss(*parts: Tensor, weight: float) -> Tensor:
+    return weight * torch.stack([part.mean() for part in parts]).sum()
+
+
+def test_a_loss_of_ones_own_is_a_term_and_reads_as_many_tensors_as_it_likes():
+    term = Term(scaled_loss, "student.a", "student.b.0", "batch.x", weight=2.0)
+    given = {"student": {"a": rows(1, 3), "b.0": rows(2, 3)}}
+    expected = 2 * (rows(1, 3).mean() + rows(2, 3).mean() + rows(3, 3).mean())
+    assert term(given, {"x": rows(3, 3)}).item() == pytest.approx(expected.item())
+    assert term.names == ("student.a", "student.b.0", "batch.x")
+    assert not term.sample_mean  # it does not say that it is one
+    assert Term(F.mse_loss, *LOGITS, reduction="sum").hyperparameters == {"reduction": "sum"}
+
+
+@pytest.mark.parametrize(("make", "error", "message"), [
+    (lambda: Term(kd_loss, *LOGITS), BadRecipe, "term kd_loss: missing a required.*'temperature'"),
+    (lambda: Term(kd_loss, LOGITS[0], temperature=4.0), BadRecipe, "missing.*'teacher_logits'"),
+    (lambda: Term(kd_loss, *LOGITS, "batch.labels", temperature=4.0), BadRecipe, "too many pos"),
+    (lambda: Term(kd_loss, *LOGITS, temprature=4.0), UnknownName,
+     r"term kd_loss: unknown hyperparameter 'temprature'. Did you mean 'temperature'\?"),
+    (lambda: Term(kd_loss, *LOGITS, temperature=0), BadSetting, r"temperature must be > 0 \(got 0\)"),
+    (lambda: Term(kd_loss, *LOGITS, temperature="4"), BadSetting, "must be > 0 .got '4'"),
+    (lambda: Term(kd_loss, "logits", "teacher.logits", temperature=4.0), BadRecipe,
+     "reads 'logits'; say of what, as in 'student.logits' or 'batch.labels'"),
+    (lambda: Term(at_stages_loss, ("student.a",), ()), BadRecipe, "pair up one to one .got 1 and 0"),
+    (lambda: Term(nn.MSELoss(), *LOGITS), BadRecipe, "must be a module-level function .got MSELoss"),
+])  # fmt: skip
+def test_what_a_loss_does_not_take_is_refused_when_the_term_is_made(
+    make: Callable[[], Term], error: type[StillhouseError], message: str
+):
+    with pytest.raises(error, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_range_is_told_by_the_signature_alone():
+    for name, value, wrong in (("temperature", 4.0, -1.0), ("alpha", 0.0, -0.1)):
+        numbers = {"alpha": 1.0, "beta": 2.0, "temperature": 4.0}
+        Term(dkd_loss, *LOGITS, "batch.labels", **{**numbers, name: value})
+        with pytest.raises(BadSetting, match=f"{name} must be >=? 0"):
+            Term(dkd_loss, *LOGITS, "batch.labels", **{**numbers, name: wrong})
+
+
+def test_a_term_is_hashed_by_its_loss_reads_and_hyperparameters():
+    term = Term(kd_loss, *LOGITS, temperature=4.0)
+    assert term == Term(kd_loss, *LOGITS, temperature=4.0)
+    others = [
+        Term(kd_loss, *LOGITS, temperature=2.0),
+        Term(kd_loss, *reversed(LOGITS), temperature=4.0),
+        Term(F.mse_loss, *LOGITS),
+    ]
+    assert len({digest(each) for each in (term, *others)}) == 4
+
+
+class Net(nn.Module):
+    """Doubles what it is fed, or the batch."""
+
+    def __init__(self, source: str = "x") -> None:
+        super().__init__()
+        self.source, self.seen = source, set[str]()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.seen = set(given)
+        return {"y": self.weight * given[self.source], "z": given[self.source]}
+
+
+def composed(**changes: object) -> Composed:
+    losses = {
+        "own": Weighted(term=Term(F.mse_loss, "student.y", "batch.x")),
+        "taught": Weighted(term=Term(F.mse_loss, "projector.y", "teacher.y"), weight=0.5),
+    }
+    phase = Phase(trains=("student", "projector"), optimizer=Optimizer(lr=0.1))
+    feeds = {"projector": ("student.y",)}
+    return Composed(**{"phases": {"main": phase}, "losses": losses, "feeds": feeds, **changes})
+
+
+def test_roles_and_what_is_read_of_them_follow_from_terms():
+    objective = composed()
+    # a frozen role first, so that it runs while no graph is held; each behind what feeds it
+    assert objective.roles == ("teacher", "student", "projector")
+    assert objective.outputs_of("student") == ("y",)
+    assert objective.outputs_of("teacher") == ("y",)
+    assert objective.outputs_of("batch") == ("x",)
+    assert objective.outputs_of("nobody") == ()
+    models = {"teacher": Net(), "student": Net(), "projector": Net("student.y")}
+    found = objective.terms(
+        "main", models, {"x": torch.ones(3)}, step=0, steps=1, rng=Generator().manual_seed(0)
+    )
+    assert found["own"].item() == 1  # (2 - 1)^2
+    assert found["taught"].item() == 2  # half of (4 - 2)^2
+    assert models["projector"].seen == {"x", "student.y", "seed"}
+    sum(found.values(), torch.zeros(())).backward()
+    assert models["teacher"].weight.grad is None
+    assert models["student"].weight.grad is not None
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"feeds": {}, "losses": {"own": Weighted(term=Term(F.mse_loss, "student.y", "batch.x"))}},
+     "phase 'main' trains 'projector', which no term reads; they read student"),
+    ({"feeds": {"memory": ("student.y",)}}, "feeds give to 'memory', which no term reads"),
+    ({"feeds": {"projector": ("student.y",), "student": ("projector.z",)}},
+     "feeds: 'student' is fed by itself .student <- projector <- student"),
+])  # fmt: skip
+def test_roles_that_lead_nowhere_are_refused(changes: dict[str, object], message: str):
+    with pytest.raises(BadRecipe, match=message):
+        composed(**changes)
+
+
+def test_a_batch_may_go_in_micro_batches_where_every_term_is_a_mean_over_samples():
+    ce = Weighted(term=Term(cross_entropy_loss, LOGITS[0], "batch.labels"))
+    kd = Weighted(term=Term(kd_loss, *LOGITS, temperature=4.0))
+    pairs = ("student.embedding", "teacher.embedding")
+    for loss, numbers in ((rkd_distance_loss, {}), (info_nce_loss, {"temperature": 1.0})):
+        other = Weighted(term=Term(loss, *pairs, **numbers))
+        assert not Composed(phases={"m": PHASE}, losses={"ce": ce, "x": other}).sample_mean
+    assert Composed(phases={"m": PHASE}, losses={"ce": ce, "kd": kd}).sample_mean
+    assert not Term(role_loss, "student.loss").sample_mean
+    assert Term(hint_loss, "student.a", "teacher.a").sample_mean
+
+
+MODULES = (contrastive, features, logits, relations, statistics, supervised)
+LOSSES = {
+    name: loss
+    for module in MODULES
+    for name, loss in inspect.getmembers(module, inspect.isfunction)
+    if name.endswith("_loss") and loss.__module__ == module.__name__
+}
+SETTINGS = {
+    "kd_loss": {"temperature": 2.0},
+    "dkd_loss": {"temperature": 2.0, "alpha": 1.0, "beta": 2.0},
+    "dist_loss": {"temperature": 2.0, "beta": 1.0, "gamma": 1.0},
+    "info_nce_loss": {"temperature": 0.5},
+}
+# of what a role computed from the whole batch or a memory that moves: no batch to cut
+OTHER = {"crd_loss", "crd_sides_loss", "role_loss"}
+
+
+def arguments(name: str) -> list[Tensor | Sequence[Tensor]]:
+    """Tensors of 8 samples for a loss."""
+    labels = torch.arange(8) % 5
+    maps = [rows(1, 8, 4, 6, 6), rows(2, 8, 4, 6, 6)]
+    match name:
+        case "cross_entropy_loss":
+            return [rows(1, 8, 5), labels]
+        case "kd_loss" | "dist_loss":
+            return [rows(1, 8, 5), rows(2, 8, 5)]
+        case "dkd_loss":
+            return [rows(1, 8, 5), rows(2, 8, 5), labels]
+        case "at_stages_loss" | "reviewkd_loss" | "kdsvd_loss":
+            return [maps, [rows(3, 8, 4, 6, 6), rows(4, 8, 4, 6, 6)]]
+        case "ofd_loss":
+            return [*maps, torch.full((4,), -0.5, dtype=torch.float64)]
+        case "ofd_stages_loss":
+            return [maps[:1], maps[1:], [torch.full((4,), -0.5, dtype=torch.float64)]]
+        case "rkd_distance_loss" | "rkd_angle_loss" | "cc_loss" | "pkt_loss" | "info_nce_loss":
+            return [rows(1, 8, 6), rows(2, 8, 6)]
+        case _:
+            return [*maps]
+
+
+def cut(value: Tensor | Sequence[Tensor], half: int) -> Tensor | Sequence[Tensor]:
+    if not isinstance(value, Tensor):
+        return [cut(each, half) for each in value]
+    return value if len(value) != 8 else value.chunk(2)[half]
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES.keys() - OTHER))
+def test_what_declares_a_mean_over_samples_is_one_and_nothing_else(name: str):
+    loss, given, numbers = LOSSES[name], arguments(name), SETTINGS.get(name, {})
+    whole = loss(*given, **numbers)
+    halves = [loss(*(cut(value, half) for value in given), **numbers) for half in (0, 1)]
+    mean = torch.stack(halves).mean().item()
+    assert declared.is_sample_mean(loss) == (whole.item() == pytest.approx(mean, rel=1e-9))
+
+
+def test_every_loss_is_exported_and_made_when_it_is_asked_for():
+    assert set(LOSSES) <= set(stillhouse.objectives.__all__)
+    for name in stillhouse.objectives.__all__:
+        assert getattr(stillhouse.objectives, name) is not None
+    assert stillhouse.objectives.SampleMean is SampleMean is declared.SampleMean
+    with pytest.raises(AttributeError, match="no attribute 'kdd_loss'"):
+        _ = stillhouse.objectives.kdd_loss
