@@ -4,10 +4,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pydantic
-from pydantic import AliasChoices
 
 from stillhouse.errors import CorruptArtifact, MissingData
 from stillhouse.metrics.scores import Score
@@ -33,8 +32,7 @@ class Row:
     """A row of the main table; `differences` are to the baseline row, by score."""
 
     name: str
-    # "standing" in documents of earlier versions
-    kind: Annotated[Kind, pydantic.Field(validation_alias=AliasChoices("kind", "standing"))]
+    kind: Kind
     stages: tuple[str, ...]  # one a seed, finished or not
     seeds: tuple[Seed, ...]
     scores: Mapping[str, Summary]

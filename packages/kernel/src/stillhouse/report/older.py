@@ -16,6 +16,7 @@ def upgraded(record: Json) -> Json:
         **record,
         "schema_version": 2,
         "scores": [_score(score) for score in record["scores"]],
+        "rows": [_row(row) for row in record["rows"]],
         "control": _held(record.get("control")),
         "ceiling": _held(record.get("ceiling")),
         "studies": [_study(study) for study in record.get("studies", ())],
@@ -31,6 +32,11 @@ def _score(score: Json) -> Json:
         "label": score["label"],
         "cost": score["cost"],
     }
+
+
+def _row(row: Json) -> Json:
+    kept = {key: value for key, value in row.items() if key != "standing"}
+    return {"kind": row["standing"], **kept} if "standing" in row else kept
 
 
 def _held(held: Json | None) -> Json | None:
