@@ -49,7 +49,7 @@ class Mean(Metric):
 """
 OTHER = METRICS.replace("Mean", "Largest").replace("mean", "max")
 RECIPE = """\
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import Recipe, Row
 from stillhouse.settings import Settings
 from stillhouse.stages import Evaluate, Make
 
@@ -65,8 +65,11 @@ def count(settings: Settings) -> Recipe:
         Evaluate(name="means", metrics=(Mean(),), inputs=inputs),
         Evaluate(name="largest", metrics=(Largest(),), inputs=inputs),
     ]
-    rows = {"mean": ("means",), "largest": ("largest",)}
-    return Recipe(name="count", reference="none", stages=stages, rows=rows, baseline="mean")
+    rows = {
+        "mean": Row(stages=("means",), kind="baseline"),
+        "largest": Row(stages=("largest",)),
+    }
+    return Recipe(name="count", reference="none", stages=stages, rows=rows)
 """
 FILES = {
     "__init__.py": PLUGIN,

@@ -20,7 +20,7 @@ from stillhouse.metrics.known import ACCURACY, NLL
 from stillhouse.metrics.metric import Metric
 from stillhouse.metrics.scores import Score
 from stillhouse.objectives.objective import Models
-from stillhouse.recipe import Recipe, Stage
+from stillhouse.recipe import Recipe, Row, Stage
 from stillhouse.settings import Settings
 from stillhouse.stages.convert import Convert
 from stillhouse.stages.evaluate import Evaluate
@@ -70,8 +70,11 @@ def count(settings: Count) -> Recipe:
         Evaluate(name="double-scores", metrics=(Mean(),), inputs={"data": "double.numbers"}),
         Evaluate(name="same-scores", metrics=(Mean(),), inputs={"data": "numbers.numbers"}),
     ]
-    rows = {"double": ("double-scores",), "same": ("same-scores",)}
-    return Recipe(name="count", reference="none", stages=stages, rows=rows, baseline="same")
+    rows = {
+        "double": Row(stages=("double-scores",)),
+        "same": Row(stages=("same-scores",), kind="baseline"),
+    }
+    return Recipe(name="count", reference="none", stages=stages, rows=rows)
 
 
 class Learn(Settings):
@@ -126,10 +129,10 @@ def learn(settings: Learn) -> Recipe:
         stages.append(Evaluate(name=f"student-{seed}-scores", metrics=(Weight(),), inputs=inputs))
     stages.append(Convert(name="export", convert=ship, inputs={"student": "student-0.model"}))
     rows = {
-        "plain": ("plain-scores",),
-        "student": tuple(f"student-{seed}-scores" for seed in range(settings.seeds)),
+        "plain": Row(stages=("plain-scores",), kind="baseline"),
+        "student": Row(stages=tuple(f"student-{seed}-scores" for seed in range(settings.seeds))),
     }
-    return Recipe(name="learn", reference="none", stages=stages, rows=rows, baseline="plain")
+    return Recipe(name="learn", reference="none", stages=stages, rows=rows)
 
 
 domain = Domain(

@@ -16,7 +16,7 @@ from stillhouse.metrics.metric import Metric
 from stillhouse.metrics.scores import Score
 from stillhouse.objectives.objective import Composed, Models, Optimizer, Phase, Tensors, Weighted
 from stillhouse.objectives.term import Term
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import Recipe, Row
 from stillhouse.settings import Settings
 from stillhouse.stages.evaluate import Evaluate
 from stillhouse.stages.make import Make
@@ -111,6 +111,5 @@ def slope(settings: Slope) -> Recipe:
         name="slope",
         reference="none",
         stages=stages,
-        rows={"student": ("scores",)},
-        baseline="student",
+        rows={"student": Row(stages=("scores",), kind="baseline")},
     )

@@ -275,7 +275,7 @@ def test_lines_and_latencies_of_several_roles(float_: Built, file: Built) -> Non
     roles = {"torch": float_.module, "file": file.module}
     sizes = Lines(lines={"a": Profile(role="torch"), "b": Profile(role="file")})
     scores = sizes(roles, toy_data(), work=Work())
-    assert scores["a/parameters"] == scores["b/parameters"] == 145
+    assert scores["a", "parameters"] == scores["b", "parameters"] == 145
     times = Latencies(lines={"a": "torch", "b": "file"}, batches=(1,), runs=2)(
         roles, toy_data(), work=Work()
     )

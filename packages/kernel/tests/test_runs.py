@@ -81,7 +81,7 @@ class Older(BaseStage):
 
 def test_what_a_stage_returns_is_looked_at(tmp_path: Path) -> None:
     stage = Older()
-    recipe = Recipe(name="toy/toy", reference="none", stages=(stage,), rows={}, baseline="")
+    recipe = Recipe(name="toy/toy", reference="none", stages=(stage,), rows={})
     runs = Runs(root=tmp_path, recipe="toy/toy", variant="v")
     with pytest.raises(ContractError, match=r"'older': Older.run returned a dict; return Result\("):
         run_stage(recipe, stage, runs)

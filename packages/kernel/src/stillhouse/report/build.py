@@ -28,6 +28,7 @@ from stillhouse.report.document import (
 from stillhouse.report.headline import Findings, headline
 from stillhouse.report.lineage import lineage
 from stillhouse.report.statistics import Difference, holm, paired, summarize, unpaired
+from stillhouse.report.timings import evaluated_model, timed_in_turns
 
 
 def build(recipe: Recipe, name: str, root: Path, folder: Path) -> Document:
@@ -43,7 +44,7 @@ def build(recipe: Recipe, name: str, root: Path, folder: Path) -> Document:
         ceiling=_held(recipe.ceiling, primary, done),
     )
     origin = lineage(recipe, root, done)
-    return Document(
+    document = Document(
         schema_version=SCHEMA,
         recipe=name,
         variant=folder.name,
@@ -68,8 +69,8 @@ def build(recipe: Recipe, name: str, root: Path, folder: Path) -> Document:
         method=found.method,
         control=found.control,
         ceiling=found.ceiling,
-        costlier=costlier(rows),
     )
+    return replace(document, costlier=costlier(document))
 
 
 def _scores(recipe: Recipe, done: Mapping[str, Finished]) -> tuple[tuple[Score, ...], Score | None]:
@@ -85,7 +86,10 @@ def _scores(recipe: Recipe, done: Mapping[str, Finished]) -> tuple[tuple[Score, 
 
 
 def _rows(recipe: Recipe, done: Mapping[str, Finished], scores: Sequence[Score]) -> tuple[Row, ...]:
-    rows = tuple(_row(recipe, name, done, scores) for name in recipe.rows)
+    timed = timed_in_turns(recipe, done)
+    rows = tuple(
+        replace(_row(recipe, name, done, scores), timed=timed.get(name, {})) for name in recipe.rows
+    )
     return corrected(rows, _method(recipe, rows))
 
 
@@ -128,14 +132,8 @@ def _held(bound: Bound | None, primary: Score | None, done: Mapping[str, Finishe
 
 
 def _mean(stages: Sequence[Finished], row: str, name: str) -> float | None:
-    found = [v for stage in stages if (v := _values(stage).get((row, name))) is not None]
+    found = [v for stage in stages if (v := stage.values.get((row, name))) is not None]
     return statistics.fmean(found) if found else None
-
-
-def _values(stage: Finished) -> dict[tuple[str, str], float]:
-    """The scores by row of a table ("" for those of none) and name."""
-    cells = stage.declared.cells
-    return {cells.get(name, ("", name)): value for name, value in stage.scores.items()}
 
 
 def _row(recipe: Recipe, name: str, done: Mapping[str, Finished], scores: Sequence[Score]) -> Row:
@@ -207,12 +205,8 @@ def _curves(recipe: Recipe, done: Mapping[str, Finished]) -> tuple[Curve, ...]:
 
 
 def _evaluated(recipe: Recipe, name: str) -> str:
-    """The stage that made the model an evaluation is about: the student, else no teacher."""
-    stage = recipe.stage(name)
-    inputs, data = stage.inputs, getattr(stage, "data_ports", ("data",))
-    roles = [port for port in inputs if port not in data]
-    role = min(roles, key=lambda port: (port != "student", port == "teacher"), default="")
-    ref = inputs.get(role, "")
+    """The stage that made the model an evaluation is about."""
+    ref = evaluated_model(recipe.stage(name))
     return "" if ref.startswith(OUTSIDE) else ref.partition(".")[0]
 
 
@@ -223,7 +217,7 @@ def _study(title: str, stages: tuple[str, ...], done: Mapping[str, Finished]) ->
     for stage in given:
         for score in stage.declared.scores:
             scores.setdefault(score.name, score)
-        for place, value in _values(stage).items():
+        for place, value in stage.values.items():
             values.setdefault(place, []).append(value)
     return Study(
         title=title,

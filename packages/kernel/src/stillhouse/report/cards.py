@@ -8,6 +8,7 @@ from stillhouse.recipe import Kind
 from stillhouse.report import units
 from stillhouse.report.document import Document, Row
 from stillhouse.report.tables import total_seconds
+from stillhouse.report.timings import TIME, latencies
 
 SHOWN = (PARAMETERS, MACS, latency(1))
 
@@ -28,7 +29,7 @@ def cards(document: Document) -> tuple[Card, ...]:
     gain = None if document.headline.withheld else _gain(document, student)
     found = [gain, _reached(document, about, teacher)]
     if about is not None:
-        found += [_against(about, teacher, score) for score in SHOWN]
+        found += [_against(document, about, teacher, score) for score in SHOWN]
     return tuple(card for card in [*found, _cost(document)] if card is not None)
 
 
@@ -73,20 +74,18 @@ def _mean(row: Row | None, score: Score) -> str:
     return units.quantity(row.scores[score.name].mean, score) if row else ""
 
 
-def _against(row: Row, teacher: Row | None, score: Score) -> Card | None:
+def _against(document: Document, row: Row, teacher: Row | None, score: Score) -> Card | None:
     if score.name not in row.scores:
         return None
     note = ""
     if teacher is not None and teacher is not row and score.name in teacher.scores:
-        ours, theirs = row.scores[score.name].mean, teacher.scores[score.name].mean
-        note = _beside(ours, theirs, score)
+        note = f"teacher {_mean(teacher, score)}"
+        pair = row.scores[score.name].mean, teacher.scores[score.name].mean
+        if score.unit == TIME:
+            pair = latencies(document, row, teacher, score)
+        if pair is not None and min(pair) > 0:
+            note += f" ({units.ratio(pair[1] / pair[0])})"
     return Card(label=score.label, value=_mean(row, score), note=note)
-
-
-def _beside(ours: float, theirs: float, score: Score) -> str:
-    if min(ours, theirs) <= 0:
-        return f"teacher {units.quantity(theirs, score)}"
-    return f"teacher {units.quantity(theirs, score)} ({units.ratio(theirs / ours)})"
 
 
 def _cost(document: Document) -> Card | None:

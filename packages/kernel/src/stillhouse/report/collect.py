@@ -81,6 +81,12 @@ class Finished:
     pictures: tuple[str, ...]  # relative to the run's folder
     files: Mapping[str, Mapping[str, int]]  # port -> file -> bytes, of converted models
 
+    @property
+    def values(self) -> Mapping[tuple[str, str], float]:
+        """The scores by row of a study's table ("" for those of none) and name."""
+        cells = self.declared.cells
+        return {cells.get(name, ("", name)): value for name, value in self.scores.items()}
+
 
 def read_settings(folder: Path) -> SettingsFile:
     """settings.json of a run's folder; without one, the scale its name begins with."""

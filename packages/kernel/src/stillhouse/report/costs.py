@@ -4,32 +4,26 @@ from collections.abc import Sequence
 
 from stillhouse.metrics.known import COMPUTE
 from stillhouse.metrics.scores import Score
-from stillhouse.report.document import Row
+from stillhouse.report.document import Document, Row
+from stillhouse.report.timings import TIME, latencies
 from stillhouse.report.units import inside, ratio
 
 # two timings of one network differ by that on a machine that does other things, too
 TIMING = 1.1
 
 
-def costlier(rows: Sequence[Row]) -> tuple[str, ...]:
+def costlier(document: Document) -> tuple[str, ...]:
     """A sentence for each cost that some student has more of than the largest teacher; of a
-    latency, where every seed is slower.
+    latency, where the two may be compared.
     """
-    return tuple(sentence for cost in COMPUTE if (sentence := _sentence(rows, cost)))
+    return tuple(sentence for cost in COMPUTE if (sentence := _sentence(document, cost)))
 
 
-def _sentence(rows: Sequence[Row], cost: Score) -> str:
-    name = cost.name
-    teachers = [v for r in rows if r.kind == "teacher" and name in r.scores for v in _all(r, name)]
-    students = [row for row in rows if row.kind != "teacher" and name in row.scores]
-    if not teachers or not students:
-        return ""
-    most = max(teachers) * (TIMING if cost.unit == "ms" else 1)
-    over = {
-        row.name: ratio(row.scores[name].mean / max(teachers))
-        for row in students
-        if min(_all(row, name)) > most
-    }
+def _sentence(document: Document, cost: Score) -> str:
+    students = [r for r in document.rows if r.kind != "teacher" and cost.name in r.scores]
+    shares = {row.name: _share(document, row, cost) for row in students}
+    least = TIMING if cost.unit == TIME else 1
+    over = {row: ratio(share) for row, share in shares.items() if share > least}
     if not over:
         return ""
     same = len(over) == len(students) and len(set(over.values())) == 1
@@ -41,5 +35,22 @@ def _sentence(rows: Sequence[Row], cost: Score) -> str:
     return f"More {inside(cost.label)} than the teacher: {said}."
 
 
-def _all(row: Row, name: str) -> tuple[float, ...]:
-    return row.scores[name].values
+def _share(document: Document, row: Row, cost: Score) -> float:
+    """How many times the largest teacher's cost the row has in every seed; 0 where it has less, or
+    where that cannot be said.
+    """
+    teachers = [r for r in document.rows if r.kind == "teacher" and cost.name in r.scores]
+    if not teachers:
+        return 0.0
+    if cost.unit == TIME:
+        return _slower(document, row, teachers, cost)
+    most = max(value for teacher in teachers for value in teacher.scores[cost.name].values)
+    summary = row.scores[cost.name]
+    return summary.mean / most if min(summary.values) > most > 0 else 0.0
+
+
+def _slower(document: Document, row: Row, teachers: Sequence[Row], cost: Score) -> float:
+    """A latency's share of that of every teacher, or of those that were timed in turns with it."""
+    beside = [t for t in teachers if cost.name in row.timed and cost.name in t.timed]
+    pairs = [latencies(document, row, teacher, cost) for teacher in beside or teachers]
+    return min((0.0 if pair is None else pair[0] / pair[1] for pair in pairs), default=0.0)

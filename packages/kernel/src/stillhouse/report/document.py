@@ -37,6 +37,8 @@ class Row:
     seeds: tuple[Seed, ...]
     scores: Mapping[str, Summary]
     differences: Mapping[str, Difference]
+    # latencies taken in turns with a teacher's, by a study
+    timed: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def compared(self) -> bool:

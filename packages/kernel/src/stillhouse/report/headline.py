@@ -11,6 +11,7 @@ from stillhouse.metrics.scores import Score
 from stillhouse.recipe import Kind
 from stillhouse.report.document import Headline, Held, Row
 from stillhouse.report.statistics import Difference
+from stillhouse.report.timings import TIME
 from stillhouse.report.units import (
     counted,
     difference,
@@ -168,7 +169,7 @@ def _teacher(found: Findings, method: Row, baseline: Row, primary: Score) -> lis
         lines[0] += f"; {100 * share:.0f} % of its lead over {baseline.name} is closed"
     lines[0] += "."
     for cost in COMPUTE:
-        if cost.name in method.scores and _mean(teacher, cost) > 0:
+        if _mean(method, cost) > 0 and _mean(teacher, cost) > 0:
             part = 100 * _mean(method, cost) / _mean(teacher, cost)
             if part < 100:
                 share = significant(part, 2)
@@ -178,7 +179,9 @@ def _teacher(found: Findings, method: Row, baseline: Row, primary: Score) -> lis
 
 
 def _mean(row: Row, score: Score) -> float:
-    """The row's mean; 0 where it has none."""
+    """The row's mean, of a latency the one taken in turns; 0 where it has none."""
+    if score.unit == TIME:
+        return row.timed.get(score.name, 0.0)
     return row.scores[score.name].mean if score.name in row.scores else 0.0
 
 
