@@ -29,7 +29,7 @@ def timed_in_turns(
     """
     titles = {
         evaluated_model(recipe.stage(name)): title
-        for title, row in reversed(recipe.rows.items())
+        for title, row in reversed([*recipe.rows.items()])
         for name in row.stages
     }
     teachers = {title for title, row in recipe.rows.items() if row.kind == "teacher"}
