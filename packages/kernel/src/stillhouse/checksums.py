@@ -10,6 +10,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from stillhouse import parallel
+
 ROW = 1 << 16  # words that share a table of places; each row of them has a factor of its own
 CPU_ROWS, GPU_ROWS = 4, 64  # at a time: what a cache holds; what keeps a GPU busy
 # odd, as signed 64-bit numbers: the golden ratio, and the multiplier of MurmurHash3's finaliser
@@ -24,7 +26,8 @@ def bits_of(module: nn.Module, names: Collection[str] | None = None) -> dict[str
     highest bits alone), one in 2**63 as a rule.
     """
     state: dict[str, Tensor] = module.state_dict()
-    return {name: checksum(state[name]) for name in (state if names is None else sorted(names))}
+    chosen = state if names is None else sorted(names)
+    return {name: checksum(parallel.whole(state[name])) for name in chosen}
 
 
 @torch.no_grad()

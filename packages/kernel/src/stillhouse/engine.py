@@ -310,8 +310,13 @@ def _loop(job: _Job) -> Generator[_Loop]:
     ctx = job.ctx
     parallel.join(ctx.device)
     still = [p for m in job.models.values() for p in m.parameters() if not p.requires_grad]
-    for module in job.models.values():
-        module.to(ctx.device)
+    rows = min(job.setup.batch, len(job.data))
+    sharded = training.sharded(job.objective, job.models, rows, ctx)
+    for role, module in job.models.items():
+        if role in sharded:
+            parallel.shard(module, ctx.device)
+        else:
+            module.to(ctx.device)
     try:
         loop = _Loop(job)
         torch.manual_seed(training.mix(job.setup.seed, training.GLOBAL, ctx.rank))
@@ -323,7 +328,8 @@ def _loop(job: _Job) -> Generator[_Loop]:
                 {f"{role}-ema": average.module for role, average in turn.averages.items()}
             )
     finally:
-        for module in job.models.values():
-            module.to("cpu").requires_grad_(True).eval()
+        for role, module in job.models.items():
+            if role not in sharded:
+                module.to("cpu").requires_grad_(True).eval()
         for parameter in still:  # as it came
             parameter.requires_grad_(False)

@@ -67,6 +67,33 @@ def share(rows: int, *, rank: int, nproc: int) -> float:
     return len(range(rank, rows, nproc)) / rows
 
 
+def shard(module: torch.nn.Module, device: str) -> None:
+    """Leave each process a part of each parameter of a frozen module (FSDP2); a forward gathers
+    those of one block at a time: of what is in a ModuleList or Sequential, and then of the rest.
+    Every process must run the same forwards.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    module.requires_grad_(False)
+    mesh = init_device_mesh(device.partition(":")[0], (dist.get_world_size(),))
+    lists = (torch.nn.ModuleList, torch.nn.Sequential)
+    blocks = [b for m in module.modules() if isinstance(m, lists) for b in m.children()]
+    for block in reversed(blocks):  # the inner ones first
+        if not isinstance(block, lists) and any(True for _ in block.parameters()):
+            fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each process may have a part; every process must ask."""
+    if not dist.is_initialized():
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def average_gradients(parameters: Iterable[Tensor], *, share: float) -> None:
     """Replace each gradient by its mean over all rows of the batch, of which this process had
     `share`; every rank must hold the same set of gradients.

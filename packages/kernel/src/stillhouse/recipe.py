@@ -20,6 +20,8 @@ SCALES: tuple[Scale, ...] = ("tiny", "small", "paper")
 OUTSIDE = ("data:", "file:", "builtin:", "hub:")
 # the environment variable that says in how many slices each training batch goes
 SLICES = "STILLHOUSE_SLICES"
+# the one that names the roles whose weights are shared out among the processes
+SHARD = "STILLHOUSE_SHARD"
 # and the one that says how often a training stage writes a checkpoint
 CHECKPOINT_SECONDS = "STILLHOUSE_CHECKPOINT_SECONDS"
 # where the clients of a federation run, unless the command line says it
@@ -67,6 +69,7 @@ class Context:
     rank: int = 0
     nproc: int = 1
     slices: int = 1  # a batch is trained in so many slices where it does not fit the memory
+    shard: tuple[str, ...] = ()  # frozen roles of which each process holds a part
     engine: str = "local"  # of the federations among the stages
     recipe: str = ""  # "domain/recipe", with `settings` what another host builds the stage from
     settings: Path | None = None  # settings.json of the variant; None outside a run

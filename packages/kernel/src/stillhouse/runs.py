@@ -60,6 +60,7 @@ class Runs:
     variant: str
     device: str = "cpu"
     slices: int = 1  # of each training batch, where memory does not suffice for all of it
+    shard: tuple[str, ...] = ()  # frozen roles of which each process holds a part
     engine: str = "local"  # of the federations among the stages
     observe: Observer = silent
     checkpoint_seconds: float = 60.0
@@ -327,6 +328,7 @@ class _Place:
             rank=self.rank,
             nproc=self.nproc,
             slices=runs.slices,
+            shard=runs.shard,
             engine=runs.engine,
             recipe=runs.recipe,
             settings=runs.settings,

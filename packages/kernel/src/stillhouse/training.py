@@ -156,6 +156,33 @@ def check(
         )
 
 
+def sharded(
+    objective: Objective, models: Mapping[str, nn.Module], rows: int, ctx: Context
+) -> list[str]:
+    """The frozen roles that are shared out among the processes; those without parameters are not.
+    `rows` are those of a batch. Raises BadSetting where there is one process, or where one would
+    have more micro-batches than another: each of them is a forward of all.
+    """
+    trained = {role for phase in objective.phases.values() for role in phase.trains}
+    roles = [
+        role
+        for role in ctx.shard
+        if role in models and role not in trained and any(True for _ in models[role].parameters())
+    ]
+    where = f"stage '{ctx.stage}': role '{', '.join(roles)}' cannot be sharded"
+    if roles and ctx.nproc == 1:
+        raise BadSetting(f"{where} in one process; use --nproc 2 or more")
+    for phase in objective.phases.values() if roles else ():
+        parts = phase.accumulate * ctx.slices
+        shares = {len(range(rank, rows, ctx.nproc)) for rank in range(ctx.nproc)}
+        if len({len(torch.arange(share).chunk(parts)) for share in shares}) > 1:
+            raise BadSetting(
+                f"{where}: {rows} rows in {parts} micro-batches are more of them in one process "
+                f"than in another; choose a batch that {ctx.nproc * parts} divides"
+            )
+    return roles
+
+
 def check_rows(rows: int, ctx: Context) -> None:
     """Raises BadData where a process would have no row of a batch of `rows`."""
     if rows < ctx.nproc:
@@ -213,6 +240,7 @@ def alone(ctx: Context) -> Context:
         checkpoints=ctx.checkpoints / "none",
         rank=0,
         nproc=1,
+        shard=(),
         observe=silent,
         checkpoint_seconds=float("inf"),
         checkpoint_steps=None,

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from stillhouse.cli.app import main
+from stillhouse.cli.running import check_shard
+from stillhouse.errors import BadSetting, UnknownName
 from stillhouse.newest import newest_run, register_run
 from stillhouse.runs import Runs
-from stillhouse.settings import make_settings
+from stillhouse.settings import make_recipe, make_settings
 
 from .conftest import declare, see
 
@@ -295,7 +297,9 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_processes_share_a_training_and_their_error_comes_back(project) -> None:
-    done = command("run", NAME, "--set", "steps=20", "--nproc", "2", "--no-report")
+    # of the teacher, where it is frozen, each holds a part
+    share = ("--nproc", "2", "--shard", "teacher")
+    done = command("run", NAME, "--set", "steps=20", *share, "--no-report")
     assert done.returncode == 0, done.stderr
     assert "stage kd-0: step 20/20 loss " in done.stdout
     folder = next((project / "runs" / NAME).iterdir())
@@ -309,6 +313,19 @@ def test_processes_share_a_training_and_their_error_comes_back(project) -> None:
     assert failed.stderr == (
         "error: stage 'teacher': batch 64 cannot be split over 3 processes; choose a multiple\n"
     )
+
+
+def test_roles_that_cannot_be_shared_are_one_line(project) -> None:
+    recipe = make_recipe(NAME, make_settings(NAME, "tiny", {}))
+    with pytest.raises(
+        BadSetting, match=r"^--shard teacher: one process has nobody to share with; add --nproc 2$"
+    ):
+        check_shard(["teacher"], 1, recipe.stages)
+    for name in ("student", "teachr"):  # one that is trained wherever it is
+        with pytest.raises(UnknownName, match=f"^--shard: unknown frozen role '{name}'"):
+            check_shard([name], 2, recipe.stages)
+    check_shard(["teacher"], 2, recipe.stages)
+    check_shard([], 1, recipe.stages)
 
 
 MOUNTS = {

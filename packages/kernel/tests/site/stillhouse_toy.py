@@ -351,3 +351,17 @@ class Adapted(nn.Module):
     def base_names(self) -> dict[str, str]:
         layers = range(self.depth)
         return {f"net.layers.{i}.layer.weight": f"layers.{i}.weight" for i in layers}
+
+
+class Tall(nn.Module):
+    """A teacher with layers in a list, one in another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Sequential(nn.Conv2d(8, 8, 3)))
+        self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, batch: Tensors) -> dict[str, Tensor]:
+        hidden = self.norm(self.stem(batch["images"])).mean((2, 3))
+        return {"logits": self.head(hidden), "embedding": hidden}

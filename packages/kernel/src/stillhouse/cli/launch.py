@@ -9,9 +9,11 @@ from typing import IO, TYPE_CHECKING
 
 from stillhouse.cli.progress import event_from
 from stillhouse.errors import StillhouseError
-from stillhouse.recipe import Observer
+from stillhouse.recipe import SHARD, Observer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from stillhouse.cli.target import Target
 
 ERROR = "error: "
@@ -22,9 +24,16 @@ class ChildError(RuntimeError):
 
 
 def run_distributed(
-    target: "Target", stage: str, *, device: str, nproc: int, observe: Observer
+    target: "Target",
+    stage: str,
+    *,
+    device: str,
+    nproc: int,
+    observe: Observer,
+    shard: "Sequence[str]" = (),
 ) -> None:
-    """Run one stage of a target in `nproc` processes, with the target's own settings.
+    """Run one stage of a target in `nproc` processes, with the target's own settings; each holds a
+    part of the frozen roles in `shard`.
 
     Raises StillhouseError with the child's own error line, ChildError for any other failure.
     """
@@ -37,6 +46,7 @@ def run_distributed(
     ]
     threads = max(1, (os.cpu_count() or 1) // nproc)
     environ = {"OMP_NUM_THREADS": str(threads)} | os.environ
+    environ |= {SHARD: ",".join(shard)} if shard else {}
     said: list[str] = []
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ

@@ -43,6 +43,14 @@ def run(
     nproc: Annotated[
         int, typer.Option(min=1, help="Processes a training stage is spread over.")
     ] = 1,
+    shard: Annotated[
+        list[str],
+        typer.Option(
+            metavar="ROLE",
+            help="A frozen role whose weights are shared out among the processes of --nproc; may "
+            "be repeated.",
+        ),
+    ] = [],  # noqa: B006
     engine: Engine = "",
     report: Annotated[bool, typer.Option(help="Write the report when all is done.")] = True,
     open_: Open = False,
@@ -55,12 +63,13 @@ def run(
     target = make_target(recipe, scale, assignments)
     check_present(outside_refs(target.recipe), target.root)
     chosen = choose_device(device)
+    check_shard(shard, nproc, target.recipe.stages)
     place = choose_engine(engine, target.recipe.stages)
     print(f"{target.ref} on {chosen}, in {target.runs().folder}")
     stopping = Stopping()
     try:
         with stopping:
-            _run_stages(target, chosen, nproc, place, stopping)
+            _run_stages(target, chosen, nproc, shard, place, stopping)
             if report:
                 page = print_report(target)
                 if open_:
@@ -70,13 +79,21 @@ def run(
         words = ["stillhouse", "run", recipe, *(["--scale", scale] if scale else [])]
         words += [word for pair in assignments for word in ("--set", pair)]
         words += ["--nproc", str(nproc)] if nproc > 1 else []
+        words += [word for role in shard for word in ("--shard", role)]
         words += ["--engine", engine] if engine else []
         again = shlex.join(words)
         print(f"\nInterrupted; what is finished is kept. Go on with: {again}", file=sys.stderr)
         raise typer.Exit(stopping.exit_code) from None
 
 
-def _run_stages(target: "Target", device: str, nproc: int, engine: str, stopping: Stopping) -> None:
+def _run_stages(
+    target: "Target",
+    device: str,
+    nproc: int,
+    shard: "Sequence[str]",
+    engine: str,
+    stopping: Stopping,
+) -> None:
     from stillhouse.cli.launch import run_distributed
     from stillhouse.runs import run_stage
 
@@ -86,7 +103,9 @@ def _run_stages(target: "Target", device: str, nproc: int, engine: str, stopping
         for stage in target.recipe.stages:
             display.begin(stage.name)
             if nproc > 1 and stage.distributed:
-                run_distributed(target, stage.name, device=device, nproc=nproc, observe=display)
+                run_distributed(
+                    target, stage.name, device=device, nproc=nproc, shard=shard, observe=display
+                )
             else:
                 run_stage(target.recipe, stage, runs)
             stopping.check()
@@ -171,6 +190,20 @@ def choose_engine(name: str, stages: "Sequence[Stage]") -> str:
     if name:
         print(f"--engine {name}: no federated stage here; ignored", file=sys.stderr)
     return "local"
+
+
+def check_shard(roles: "Sequence[str]", nproc: int, stages: "Sequence[Stage]") -> None:
+    """Raises BadSetting or UnknownName for roles that no training can share out."""
+    from stillhouse.errors import UnknownName
+    from stillhouse.stages.train import Train
+
+    if roles and nproc == 1:
+        raise BadSetting(f"--shard {roles[0]}: one process has nobody to share with; add --nproc 2")
+    trainings = [stage for stage in stages if isinstance(stage, Train)]
+    frozen = {r for s in trainings for r in {*s.inputs} - {*s.data_ports} - {*s.outputs}}
+    for role in roles:
+        if role not in frozen:
+            raise UnknownName("frozen role", role, frozen, where="--shard")
 
 
 def choose_device(name: str) -> str:

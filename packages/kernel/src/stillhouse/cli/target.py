@@ -10,7 +10,7 @@ from stillhouse.errors import BadSetting, MissingData
 from stillhouse.json_files import read_json
 from stillhouse.newest import newest_run
 from stillhouse.reach import check_reach
-from stillhouse.recipe import CHECKPOINT_SECONDS, SLICES, Observer, Recipe, silent
+from stillhouse.recipe import CHECKPOINT_SECONDS, SHARD, SLICES, Observer, Recipe, silent
 from stillhouse.runs import Runs, project_root
 from stillhouse.settings import (
     Settings,
@@ -59,6 +59,7 @@ class Target:
             device=device,
             engine=engine,
             slices=_from_environment(SLICES, 1),
+            shard=tuple(filter(None, os.environ.get(SHARD, "").split(","))),
             checkpoint_seconds=_from_environment(CHECKPOINT_SECONDS, 60),
             observe=observe,
         )
