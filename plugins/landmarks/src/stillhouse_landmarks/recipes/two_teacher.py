@@ -82,10 +82,16 @@ def two_teacher(settings: TwoTeacherSettings) -> Recipe:
 
 def _comparison(settings: TwoTeacherSettings) -> Comparison:
     data, quality = _data(settings), functools.partial(Landmarks, normalizer=settings.normalizer)
-    teachers = {name: _teacher(settings, name) for name in TEACHERS}
+    images = ImageSpec(
+        size=settings.size, mean=settings.mean, std=settings.std, points=settings.points
+    )
+    teachers = {name: _teacher(settings, name, images) for name in TEACHERS}
     refs = {name: out(stage) for name, stage in teachers.items()}
+    student = {"student": model(settings.student, images=images)}
+    lessons = {name: _losses(settings, name) for name in settings.students}
     students = {
-        name: seeded(_student(settings, name, refs), settings.seeds) for name in settings.students
+        name: seeded(_training(settings, name, student, losses, refs), settings.seeds)
+        for name, losses in lessons.items()
     }
     exported = "paper" if "paper" in settings.students else settings.students[-1]
     int8 = [
@@ -109,12 +115,6 @@ def _comparison(settings: TwoTeacherSettings) -> Comparison:
     )
 
 
-def _images(settings: TwoTeacherSettings) -> ImageSpec:
-    return ImageSpec(
-        size=settings.size, mean=settings.mean, std=settings.std, points=settings.points
-    )
-
-
 def _data(settings: TwoTeacherSettings) -> Make:
     return Make(
         name="data",
@@ -134,21 +134,14 @@ def _soft(settings: TwoTeacherSettings) -> Ref:
     return out(soft)
 
 
-def _teacher(settings: TwoTeacherSettings, name: str) -> Stage:
+def _teacher(settings: TwoTeacherSettings, name: str, images: ImageSpec) -> Stage:
     """Trained here by L2, to hard landmarks or to soft ones; or given."""
-    spec = model(settings.teacher_model, images=_images(settings), dropout=settings.dropout)
+    spec = model(settings.teacher_model, images=images, dropout=settings.dropout)
     if given := settings.teacher if name == "tough" else settings.tolerant:
         return Convert(name=name, convert=LoadCheckpoint(model=spec), inputs={"checkpoint": given})
-    term = Term(l2_loss, "teacher.landmarks", f"batch.{TEACHERS[name]}")
-    losses = {"l2": Weighted(term=term)}
+    losses = {"l2": Weighted(term=Term(l2_loss, "teacher.landmarks", f"batch.{TEACHERS[name]}"))}
     stage = _training(settings, name, {"teacher": spec}, losses, {})
     return replace(stage, steps=settings.teacher_steps)
-
-
-def _student(settings: TwoTeacherSettings, name: Student, teachers: Mapping[str, Ref]) -> Train:
-    """First weights and batches are those of its seed, whatever it learns from."""
-    spec = model(settings.student, images=_images(settings))
-    return _training(settings, name, {"student": spec}, _losses(settings, name), teachers)
 
 
 def _losses(settings: TwoTeacherSettings, name: Student) -> Mapping[str, Weighted]:
