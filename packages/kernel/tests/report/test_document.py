@@ -47,6 +47,18 @@ def test_rows_hold_means_and_paired_differences(tmp_path: Path) -> None:
     assert teacher.differences["accuracy"].how == "means"
 
 
+def test_a_compressed_row_is_held_against_the_baseline(tmp_path: Path) -> None:
+    *rows, last = THREE.rows
+    small = dataclasses.replace(last, row="teacher's student, int8", kind="compressed")
+    document = document_of(dataclasses.replace(THREE, rows=(*rows, small)), tmp_path)
+    row = document.row("teacher's student, int8")
+    assert row is not None
+    assert (row.kind, row.differences["accuracy"].how) == ("compressed", "paired")
+    assert document.headline.detail[-1] == (
+        "The other row: no difference beyond noise for teacher's student, int8."
+    )
+
+
 def test_headline_of_a_gain(tmp_path: Path) -> None:
     headline = document_of(THREE, tmp_path).headline
     assert headline.sentence == "Student + kd gains 1.58 points of accuracy over student."
