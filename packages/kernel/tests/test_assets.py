@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ import torch
 
 from stillhouse.artifact import Artifact, Built, Model, load_model, save_model
 from stillhouse.cli.predicting import predictions
+from stillhouse.data.data import Data
 from stillhouse.data.shards import load_data, save_data
 from stillhouse.errors import BadData, CorruptArtifact, UnknownName
 from stillhouse.export import Export
 from stillhouse.inputs import outside
-from stillhouse.objectives.objective import Composed, Optimizer, Phase, Weighted
-from stillhouse.stages import Convert, Make, Train
+from stillhouse.metrics import Metric, Score
+from stillhouse.objectives.objective import Composed, Models, Optimizer, Phase, Weighted
+from stillhouse.stages import Convert, Evaluate, Make, Train
+from stillhouse.work import Work
 
 from .toys import SITE, Tokenized, Words, by_labels, toy_context
 
@@ -109,6 +112,25 @@ def test_a_vocabulary_goes_through_training_export_and_predict(
     assert json.loads((folder / "model.json").read_text())["assets"]["vocabulary"]["file"] == (
         "vocabulary.json"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known(Metric):
+    """How many words the student's vocabulary has."""
+
+    def scores(self) -> tuple[Score, ...]:
+        return (Score(name="words", better="higher"),)
+
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
+        return {"words": len(json.loads(work.assets["student"]["vocabulary"].read_text()))}
+
+
+def test_a_metric_reads_the_assets_of_a_role(tmp_path: Path, vocabulary: Path) -> None:
+    spec = Model(build=Words, kwargs={"size": 6})
+    built = Built(spec=spec, module=spec.new(), assets={"vocabulary": vocabulary})
+    inputs = {"student": save_model(tmp_path / "m", built), "data": texts(tmp_path / "texts")}
+    stage = Evaluate(name="e", metrics=(Known(),), inputs=dict.fromkeys(inputs, "a.b"))
+    assert stage.run(inputs, toy_context(tmp_path / "e")).scores == {"words": 4.0}
 
 
 def test_other_assets_are_another_model(tmp_path: Path, vocabulary: Path) -> None:

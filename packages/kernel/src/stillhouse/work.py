@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Generator
 
+from stillhouse.assets import Assets
 from stillhouse.checkpoint import Conditions
 from stillhouse.data.data import Columns, Data
 from stillhouse.data.shards import load_data, save_data
@@ -35,7 +36,7 @@ class Work:
     `rng` begins at `seed` where `of` or `seeded` has made it. `batch` is how many rows a frozen
     network computes at a time. `kept` is the folder in which `parts` keeps what is done; None, as
     in a call outside a stage: nowhere. `ctx` is the stage's. `data` are the data of an evaluation
-    by port, where it has several.
+    by port, where it has several; `assets` those of its models by role and name.
     """
 
     seed: int = 0
@@ -43,6 +44,7 @@ class Work:
     batch: int = 256
     kept: Path | None = None
     data: Mapping[str, Data] = field(default_factory=dict[str, Data], compare=False)
+    assets: Mapping[str, Assets] = field(default_factory=dict[str, Assets], compare=False)
     rng: Generator = field(default_factory=Generator, compare=False)
 
     @classmethod

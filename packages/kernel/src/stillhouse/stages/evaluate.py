@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from stillhouse.artifact import Artifact
+from stillhouse.artifact import Artifact, Built
 from stillhouse.data.data import Data, TensorData
 from stillhouse.digest import path_digest
 from stillhouse.errors import BadData, BadRecipe
@@ -88,14 +88,14 @@ class Evaluate(BaseStage):
     def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Result:
         sets: dict[str, Data] = {port: inputs[port].open() for port in self.data}
         data = next(iter(sets.values()), TensorData({}))
+        built: dict[str, Built] = {r: a.open() for r, a in inputs.items() if r not in self.data}
         models: dict[str, nn.Module] = {
-            role: a.open().module.requires_grad_(False).to(ctx.device)
-            for role, a in inputs.items()
-            if role not in self.data
+            role: each.module.requires_grad_(False).to(ctx.device) for role, each in built.items()
         }
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            work = replace(Work.of(ctx, self.seed), data=sets)
+            assets = {role: each.assets for role, each in built.items()}
+            work = replace(Work.of(ctx, self.seed), data=sets, assets=assets)
             kept = _all(self.metrics, models, data, work)
             out = ctx.out / "scores"
             out.mkdir()
