@@ -10,9 +10,10 @@ import pytest
 from mmengine.hooks import Hook, IterTimerHook, LoggerHook, RuntimeInfoHook
 from mmengine.logging import MessageHub, MMLogger
 
+from stillhouse.cli.watching import hook_of
 from stillhouse.engine import fit
 from stillhouse.errors import BadSetting
-from stillhouse.hooks import hook_of
+from stillhouse.hooks import watched_by
 
 from .test_engine import adversarial, adversarial_models
 from .toys import same, toy_context, toy_data, toy_models, toy_objective, toy_setup, weights
@@ -55,7 +56,7 @@ def test_a_users_hook_sees_the_training_and_changes_no_bit(tmp_path: Path) -> No
     plain, watched, diary = toy_models(), toy_models(), Diary()
     fit(toy_objective(), plain, toy_data(), setup=toy_setup(), ctx=toy_context(tmp_path / "plain"))
     before = len(MMLogger._instance_dict), len(MessageHub._instance_dict)
-    ctx = toy_context(tmp_path / "watched", hooks=(diary,))
+    ctx = toy_context(tmp_path / "watched", watch=watched_by(diary))
     fit(toy_objective(), watched, toy_data(), setup=toy_setup(), ctx=ctx)
     assert same(weights(watched), weights(plain))
     assert diary.points == [
@@ -78,7 +79,7 @@ def test_two_phases_have_an_optimizer_each(tmp_path: Path) -> None:
             self.outputs = sorted(outputs)
 
     hook = Rates()
-    ctx = toy_context(tmp_path, hooks=(hook,))
+    ctx = toy_context(tmp_path, watch=watched_by(hook))
     fit(adversarial(), adversarial_models(), toy_data(), setup=toy_setup(steps=3), ctx=ctx)
     phases = list(adversarial().phases)
     assert sorted(name.removesuffix(".lr") for name in hook.rates) == sorted(phases)
@@ -87,7 +88,7 @@ def test_two_phases_have_an_optimizer_each(tmp_path: Path) -> None:
 
 def test_mmengines_own_hooks_log_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hooks = (IterTimerHook(), RuntimeInfoHook(), LoggerHook(interval=5))
-    ctx = toy_context(tmp_path, hooks=hooks)
+    ctx = toy_context(tmp_path, watch=watched_by(*hooks))
     fit(toy_objective(), toy_models(), toy_data(), setup=toy_setup(), ctx=ctx)
     said = "".join(capsys.readouterr())
     lines = [line for line in said.splitlines() if "Iter(train)" in line]
@@ -99,7 +100,7 @@ def test_mmengines_own_hooks_log_a_run(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("nowhere:Alarm", "hook 'nowhere:Alarm': No module named 'nowhere'; name an installed"),
+        ("nowhere:Alarm", "hook 'nowhere:Alarm': No module named 'nowhere'; name a module"),
         ("mmengine.hooks:Alarm", "has no attribute 'Alarm'"),
         ("pathlib:Path", "hook 'pathlib:Path': not a class on mmengine.hooks.Hook"),
         ("", "hook '': "),

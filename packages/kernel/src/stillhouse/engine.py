@@ -2,15 +2,14 @@
 
 One step is one global batch: every phase that is due makes one optimizer update. All that a step
 needs beyond the weights is a pure function of (seed, epoch, step), so that a killed run resumes to
-the same bits. mmengine's hooks may watch a run (stillhouse.hooks); nothing of it is needed else.
+the same bits.
 """
 
 import contextlib
 import time
 from collections.abc import Generator, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +23,9 @@ from stillhouse.frozen import Bits, check_frozen, frozen_bits
 from stillhouse.objectives.objective import Objective, Tensors
 from stillhouse.recipe import Context, Event
 from stillhouse.resuming import Progress
-from stillhouse.training import Place, Setup
+from stillhouse.training import Place, Setup, Watcher
 from stillhouse.turns import Curves, Turn
 from stillhouse.work import Work
-
-if TYPE_CHECKING:
-    from stillhouse.hooks import Hooked
 
 CURVE_POINTS = 200
 
@@ -95,7 +91,7 @@ def fit(
 class _Loop:
     """For each global batch, every phase that is due."""
 
-    hooks: "Hooked | None" = None
+    watcher: Watcher | None = None
 
     def __init__(self, job: _Job) -> None:
         setup, ctx = job.setup, job.ctx
@@ -138,17 +134,17 @@ class _Loop:
             module.requires_grad_(False)
         self.turns[0].enter(self.learners)
         batches = training.batches_from(place, self.chosen, job.setup, job.ctx)
-        hooks = self.hooks
+        watcher = self.watcher
         while place.step < job.setup.steps:
             if refreshing.due(job.objective, place):
                 self._refresh()
                 batches = training.batches_from(place, self.chosen, job.setup, job.ctx)
             batch = next(batches)
-            if hooks:
-                hooks.before(place.step, batch)
+            if watcher:
+                watcher.before(place.step, batch)
             self._step(batch)
-            if hooks:
-                hooks.after(place.step, batch, self.curves.newest)
+            if watcher:
+                watcher.after(place.step, batch, self.curves.newest)
             place.step += 1
             self._watch(place.step)
 
@@ -296,14 +292,6 @@ class _Loop:
         )
 
 
-def _hooks(loop: _Loop, ctx: Context) -> AbstractContextManager["Hooked | None"]:
-    if not ctx.hooks:
-        return contextlib.nullcontext()
-    from stillhouse.hooks import hooked  # mmengine takes seconds to import
-
-    return hooked(ctx.hooks, loop)
-
-
 @contextlib.contextmanager
 def _loop(job: _Job) -> Generator[_Loop]:
     """The loop, resumed from a checkpoint; every module is left on the CPU in eval mode."""
@@ -321,7 +309,7 @@ def _loop(job: _Job) -> Generator[_Loop]:
         loop = _Loop(job)
         torch.manual_seed(training.mix(job.setup.seed, training.GLOBAL, ctx.rank))
         loop.resume()
-        with _hooks(loop, ctx) as loop.hooks:
+        with ctx.watch(loop) if ctx.watch else contextlib.nullcontext() as loop.watcher:
             yield loop
         for turn in loop.turns:
             job.models.update(

@@ -8,39 +8,24 @@ changes weights makes results that nobody can repeat.
 """
 
 import contextlib
-import importlib
+import functools
 import time
 import uuid
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
-import torch
-from mmengine.hooks import Hook
+from mmengine.config import Config
+from mmengine.hooks import Hook as Hook
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.registry import DefaultScope
+from mmengine.registry import VISBACKENDS, DefaultScope
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
-from stillhouse.errors import BadSetting
 from stillhouse.leftovers import temporary
 from stillhouse.objectives.objective import Tensors
-
-
-class Training(Protocol):
-    """What hooks see of a training."""
-
-    @property
-    def models(self) -> Mapping[str, nn.Module]: ...
-    @property
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """By phase."""
-        ...
-
-    @property
-    def step(self) -> int: ...
-    @property
-    def steps(self) -> int: ...
+from stillhouse.training import Training, Watch
 
 
 class Hooked:
@@ -60,17 +45,21 @@ class Hooked:
         )
 
 
+def watched_by(*hooks: Hook) -> Watch:
+    """For `Context.watch`, and so for `fit`: these hooks watch each training."""
+    return functools.partial(hooked, hooks)
+
+
 @contextlib.contextmanager
-def hooked(hooks: Sequence[Hook | str], training: Training) -> Generator[Hooked]:
-    """The hooks of a training, "module:Class" or objects, called before its first step and after
-    its last. Nothing of them is left in mmengine's registries. Raises BadSetting as `hook_of`.
+def hooked(hooks: Sequence[Hook], training: Training) -> Generator[Hooked]:
+    """The hooks of a training, called before its first step and after its last. Nothing of them is
+    left in mmengine's registries.
     """
-    made = [hook_of(hook) for hook in hooks]
     name = f"stillhouse-{uuid.uuid4().hex}"
     known = {kind: set(_instances(kind)) for kind in (MMLogger, MessageHub, DefaultScope)}
     try:
         with temporary() as folder:
-            runner = _runner(made, training, name, str(folder))
+            runner = _runner(hooks, training, name, str(folder))
             for point in ("before_run", "before_train", "before_train_epoch"):
                 runner.call_hook(point)
             yield Hooked(runner)
@@ -80,23 +69,15 @@ def hooked(hooks: Sequence[Hook | str], training: Training) -> Generator[Hooked]
         _forget(known)
 
 
-def hook_of(hook: Hook | str) -> Hook:
-    """The hook itself, or a new one of the class "module:Class"; raises BadSetting where that is
-    not there, or is no mmengine Hook.
+def tracker(
+    kind: str, folder: Path, settings: Mapping[str, Any], options: Mapping[str, Any]
+) -> Any:
+    """mmengine's Visualizer backend `kind` (Any: it has no public base), which logs to `folder` and
+    has the settings of the run. It has `add_scalars(values, step=...)` and `close()`.
     """
-    if isinstance(hook, Hook):
-        return hook
-    module, _, name = hook.partition(":")
-    try:
-        found: Any = getattr(importlib.import_module(module), name)  # Any: a user's class
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BadSetting(
-            f"hook '{hook}': {error}; name an installed module and a class in it, as in "
-            "my_hooks:Alarm"
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, Hook)):
-        raise BadSetting(f"hook '{hook}': not a class on mmengine.hooks.Hook")
-    return found()
+    backend: Any = VISBACKENDS.build({"type": kind, "save_dir": str(folder), **options})
+    backend.add_config(Config({**settings, "work_dir": str(folder)}))
+    return backend
 
 
 class _Roles(nn.Module):

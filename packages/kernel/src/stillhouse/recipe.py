@@ -81,8 +81,8 @@ class Context:
     observe: Observer = silent
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int | None = None
-    # mmengine hooks that watch trainings, or their "module:Class" (stillhouse.hooks)
-    hooks: tuple[Any, ...] = ()
+    # who watches each step of a training, such as mmengine's hooks (stillhouse.hooks)
+    watch: Callable[[Any], Any] | None = None  # Any: stillhouse.training.Watch
 
 
 @dataclass(frozen=True, kw_only=True)

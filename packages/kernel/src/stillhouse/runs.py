@@ -36,6 +36,7 @@ from stillhouse.leftovers import remove_asides, remove_temporaries, temporary
 from stillhouse.places import home, project_root
 from stillhouse.recipe import OUTSIDE, Context, Event, Observer, Recipe, Result, Stage, silent
 from stillhouse.settings import Settings
+from stillhouse.training import Watch
 from stillhouse.trusted import covered
 
 __all__ = [
@@ -65,7 +66,7 @@ class Runs:
     observe: Observer = silent
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int | None = None
-    hooks: tuple[str, ...] = ()  # "module:Class" of mmengine hooks that watch trainings
+    watch: Watch | None = None  # who watches each step of a training
 
     @property
     def folder(self) -> Path:
@@ -337,7 +338,7 @@ class _Place:
             observe=runs.observe if self.rank == 0 else silent,
             checkpoint_seconds=runs.checkpoint_seconds,
             checkpoint_steps=runs.checkpoint_steps,
-            hooks=runs.hooks,
+            watch=runs.watch,
         )
 
     def _checkpoints(self) -> Path:

@@ -1,7 +1,8 @@
 """What decides the bits of a training run: its setup, its seeds, its place in the data."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
@@ -17,6 +18,37 @@ from stillhouse.recipe import Context, silent
 
 PLAIN = "plain."  # begins the name of a column as it was before augmentation
 Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class Training(Protocol):
+    """A training as those see it who watch."""
+
+    @property
+    def models(self) -> Mapping[str, nn.Module]: ...
+    @property
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """By phase."""
+        ...
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+
+
+class Watcher(Protocol):
+    """Is told of each step of a training, and changes nothing."""
+
+    def before(self, step: int, batch: Tensors) -> None:
+        """Before the step's first phase."""
+        ...
+
+    def after(self, step: int, batch: Tensors, outputs: Tensors) -> None:
+        """After the step's last optimizer update; `outputs` are its loss terms."""
+        ...
+
+
+Watch = Callable[[Training], AbstractContextManager[Watcher]]
 
 
 @runtime_checkable
@@ -244,5 +276,5 @@ def alone(ctx: Context) -> Context:
         observe=silent,
         checkpoint_seconds=float("inf"),
         checkpoint_steps=None,
-        hooks=(),
+        watch=None,
     )

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shlex
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,7 @@ import typer
 from stillhouse.cli.listing import RecipeName
 from stillhouse.cli.results import Open, open_page, print_report
 from stillhouse.cli.stopping import Stopping
+from stillhouse.cli.watching import Hooks, Track, tracked, watch_of
 from stillhouse.errors import BadSetting
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from stillhouse.cli.progress import Display
     from stillhouse.cli.target import Target
     from stillhouse.recipe import Stage
+    from stillhouse.runs import Runs
 
 Device = Annotated[
     str, typer.Option(help="auto, cpu, cuda or cuda:1; auto is the GPU if there is one.")
@@ -52,6 +55,8 @@ def run(
         ),
     ] = [],  # noqa: B006
     engine: Engine = "",
+    hooks: Hooks = [],  # noqa: B006
+    track: Track = "",
     report: Annotated[bool, typer.Option(help="Write the report when all is done.")] = True,
     open_: Open = False,
 ) -> None:
@@ -65,11 +70,18 @@ def run(
     chosen = choose_device(device)
     check_shard(shard, nproc, target.recipe.stages)
     place = choose_engine(engine, target.recipe.stages)
+    if hooks and nproc > 1:
+        raise BadSetting("--hook watches trainings of one process; leave out --nproc")
+    watch = watch_of(hooks)
     print(f"{target.ref} on {chosen}, in {target.runs().folder}")
     stopping = Stopping()
     try:
         with stopping:
-            _run_stages(target, chosen, nproc, shard, place, stopping)
+            with _display(target) as display:
+                runs = target.runs(device=chosen, engine=place, observe=display)
+                runs = replace(runs, watch=watch)
+                with tracked(track, runs, target.settings.model_dump(mode="json")) as runs:
+                    _run_stages(target, runs, nproc, shard, display, stopping)
             if report:
                 page = print_report(target)
                 if open_:
@@ -81,6 +93,8 @@ def run(
         words += ["--nproc", str(nproc)] if nproc > 1 else []
         words += [word for role in shard for word in ("--shard", role)]
         words += ["--engine", engine] if engine else []
+        words += [word for hook in hooks for word in ("--hook", hook)]
+        words += ["--track", track] if track else []
         again = shlex.join(words)
         print(f"\nInterrupted; what is finished is kept. Go on with: {again}", file=sys.stderr)
         raise typer.Exit(stopping.exit_code) from None
@@ -88,27 +102,30 @@ def run(
 
 def _run_stages(
     target: "Target",
-    device: str,
+    runs: "Runs",
     nproc: int,
     shard: "Sequence[str]",
-    engine: str,
+    display: "Display",
     stopping: Stopping,
 ) -> None:
     from stillhouse.cli.launch import run_distributed
     from stillhouse.runs import run_stage
 
-    with _display(target) as display:
-        runs = target.runs(device=device, engine=engine, observe=display)
-        runs.note_settings(target.settings)
-        for stage in target.recipe.stages:
-            display.begin(stage.name)
-            if nproc > 1 and stage.distributed:
-                run_distributed(
-                    target, stage.name, device=device, nproc=nproc, shard=shard, observe=display
-                )
-            else:
-                run_stage(target.recipe, stage, runs)
-            stopping.check()
+    runs.note_settings(target.settings)
+    for stage in target.recipe.stages:
+        display.begin(stage.name)
+        if nproc > 1 and stage.distributed:
+            run_distributed(
+                target,
+                stage.name,
+                device=runs.device,
+                nproc=nproc,
+                shard=shard,
+                observe=runs.observe,
+            )
+        else:
+            run_stage(target.recipe, stage, runs)
+        stopping.check()
 
 
 def _display(target: "Target") -> "contextlib.AbstractContextManager[Display]":
@@ -129,6 +146,8 @@ def stage(
     stage: Annotated[str, typer.Argument(help="One of the stages that `show` lists.")],
     device: Device = "auto",
     engine: Engine = "",
+    hooks: Hooks = [],  # noqa: B006
+    track: Track = "",
     json: Annotated[
         bool, typer.Option("--json", help="Progress as lines of JSON, for another program.")
     ] = False,
@@ -160,12 +179,16 @@ def stage(
     observe = silent if rank else json_line if json else lines
     place = choose_engine(engine, [chosen])
     runs = target.runs(device=choose_device(device), engine=place, observe=observe)
+    runs = replace(runs, watch=watch_of(hooks))
     if rank == 0:
         runs.note_settings(target.settings)
     stopping = Stopping()
     try:
         # a rank that waits for the others in torch could not act on a signal
-        with stopping if nproc == 1 else contextlib.nullcontext():
+        with (
+            stopping if nproc == 1 else contextlib.nullcontext(),
+            _tracked(track, runs, target, nproc) as runs,
+        ):
             run_stage(target.recipe, chosen, runs)
             stopping.check()
     except KeyboardInterrupt:
@@ -173,6 +196,15 @@ def stage(
         raise typer.Exit(stopping.exit_code) from None
     finally:
         parallel.leave()
+
+
+def _tracked(
+    name: str, runs: "Runs", target: "Target", nproc: int
+) -> "contextlib.AbstractContextManager[Runs]":
+    """As `tracked`; the processes of one training are tracked by who started them."""
+    if nproc > 1:
+        return contextlib.nullcontext(runs)
+    return tracked(name, runs, target.settings.model_dump(mode="json"))
 
 
 def choose_engine(name: str, stages: "Sequence[Stage]") -> str:

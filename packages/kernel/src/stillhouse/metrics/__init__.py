@@ -1,7 +1,6 @@
 """Metrics, by torchmetrics where it has the metric, and what a model costs."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stillhouse.metrics.scores import Score
 
@@ -15,16 +14,27 @@ if TYPE_CHECKING:
 __all__ = [
     "Classification", "Latencies", "Latency", "Lines", "Memory", "Metric", "On", "Profile", "Score",
 ]  # fmt: skip
-_MODULES = {
-    "Classification": "metrics.classification",
-    "Lines": "metrics.lines",
-    "Metric": "metrics.metric",
-    "On": "metrics.on",
-    **dict.fromkeys(("Latencies", "Latency", "Memory", "Profile"), "profile"),
-}
 
 
-def __getattr__(name: str) -> Any:  # torchmetrics takes seconds; reports need only the names
-    if name not in _MODULES:
-        raise AttributeError(name)
-    return getattr(importlib.import_module(f"stillhouse.{_MODULES[name]}"), name)
+def __getattr__(name: str) -> object:  # torchmetrics takes seconds; reports need only the names
+    if name == "Classification":
+        from stillhouse.metrics.classification import Classification
+
+        return Classification
+    if name == "Lines":
+        from stillhouse.metrics.lines import Lines
+
+        return Lines
+    if name == "Metric":
+        from stillhouse.metrics.metric import Metric
+
+        return Metric
+    if name == "On":
+        from stillhouse.metrics.on import On
+
+        return On
+    if name in __all__:
+        from stillhouse import profile
+
+        return getattr(profile, name)
+    raise AttributeError(name)
