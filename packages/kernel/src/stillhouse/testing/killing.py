@@ -81,6 +81,18 @@ def kill_and_resume(recipe: Recipe, stage: Stage, runs: Runs, whole: Runs) -> No
     assert not middle or resumed in [event.text for event in events]
 
 
+def take_over(recipe: Recipe, stage: Stage, runs: Runs, whole: Runs) -> None:
+    """Give `runs` the stage as the finished run `whole` has it; asserts that it is up to date
+    there.
+    """
+    for path in (stage.name, *(f.name for f in whole.folder.glob(f"{stage.name}.*"))):
+        source, target = whole.folder / path, runs.folder / path
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    events: list[Event] = []
+    run_stage(recipe, stage, replace(runs, observe=events.append))
+    assert [event.text for event in events] == ["up to date"]
+
+
 def _middle(stage: Stage) -> tuple[int, str]:
     """After how many steps, candidates or rounds a stage can die, and what it says on going on."""
     match stage:
