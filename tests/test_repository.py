@@ -28,7 +28,9 @@ def test_the_readme_begins_with_exactly_two_commands() -> None:
 
 def documented() -> list[str]:
     text = "\n".join((ROOT / name).read_text() for name in DOCUMENTS)
-    return sorted(set(re.findall(r"stillhouse ((?:flow|data) [a-z]+|[a-z]+)(?=[ `\n])", text)))
+    return sorted(
+        set(re.findall(r"(?<!from )stillhouse ((?:flow|data) [a-z]+|[a-z]+)(?=[ `\n])", text))
+    )
 
 
 def test_every_documented_command_exists(capsys: pytest.CaptureFixture[str]) -> None:

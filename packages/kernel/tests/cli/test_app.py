@@ -41,7 +41,10 @@ def test_help_names_every_command(stillhouse) -> None:
     ("words", "told"),
     [
         (["lst"], "error: No such command 'lst'. Did you mean 'list'?"),
-        (["run", "--scal", "tiny"], "error: No such option: --scal (Possible options: --scale)"),
+        (
+            ["run", "--scal", "tiny"],
+            "error: No such option: --scal (Possible options: --scale, --shard)",
+        ),
         (["run"], "error: Missing argument 'RECIPE[@VARIANT]'."),
         (["run", "x/y", "--nproc", "0"], "error: Invalid value for '--nproc': "),
         (["export", "x/y", "--to", "tflite"], "error: Invalid value for '--to': "),

@@ -39,7 +39,7 @@ def turn(grouping: Grouping, *, lr_scale: float = 1.0, **kwargs: float) -> Turn:
         lr_scale={"student": lr_scale},
         grouping=grouping,
     )
-    return Turn("student", phase, {"student": block()}, lambda optimizer: optimizer)  # pyright: ignore
+    return Turn("student", phase, {"student": block()})
 
 
 def groups(made: Turn) -> list[tuple[int, float, float]]:

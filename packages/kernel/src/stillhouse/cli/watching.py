@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stillhouse.cli.progress import DONE
 from stillhouse.errors import BadSetting, MissingExtra, UnknownName
-from stillhouse.json_files import read_json
 
 if TYPE_CHECKING:
     from stillhouse.recipe import Event, Observer
@@ -123,9 +121,11 @@ class _Tracked:
         self.observe(event)
         if event.scores and not event.text:
             self._log(event.stage, event.scores, event.done)
-        elif event.text == DONE:
+        elif event.text == "done":
             file = self.runs.folder / f"{event.stage}.scores.json"
             if file.is_file():
+                from stillhouse.json_files import read_json  # pydantic, half the start
+
                 self._log(event.stage, read_json(file, dict[str, Any], redo="run again"), 0)
 
     def _log(self, stage: str, scores: Mapping[str, float], step: int) -> None:

@@ -15,8 +15,8 @@ from stillhouse.errors import PluginError
 KERNEL = "stillhouse"
 # modules of the kernel that import by name: what they are given are openers, which the module
 # itself lists, and names in a stage, in its inputs or in a domain, which `keys` looks at; `sources`
-# only sees what is loaded, and `hooks` what watches a run and is no part of a stage
-DOORS = {f"{KERNEL}.{name}" for name in ("artifact", "code.sources", "domain", "hooks", "trusted")}
+# only sees what is loaded
+DOORS = {f"{KERNEL}.{name}" for name in ("artifact", "code.sources", "domain", "trusted")}
 
 
 @contextlib.contextmanager
