@@ -123,6 +123,29 @@ def test_stages_are_collected_behind_what_they_read_each_once() -> None:
         collected(last, Convert(name="more", convert=Export(), inputs={"a": out(other)}))
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"titles": {"kd": "plain"}}, "comparison: 2 rows are called 'plain'; rename them"),
+        ({"titles": {"kd": "large"}}, "comparison: 2 rows are called 'large'; rename them"),
+        ({"exported": "kdd"}, "comparison: unknown exported student 'kdd'. Did you mean 'kd'"),
+        ({"baseline": "plian"}, "comparison: unknown baseline 'plian'. Did you mean 'plain'"),
+    ],
+)
+def test_rows_that_would_hide_each_other_are_refused(changes: Any, line: str) -> None:
+    with pytest.raises((BadRecipe, UnknownName), match=line):
+        comparison(**changes)
+
+
+def test_several_data_ports_of_a_comparison() -> None:
+    made = comparison()
+    inputs = {**made.scores.inputs, "far": DATA["train"]}
+    scores = replace(made.scores, inputs=inputs, data=("data", "far"))
+    stage = recipe(replace(made, scores=scores)).stage("kd-0-scores")
+    assert isinstance(stage, Evaluate)
+    assert stage.data_ports == ("data", "far")
+
+
 def test_stages_rows_and_export_of_a_comparison() -> None:
     made = recipe(comparison())
     assert [s.name for s in made.stages] == [

@@ -394,6 +394,9 @@ def test_an_evaluation_of_several_sets_and_of_none(
     found = none.run({"student": student}, toy_context(tmp_path / "none")).scores
     assert found == {"rows": 0.0, "size": 20.0}
     assert none.resource == "gpu"
+    # in a table or on another port, too
+    table = Lines(lines={"a": On(data="near", metric=Drawn())})
+    assert replace(none, metrics=(table,)).resource == "gpu"
     with pytest.raises(BadRecipe, match="no port 'far'; the evaluation reads it"):
         replace(stage, inputs={"near": "d.near"})
 

@@ -16,10 +16,12 @@ A recipe makes its own trainings; a `Comparison` turns them into rows, evaluatio
 What does not fit is written as a loop over stages, `Row`s and `collected`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from stillhouse.errors import BadRecipe, UnknownName
 from stillhouse.metrics import Latencies, Latency, Lines, Memory, Metric, Profile
 from stillhouse.quantize.onnx_static import QuantizeStatic, ToOnnx
 from stillhouse.recipe import Bound, Kind, Recipe, Row, Stage
@@ -62,6 +64,7 @@ class Scores:
     measures: tuple[Metric, ...] = ()
     figures: tuple[Figure, ...] = ()
     role: str = "student"
+    data: tuple[str, ...] = ("data",)  # the ports of `inputs` that hold data
 
     def of(self, stage: Stage, model: str, *, shown: bool = False) -> Evaluate:
         """The evaluation "<stage>-scores" of `model`, which `stage` stands for."""
@@ -71,6 +74,7 @@ class Scores:
             inputs={**self.inputs, self.role: model},
             measures=self.measures if stage.seed == 0 else (),
             figures=self.figures if shown else (),
+            data=self.data,
         )
 
 
@@ -131,6 +135,15 @@ class Comparison:
     compressed_scores: Scores | None = None
     files: Mapping[str, str] = field(default_factory=dict[str, str])
     finish: Callable[[Stage], Stage] = as_trained
+
+    def __post_init__(self) -> None:
+        for what, name in (("baseline", self.baseline), ("exported student", self.exported)):
+            if name not in self.students:
+                raise UnknownName(what, name, self.students, where="comparison")
+        titles = [*self.teachers, *map(self.title, self.students), *self.compressed]
+        for title, times in Counter(titles).items():
+            if times > 1:
+                raise BadRecipe(f"comparison: {times} rows are called '{title}'; rename them")
 
     def title(self, name: str) -> str:
         """The title of a student's row."""

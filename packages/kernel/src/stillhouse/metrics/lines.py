@@ -7,6 +7,7 @@ from stillhouse.data.data import Data
 from stillhouse.metrics.metric import Metric, uncounted
 from stillhouse.metrics.scores import Score
 from stillhouse.objectives.objective import Models
+from stillhouse.recipe import Resource, resource_of
 from stillhouse.work import Work
 
 
@@ -15,6 +16,10 @@ class Lines(Metric):
     """The scores of a metric a row of a study's table."""
 
     lines: Mapping[str, Metric]
+
+    @property
+    def resource(self) -> Resource:
+        return resource_of(self.lines.values())
 
     def __call__(
         self, models: Models, data: Data, *, work: Work

@@ -8,6 +8,7 @@ from stillhouse.metrics.metric import Metric, Values
 from stillhouse.metrics.scores import Score
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models
+from stillhouse.recipe import Resource, resource_of
 from stillhouse.work import Work
 
 
@@ -19,6 +20,10 @@ class On(Metric):
 
     data: str
     metric: Metric
+
+    @property
+    def resource(self) -> Resource:
+        return resource_of((self.metric,))
 
     def __call__(self, models: Models, data: Data, *, work: Work) -> Values:
         chosen = named(work.data, self.data, what="data port", where=f"stage '{work.ctx.stage}'")
