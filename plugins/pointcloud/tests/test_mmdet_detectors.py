@@ -177,7 +177,7 @@ def test_the_kernel_trains_a_student_by_its_teacher(tmp_path):
     drawn = render(4, seed=1, lidar=SMALL_LIDAR, street=SMALL_STREET)
     data = TensorData(from_arrays({f"test_{k}": v for k, v in drawn.items()}, "test"))
     ctx = Context(stage="s", out=tmp_path, checkpoints=tmp_path / "c", caches=tmp_path / "k")
-    terms = fit(objective, models, data, setup=Setup(steps=4, batch=2), ctx=ctx)
+    terms = fit(objective, models, data, setup=Setup(steps=4, batch=2), ctx=ctx).last
     assert {"detection", "kd"} <= {name.rpartition("/")[2] for name in terms}
     moved = [
         not torch.equal(mine, theirs)
