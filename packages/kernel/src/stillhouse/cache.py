@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -22,9 +22,10 @@ from stillhouse.artifact import Built
 from stillhouse.data.data import Data, rows_of
 from stillhouse.data.sampling import MixedData
 from stillhouse.digest import digest, file_digest
-from stillhouse.errors import BadSetting, ContractError, UnknownName
+from stillhouse.errors import ContractError, UnknownName
 from stillhouse.files import fsync, share, storage, write_text
 from stillhouse.objectives.objective import Tensors
+from stillhouse.packing import StoredType, check_storage, pack, unpack
 from stillhouse.recipe import Context, Event
 from stillhouse.training import Augment, Setup, pass_length
 
@@ -42,12 +43,11 @@ class Cache:
     """
 
     outputs: tuple[str, ...] = ("logits",)
-    dtype: Literal["fp32", "fp16"] = "fp32"
+    dtype: StoredType = "fp32"
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and self.top_k < 1:
-            raise BadSetting(f"cache: top_k must be >= 1 (got {self.top_k})")
+        check_storage(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class CachedRole(nn.Module):
     def forward(self, batch: Tensors) -> dict[str, Tensor]:
         ids = batch["id"].cpu()
         stored = self._stored(ids, batch["view"].cpu())
-        outputs = {name: _unpack(name, stored, self.cache) for name in self.cache.outputs}
+        outputs = unpack(stored, self.cache)
         device = batch["id"].device
         return outputs if device.type == "cpu" else {k: v.to(device) for k, v in outputs.items()}
 
@@ -124,33 +124,6 @@ class _View:
                 full = parts.setdefault(name, picked.new_empty(len(ids), *picked.shape[1:]))
                 full[mask] = picked
         return parts
-
-
-def _pack(name: str, value: Tensor, cache: Cache) -> dict[str, Tensor]:
-    dtype = torch.float16 if cache.dtype == "fp16" else torch.float32
-    value = value.detach().cpu()
-    if cache.top_k is None or name != "logits":
-        return {name: value.to(dtype) if value.is_floating_point() else value}
-    top = value.float().topk(min(cache.top_k, value.shape[-1]), dim=-1)
-    rest = value.float().scatter(-1, top.indices, float("-inf")).logsumexp(-1)
-    classes = torch.full((len(value),), value.shape[-1])
-    return {
-        f"{name}.top": top.values.to(dtype),
-        f"{name}.index": top.indices.to(torch.int32),
-        f"{name}.rest": rest.to(dtype),
-        f"{name}.classes": classes,
-    }
-
-
-def _unpack(name: str, stored: Mapping[str, Tensor], cache: Cache) -> Tensor:
-    if cache.top_k is None or name != "logits":
-        value = stored[name]
-        return value.float() if value.is_floating_point() else value
-    top, index = stored[f"{name}.top"].float(), stored[f"{name}.index"].long()
-    classes, kept = int(stored[f"{name}.classes"][0]), top.shape[-1]
-    share = torch.log(torch.tensor(float(max(1, classes - kept))))
-    full = (stored[f"{name}.rest"].float() - share)[:, None].expand(-1, classes).clone()
-    return full.scatter(-1, index, top)
 
 
 def cached(
@@ -284,7 +257,7 @@ class _Fill:
         for name in self.source.cache.outputs:
             if name not in outputs:
                 raise UnknownName("output", name, outputs, where=f"cache of role '{self.role}'")
-            packed |= _pack(name, outputs[name], self.source.cache)
+            packed |= pack(name, outputs[name], self.source.cache)
         return packed
 
     def _tell(self, view: int, number: int) -> None:
