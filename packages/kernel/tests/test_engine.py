@@ -1,13 +1,16 @@
 """`fit` against plain loops, its contracts, and a run that is interrupted."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import stillhouse
 from stillhouse.data.data import Data, Rows, TensorData
 from stillhouse.engine import fit
 from stillhouse.errors import BadData, BadSetting, ContractError, UnknownName
@@ -57,6 +60,32 @@ def test_fit_gives_the_bits_of_a_plain_loop(tmp_path: Path) -> None:
     data, models = toy_data(), toy_models()
     fit(toy_objective(), models, data, setup=toy_setup(), ctx=toy_context(tmp_path))
     assert same(weights(models), weights(plain_loop(data)))
+
+
+def test_a_step_makes_few_calls_of_python(tmp_path: Path) -> None:
+    """Of the kernel's own functions: what a recipe says is worked out once, not at each step."""
+    ours, counted = str(Path(stillhouse.__file__).parent), [0]
+
+    def seen(frame: FrameType, event: str, _argument: object) -> None:
+        counted[0] += event == "call" and frame.f_code.co_filename.startswith(ours)
+
+    def calls(steps: int) -> int:
+        counted[0] = 0
+        sys.setprofile(seen)
+        try:
+            fit(
+                toy_objective(),
+                toy_models(),
+                toy_data(),
+                setup=toy_setup(steps=steps),
+                ctx=toy_context(tmp_path / str(steps)),
+            )
+        finally:
+            sys.setprofile(None)
+        return counted[0]
+
+    # a row of the curves is logged at each of up to 200 steps: a longer run has as many rows
+    assert (calls(1400) - calls(400)) / 1000 < 30
 
 
 def adversarial_models() -> dict[str, nn.Module]:
@@ -450,6 +479,31 @@ def test_views_count_epochs(tmp_path: Path) -> None:
     fit(toy_objective(), toy_models(), toy_data(), setup=setup, ctx=toy_context(tmp_path))
     # 50 rows in batches of 10: 5 steps an epoch
     assert views == [0] * 5 + [1] * 5 + [0] * 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Silent:
+    """An objective that gives no term."""
+
+    phases: Mapping[str, Phase]
+
+    def terms(
+        self,
+        phase: str,
+        models: Models,
+        batch: Tensors,
+        *,
+        step: int,
+        steps: int,
+        rng: torch.Generator,
+    ) -> Tensors:
+        return {}
+
+
+def test_an_objective_without_a_term_says_so(tmp_path: Path) -> None:
+    objective = Silent(phases={"main": toy_phase()})
+    with pytest.raises(ContractError, match="phase 'main' gave no loss term; an objective's terms"):
+        fit(objective, toy_models(), toy_data(), setup=toy_setup(), ctx=toy_context(tmp_path))
 
 
 def test_phase_needs_a_role() -> None:

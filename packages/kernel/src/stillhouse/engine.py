@@ -6,9 +6,11 @@ the same bits.
 """
 
 import contextlib
+import operator
 import time
 from collections.abc import Generator, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from stillhouse.data.data import Data, Rows, TensorData
 from stillhouse.errors import ContractError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.frozen import Bits, check_frozen, frozen_bits
-from stillhouse.objectives.objective import Objective, Tensors
+from stillhouse.objectives.objective import Objective, Refreshing, Tensors
 from stillhouse.recipe import Context, Event
 from stillhouse.resuming import Progress
 from stillhouse.training import Place, Setup, Watcher
@@ -100,6 +102,7 @@ class _Loop:
             Turn(name, phase, job.models, precision=setup.precision, device=ctx.device)
             for name, phase in job.objective.phases.items()
         ]
+        self.terms = self.turns[0].cast(job.objective.terms)
         self.place = Place()
         self.chosen: Data = job.data
         self.rng = torch.Generator()
@@ -134,9 +137,10 @@ class _Loop:
             module.requires_grad_(False)
         self.turns[0].enter(self.learners)
         batches = training.batches_from(place, self.chosen, job.setup, job.ctx)
-        watcher = self.watcher
+        # asked once: whether something is of a runtime protocol takes nine calls
+        watcher, selects = self.watcher, isinstance(job.objective, Refreshing)
         while place.step < job.setup.steps:
-            if refreshing.due(job.objective, place):
+            if selects and refreshing.due(job.objective, place):
                 self._refresh()
                 batches = training.batches_from(place, self.chosen, job.setup, job.ctx)
             batch = next(batches)
@@ -167,13 +171,15 @@ class _Loop:
     def _gradients(self, turn: Turn, batch: Tensors, step: int, rng: torch.Generator) -> None:
         job = self.job
         parts = turn.phase.accumulate * job.ctx.slices
-        for part, share in training.micro_batches(batch, parts):
-            with turn.autocast:
-                found = job.objective.terms(
-                    turn.name, job.models, part, step=step, steps=job.setup.steps, rng=rng
-                )
-            if isinstance(found, Mapping):
-                terms, loss = found, training.total(found)
+        slices = training.micro_batches(batch, parts) if parts > 1 else ((batch, 1.0),)
+        for part, share in slices:
+            found = self.terms(
+                turn.name, job.models, part, step=step, steps=job.setup.steps, rng=rng
+            )
+            if isinstance(found, (dict, Mapping)):  # dict first: no call of Python
+                if not found:
+                    raise self._no_term(turn)
+                terms, loss = found, reduce(operator.add, found.values())
                 turn.backward(loss if share == 1 else loss * share)
             else:
                 terms, loss = self._partial_gradients(turn, found, share)
@@ -197,14 +203,22 @@ class _Loop:
                 terms = next(partials, None)
             if terms is None:
                 break
-            loss = training.total(terms)
+            if not terms:
+                raise self._no_term(turn)
+            loss = reduce(operator.add, terms.values())
             turn.backward(loss if share == 1 else loss * share)
             for name, value in terms.items():
                 summed[name] = summed[name] + value.detach() if name in summed else value.detach()
         if not summed:
             stage = self.job.ctx.stage
             raise ContractError(f"stage '{stage}': phase '{turn.name}' gave no partial loss")
-        return summed, training.total(summed)
+        return summed, reduce(operator.add, summed.values())
+
+    def _no_term(self, turn: Turn) -> ContractError:
+        return ContractError(
+            f"stage '{self.job.ctx.stage}': phase '{turn.name}' gave no loss term; an objective's "
+            "terms() returns at least one, by name"
+        )
 
     def _refresh(self) -> None:
         job, place = self.job, self.place

@@ -234,15 +234,6 @@ def micro_batches(batch: Tensors, parts: int) -> Iterator[tuple[Tensors, float]]
         yield rows_of(batch, index), len(index) / count
 
 
-def total(terms: Tensors) -> Tensor:
-    """The sum of the terms, in their order."""
-    values = iter(terms.values())
-    loss = next(values)
-    for value in values:
-        loss = loss + value
-    return loss
-
-
 def finite(means: Mapping[str, float]) -> str | None:
     """The name of the first value that is not finite."""
     return next((name for name, value in means.items() if not math.isfinite(value)), None)

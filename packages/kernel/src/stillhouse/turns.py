@@ -1,9 +1,9 @@
 """A phase at run time, and the running means of its loss terms."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from stillhouse.objectives.groups import optimizer_groups
 from stillhouse.objectives.objective import Phase, Tensors
 from stillhouse.training import Precision, finite
 
+Given = ParamSpec("Given")
+Value = TypeVar("Value")
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -52,6 +54,12 @@ class Turn:
             role: AveragedModel(models[role], multi_avg_fn=get_ema_multi_avg_fn(decay))
             for role, decay in phase.ema.items()
         }
+
+    def cast(self, compute: Callable[Given, Value]) -> Callable[Given, Value]:
+        """The function at this precision; in fp32 it is the function itself, so that no step pays
+        for a context that does nothing.
+        """
+        return self.autocast(compute) if isinstance(self.autocast, torch.autocast) else compute
 
     def enter(self, learners: Sequence[nn.Parameter]) -> None:
         """Freeze what this phase does not train (eval mode, no gradient to it) and wake what it

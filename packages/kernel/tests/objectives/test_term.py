@@ -1,6 +1,9 @@
 """Terms: what they read, what they refuse when they are made, and what follows from them."""
 
+import copy
+import dataclasses
 import inspect
+import pickle
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -10,7 +13,13 @@ from torch import Generator, Tensor, nn
 
 import stillhouse.objectives
 from stillhouse.digest import digest
-from stillhouse.errors import BadRecipe, BadSetting, StillhouseError, UnknownName
+from stillhouse.errors import (
+    BadRecipe,
+    BadSetting,
+    ContractError,
+    StillhouseError,
+    UnknownName,
+)
 from stillhouse.objectives import (
     Composed,
     Optimizer,
@@ -139,6 +148,65 @@ def test_roles_and_what_is_read_of_them_follow_from_terms():
     sum(found.values(), torch.zeros(())).backward()
     assert models["teacher"].weight.grad is None
     assert models["student"].weight.grad is not None
+
+
+def run_once(objective: Composed, models: dict[str, nn.Module]) -> None:
+    rng = Generator().manual_seed(0)
+    objective.terms("main", models, {"x": torch.ones(3)}, step=0, steps=1, rng=rng)
+
+
+def three() -> dict[str, nn.Module]:
+    return {"teacher": Net(), "student": Net(), "projector": Net("student.y")}
+
+
+def test_what_an_objective_works_out_once_is_no_part_of_it():
+    fresh, used = composed(), composed()
+    run_once(used, three())
+    assert used == fresh
+    assert repr(used) == repr(fresh)
+    assert digest(used) == digest(fresh)
+    for again in (copy.copy(used), copy.deepcopy(used), pickle.loads(pickle.dumps(used))):
+        assert again == fresh
+        assert digest(again) == digest(fresh)
+        run_once(again, three())
+    # another objective made of it works out its own
+    alone = Phase(trains=("student",), optimizer=Optimizer(lr=0.1))
+    losses = {"own": used.losses["own"]}
+    other = dataclasses.replace(used, losses=losses, feeds={}, phases={"main": alone})
+    assert other.roles == ("student",)
+
+
+class Bare(nn.Module):
+    """A network as it comes: a tensor, or a tuple of them."""
+
+    def __init__(self, *, several: bool) -> None:
+        super().__init__()
+        self.several = several
+
+    def forward(self, given: dict[str, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+        return (given["x"], given["x"]) if self.several else given["x"]
+
+
+@pytest.mark.parametrize(("several", "kind"), [(False, "Tensor"), (True, "tuple")])
+def test_a_role_that_returns_a_bare_tensor_is_told_the_contract(several: bool, kind: str):
+    with pytest.raises(ContractError) as caught:
+        run_once(composed(), {**three(), "teacher": Bare(several=several)})
+    assert str(caught.value) == (
+        f"role 'teacher': its forward returned a {kind}; a role maps a batch of named tensors to "
+        "named tensors: wrap it in a module whose forward(batch) returns "
+        '{"y": self.network(batch["image"])}'
+    )
+
+
+def test_what_a_role_does_not_give_is_named_with_what_it_gives():
+    losses = {"own": Weighted(term=Term(F.mse_loss, "student.logits", "batch.labels"))}
+    objective = Composed(phases={"main": PHASE}, losses=losses)
+    with pytest.raises(UnknownName, match=r"role 'student': unknown output 'logits'. Valid: y, z"):
+        run_once(objective, three())
+    losses = {"own": Weighted(term=Term(F.mse_loss, "student.y", "batch.labels"))}
+    objective = Composed(phases={"main": PHASE}, losses=losses)
+    with pytest.raises(UnknownName, match=r"batch: unknown column 'labels'. Valid: x"):
+        run_once(objective, three())
 
 
 @pytest.mark.parametrize(("changes", "message"), [

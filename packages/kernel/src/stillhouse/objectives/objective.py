@@ -3,6 +3,7 @@
 Letters: `step` counts optimizer steps from 0, `steps` is the run's length.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from stillhouse.data.data import Data
-from stillhouse.errors import BadRecipe, BadSetting
+from stillhouse.errors import BadRecipe, BadSetting, ContractError
 from stillhouse.metrics.scores import Score
 from stillhouse.objectives.groups import Grouping, one_group
 from stillhouse.objectives.inputs import pick
@@ -59,7 +60,7 @@ class Constant:
     warmup: float = 0.0
 
     def factor(self, step: int, steps: int) -> float:
-        return _warm(step, steps, self.warmup)
+        return _warm(step, steps, self.warmup) if self.warmup else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +220,7 @@ class Composed:
                     f"{does} '{role}', which no term reads; they read {', '.join(roles)}"
                 )
 
-    @property
+    @functools.cached_property  # each step asks; no field, so neither equality nor a digest sees it
     def roles(self) -> tuple[str, ...]:
         """The roles that the terms read, and those that feed them, in running order: what is not
         trained first, then each behind what feeds it.
@@ -249,6 +250,18 @@ class Composed:
         fed = (name for names in self.feeds.values() for name in names)
         return outputs_of(role, (*self._reads(), *fed))
 
+    @functools.cached_property
+    def _forwards(self) -> Mapping[str, tuple[tuple[str, tuple[str, ...], bool], ...]]:
+        """By phase, in running order: a role, what feeds it, and whether it runs with a graph."""
+        found: dict[str, tuple[tuple[str, tuple[str, ...], bool], ...]] = {}
+        for name, phase in self.phases.items():
+            live = dict[str, bool]()
+            for role in self.roles:
+                fed = (live.get(owner_of(each), False) for each in self.feeds.get(role, ()))
+                live[role] = role in phase.trains or any(fed)
+            found[name] = tuple((r, self.feeds.get(r, ()), graph) for r, graph in live.items())
+        return found
+
     @property
     def sample_mean(self) -> bool:
         """Whether every term is a mean over samples, so that a batch may go in micro-batches."""
@@ -257,23 +270,23 @@ class Composed:
     def terms(
         self, phase: str, models: Models, batch: Tensors, *, step: int, steps: int, rng: Generator
     ) -> Tensors:
-        trains = self.phases[phase].trains
         outputs: dict[str, Tensors] = {}
-        live: set[str] = set()
-        for role in self.roles:
-            names = self.feeds.get(role, ())
+        for role, names, graph in self._forwards[phase]:
             given = _fed(outputs, names, batch, rng) if names else batch
-            if role in trains or not live.isdisjoint(map(owner_of, names)):
-                live.add(role)
-                outputs[role] = models[role](given)
+            if graph:
+                found = models[role](given)
             else:
                 with torch.no_grad():
-                    outputs[role] = models[role](given)
-        progress = step / steps
-        return {
-            name: loss.at(progress) * loss.term(outputs, batch)
-            for name, loss in self.losses.items()
-        }
+                    found = models[role](given)
+            # dict first: asking whether something is a Mapping is a call of Python
+            if not isinstance(found, (dict, Mapping)):
+                raise _unnamed(role, found, self.outputs_of(role))
+            outputs[role] = found
+        progress, terms = step / steps, dict[str, Tensor]()
+        for name, loss in self.losses.items():
+            weight = loss.at(progress) if loss.warmup else loss.weight
+            terms[name] = weight * loss.term(outputs, batch)
+        return terms
 
 
 def _fed(
@@ -281,3 +294,12 @@ def _fed(
 ) -> dict[str, Tensor]:
     fed = {name: pick(outputs, *name.split(".", maxsplit=1)) for name in names}
     return {**batch, **fed, "seed": torch.randint(2**62, (), generator=rng)}
+
+
+def _unnamed(role: str, found: object, names: Sequence[str]) -> ContractError:
+    name = names[0] if names else "logits"
+    return ContractError(
+        f"role '{role}': its forward returned a {type(found).__name__}; a role maps a batch of "
+        f"named tensors to named tensors: wrap it in a module whose forward(batch) returns "
+        f'{{"{name}": self.network(batch["image"])}}'
+    )

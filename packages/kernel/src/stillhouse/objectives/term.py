@@ -1,5 +1,6 @@
 """A term: a loss function of named tensors, and its hyperparameters."""
 
+import functools
 import inspect
 import types
 from collections.abc import Mapping
@@ -10,7 +11,6 @@ from torch import Tensor
 
 from stillhouse.errors import BadRecipe, UnknownName
 from stillhouse.objectives.declared import Loss, check_declared, is_sample_mean, signature
-from stillhouse.objectives.inputs import named, pick
 
 BATCH = "batch"
 Reads = str | tuple[str, ...]  # a name, or the names of an argument that is several tensors
@@ -40,13 +40,24 @@ class Term:
     def __call__(
         self, outputs: Mapping[str, Mapping[str, Tensor]], batch: Mapping[str, Tensor]
     ) -> Tensor:
-        found = (
-            _find(outputs, batch, read)
-            if isinstance(read, str)
-            else tuple(_find(outputs, batch, name) for name in read)
+        found: list[Tensor | tuple[Tensor, ...]] = []
+        for places, several in self._places:
+            tensors: list[Tensor] = []
+            for owner, output in places:
+                given = batch if owner == BATCH else outputs.get(owner)
+                if given is None or output not in given:
+                    raise _missing(outputs, batch, owner, output)
+                tensors.append(given[output])
+            found.append(tuple(tensors) if several else tensors[0])
+        return self.loss(*found, **self.hyperparameters)
+
+    @functools.cached_property  # each step asks; no field, so neither equality nor a digest sees it
+    def _places(self) -> tuple[tuple[tuple[tuple[str, str], ...], bool], ...]:
+        """By argument: owner and output of each tensor, and whether they are a tuple."""
+        return tuple(
+            ((_split(read),), False) if isinstance(read, str) else (tuple(map(_split, read)), True)
             for read in self.reads
         )
-        return self.loss(*found, **self.hyperparameters)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -107,10 +118,19 @@ def _by_name(found: inspect.Signature, *, after: int) -> list[str]:
     return both + [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
 
-def _find(
-    outputs: Mapping[str, Mapping[str, Tensor]], batch: Mapping[str, Tensor], name: str
-) -> Tensor:
+def _split(name: str) -> tuple[str, str]:
     owner, _, output = name.partition(".")
+    return owner, output
+
+
+def _missing(
+    outputs: Mapping[str, Mapping[str, Tensor]],
+    batch: Mapping[str, Tensor],
+    owner: str,
+    output: str,
+) -> UnknownName:
     if owner == BATCH:
-        return named(batch, output, what="column", where=BATCH)
-    return pick(outputs, owner, output)
+        return UnknownName("column", output, batch, where=BATCH)
+    if owner not in outputs:
+        return UnknownName("role", owner, outputs, where="loss term")
+    return UnknownName("output", output, outputs[owner], where=f"role '{owner}'")
