@@ -176,6 +176,86 @@ def test_what_is_timed_and_drawn_and_in_which_role() -> None:
     assert [name for name, stage in scored.items() if stage.figures] == ["kd-0-scores"]
 
 
+def test_what_is_timed_goes_by_place_not_by_seed() -> None:
+    odd = {
+        name: tuple(replace(train(name), name=f"{name}-{seed}", seed=seed) for seed in (3, 4, 5))
+        for name in ("plain", "kd")
+    }
+    small = [Convert(name=f"small-{s}", convert=Export(), inputs={}, seed=s) for s in (3, 4)]
+    made = recipe(comparison(students=odd, compressed={"small": small}))
+    scored = [s for s in made.stages if isinstance(s, Evaluate)]
+    assert [s.name for s in scored if s.measures] == [
+        "plain-3-scores", "kd-3-scores", "small-3-scores"
+    ]  # fmt: skip
+    assert made.rows["student + kd"].stages == ("kd-3-scores", "kd-4-scores", "kd-5-scores")
+
+
+def test_a_merged_student_in_int8_has_the_seed_of_its_training() -> None:
+    made = comparison(finish=Merge(teacher=out(TEACHER)))
+    small = [
+        in_int8(made.model(stage), DATA["train"], outputs=("logits",), samples=7)
+        for stage in made.students["kd"]
+    ]
+    assert [(stage.name, stage.seed) for stage in small] == [("int8-0", 0), ("int8-1", 1)]
+    assert [stage.inputs["student"] for stage in small] == ["onnx-0.model", "onnx-1.model"]
+    floats = small[1].inputs["student"]
+    assert isinstance(floats, Ref)
+    assert floats.stage.inputs["student"] == "kd-1-merged.model"
+    whole = recipe(replace(made, compressed={"in int8": small}))
+    assert whole.rows["in int8"].stages == ("int8-0-scores", "int8-1-scores")
+
+
+def test_as_exported_reads_the_data_of_the_scores() -> None:
+    made = comparison(files={"onnx": "file:o", "int8": "file:i"})
+    inputs = {"faces": DATA["test"], "teacher": out(TEACHER)}
+    scores = replace(made.scores, inputs=inputs, data=("faces",))
+    turns = replace(made, scores=scores).as_exported(teacher="large", metric=Counted)
+    assert turns.data_ports == ("faces",)
+    assert turns.inputs["faces"] == "data.test"
+    assert "data" not in turns.inputs
+
+
+NO_DATA = Scores(metrics=(Counted(),), inputs={"teacher": out(TEACHER)}, data=())
+
+
+@pytest.mark.parametrize(
+    ("changes", "teacher", "error", "line"),
+    [
+        ({}, "large", BadRecipe, "as_exported: no file 'onnx'; give the exported student's as"),
+        ({"files": {"onnx": "file:o"}}, "large", BadRecipe, "as_exported: no file 'int8'; give"),
+        ({}, "lagre", UnknownName, "as_exported: unknown teacher 'lagre'. Did you mean 'large'"),
+        (
+            {"files": {"onnx": "file:o", "int8": "file:i"}, "scores": NO_DATA},
+            *("large", BadRecipe, "as_exported: students are scored on no data"),
+        ),
+    ],
+)
+def test_what_as_exported_lacks_is_named(
+    changes: Any, teacher: str, error: type[Exception], line: str
+) -> None:
+    with pytest.raises(error, match=line):
+        comparison(**changes).as_exported(teacher=teacher, metric=Counted)
+
+
+@pytest.mark.parametrize("seed", [2, -1])
+def test_a_seed_that_a_row_has_not_is_named(seed: int) -> None:
+    with pytest.raises(BadRecipe, match=rf"roles\({seed}\): student 'plain' has 2 of them"):
+        comparison().roles(seed)
+
+
+def test_an_export_of_a_role_without_a_port_is_named() -> None:
+    export = replace(EXPORT, convert=Export(role="generator"))
+    line = (
+        r"stage 'export' exports the role 'generator', but no port has that name \(it has data, "
+        r'scores, student\); say role="student"'
+    )
+    with pytest.raises(BadRecipe, match=line):
+        comparison().recipe(name="r", reference="", export=export)
+    own = replace(export, inputs={**EXPORT.inputs, "generator": out(TEACHER)})
+    made = comparison().recipe(name="r", reference="", export=own)
+    assert made.stage("export").inputs["generator"] == "given.model"
+
+
 def test_finish_leads_to_what_is_scored_and_exported() -> None:
     made = recipe(comparison(finish=Merge(teacher=out(TEACHER))))
     assert made.stage("kd-1-scores").inputs["student"] == "kd-1-merged.model"

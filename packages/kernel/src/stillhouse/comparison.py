@@ -55,7 +55,7 @@ def as_trained(stage: Stage) -> Stage:
 class Scores:
     """How models are scored: in which role, on which data, beside which others (`inputs`).
 
-    `measures` are of the first seed alone: a row's other seeds have the same layers. `figures` are
+    `measures` are of a row's first model alone: its other seeds have the same layers. `figures` are
     of the first exported student.
     """
 
@@ -66,13 +66,15 @@ class Scores:
     role: str = "student"
     data: tuple[str, ...] = ("data",)  # the ports of `inputs` that hold data
 
-    def of(self, stage: Stage, model: str, *, shown: bool = False) -> Evaluate:
+    def of(
+        self, stage: Stage, model: str, *, measured: bool = True, shown: bool = False
+    ) -> Evaluate:
         """The evaluation "<stage>-scores" of `model`, which `stage` stands for."""
         return Evaluate(
             name=f"{stage.name}-scores",
             metrics=self.metrics,
             inputs={**self.inputs, self.role: model},
-            measures=self.measures if stage.seed == 0 else (),
+            measures=self.measures if measured else (),
             figures=self.figures if shown else (),
             data=self.data,
         )
@@ -94,11 +96,21 @@ def costed(
     )
 
 
+def trained(stage: Stage) -> Stage:
+    """The stage that trained what conversions, a merge say, read at their port "student"; the stage
+    itself where it is none.
+    """
+    while isinstance(stage, Convert) and isinstance(before := stage.inputs.get("student"), Ref):
+        stage = before.stage
+    return stage
+
+
 def in_int8(student: Ref, data: Ref, *, outputs: tuple[str, ...], samples: int) -> Convert:
     """A seed's student in int8 with ranges from `samples` of the data: "int8-<seed>" of the stage
-    "onnx-<seed>", which its port "student" reads.
+    "onnx-<seed>", which its port "student" reads. The seed is that of its training, from which a
+    merge may have made the student.
     """
-    seed = student.stage.seed
+    seed = trained(student.stage).seed
     floats = Convert(
         name=f"onnx-{seed}",
         convert=ToOnnx(outputs=outputs),
@@ -160,7 +172,8 @@ class Comparison:
 
     def scored(self, stage: Stage) -> Evaluate:
         """The evaluation of a student."""
-        return self.scores.of(stage, self.model(stage), shown=stage == self.first)
+        first = any(stage == stages[0] for stages in self.students.values())
+        return self.scores.of(stage, self.model(stage), measured=first, shown=stage == self.first)
 
     def lines(self) -> dict[str, str]:
         """Title -> role of the teachers and of each row's student, side by side in one stage."""
@@ -169,7 +182,15 @@ class Comparison:
         }
 
     def roles(self, seed: int = 0) -> dict[str, Ref]:
-        """Role -> model of those `lines`, the students of a seed."""
+        """Role -> model of those `lines`, the students of a row's first seed (0), second (1), and
+        so on; raises BadRecipe where a row has fewer.
+        """
+        for name, stages in self.students.items():
+            if not 0 <= seed < len(stages):
+                raise BadRecipe(
+                    f"comparison: roles({seed}): student '{name}' has {len(stages)} of them, "
+                    f"roles(0) to roles({len(stages) - 1})"
+                )
         return {stage.name: self.model(stage) for stage in self.teachers.values()} | {
             f"student-{name}": self.model(stages[seed]) for name, stages in self.students.items()
         }
@@ -182,9 +203,12 @@ class Comparison:
         batches: tuple[int, ...] = BATCHES,
     ) -> Evaluate:
         """The exported student by torch and by ONNX Runtime, in floats and in int8, beside a
-        teacher, timed in turns.
+        teacher, timed in turns on what students are scored on. Raises BadRecipe without the files
+        "onnx" and "int8" or without data, UnknownName for no teacher's title.
         """
+        self._check_exported(teacher)
         roles = {"student": self.model(self.first), "teacher": self.model(self.teachers[teacher])}
+        tested = {port: self.scores.inputs[port] for port in self.scores.data}
         lines = {
             f"{teacher}, torch": "teacher",
             "student, torch": "student",
@@ -194,9 +218,25 @@ class Comparison:
         return Evaluate(
             name="shipped",
             metrics=(by_line(metric, lines), by_line(Profile, lines)),
-            inputs={"data": self.scores.inputs["data"], **roles, **self.files},
+            inputs={**tested, **roles, **self.files},
             measures=(Latencies(lines=lines, batches=batches),),
+            data=self.scores.data,
         )
+
+    def _check_exported(self, teacher: str) -> None:
+        if teacher not in self.teachers:
+            raise UnknownName("teacher", teacher, self.teachers, where="comparison: as_exported")
+        for port in ("onnx", "int8"):
+            if port not in self.files:
+                raise BadRecipe(
+                    f"comparison: as_exported: no file '{port}'; give the exported student's as "
+                    'files={"onnx": ..., "int8": ...} (in_int8 makes both)'
+                )
+        if not self.scores.data:
+            raise BadRecipe(
+                "comparison: as_exported: students are scored on no data, and nothing can be "
+                "timed without; give scores a data port"
+            )
 
     def recipe(
         self,
@@ -211,11 +251,12 @@ class Comparison:
         ceiling: Bound | None = None,
     ) -> Recipe:
         """All of it as a recipe. `export` is given the files, and the ports "student" and "scores"
-        where it has none of its own.
+        where it has none of its own. Raises BadRecipe where it exports a role of another port.
         """
         rows = self._evaluated()
         last = {"student": self.model(self.first), "scores": out(self.scored(self.first))}
         export = replace(export, inputs={**last, **self.files, **export.inputs})
+        _check_role(export)
         scored = [stage for _, stages in rows.values() for stage in stages]
         studied = [stage for stages in studies.values() for stage in stages]
         return Recipe(
@@ -244,8 +285,21 @@ class Comparison:
             kind = "baseline" if name == self.baseline else "student"
             rows[self.title(name)] = kind, [self.scored(stage) for stage in stages]
         for title, stages in self.compressed.items():
-            rows[title] = "compressed", [small.of(stage, out(stage)) for stage in stages]
+            rows[title] = (
+                "compressed",
+                [small.of(stage, out(stage), measured=stage == stages[0]) for stage in stages],
+            )
         return rows
+
+
+def _check_role(export: Convert) -> None:
+    role: object = getattr(export.convert, "role", "student")
+    if isinstance(role, str) and role not in export.inputs:
+        raise BadRecipe(
+            f"comparison: stage '{export.name}' exports the role '{role}', but no port has that "
+            f'name (it has {", ".join(sorted(export.inputs))}); say role="student", which is the '
+            "exported student"
+        )
 
 
 def _names(stages: Sequence[Evaluate]) -> tuple[str, ...]:

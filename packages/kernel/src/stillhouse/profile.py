@@ -175,7 +175,13 @@ class Profile(Metric):
     def scores(self) -> Sequence[Score]:
         return (PARAMETERS, MACS, SIZE)
 
-    def uncounted(self, models: Models, data: Data) -> Mapping[str, Sequence[str]]:
+    def uncounted(
+        self,
+        models: Models,
+        data: Data,
+        *,
+        work: Work,
+    ) -> Mapping[str, Sequence[str]]:
         """The operators that `macs` leaves out."""
         module = models[self.role]
         names = operations(module, first_batch(data, 1, _device(module))).uncounted
@@ -236,6 +242,9 @@ class Latencies(Metric):
 
     def scores(self) -> Sequence[Score]:
         return [latency(size) for size in self.batches]
+
+    def rows(self) -> Sequence[str]:
+        return tuple(self.lines)
 
     def _medians(self, models: Models, data: Data, size: int) -> dict[str, float]:
         times: dict[str, list[float]] = {line: [] for line in self.lines}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from stillhouse.artifact import Artifact
+from stillhouse.bounds import check_bound
 from stillhouse.errors import BadRecipe, UnknownName
 from stillhouse.metrics.scores import Declared
 from stillhouse.references import Ref, reference
@@ -173,9 +174,9 @@ class Bound:
     """A score that the rows' primary score is held against: the mean of `score` over `stages`.
 
     `score` is the primary score's name, `row` that of a study's table that holds it, if one does;
-    without it in those stages there is no bound. `counts` names scores of the same stages that are
-    printed beside it (how many objects the test data have). `enough` is for a ceiling: with a worse
-    one the scores say nothing.
+    where another score is the primary one there is no bound. `counts` names scores of the same
+    stages that are printed beside it (how many objects the test data have). `enough` is for a
+    ceiling: with a worse one the scores say nothing.
     """
 
     name: str  # as it stands in a sentence: "the filled box", "a perfect detector"
@@ -197,7 +198,7 @@ class Recipe:
     reconstruction); `caution` follows the headline wherever that stands: why it may mislead.
     `studies` maps a heading of the report to Evaluate stages, one a seed, that are about the method
     and not about one model; a table's scores have a row and a name.
-    Raises BadRecipe or UnknownName when stages, ports or rows do not fit together.
+    Raises BadRecipe or UnknownName when stages, ports, rows or bounds do not fit together.
     """
 
     name: str
@@ -226,7 +227,7 @@ class Recipe:
         return next((title for title, row in self.rows.items() if row.kind == "baseline"), "")
 
     def _check_names(self, stages: set[str]) -> None:
-        """Raises UnknownName for a row, study or bound that names what is not there."""
+        """Raises UnknownName for a row, study or bound that names what the recipe has not."""
         bounds = {"control": self.control, "ceiling": self.ceiling}
         listed = [(f"row '{title}'", row.stages) for title, row in self.rows.items()]
         listed += [(f"study '{title}'", names) for title, names in self.studies.items()]
@@ -235,6 +236,9 @@ class Recipe:
             for name in names:
                 if name not in stages:
                     raise UnknownName("stage", name, stages, where=where)
+        for what, bound in bounds.items():
+            if bound is not None:
+                check_bound(bound, map(self.stage, bound.stages), where=what)
         where = f"recipe '{self.name}'"
         baselines = [title for title, row in self.rows.items() if row.kind == "baseline"]
         if self.rows and len(baselines) != 1:

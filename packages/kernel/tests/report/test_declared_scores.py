@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from stillhouse.errors import BadRecipe, CorruptArtifact
+from stillhouse.metrics.lines import Lines
 from stillhouse.metrics.metric import Metric
 from stillhouse.metrics.scores import Score
 from stillhouse.recipe import Recipe, Row
@@ -19,7 +20,7 @@ from stillhouse.report.build import build
 from stillhouse.report.cards import cards
 from stillhouse.report.document import Document, load, parse
 from stillhouse.report.figures import plots
-from stillhouse.report.studies import study_tables
+from stillhouse.report.studies import row_tables, study_tables
 from stillhouse.report.tables import other_scores
 from stillhouse.runs import Runs, run_recipe
 from stillhouse.stages import Evaluate, Make
@@ -50,6 +51,20 @@ class ByClass(Metric):
 
     def scores(self) -> Sequence[Score]:
         return (FID, Score(name="gap", better="neither", unit="count"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed(Metric):
+    """One score of one value."""
+
+    score: Score
+    value: float
+
+    def __call__(self, models: Any, data: Any, *, work: Work) -> Mapping[str, float]:
+        return {self.score.name: self.value}
+
+    def scores(self) -> Sequence[Score]:
+        return (self.score,)
 
 
 def numbers(inputs: Mapping[str, Any], *, work: Work) -> Mapping[str, Mapping[str, torch.Tensor]]:
@@ -121,6 +136,52 @@ def test_a_table_has_the_rows_it_was_given(tmp_path: Path) -> None:
     assert rest.rows == (("Gap", "2"),)
     stored = json.loads((runs.folder / "classes/scores/scores.json").read_text())
     assert stored == {"cats/dogs/fid": 7.0, "birds/fid": 9.0, "gap": 2.0}
+
+
+def test_the_tables_of_rows_are_shown_model_by_model(tmp_path: Path) -> None:
+    """A metric by class in the evaluations of rows, not of a study."""
+    lines = Lines(lines={"near": Frechet(value=3.0), "far": Frechet(value=4.0)})
+    plain = recipe()
+    stages = [
+        dataclasses.replace(s, metrics=(*s.metrics, ByClass(), *more))
+        if isinstance(s, Evaluate) and s.name in ("plain", "kd")
+        else s
+        for s in plain.stages
+        for more in [(lines,) if s.name == "kd" else ()]
+    ]
+    document, runs = made(tmp_path, dataclasses.replace(plain, stages=stages))
+    (table,) = row_tables(document)
+    assert (table.title, table.head) == (
+        *("FID (lower is better)", ("Model", "cats/dogs", "birds", "near", "far")),
+    )
+    assert table.rows == (
+        ("student", "7.0000", "9.0000", "\N{EN DASH}", "\N{EN DASH}"),
+        ("student + kd", "7.0000", "9.0000", "3.0000", "4.0000"),
+    )
+    assert document.primary == "fid"
+    assert results(document).head == ("Model", "FID", "Difference")
+    page = report(dataclasses.replace(plain, stages=stages), runs)
+    assert "cats/dogs" in page.read_text()
+    written = page.with_name("report.md").read_text()
+    assert "### FID (lower is better)\n\n| Model | cats/dogs | birds | near | far |" in written
+    assert load(page) == document
+
+
+def test_a_score_of_tables_alone_is_no_empty_column(tmp_path: Path) -> None:
+    plain = recipe()
+    psnr = Score(name="psnr", better="higher", unit="dB", label="PSNR")
+    stages = [
+        dataclasses.replace(
+            s, metrics=(*s.metrics, Lines(lines={"near": Fixed(score=psnr, value=31.4)}))
+        )
+        if isinstance(s, Evaluate) and s.name == "kd"
+        else s
+        for s in plain.stages
+    ]
+    document, _ = made(tmp_path, dataclasses.replace(plain, stages=stages))
+    assert other_scores(document).columns == ()
+    (table,) = row_tables(document)
+    assert (table.head, table.rows) == (("Model", "near, dB"), (("student + kd", "31.4"),))
 
 
 def test_a_run_keeps_what_its_scores_were_when_it_ran(tmp_path: Path) -> None:

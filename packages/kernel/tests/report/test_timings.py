@@ -88,7 +88,9 @@ def test_a_study_in_turns_says_what_is_faster(tmp_path: Path, busy: None) -> Non
         "student + kd": {"latency_b1_ms": 4.0},
     }
     assert made.costlier == ()
-    assert latency_note(made) == f"teacher 8.42 ms (2.0{X})"
+    # both values and the ratio are of the study: 8 ms against 4, not 8.42 against 1692
+    card = next(card for card in cards(made) if card.label == "Latency, batch 1")
+    assert (card.value, card.note) == ("4.00 ms", f"teacher 8.00 ms (2.0{X}, in turns)")
 
 
 def test_a_study_in_turns_says_what_is_slower_though_it_takes_fewer_macs(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stillhouse.data.data import Data
-from stillhouse.metrics.metric import Metric, uncounted
+from stillhouse.errors import BadRecipe
+from stillhouse.metrics.metric import Metric, check_metric, uncounted
 from stillhouse.metrics.scores import Score
 from stillhouse.objectives.objective import Models
 from stillhouse.recipe import Resource, resource_of
@@ -13,9 +14,15 @@ from stillhouse.work import Work
 
 @dataclass(frozen=True, kw_only=True)
 class Lines(Metric):
-    """The scores of a metric a row of a study's table."""
+    """The scores of a metric a row of a table. Raises BadRecipe for a row that is no metric."""
 
     lines: Mapping[str, Metric]
+
+    def __post_init__(self) -> None:
+        if not self.lines:
+            raise BadRecipe("Lines: a table needs at least one row")
+        for line, metric in self.lines.items():
+            check_metric(metric, where=f"Lines: row '{line}'")
 
     @property
     def resource(self) -> Resource:
@@ -34,5 +41,13 @@ class Lines(Metric):
     def scores(self) -> Sequence[Score]:
         return [score for metric in self.lines.values() for score in metric.scores()]
 
-    def uncounted(self, models: Models, data: Data) -> Mapping[str, Sequence[str]]:
-        return uncounted(self.lines.values(), models, data)
+    def rows(self) -> Sequence[str]:
+        """A row with a "/" is one of a table within a line."""
+        return [
+            f"{line}/{row}" if row else line
+            for line, metric in self.lines.items()
+            for row in metric.rows() or ("",)
+        ]
+
+    def uncounted(self, models: Models, data: Data, *, work: Work) -> Mapping[str, Sequence[str]]:
+        return uncounted(self.lines.values(), models, data, work=work)

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 
 from stillhouse.data.data import Data
+from stillhouse.errors import BadRecipe
 from stillhouse.metrics.scores import Score
 from stillhouse.objectives.objective import Models
 from stillhouse.work import Work
@@ -27,12 +28,36 @@ class Metric(ABC):
         """What each name stands for. A name may be missing among what is given, never here."""
         return ()
 
-    def uncounted(self, models: Models, data: Data) -> Mapping[str, Sequence[str]]:
+    def uncounted(
+        self,
+        models: Models,
+        data: Data,
+        *,
+        work: Work,
+    ) -> Mapping[str, Sequence[str]]:
         """What is left out of a score, by score, as names; nothing as a rule."""
         return {}
 
+    def rows(self) -> Sequence[str]:
+        """The rows of its table that are known before it has run; none as a rule."""
+        return ()
 
-def uncounted(metrics: Iterable[Metric], models: Models, data: Data) -> dict[str, list[str]]:
-    """What the metrics leave out, by score."""
-    found = [metric.uncounted(models, data) for metric in metrics]
-    return {score: list(names) for one in found for score, names in one.items()}
+
+def uncounted(
+    metrics: Iterable[Metric], models: Models, data: Data, *, work: Work
+) -> dict[str, list[str]]:
+    """What the metrics leave out, by score, each name once."""
+    found: dict[str, list[str]] = {}
+    for metric in metrics:
+        for score, names in metric.uncounted(models, data, work=work).items():
+            found[score] = list(dict.fromkeys([*found.get(score, ()), *names]))
+    return found
+
+
+def check_metric(metric: object, *, where: str) -> None:
+    """Raises BadRecipe for what is no metric, or one that declares no score; `where` holds it."""
+    if not isinstance(metric, Metric) or not metric.scores():
+        raise BadRecipe(
+            f"{where}: {type(metric).__name__} declares no score; make it a stillhouse.Metric "
+            "with a method scores(), see docs/plugin.md"
+        )

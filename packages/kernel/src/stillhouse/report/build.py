@@ -27,7 +27,8 @@ from stillhouse.report.document import (
 )
 from stillhouse.report.headline import Findings, headline
 from stillhouse.report.lineage import lineage
-from stillhouse.report.statistics import Difference, holm, paired, summarize, unpaired
+from stillhouse.report.pairing import difference
+from stillhouse.report.statistics import holm, summarize
 from stillhouse.report.timings import evaluated_model, timed_in_turns
 
 
@@ -142,7 +143,7 @@ def _row(recipe: Recipe, name: str, done: Mapping[str, Finished], scores: Sequen
     values = {
         s.name: [seed.scores[s.name] for seed in seeds if s.name in seed.scores] for s in scores
     }
-    differences = {s.name: _difference(recipe, name, s.name, done) for s in scores}
+    differences = {s.name: difference(recipe, name, s.name, done) for s in scores}
     return Row(
         name=name,
         kind=recipe.rows[name].kind,
@@ -150,27 +151,21 @@ def _row(recipe: Recipe, name: str, done: Mapping[str, Finished], scores: Sequen
         seeds=seeds,
         scores={score: summarize(given) for score, given in values.items() if given},
         differences={score: gap for score, gap in differences.items() if gap is not None},
+        tables=_tabled([done[stage] for stage in stages if stage in done]),
     )
 
 
-def _difference(
-    recipe: Recipe, name: str, score: str, done: Mapping[str, Finished]
-) -> Difference | None:
-    """To the baseline: paired where the rows list as many seeds, else of the means alone."""
-    ours, theirs = recipe.rows[name].stages, recipe.rows[recipe.baseline].stages
-    if name == recipe.baseline:
-        return None
-    if len(ours) == len(theirs):
-        both = [(a, b) for a, b in zip(ours, theirs, strict=True) if _has(done, score, a, b)]
-        values = [(done[a].scores[score], done[b].scores[score]) for a, b in both]
-        return paired([a for a, _ in values], [b for _, b in values]) if values else None
-    a = [done[s].scores[score] for s in ours if _has(done, score, s)]
-    b = [done[s].scores[score] for s in theirs if _has(done, score, s)]
-    return unpaired(a, b) if a and b else None
-
-
-def _has(done: Mapping[str, Finished], score: str, *stages: str) -> bool:
-    return all(stage in done and score in done[stage].scores for stage in stages)
+def _tabled(given: Sequence[Finished]) -> tuple[Value, ...]:
+    """The values that have a row of a table, over the seeds given."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for stage in given:
+        for (row, name), value in stage.values.items():
+            if row:
+                found.setdefault((row, name), []).append(value)
+    return tuple(
+        Value(row=row, score=name, summary=summarize(values))
+        for (row, name), values in found.items()
+    )
 
 
 def _entry(name: str, stage: Finished) -> StageEntry:

@@ -75,17 +75,28 @@ def _mean(row: Row | None, score: Score) -> str:
 
 
 def _against(document: Document, row: Row, teacher: Row | None, score: Score) -> Card | None:
+    other = None if teacher is row else teacher
+    if score.unit == TIME and other is not None:
+        if score.name in row.timed and score.name in other.timed:
+            return _card(score, row.timed[score.name], other.timed[score.name], note=", in turns")
+        compared = latencies(document, row, other, score) is not None
+    else:
+        compared = True
     if score.name not in row.scores:
         return None
-    note = ""
-    if teacher is not None and teacher is not row and score.name in teacher.scores:
-        note = f"teacher {_mean(teacher, score)}"
-        pair = row.scores[score.name].mean, teacher.scores[score.name].mean
-        if score.unit == TIME:
-            pair = latencies(document, row, teacher, score)
-        if pair is not None and min(pair) > 0:
-            note += f" ({units.ratio(pair[1] / pair[0])})"
-    return Card(label=score.label, value=_mean(row, score), note=note)
+    theirs = None if other is None else other.scores.get(score.name)
+    ours = row.scores[score.name].mean
+    return _card(score, ours, theirs.mean if theirs else None, compared=compared)
+
+
+def _card(
+    score: Score, ours: float, theirs: float | None, *, compared: bool = True, note: str = ""
+) -> Card:
+    """A cost beside the teacher's, with their ratio where they may be `compared`."""
+    text = "" if theirs is None else f"teacher {units.quantity(theirs, score)}"
+    if theirs is not None and compared and min(ours, theirs) > 0:
+        text += f" ({units.ratio(theirs / ours)}{note})"
+    return Card(label=score.label, value=units.quantity(ours, score), note=text)
 
 
 def _cost(document: Document) -> Card | None:

@@ -39,6 +39,7 @@ class Row:
     differences: Mapping[str, Difference]
     # latencies taken in turns with a teacher's, by a study
     timed: Mapping[str, float] = field(default_factory=dict[str, float])
+    tables: tuple["Value", ...] = ()  # what its metrics give by row of a table
 
     @property
     def compared(self) -> bool:
@@ -90,7 +91,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Value:
-    """A value of a study: of a row of its table ("" where it has none) and the score so named."""
+    """A value of a table: of its row so named ("" where a study's value has none) and score."""
 
     row: str
     score: str

@@ -49,6 +49,8 @@ def headline(found: Findings) -> Headline:
     if method is None or baseline is None:
         sentence = others[0] if others else _alone(found, found.primary)
         return Headline(sentence=sentence, detail=())
+    if found.primary.name not in method.differences:
+        return Headline(sentence=_alone(found, found.primary), detail=())
     detail = [_evidence(method.differences[found.primary.name], found.primary)]
     detail += _teacher(found, method, baseline, found.primary)
     sentence = _sentence(method, baseline, found)
@@ -143,12 +145,13 @@ def _points(gap: Difference, primary: Score) -> str:
 def _evidence(gap: Difference, primary: Score) -> str:
     if gap.how == "means":
         return "A difference of means: the rows do not share their seeds."
+    count = f"{seeds(gap.n)} that both rows have" if gap.apart else seeds(gap.n)
     if gap.low is None or gap.high is None or gap.p is None:
-        return f"With {seeds(gap.n)} there is no interval: chance is not ruled out."
+        return f"With {count} there is no interval: chance is not ruled out."
     mean = difference(gap.mean, primary)
     span = interval(gap.low, gap.high, primary, sign=True)
     how = "Paired over" if gap.how == "paired" else "Not paired, at least"
-    return f"{how} {seeds(gap.n)}: {mean}, 95 % interval {span} (p {probability(gap.p)})."
+    return f"{how} {count}: {mean}, 95 % interval {span} (p {probability(gap.p)})."
 
 
 def _teacher(found: Findings, method: Row, baseline: Row, primary: Score) -> list[str]:

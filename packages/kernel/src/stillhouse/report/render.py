@@ -15,7 +15,7 @@ from stillhouse.report.cards import cards
 from stillhouse.report.document import Document, Picture
 from stillhouse.report.drawing import Plot
 from stillhouse.report.palette import MODES, THEMES, Mode, colours
-from stillhouse.report.studies import study_tables
+from stillhouse.report.studies import row_tables, study_tables
 
 TEMPLATES = Path(__file__).with_name("templates")
 CODE = re.compile(r"`([^`]+)`")
@@ -64,6 +64,7 @@ def _shared(document: Document) -> dict[str, object]:
         "data_read": data_read(document),
         "results": tables.results(document),
         "other_scores": tables.other_scores(document),
+        "row_tables": row_tables(document),
         "by_seed": tables.by_seed(document),
         "costs": tables.costs(document),
         "sources": tables.sources(document),
@@ -79,7 +80,8 @@ def about_results(document: Document) -> str:
     name = document.primary or ""
     several = any(len(row.seeds) > 1 for row in document.rows)
     means = "Means over seeds." if several else "One seed a model, so no interval."
-    return " ".join(filter(None, [means, _about_gaps(document, name), _bounds(document, name)]))
+    gaps = [_about_gaps(document, name), _about_seeds(document, name)]
+    return " ".join(filter(None, [means, *gaps, _bounds(document, name)]))
 
 
 def _about_gaps(document: Document, name: str) -> str:
@@ -100,6 +102,26 @@ def _about_gaps(document: Document, name: str) -> str:
         f"rows share their seeds, and starred where p < 0.05{others}. Intervals are Student's t "
         "over training seeds: they do not cover another choice of test data."
     )
+
+
+def _about_seeds(document: Document, name: str) -> str:
+    """Which rows have other seeds than the baseline, and what that means; "" where none has."""
+    gaps = {
+        r.name: r.differences[name] for r in document.rows if r.compared and name in r.differences
+    }
+    apart = [f"{row} ({gap.n} shared, {gap.apart} not)" for row, gap in gaps.items() if gap.apart]
+    means = [row for row, gap in gaps.items() if gap.how != "paired"]
+    found: list[str] = []
+    if apart:
+        found.append(
+            f"Other seeds than {document.baseline}'s: {', '.join(apart)}; only those that both "
+            "have are compared."
+        )
+    if means:
+        found.append(
+            f"No seed in common with {document.baseline}, so not paired: {', '.join(means)}."
+        )
+    return " ".join(found)
 
 
 def _bounds(document: Document, name: str) -> str:

@@ -30,6 +30,7 @@ class Difference:
     high: float | None
     p: float | None = None  # two-sided; None without an interval
     corrected: float | None = None  # p by Holm's correction for the rows tested beside this one
+    apart: int = 0  # of a paired one: seeds that only one of the rows has
 
     def beyond_noise(self) -> bool:
         """Whether the 95 % interval leaves out zero, and the corrected p says so too where there is
@@ -50,13 +51,15 @@ def summarize(values: Sequence[float]) -> Summary:
     return Summary(values=tuple(values), mean=mean, sd=sd, low=mean - half, high=mean + half)
 
 
-def paired(values: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """`values` minus `baseline`, seed by seed; both hold the same seeds in the same order."""
+def paired(values: Sequence[float], baseline: Sequence[float], *, apart: int = 0) -> Difference:
+    """`values` minus `baseline`, seed by seed; both hold the same seeds in the same order, and
+    `apart` more are in one of the rows alone.
+    """
     gaps = summarize([a - b for a, b in zip(values, baseline, strict=True)])
     n = len(gaps.values)
     if gaps.sd is None:
-        return Difference(how="paired", n=n, mean=gaps.mean, low=None, high=None)
-    return _tested("paired", n, gaps.mean, gaps.sd / math.sqrt(n), n - 1)
+        return Difference(how="paired", n=n, mean=gaps.mean, low=None, high=None, apart=apart)
+    return replace(_tested("paired", n, gaps.mean, gaps.sd / math.sqrt(n), n - 1), apart=apart)
 
 
 def unpaired(values: Sequence[float], other: Sequence[float]) -> Difference:

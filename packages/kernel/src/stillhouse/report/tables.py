@@ -181,6 +181,7 @@ def other_scores(document: Document) -> Table:
         s
         for s in document.scores
         if not s.cost and s.name not in (document.primary, AGREEMENT.name)
+        if any(s.name in row.scores for row in document.rows)
     ]
     lines = [
         Line(

@@ -15,7 +15,7 @@ from stillhouse.data.data import Data, TensorData
 from stillhouse.digest import path_digest
 from stillhouse.errors import BadData, BadRecipe
 from stillhouse.json_files import read_json
-from stillhouse.metrics.metric import Metric, uncounted
+from stillhouse.metrics.metric import Metric, check_metric, uncounted
 from stillhouse.metrics.scores import Declared, Score, by_name
 from stillhouse.objectives.objective import Models
 from stillhouse.recipe import PLOTS, BaseStage, Context, Resource, Result, resource_of
@@ -66,11 +66,7 @@ class Evaluate(BaseStage):
                     "where the metrics need no data)"
                 )
         for metric in (*self.metrics, *self.measures):
-            if not _declares(metric):
-                raise BadRecipe(
-                    f"stage '{self.name}': {type(metric).__name__} declares no score; make it a "
-                    "stillhouse.Metric with a method scores(), see docs/plugin.md"
-                )
+            check_metric(metric, where=f"stage '{self.name}'")
 
     @property
     def data_ports(self) -> tuple[str, ...]:
@@ -102,8 +98,8 @@ class Evaluate(BaseStage):
             (out / "scores.json").write_text(json.dumps(kept.values, indent=1) + "\n")
             _draw(self.figures, models, data, out, work)
             _draw(self.plots, models, data, out / PLOTS, work)
-            left = uncounted(self.metrics, models, data)
             beside = _all(self.measures, models, data, work)
+            left = uncounted((*self.metrics, *self.measures), models, data, work=work)
         written = Artifact(kind="scores", path=out, digest=path_digest(out), opener=OPEN_SCORES)
         return Result(
             outputs={"scores": written},
@@ -154,10 +150,6 @@ def _all(metrics: tuple[Metric, ...], models: Models, data: Data, work: Work) ->
             if row:
                 given.cells[stored] = row, name
     return given
-
-
-def _declares(metric: object) -> bool:
-    return isinstance(metric, Metric) and len(metric.scores()) > 0
 
 
 def _undeclared(where: str, kind: str, name: str) -> BadRecipe:
