@@ -8,6 +8,7 @@ import pytest
 
 from stillhouse.domain import Domain, domains, recipe_function
 from stillhouse.errors import BadSetting, CorruptArtifact, MissingExtra, PluginError, UnknownName
+from stillhouse.report.build import argument
 from stillhouse.settings import (
     Settings,
     find_settings,
@@ -68,6 +69,24 @@ class Typed(Settings):
     on: bool = False
     rate: float = 0.1
     logit: float | None = 2.0
+
+
+@pytest.mark.parametrize("given", [
+    {"names": ["a", "b"], "depths": [1, 2], "rate": 0.25, "on": True, "logit": None},
+    {"names": ["a, b", "[c"], "depths": [], "note": " [two] words, "},
+    {"names": ["one"], "groups": [[1, 2], [3]], "numbers": {"kd.temperature": 1e-05}},
+    {"names": ["é", "\U0001f943", '"', "a: b", "#", "'"], "logit": 0.5},
+    {"names": ["", "b"], "depths": [-3, 7]},
+])  # fmt: skip
+def test_what_a_report_prints_is_read_again(given: dict[str, Any]) -> None:
+    """Values of settings.json as arguments of `--set`."""
+    pairs = [f"{key}={argument(value)}" for key, value in given.items()]
+    read = parse_assignments(pairs)
+    fields = Typed.model_fields
+    values = {k: typed(fields[k].annotation, v, where=k) for k, v in read.items()}
+    found = Typed.at("tiny", values)
+    assert found == Typed.at("tiny", given)
+    assert found.overrides() == Typed.at("tiny", given).overrides()
 
 
 def test_a_text_is_read_as_its_setting_says() -> None:

@@ -1,12 +1,18 @@
 """A setting that reaches nothing is refused, with why and with those that do; no other is."""
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from stillhouse.cli.target import make_target
+from stillhouse.digest import digest
 from stillhouse.errors import BadSetting
 from stillhouse.reach import check_reach
+from stillhouse.report.build import commands
+from stillhouse.report.collect import SettingsFile
 from stillhouse.settings import make_recipe, make_settings, parse_assignments
 
 
@@ -42,6 +48,37 @@ def test_what_reaches_nothing_is_refused(
 ])  # fmt: skip
 def test_what_reaches_something_is_not(given: Sequence[str]) -> None:
     assert make_target("vision/distill", assignments=given).name == "vision/distill"
+
+
+@pytest.mark.parametrize("more", [[], ["temperature=9", "seeds=2"], ["names=a;b,c d", "size=8"]])
+def test_the_command_of_a_report_gives_the_same_run(tmp_path: Path, more: Sequence[str]) -> None:
+    """Of data of a user's own, whose classes, names and normalization are among the settings."""
+    for split in ("train", "test"):
+        for name in ("c d", "a;b"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (8, 8), (40 * i, 9, 9)).save(folder / f"{i}.png")
+    given = [f"data=file:{tmp_path}", *more]
+    target = make_target("vision/distill", assignments=given)
+    settings = SettingsFile(scale="tiny", settings=target.settings.overrides())
+    command = commands("vision/distill", settings, None, target.recipe)[-1]
+    uv, run, program, verb, ref, option, scale, *rest = shlex.split(command)
+    assert (uv, run, program, verb, option) == ("uv", "run", "stillhouse", "run", "--scale")
+    assert rest[::2] == ["--set"] * (len(rest) // 2)
+    again = make_target(ref, scale, rest[1::2])
+    assert (again.variant, digest(again.recipe)) == (target.variant, digest(target.recipe))
+    assert again.settings == target.settings
+
+
+def test_a_setting_that_differs_from_the_data_must_still_reach_something(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "0.png")
+    given = [f"data=file:{tmp_path}", "samples=9"]
+    with pytest.raises(BadSetting, match="samples=9 reaches nothing"):
+        make_target("vision/distill", assignments=given)
 
 
 def test_stored_settings_stay_readable() -> None:

@@ -21,7 +21,8 @@ Values = Mapping[str, Any]  # Any: JSON values
 
 def check_reach(name: str, settings: Settings, given: Iterable[str]) -> None:
     """Raise BadSetting where one of the `given` settings of "domain/recipe" differs from its preset
-    and changes nothing; it says why, and what would. Only `seeds` may.
+    and changes nothing; it says why, and what would. Only `seeds` may, and what the data say of
+    themselves: without it the variant is the same.
     """
     changed = {key: value for key, value in settings.overrides().items() if key != "seeds"}
     chosen = [key for key in given if key in changed]
@@ -42,19 +43,30 @@ class _Variants:
         if whole.startswith(REFUSED):
             return  # the recipe itself says why
         for key in chosen:
-            if self._made(_without(self.changed, key)) == whole:
+            if not self._follows(key) and self._made(_without(self.changed, key)) == whole:
                 what = f"{key}={_text(self.changed[key])}"
                 raise BadSetting(
                     f"{self.name}: {what} reaches nothing{self._why(key)}; the variant would be "
                     f"the same training under another name{self._instead(key)}"
                 )
 
+    def _follows(self, key: str) -> bool:
+        """Whether the value is the one that the data say, which a report's command gives, too."""
+        if key not in self.settings.follows_data:
+            return False
+        try:
+            return self._settings(_without(self.changed, key)) == self.settings
+        except StillhouseError:
+            return False
+
+    def _settings(self, values: Values) -> Settings:
+        given = {"seeds": self.settings.seeds, **values}
+        return make_settings(self.name, self.settings.scale, given)
+
     def _made(self, values: Values) -> str:
         """The digest of the recipe of these settings; of refused ones the refusal."""
-        given = {"seeds": self.settings.seeds, **values}
         try:
-            made = make_settings(self.name, self.settings.scale, given)
-            return digest(make_recipe(self.name, made))
+            return digest(make_recipe(self.name, self._settings(values)))
         except StillhouseError as error:
             return f"{REFUSED}: {error}"
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from stillhouse.export import Export
 from stillhouse.recipe import Recipe
 from stillhouse.report.build import build
 from stillhouse.report.document import Document
 from stillhouse.report.render import about_results
 from stillhouse.report.statistics import Difference
 from stillhouse.stages import Convert
-from stillhouse.work import Work
 
 from .written import THREE, write_run
 
@@ -96,7 +96,9 @@ def test_a_partial_run_of_other_seeds_has_a_headline(tmp_path: Path) -> None:
 def test_the_seed_is_that_of_the_training_behind_a_merge(tmp_path: Path) -> None:
     recipe = reseeded(write_run(THREE, tmp_path / "small"), 1, 2, 3)
     merges = {
-        name: Convert(name=f"{name}-merged", convert=Work.of, inputs={"student": f"{name}.student"})
+        name: Convert(
+            name=f"{name}-merged", convert=Export(), inputs={"student": f"{name}.student"}
+        )
         for name in KD
     }
     stages: list[object] = []

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from stillhouse.metrics.scores import Score
 from stillhouse.recipe import OUTSIDE, PLOTS, Bound, Recipe
@@ -65,7 +66,7 @@ def build(recipe: Recipe, name: str, root: Path, folder: Path) -> Document:
         shipped=_shipped(done),
         lineage=origin,
         environments=_environments(done),
-        commands=_commands(name, settings, origin.commit, recipe),
+        commands=commands(name, settings, origin.commit, recipe),
         studies=tuple(_study(title, stages, done) for title, stages in recipe.studies.items()),
         method=found.method,
         control=found.control,
@@ -265,14 +266,15 @@ def _environments(done: Mapping[str, Finished]) -> tuple[Environment, ...]:
     )
 
 
-def _commands(
+def commands(
     name: str, settings: SettingsFile, commit: str | None, recipe: Recipe
 ) -> tuple[str, ...]:
+    """What to type for the same run in a new clone."""
     refs = [ref for stage in recipe.stages for ref in stage.inputs.values()]
     data = sorted({ref[5:].partition("/")[0] for ref in refs if ref.startswith("data:")})
     run = ["uv", "run", "stillhouse", "run", name, "--scale", settings.scale]
     for key, value in sorted(settings.settings.items()):
-        run += ["--set", f"{key}={_argument(value)}"]
+        run += ["--set", f"{key}={argument(value)}"]
     return (
         *([f"git checkout {commit}"] if commit else []),
         "uv sync --locked",
@@ -281,11 +283,19 @@ def _commands(
     )
 
 
-def _argument(value: object) -> str:
-    """A setting's value as `--set` reads it."""
-    if isinstance(value, str):
-        return value
-    simple = isinstance(value, list) and all(isinstance(v, (int, float, str)) for v in value)  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, list) and simple and len(value) > 1:  # pyright: ignore[reportUnknownArgumentType]
-        return ",".join(map(str, value))  # pyright: ignore[reportUnknownArgumentType]
-    return json.dumps(value)
+def argument(value: Any) -> str:  # Any: a JSON value
+    """A setting's value as `--set` reads it: a list as "a,b" where that can be read again."""
+    match value:
+        case str():
+            return value
+        case [_, _, *_] if all(_plain(item) for item in value):
+            return ",".join(item if isinstance(item, str) else json.dumps(item) for item in value)
+        case _:
+            return json.dumps(value, ensure_ascii=False)
+
+
+def _plain(item: object) -> bool:
+    """Whether an item of a list is itself, alone between commas."""
+    if isinstance(item, str):
+        return item == item.strip() != "" and "," not in item and not item.startswith("[")
+    return isinstance(item, (int, float))
