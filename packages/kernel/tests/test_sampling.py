@@ -16,12 +16,14 @@ from stillhouse.data.data import Columns, Data, Ragged, TensorData
 from stillhouse.data.sampling import Beside, Mix, NoData
 from stillhouse.data.shards import load_data, save_data
 from stillhouse.data.taking import Take
+from stillhouse.digest import digest
 from stillhouse.errors import BadData, BadRecipe, BadSetting, UnknownName
 from stillhouse.metrics import Lines, Metric, On, Score
 from stillhouse.objectives.objective import Composed, Models, Phase, Tensors, Weighted
 from stillhouse.objectives.term import Term
 from stillhouse.recipe import Context, Event
 from stillhouse.stages import Evaluate, Make, Train
+from stillhouse.training import Place, PlainView, Setup, batches_from, micro_batches
 from stillhouse.work import Work
 
 from .toys import SITE, Net, Noise, Shift, toy_context, toy_data, toy_objective, toy_phase
@@ -99,6 +101,59 @@ def test_a_column_that_a_set_lacks_is_filled_or_refused() -> None:
         Mix(parts={"a": 1, "b": 1}).open({"a": numbers(2), "b": numbers(0)})
     with pytest.raises(BadSetting, match="two sets or more"):
         Mix(parts={"a": 1})
+    with pytest.raises(BadSetting, match=r"a whole number >= 1 \(got \{'a': 0, 'b': 2\}\)"):
+        Mix(parts={"a": 0, "b": 2})
+
+
+@pytest.mark.parametrize("value", [0.5, -1, 256, float("nan")])
+def test_a_column_gets_no_value_that_it_cannot_hold(value: float) -> None:
+    """torch would make 0 of 0.5 and 255 of -1."""
+    masked = numbers(4, mask=torch.zeros(4, 2, dtype=torch.uint8))
+    sets = {"masked": masked, "plain": numbers(4)}
+    with pytest.raises(BadData, match=f"fill gives 'mask' {value}, which a column of uint8"):
+        Mix(parts={"masked": 1, "plain": 1}, fill={"mask": value}).open(sets)
+
+
+def test_columns_of_a_mix_are_its_own() -> None:
+    sets = {"a": numbers(4, source=torch.arange(4)), "b": numbers(4, source=torch.arange(4))}
+    with pytest.raises(BadData, match="'a' has a column 'source', which is that of a mix itself"):
+        Mix(parts={"a": 1, "b": 1}).open(sets)
+    named = TensorData({"x": torch.zeros(2, 1), "id": ["first", "second"]})
+    with pytest.raises(BadData, match="column 'id' of 'a' holds no whole numbers"):
+        Mix(parts={"a": 1, "b": 1}).open({"a": named, "b": named})
+
+
+def test_the_order_of_parts_is_in_their_digest() -> None:
+    """Batches differ by it, so a stage must."""
+    one, other = Mix(parts={"a": 1, "b": 1}), Mix(parts={"b": 1, "a": 1})
+    assert digest(one) != digest(other)
+
+
+@pytest.mark.parametrize(("nproc", "parts"), [(2, (1, 1)), (2, (1, 3)), (4, (1, 1)), (4, (2, 6))])
+def test_each_process_has_its_share_of_each_set(nproc: int, parts: tuple[int, int]) -> None:
+    """Rows of sets alternate: every second row would be one set's alone."""
+    mixed = Mix(parts=dict(zip("ab", parts, strict=True))).open({"a": numbers(9), "b": numbers(30)})
+    setup, found = Setup(steps=1, batch=16), list[Tensor]()
+    for rank in range(nproc):
+        ctx = Context(
+            stage="t", out=Path(), checkpoints=Path(), caches=Path(), rank=rank, nproc=nproc
+        )
+        batch = next(batches_from(Place(), mixed, setup, ctx))
+        first = 16 * parts[0] // sum(parts) // nproc
+        assert batch["source"].tolist().count(0) == first
+        assert len(batch["id"]) == 16 // nproc
+        found.append(batch["id"])
+    ctx = Context(stage="t", out=Path(), checkpoints=Path(), caches=Path())
+    whole = next(batches_from(Place(), mixed, setup, ctx))["id"]
+    assert sorted(torch.cat(found).tolist()) == sorted(whole.tolist())
+
+
+def test_a_column_of_the_data_is_no_view() -> None:
+    """Only a mix counts how often its sets were read."""
+    data = numbers(8, repeat=torch.arange(8))
+    ctx = Context(stage="t", out=Path(), checkpoints=Path(), caches=Path())
+    batch = next(batches_from(Place(), data, Setup(steps=1, batch=8), ctx))
+    assert batch["view"].tolist() == [0] * 8
 
 
 def test_ragged_columns_are_mixed() -> None:
@@ -334,8 +389,6 @@ def test_a_teacher_reads_the_plain_view(
 
 
 def test_what_a_plain_role_reads() -> None:
-    from stillhouse.training import Place, PlainView, Setup, batches_from
-
     data = toy_data(8)
     setup = Setup(steps=3, batch=8, augment=Brighter(), views=3, plain=True)
     ctx = Context(stage="t", out=Path(), checkpoints=Path(), caches=Path())
@@ -345,6 +398,23 @@ def test_what_a_plain_role_reads() -> None:
     seen = PlainView(Mean())(batch)
     assert float(seen["view"]) == 0.0
     assert float(seen["mean"]) == pytest.approx(float(data.columns["images"].mean()), abs=1e-6)  # type: ignore[union-attr]
+
+
+class Doubled:
+    """Replaces the values of a ragged column, not where its rows end."""
+
+    def __call__(self, batch: Tensors) -> Tensors:
+        return {**batch, "boxes": batch["boxes"] * 2}
+
+
+def test_a_plain_ragged_column_goes_in_micro_batches() -> None:
+    boxes = Ragged(values=torch.arange(6.0), offsets=torch.tensor([0, 3, 4, 4, 6]))
+    data = TensorData({"boxes": boxes})
+    setup = Setup(steps=1, batch=4, augment=Doubled(), plain=True)
+    ctx = Context(stage="t", out=Path(), checkpoints=Path(), caches=Path())
+    batch = next(batches_from(Place(), data, setup, ctx))
+    for part, _ in micro_batches(batch, 2):
+        assert torch.equal(part["boxes"], part["plain.boxes"] * 2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,14 @@ import torch
 from torch import Generator, Tensor, nn
 
 from stillhouse.data.data import Data, rows_of
-from stillhouse.data.sampling import REPEAT
+from stillhouse.data.sampling import REPEAT, SOURCE, DataBeside, MixedData
 from stillhouse.digest import text_digest
 from stillhouse.errors import BadData, BadSetting, UnknownName
 from stillhouse.objectives.objective import Objective, Tensors
 from stillhouse.recipe import Context, silent
 
 PLAIN = "plain."  # begins the name of a column as it was before augmentation
+OFFSETS = "_offsets"  # ends the name of the column that goes with a ragged one
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -138,30 +139,47 @@ def batches_from(place: Place, data: Data, setup: Setup, ctx: Context) -> Iterat
     epoch).
     """
     length = pass_length(data, setup.batch)
+    several = isinstance(data, MixedData | DataBeside)
     epoch, skip = divmod(place.step - place.origin, length)
     while True:
         rng = Generator().manual_seed(mix(setup.seed, ORDER, place.origin, epoch))
         view = (place.epochs_before + epoch) % setup.views
         for number, batch in enumerate(data.batches(setup.batch, rng=rng)):
             if skip <= number < length:
-                yield _prepared(batch, view, setup, ctx)
+                yield _prepared(batch, view, setup, ctx, several=several)
         epoch, skip = epoch + 1, 0
 
 
-def _prepared(batch: Tensors, view: int, setup: Setup, ctx: Context) -> Tensors:
+def _prepared(batch: Tensors, view: int, setup: Setup, ctx: Context, *, several: bool) -> Tensors:
     if ctx.nproc > 1:
-        batch = rows_of(batch, torch.arange(ctx.rank, len(batch["id"]), ctx.nproc))
-    repeat = batch.get(REPEAT)
-    views = view if repeat is None else (view + repeat) % setup.views
+        batch = rows_of(batch, _own_rows(batch, ctx, several=several))
+    views = (view + batch[REPEAT]) % setup.views if several else view
     batch = {**batch, "view": torch.zeros_like(batch["id"]) + views}
     if setup.augment is not None:
         given, batch = batch, setup.augment(batch)
         if setup.plain:
-            replaced = {k: v for k, v in given.items() if batch.get(k) is not v}
-            batch = {**batch, **{f"{PLAIN}{name}": value for name, value in replaced.items()}}
+            batch = {**batch, **_replaced(given, batch)}
     if ctx.device != "cpu":
         batch = {name: value.to(ctx.device, non_blocking=True) for name, value in batch.items()}
     return batch
+
+
+def _own_rows(batch: Tensors, ctx: Context, *, several: bool) -> Tensor:
+    """Every nproc-th row: of a mix those of each set, which alternate in a batch."""
+    rows = torch.arange(len(batch["id"]))
+    if several and SOURCE in batch:
+        rows = batch[SOURCE].argsort(stable=True)
+    return rows[ctx.rank :: ctx.nproc].sort().values
+
+
+def _replaced(given: Tensors, batch: Tensors) -> Tensors:
+    """What an augmentation replaced, as it was, by its plain name; ragged columns whole."""
+    names = {name for name, value in given.items() if batch.get(name) is not value}
+    return {
+        f"{PLAIN}{name}": value
+        for name, value in given.items()
+        if {name, name.removesuffix(OFFSETS), name + OFFSETS} & names
+    }
 
 
 def check(

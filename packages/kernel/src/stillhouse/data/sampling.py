@@ -1,7 +1,8 @@
 """Training batches from several data sets: mixed row by row, side by side, or from none."""
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
@@ -33,10 +34,15 @@ class Mix:
 
     parts: Mapping[str, int]
     fill: Mapping[str, float] | None = None
+    # that of `parts`: a digest sorts the keys of a mapping, and batches depend on their order
+    order: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if len(self.parts) < 2 or min(self.parts.values()) < 1:
-            raise BadSetting(f"mix: name two sets or more, parts >= 1 each (got {self.parts})")
+        object.__setattr__(self, "order", tuple(self.parts))
+        if len(self.parts) < 2 or any(type(n) is not int or n < 1 for n in self.parts.values()):
+            raise BadSetting(
+                f"mix: name two sets or more, each with a whole number >= 1 (got {self.parts})"
+            )
         if sum(self.parts.values()) > MOST_PARTS:
             raise BadSetting(f"mix: the parts must sum to {MOST_PARTS} at most (got {self.parts})")
 
@@ -83,9 +89,15 @@ class MixedData:
         for port, one in data.items():
             if len(one) == 0:
                 raise BadData(f"mix: '{port}' holds no sample")
+            for name in (SOURCE, REPEAT):
+                if name in one.columns:
+                    raise BadData(
+                        f"mix: '{port}' has a column '{name}', which is that of a mix itself; "
+                        "give it another name"
+                    )
         self.fill = _filled(data, mix)
         self.pattern = _pattern(self.parts)
-        ends = [int(_ids(one).max()) + 1 for one in self.sets]
+        ends = [int(_ids(data[port], port).max()) + 1 for port in mix.parts]
         self.first_ids = torch.tensor([0, *ends]).cumsum(0).tolist()
 
     def __len__(self) -> int:
@@ -107,10 +119,9 @@ class MixedData:
             source = self.pattern[rows % len(self.pattern)]
             batches: list[dict[str, Tensor]] = []
             for number, order in enumerate(orders):
-                count = int((source == number).sum())
-                index, repeat = order.rows(seen[number], count)
-                seen[number] += count
-                if count:
+                if count := int((source == number).sum()):
+                    index, repeat = order.rows(seen[number], count)
+                    seen[number] += count
                     batches.append(self._rows(number, index, repeat))
             # back from set after set to the order in which the pattern has them
             places = source.argsort(stable=True).argsort()
@@ -208,9 +219,10 @@ def _joined(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return joined
 
 
-def _ids(data: TensorData) -> Tensor:
+def _ids(data: TensorData, port: str) -> Tensor:
     ids = data.columns["id"]
-    assert isinstance(ids, Tensor)
+    if not isinstance(ids, Tensor) or ids.ndim != 1 or ids.is_floating_point():
+        raise BadData(f"mix: column 'id' of '{port}' holds no whole numbers; name it otherwise")
     return ids
 
 
@@ -249,8 +261,24 @@ def _filled(data: Mapping[str, TensorData], mix: Mix) -> list[dict[str, Tensor]]
                     f"mix: '{owner}' has a column '{name}' and '{port}' has none; leave it out of "
                     f"'{owner}', or say in `fill` what '{port}' gets"
                 )
-            row[name] = torch.full_like(column[:1], fill[name])
+            row[name] = _filler(name, column, fill[name])
         rows.append(row)
     if odd := sorted(set(fill) - set(owners)):
         raise BadData(f"mix: fill names '{odd[0]}', which no set has")
     return rows
+
+
+def _filler(name: str, column: Tensor, value: float) -> Tensor:
+    """One row [1, ...] of a column with the value in it; raises BadData where it cannot hold it."""
+    row = torch.zeros_like(column[:1])
+    if column.is_floating_point() or _whole_in(column.dtype, value):
+        return row.fill_(value)
+    kind = str(column.dtype).removeprefix("torch.")
+    raise BadData(f"mix: fill gives '{name}' {value}, which a column of {kind} cannot hold")
+
+
+def _whole_in(dtype: torch.dtype, value: float) -> bool:
+    if dtype == torch.bool:
+        return value in (0, 1)
+    limits = torch.iinfo(dtype)
+    return math.isfinite(value) and value == int(value) and limits.min <= value <= limits.max
