@@ -13,7 +13,7 @@ from stillhouse.artifact import Artifact, Built, Model, load_model, save_model
 from stillhouse.cli.predicting import predictions
 from stillhouse.data.data import Data
 from stillhouse.data.shards import load_data, save_data
-from stillhouse.errors import BadData, CorruptArtifact, UnknownName
+from stillhouse.errors import BadData, BadRecipe, CorruptArtifact, UnknownName
 from stillhouse.export import Export
 from stillhouse.inputs import outside
 from stillhouse.metrics import Metric, Score
@@ -227,3 +227,37 @@ def test_assets_of_an_unknown_role_or_port_are_one_line() -> None:
         replace(stage, assets={"studnt": ("data",)})
     with pytest.raises(UnknownName, match="stage 'student': assets: unknown port 'teacher'"):
         replace(stage, assets={"student": ("teacher",)})
+
+
+def test_a_base_gives_its_assets_without_being_a_role(tmp_path: Path, vocabulary: Path) -> None:
+    spec = Model(build=Words, kwargs={"size": 6})
+    built = Built(spec=spec, module=spec.new(), assets={"vocabulary": vocabulary})
+    tokens = {"tokens": torch.tensor([[2, 3], [4, 0]]), "labels": torch.tensor([1, 0])}
+    inputs = {"data": save_data(tmp_path / "d", tokens), "base": save_model(tmp_path / "m", built)}
+    stage = train("student", dict.fromkeys(inputs, "a.b"), {"student": ("base",)})
+    stage = replace(stage, bases={"student": "base"})
+    made = stage.run(inputs, toy_context(tmp_path / "s")).outputs["student"]
+    assert json.loads((made.path / "assets" / "vocabulary.json").read_text()) == VOCABULARY
+
+
+def test_two_assets_of_one_name_are_one_line(tmp_path: Path, vocabulary: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    spec = Model(build=Words, kwargs={"size": 6})
+    tokens = {"tokens": torch.tensor([[2, 3], [4, 0]]), "labels": torch.tensor([1, 0])}
+    inputs = {"data": save_data(tmp_path / "d", tokens)}
+    for port, file in {"one": vocabulary, "two": other, "same": vocabulary}.items():
+        built = Built(spec=spec, module=spec.new(), assets={"vocabulary": file})
+        inputs[port] = save_model(tmp_path / port, built)
+
+    def run(*ports: str) -> Artifact:
+        stage = train("student", dict.fromkeys(inputs, "a.b"), {"student": ports})
+        return stage.run(inputs, toy_context(tmp_path / "-".join(ports))).outputs["student"]
+
+    assert (run("one", "same").path / "assets" / "vocabulary.json").is_file()
+    with pytest.raises(BadRecipe, match="gets two assets 'vocabulary' of different bytes, .* from"):
+        run("one", "two")
+    stage = train("student", {"data": "a.b", "notes": "c.d"}, {"student": ("notes",)})
+    given = {"data": inputs["data"], "notes": inputs["data"]}
+    with pytest.raises(BadRecipe, match="assets of 'student': port 'notes' holds data: neither a"):
+        stage.run(given, toy_context(tmp_path / "n"))

@@ -135,3 +135,17 @@ def test_a_name_that_is_none_is_one_line(names: list[str], why: str) -> None:
 
     with pytest.raises(BadRecipe, match=rf"^stage '': a training's name, {why}$"):
         list(trainings(names, train, of="x", work=Work.seeded(3)))
+
+
+def test_what_comes_back_after_a_kill_is_what_came_before(tmp_path: Path) -> None:
+    """Its order, its JSON types and the record's own "step" included."""
+
+    def train(name: str, work: Work) -> State:
+        drawn = torch.rand(3, generator=work.rng)
+        return {"b": drawn, "a": drawn[:1]}, {"step": 7, "pair": (1, 2)}
+
+    work = replace(Work.seeded(3), kept=tmp_path)
+    first, again = (dict(trainings(["one"], train, of="x", work=work))["one"] for _ in range(2))
+    assert first[1] == again[1] == {"step": 7, "pair": [1, 2]}
+    assert list(first[0]) == list(again[0]) == ["a", "b"]
+    assert all(torch.equal(first[0][name], again[0][name]) for name in "ab")

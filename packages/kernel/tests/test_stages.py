@@ -18,8 +18,9 @@ from stillhouse.data import TensorData, save_data
 from stillhouse.data.data import Columns, Data, Rows
 from stillhouse.data.notes import note
 from stillhouse.data.shards import load_data
-from stillhouse.errors import BadRecipe, BadSetting, ContractError, OutOfMemory
+from stillhouse.errors import BadRecipe, BadSetting, ContractError, OutOfMemory, UnknownName
 from stillhouse.export import Export
+from stillhouse.inputs import outside
 from stillhouse.metrics import Classification, Latency, Memory, Profile
 from stillhouse.metrics.metric import Metric
 from stillhouse.metrics.scores import Score
@@ -390,3 +391,52 @@ def test_notes_of_a_reader_are_events_and_stay_in_the_record(tmp_path: Path) -> 
     made = Make(name="data", make=read_and_tell, inputs={}, ports=("train",)).run({}, ctx)
     assert [event.text for event in events] == ["note: 2 file(s) not read"]
     assert made.measured["notes"] == ["2 file(s) not read"]
+
+
+def following(**changes: Any) -> Train:
+    given: dict[str, Any] = {
+        "name": "student",
+        "objective": toy_objective(),
+        "inputs": {"data": "data.train", "teacher": "teacher.teacher"},
+        "fresh": {"student": Model(build=Net, kwargs={"width": 4})},
+        "steps": 2,
+        "batch": 4,
+    }
+    return Train(**{**given, **changes})
+
+
+def test_a_role_that_a_term_reads_and_no_port_gives_is_one_line() -> None:
+    with pytest.raises(
+        UnknownName,
+        match="stage 'student': a term reads: unknown role 'teacher'. Did you mean 'teachr'",
+    ):
+        following(inputs={"data": "data.train", "teachr": "teacher.teacher"})
+
+
+def test_a_port_that_holds_something_else_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(SITE))
+    data = save_data(tmp_path / "data", toy_data().columns)
+    spec = Model(build=Net, kwargs={"width": 4})
+    model = save_model(tmp_path / "model", Built(spec=spec, module=spec.new()))
+    (tmp_path / "notes.txt").write_text("x")
+    notes = outside("file:notes.txt", tmp_path)
+    ctx, stage = toy_context(tmp_path / "out"), following()
+    scores = Evaluate(
+        name="e", metrics=(Classification(),), inputs={"data": "a.b", "student": "c.d"}
+    )
+    for given, message in (
+        ({"data": data, "teacher": data}, "port 'teacher' holds data, and is read as a role"),
+        ({"data": data, "teacher": notes}, "port 'teacher' holds a file or folder, and is read as"),
+        ({"data": model, "teacher": model}, "port 'data' holds a model, and is read as data that"),
+    ):
+        with pytest.raises(BadRecipe, match=f"^stage 'student': {message}"):
+            stage.run(given, ctx)
+    with pytest.raises(BadRecipe, match="^stage 'e': port 'student' holds data, and is read as a"):
+        scores.run({"data": data, "student": data}, ctx)
+    with pytest.raises(BadRecipe, match="^stage 'e': port 'data' holds a model, and is read as"):
+        scores.run({"data": model, "student": model}, ctx)
+    misspelt = replace(scores, inputs={"data": "a.b", "studnt": "c.d"})
+    with pytest.raises(UnknownName, match="^stage 'e': unknown role 'student'. Did you mean 'st"):
+        misspelt.run({"data": data, "studnt": model}, ctx)

@@ -17,8 +17,9 @@ from stillhouse.data.shards import save_data
 from stillhouse.engine import fit
 from stillhouse.errors import BadRecipe, BadSetting, ContractError, CorruptArtifact, MissingData
 from stillhouse.export import Export
-from stillhouse.objectives.groups import NoDecay, Only, optimizer_groups
+from stillhouse.objectives.groups import NoDecay, Only, one_group, optimizer_groups
 from stillhouse.objectives.objective import Composed, Optimizer, Phase, Weighted
+from stillhouse.recipe import Event
 from stillhouse.stages import Convert, Train
 from stillhouse.testing.killing import KilledError, die_at_checkpoint
 
@@ -266,3 +267,26 @@ def test_what_no_phase_trains_in_a_role_stays(tmp_path: Path) -> None:
             setup=toy_setup(),
             ctx=toy_context(tmp_path),
         )
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_base_that_does_not_fit_is_refused_before_the_training(
+    tmp_path: Path, base: Artifact, fresh: bool
+) -> None:
+    steps: list[Event] = []
+    inputs = {"data": save_data(tmp_path / "rows", rows()), "base": base}
+    if fresh:
+        spec = Model(build=Wide, kwargs={"width": 2 * WIDTH, "depth": DEPTH})
+        bad = stage(objective=objective(one_group), fresh={"student": spec})
+        message = r"role 'student' does not fit its base 'base.model': 'layers..*' is stored as"
+    else:
+        inputs["student"] = saved(tmp_path / "net", Model(build=Net, kwargs={"width": 4}))
+        bad = stage(
+            objective=objective(one_group),
+            fresh={},
+            inputs={"data": "d.d", "base": "base.model", "student": "s.s"},
+        )
+        message = "base 'base.model' has none of the tensors of the Net"
+    with pytest.raises(BadRecipe, match=message):
+        bad.run(inputs, toy_context(tmp_path / "out", observe=steps.append))
+    assert not steps

@@ -43,7 +43,9 @@ class Sampled:
             noise = torch.randn(last - first, 3, 4, 4, generator=rng).to(work.device)
             with torch.no_grad():
                 found = network({"images": noise})["logits"]
-            return {"y": found.cpu(), "name": [f"sample {row}" for row in range(first, last)]}
+            # two columns of text, which are no longer in this order when they are read back
+            names = [f"sample {row}" for row in range(first, last)]
+            return {"y": found.cpu(), "name": names, "kind": ["noise"] * len(names)}
 
         return work.parts("samples", self.count, compute, of=self, size=self.size)
 

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from stillhouse.artifact import SPEC, Artifact
 from stillhouse.digest import known_digest, path_digest
-from stillhouse.errors import BadData, CorruptArtifact
+from stillhouse.errors import BadData, BadRecipe, CorruptArtifact
 from stillhouse.files import share, tree
-from stillhouse.json_files import brief
+from stillhouse.inputs import OPEN_PATH
+from stillhouse.json_files import brief, read_json
 
 FOLDER = "assets"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -109,6 +111,15 @@ def _copy(source: Path, target: Path) -> None:
     share(target)
 
 
-def as_assets(port: str, opened: Any) -> Assets:  # Any: what the port's opener returned
-    """What a port gives: a model's assets, or a file or folder under the port's name."""
-    return {port: opened} if isinstance(opened, Path) else opened.assets
+def assets_of(port: str, artifact: Artifact) -> Assets:
+    """What a port gives: a model's assets, or a file or folder under the port's name. Raises
+    BadRecipe for what is neither, CorruptArtifact.
+    """
+    if artifact.kind == "model":
+        record = read_json(artifact.path / SPEC, dict[str, Any], redo=AGAIN)  # Any: JSON values
+        return read_assets(record.get("assets", {}), artifact.path)
+    if artifact.opener != OPEN_PATH:
+        raise BadRecipe(
+            f"port '{port}' holds {artifact.kind}: neither a model nor a file or folder"
+        )
+    return {port: artifact.path}

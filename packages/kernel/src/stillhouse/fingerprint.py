@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from stillhouse.checkpoint import CHECKSUMS
@@ -16,6 +17,8 @@ from stillhouse.errors import UnhashableRecipe
 from stillhouse.objectives.objective import Objective
 from stillhouse.recipe import Context
 from stillhouse.training import Setup
+
+NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
 
 
 def fingerprint(
@@ -57,13 +60,20 @@ def _columns(columns: Mapping[str, Tensor | Ragged | list[str]]) -> str:
     for name, column in sorted(columns.items()):
         match column:
             case Ragged():
-                found = arrays_digest({"values": column.values, "offsets": column.offsets})
+                found = arrays_digest({**_array(column.values), "offsets": column.offsets})
             case list():
                 found = text_digest(json.dumps(column))
             case _:
-                found = arrays_digest({"values": column.cpu()})
+                found = arrays_digest(_array(column.cpu()))
         total.update(f"{name} {found}\n".encode())
     return total.hexdigest()
+
+
+def _array(values: Tensor) -> dict[str, Tensor]:
+    """The values, or their bytes where numpy has no such type."""
+    if not values.is_floating_point() or values.dtype in NUMPY_FLOATS:
+        return {"values": values}
+    return {f"values {values.dtype}": values.contiguous().view(torch.uint8)}
 
 
 def _hashed(value: object) -> str:

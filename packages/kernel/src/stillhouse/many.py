@@ -1,8 +1,11 @@
 """Many small trainings in one stage (folds x seeds x kinds): each is kept when it is done."""
 
 import dataclasses
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from torch import Tensor
 
 from stillhouse.checkpoint import Conditions, State, last_checkpoint, save_checkpoint
 from stillhouse.digest import digest
@@ -19,8 +22,8 @@ MANY = "many"
 def trainings(
     names: Sequence[str], train: Training, *, of: object, work: Work
 ) -> Iterator[tuple[str, State]]:
-    """What `train(name, work)` leaves for each name, in order; `work.seed` and `work.ctx` are for
-    its `fit`.
+    """What `train(name, work)` leaves for each name, in order, its tensors on the CPU; `work.seed`
+    and `work.ctx` are for its `fit`.
 
     Each is kept when it is done: a killed stage goes on behind the last one. The seed of a training
     depends on the stage's and on its name alone: the same whatever others there are. `of` is what
@@ -39,8 +42,16 @@ def trainings(
         found = None if folder is None else last_checkpoint(folder)
         if found is None:
             seed = named_seed(work.seed, name)
-            found = train(name, Work.seeded(seed, ctx=alone(work.ctx)))
+            tensors, record = train(name, Work.seeded(seed, ctx=alone(work.ctx)))
             if folder is not None:
-                save_checkpoint(folder, 0, *found)
+                save_checkpoint(folder, 0, tensors, {"record": record})
+            # as they come back: whoever goes on behind a kill sees the same
+            found = _sorted(tensors), json.loads(json.dumps(record))
+        else:
+            found = _sorted(found[0]), found[1]["record"]
         work.progress(done, len(names), name)
         yield name, found
+
+
+def _sorted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensors[name].detach().cpu() for name in sorted(tensors)}

@@ -128,4 +128,5 @@ def _checked(columns: Columns, name: str, first: int, last: int) -> Columns:
     lengths = {column: len(values) for column, values in columns.items()}
     if set(lengths.values()) != {last - first}:
         raise BadRecipe(f"{name}: rows {first} to {last} came as columns of {lengths} rows")
-    return {"id": torch.arange(first, last), **columns}
+    # in the order in which a kept part gives them back: what is written of them depends on it
+    return dict(sorted({"id": torch.arange(first, last), **columns}.items()))

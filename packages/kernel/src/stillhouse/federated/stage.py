@@ -208,7 +208,9 @@ class Federate(BaseStage):
 
     def _built(self, name: str, inputs: Mapping[str, Artifact]) -> Built:
         if name in inputs:
-            opened: Built = inputs[name].open()
+            opened = inputs[name].open()
+            if not isinstance(opened, Built):
+                raise BadRecipe(f"stage '{self.name}': port '{name}' holds no model for this role")
             return opened
         spec = self.fresh[name]
         with torch.random.fork_rng():

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
 
-from stillhouse.artifact import Artifact, Built
+from stillhouse.artifact import Artifact
 from stillhouse.data.data import Data, TensorData
 from stillhouse.digest import path_digest
 from stillhouse.errors import BadData, BadRecipe
@@ -19,6 +18,7 @@ from stillhouse.metrics.metric import Metric, check_metric, uncounted
 from stillhouse.metrics.scores import Declared, Score, by_name
 from stillhouse.objectives.objective import Models
 from stillhouse.recipe import PLOTS, BaseStage, Context, Resource, Result, resource_of
+from stillhouse.stages.ports import Roles, open_role, open_set
 from stillhouse.work import Work
 
 if TYPE_CHECKING:
@@ -82,12 +82,15 @@ class Evaluate(BaseStage):
         return ("scores",)
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Result:
-        sets: dict[str, Data] = {port: inputs[port].open() for port in self.data}
+        sets = {port: open_set(port, inputs[port], stage=self.name) for port in self.data}
         data = next(iter(sets.values()), TensorData({}))
-        built: dict[str, Built] = {r: a.open() for r, a in inputs.items() if r not in self.data}
-        models: dict[str, nn.Module] = {
-            role: each.module.requires_grad_(False).to(ctx.device) for role, each in built.items()
+        built = {
+            role: open_role(role, artifact, stage=self.name)
+            for role, artifact in inputs.items()
+            if role not in self.data
         }
+        placed = {r: b.module.requires_grad_(False).to(ctx.device) for r, b in built.items()}
+        models = Roles(placed, stage=self.name)
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(self.seed)
             assets = {role: each.assets for role, each in built.items()}

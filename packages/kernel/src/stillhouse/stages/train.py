@@ -3,25 +3,24 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from stillhouse.artifact import Artifact, Built, Model, save_model
-from stillhouse.assets import as_assets
+from stillhouse.assets import assets_of
 from stillhouse.cache import Cache, CachedRole, stored
 from stillhouse.data.data import Data, TensorData
 from stillhouse.data.sampling import Beside, Mix, NoData
-from stillhouse.digest import digest
+from stillhouse.digest import digest, known_digest
 from stillhouse.engine import fit
 from stillhouse.errors import BadRecipe, OutOfMemory, UnknownName
 from stillhouse.loading import copy_into
-from stillhouse.objectives.objective import Objective, Refreshing
+from stillhouse.objectives.objective import Composed, Objective, Refreshing
 from stillhouse.profile import process_peak_mib
 from stillhouse.recipe import SLICES, BaseStage, Context, Resource, Result
 from stillhouse.refreshing import declared
+from stillhouse.stages.ports import Roles, open_role, open_set
 from stillhouse.subsets import Base, base_places
 from stillhouse.training import Augment, PlainView, Precision, Setup
 
@@ -84,6 +83,10 @@ class Train(BaseStage):
         for role in self.outputs:
             if role.removesuffix("-ema") not in roles:
                 raise UnknownName("role", role, roles, where=f"{where}: trains")
+        if isinstance(self.objective, Composed):
+            for role in self.objective.roles:
+                if role not in roles:
+                    raise UnknownName("role", role, roles, where=f"{where}: a term reads")
         for what, names in (("cache", tuple(self.cache)), ("plain", self.plain)):
             for role in names:
                 if role not in roles & {*self.inputs} or role in self.outputs:
@@ -98,10 +101,11 @@ class Train(BaseStage):
         """Raises UnknownName for a role or port of `assets` or `bases` that is none."""
         models = {*self.inputs} - {*self.data_ports}
         based = {role: (port,) for role, port in self.bases.items()}
+        trained = {role for phase in self.objective.phases.values() for role in phase.trains}
         for what, named in (("assets", self.assets), ("bases", based)):
             for role, ports in named.items():
-                if role not in self.outputs:
-                    raise UnknownName("trained role", role, self.outputs, where=f"{where}: {what}")
+                if role not in trained:
+                    raise UnknownName("trained role", role, trained, where=f"{where}: {what}")
                 for port in ports:
                     if port not in models:
                         raise UnknownName("port", port, models, where=f"{where}: {what}")
@@ -148,7 +152,7 @@ class Train(BaseStage):
     def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Result:
         data, ctx = self._opened(inputs, ctx)
         built = self._roles(inputs)
-        models: dict[str, nn.Module] = {role: b.module for role, b in built.items()}
+        models = Roles({role: b.module for role, b in built.items()}, stage=self.name)
         setup, selects = self.setup(), isinstance(self.objective, Refreshing)
         cached: dict[str, CachedRole] = {}
         for role, cache in self.cache.items():
@@ -188,11 +192,12 @@ class Train(BaseStage):
     def _opened(self, inputs: Mapping[str, Artifact], ctx: Context) -> tuple[Data, Context]:
         """What batches are made of, and a context with its digest as that of "data"."""
         if self.data is None:
-            return inputs["data"].open(), ctx
-        sets = {port: inputs[port].open() for port in self.data_ports}
-        for port, one in sets.items():
-            if not isinstance(one, TensorData):
-                raise BadRecipe(f"stage '{self.name}': port '{port}' must be a stage's data")
+            return open_set("data", inputs["data"], stage=self.name), ctx
+        sets = dict[str, TensorData]()
+        for port in self.data_ports:
+            one = open_set(port, inputs[port], stage=self.name)
+            assert isinstance(one, TensorData)
+            sets[port] = one
         data: Data = TensorData({"id": torch.arange(self.batch)})  # what no data give: ids
         if not isinstance(self.data, NoData):
             data = self.data.open(sets)
@@ -224,12 +229,12 @@ class Train(BaseStage):
 
     def _roles(self, inputs: Mapping[str, Artifact]) -> dict[str, Built]:
         none = {*self.data_ports, *(p for role, p in self.bases.items() if p != role)}
-        opened = {port: artifact.open() for port, artifact in inputs.items() if port not in none}
         given = {port for ports in self.assets.values() for port in ports}
-        roles: dict[str, Built] = {
-            role: found
-            for role, found in opened.items()
-            if not (role in given and isinstance(found, Path))
+        none |= {port for port in given if inputs[port].kind != "model"}
+        roles = {
+            port: open_role(port, artifact, stage=self.name)
+            for port, artifact in inputs.items()
+            if port not in none
         }
         specs = {role: roles[role].spec for role in self.reinit} | dict(self.fresh)
         with torch.random.fork_rng():
@@ -238,13 +243,47 @@ class Train(BaseStage):
             for role, spec in specs.items():
                 assets = roles[role].assets if role in roles else {}
                 roles[role] = Built(spec=spec, module=spec.new(), assets=assets)
-                if role in self.fresh and (base := self._base(role, inputs)):
-                    copy_into(roles[role].module, base_places(roles[role].module, base))
+        for role in self.bases:
+            self._on_base(role, roles, inputs)
         for role, ports in self.assets.items():
             for port in ports:
-                more = as_assets(port, opened[port])
-                roles[role] = replace(roles[role], assets={**roles[role].assets, **more})
+                roles[role] = self._with_assets(role, roles[role], port, inputs[port])
         return roles
+
+    def _on_base(
+        self, role: str, roles: Mapping[str, Built], inputs: Mapping[str, Artifact]
+    ) -> None:
+        """Give a fresh role its base's tensors. Raises BadRecipe for a base that does not fit: not
+        only when the trained role is saved.
+        """
+        base = self._base(role, inputs)
+        if base is None:
+            return
+        module = roles[role].module
+        places = base_places(module, base)
+        if role not in self.fresh:
+            return
+        try:
+            copy_into(module, places)
+        except RuntimeError as error:
+            raise BadRecipe(
+                f"stage '{self.name}': role '{role}' does not fit its base '{base.ref}': {error}"
+            ) from error
+
+    def _with_assets(self, role: str, built: Built, port: str, artifact: Artifact) -> Built:
+        """A role with those of a port as well; raises BadRecipe for two of one name."""
+        try:
+            more = assets_of(port, artifact)
+        except BadRecipe as error:
+            raise BadRecipe(f"stage '{self.name}': assets of '{role}': {error}") from error
+        for name, path in more.items():
+            had = built.assets.get(name, path)
+            if had != path and known_digest(had) != known_digest(path):
+                raise BadRecipe(
+                    f"stage '{self.name}': role '{role}' gets two assets '{name}' of different "
+                    f"bytes, {had} and, from port '{port}', {path}; leave one out"
+                )
+        return replace(built, assets={**built.assets, **more})
 
     def _base(self, role: str, inputs: Mapping[str, Artifact]) -> Base | None:
         if role not in self.bases:
