@@ -509,3 +509,15 @@ def test_an_objective_without_a_term_says_so(tmp_path: Path) -> None:
 def test_phase_needs_a_role() -> None:
     with pytest.raises(BadSetting, match="trains names no role"):
         Phase(trains=(), optimizer=toy_phase().optimizer)
+
+
+def test_a_teacher_of_integers_stays_as_it_came(tmp_path: Path) -> None:
+    """A weight in few bits has no gradient, before or after."""
+    models = toy_models()
+    bits = nn.Parameter(torch.arange(3, dtype=torch.int8), requires_grad=False)
+    models["teacher"].register_parameter("bits", bits)
+    models["teacher"].head.bias.requires_grad_(False)
+    fit(toy_objective(), models, toy_data(), setup=toy_setup(steps=2), ctx=toy_context(tmp_path))
+    learning = {n: p.requires_grad for n, p in models["teacher"].named_parameters()}
+    assert {name for name, learns in learning.items() if not learns} == {"bits", "head.bias"}
+    assert all(parameter.requires_grad for parameter in models["student"].parameters())

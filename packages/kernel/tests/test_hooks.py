@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mmengine.hooks import Hook, IterTimerHook, LoggerHook, RuntimeInfoHook
 from mmengine.logging import MessageHub, MMLogger
 
 from stillhouse.cli.watching import hook_of
 from stillhouse.engine import fit
-from stillhouse.errors import BadSetting
+from stillhouse.errors import BadSetting, ContractError, PluginError
 from stillhouse.hooks import watched_by
 
 from .test_engine import adversarial, adversarial_models
@@ -133,3 +134,48 @@ def test_a_training_without_hooks_does_not_import_mmengine(tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+class Meddling(Hook):
+    """Does at the third step what no watcher may do."""
+
+    def __init__(self, deed: str) -> None:
+        self.deed = deed
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        student = runner.model.student
+        if batch_idx == 2 and self.deed == "writes":
+            with torch.no_grad():
+                student.head.bias.add_(1)
+        elif batch_idx == 2 and self.deed == "evaluates":
+            student.eval()
+        elif batch_idx == 2 and self.deed == "freezes":
+            student.head.bias.requires_grad_(False)
+        elif batch_idx == 2 and self.deed == "fails":
+            raise ValueError("no such\nscreen")
+        torch.rand(3)
+
+
+@pytest.mark.parametrize(("deed", "error", "message"), [
+    ("writes", ContractError, "changed 'student.head.bias'"),
+    ("freezes", ContractError, "changed 'student.head.bias'"),
+    ("evaluates", ContractError, "changed 'student'"),
+    ("fails", PluginError, r"ValueError: no such screen \(test_hooks.py:\d+\)$"),
+])  # fmt: skip
+def test_a_hook_that_fails_or_changes_a_training_is_one_line(
+    tmp_path: Path, deed: str, error: type[Exception], message: str
+) -> None:
+    ctx = toy_context(tmp_path, watch=watched_by(Meddling(deed)))
+    with pytest.raises(error, match=f"^hook 'Meddling': after_train_iter:? {message}"):
+        fit(toy_objective(), toy_models(), toy_data(), setup=toy_setup(steps=5), ctx=ctx)
+
+
+def test_what_a_hook_draws_changes_no_bit(tmp_path: Path) -> None:
+    """Dropout draws from the same random numbers."""
+    plain, watched = toy_models(dropout=0.5), toy_models(dropout=0.5)
+    fit(toy_objective(), plain, toy_data(), setup=toy_setup(), ctx=toy_context(tmp_path / "a"))
+    ctx = toy_context(tmp_path / "b", watch=watched_by(Meddling("draws")))
+    fit(toy_objective(), watched, toy_data(), setup=toy_setup(), ctx=ctx)
+    assert same(weights(watched), weights(plain))

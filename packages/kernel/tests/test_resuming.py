@@ -19,6 +19,7 @@ from stillhouse.recipe import Context, Event
 from stillhouse.testing.killing import KilledError, die_at_checkpoint
 
 from .toys import (
+    Net,
     Shift,
     same,
     toy_context,
@@ -146,3 +147,47 @@ def test_a_changed_number_in_a_checkpoint_is_found(killed: Context) -> None:
     assert changed != record["record"]
     file.write_text(json.dumps(record | {"record": changed}))
     assert last_checkpoint(killed.checkpoints) is None
+
+
+def test_a_checkpoint_of_another_network_is_refused(killed: Context) -> None:
+    for width in (6, 2):
+        models = toy_models()
+        models["student"] = Net(width)
+        with pytest.raises(
+            BadSetting,
+            match="is of another network: 7 of its tensors differ, as 'student/conv.bias'",
+        ):
+            train(killed, models=models)
+    models = toy_models()
+    models["student"].add_module("more", nn.Linear(2, 2))
+    with pytest.raises(BadSetting, match="2 of its tensors differ, as 'student/more.bias'"):
+        train(killed, models=models)
+    assert train(killed)[1] == 10
+
+
+def test_a_checkpoint_with_another_role_or_view_is_refused(tmp_path: Path) -> None:
+    def die(folder: str, **setup: Any) -> Context:
+        ctx = toy_context(tmp_path / folder, observe=die_at_checkpoint, checkpoint_steps=10)
+        with pytest.raises(KilledError):
+            train(ctx, models=toy_models() | {"critic": Net(2)}, **setup)
+        return toy_context(tmp_path / folder)
+
+    ctx = die("role")
+    with pytest.raises(BadSetting, match=r"different: role 'critic'\. Give"):
+        train(ctx)
+    ctx = die("plain", plain=True)
+    with pytest.raises(BadSetting, match=r"different: plain True \(now None\)"):
+        train(ctx, models=toy_models() | {"critic": Net(2)})
+
+
+def test_data_of_any_dtype_can_be_told_apart(tmp_path: Path) -> None:
+    def data(value: float) -> TensorData:
+        halves = torch.full((50, 4), value, dtype=torch.bfloat16)
+        return TensorData({**toy_data().columns, "embedding": halves})
+
+    ctx = toy_context(tmp_path, observe=die_at_checkpoint, checkpoint_steps=10)
+    with pytest.raises(KilledError):
+        train(ctx, data=data(1.0))
+    with pytest.raises(BadSetting, match="different: data"):
+        train(toy_context(tmp_path), data=data(1.5))
+    assert train(toy_context(tmp_path), data=data(1.0))[1] == 10

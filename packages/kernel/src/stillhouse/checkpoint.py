@@ -110,8 +110,10 @@ def check_fingerprint(
                 "another folder, or delete this one"
             )
     differences = [
-        name if len(str(value)) > 16 else f"{name} {made.get(name)} (now {value})"
-        for name, value in here.items()
+        name
+        if max(len(str(value)), len(str(made.get(name)))) > 16
+        else f"{name} {made.get(name)} (now {value})"
+        for name, value in {**dict.fromkeys(made), **here}.items()
         if made.get(name) != value
     ]
     if differences:

@@ -311,9 +311,10 @@ def _loop(job: _Job) -> Generator[_Loop]:
     """The loop, resumed from a checkpoint; every module is left on the CPU in eval mode."""
     ctx = job.ctx
     parallel.join(ctx.device)
-    still = [p for m in job.models.values() for p in m.parameters() if not p.requires_grad]
     rows = min(job.setup.batch, len(job.data))
     sharded = training.sharded(job.objective, job.models, rows, ctx)
+    whole = [module for role, module in job.models.items() if role not in sharded]
+    trainable = [p for module in whole for p in module.parameters() if p.requires_grad]
     for role, module in job.models.items():
         if role in sharded:
             parallel.shard(module, ctx.device)
@@ -332,6 +333,6 @@ def _loop(job: _Job) -> Generator[_Loop]:
     finally:
         for role, module in job.models.items():
             if role not in sharded:
-                module.to("cpu").requires_grad_(True).eval()
-        for parameter in still:  # as it came
-            parameter.requires_grad_(False)
+                module.to("cpu").eval()
+        for parameter in trainable:  # as it came; integers have no gradient
+            parameter.requires_grad_(True)

@@ -42,6 +42,8 @@ def fingerprint(
         **roles,
         "augmentation": _hashed(setup.augment),
         **{name: getattr(setup, name) for name in ("steps", "batch", "seed", "views", "precision")},
+        # only where it is set: checkpoints of before it was there serve
+        **({"plain": True} if setup.plain else {}),
     }
 
 

@@ -4,12 +4,13 @@ The only file that imports mmengine. A hook is called where mmengine's iteration
 it, with a Runner that has `iter`, `max_iters`, `model` (the roles, by name), `optim_wrapper` (the
 phases' optimizers), `message_hub`, `logger` and `work_dir`, and after each step the phases' loss
 terms as `outputs`. Hooks watch: nothing of them is in a stage's key or its checkpoints, so one that
-changes weights makes results that nobody can repeat.
+changes weights would make results that nobody can repeat; it ends the training.
 """
 
 import contextlib
 import functools
 import time
+import traceback
 import uuid
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,9 +24,10 @@ from mmengine.registry import VISBACKENDS, DefaultScope
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
+from stillhouse.errors import ContractError, PluginError, StillhouseError
 from stillhouse.leftovers import temporary
 from stillhouse.objectives.objective import Tensors
-from stillhouse.training import Training, Watch
+from stillhouse.training import Training, Watch, rng_states, set_rng_states
 
 
 class Hooked:
@@ -125,6 +127,27 @@ class _Runner(Runner):
         """Leave the random states, which are the training's own."""
         self._seed, self._deterministic = None, False
 
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """Call each hook. Raises PluginError for one that fails, ContractError for one that changes
+        the training; what it draws of torch's random numbers is put back.
+        """
+        before = _state(self.model)
+        for hook in self.hooks:
+            name = type(hook).__name__
+            with _random_states_kept():
+                try:
+                    getattr(hook, fn_name)(self, **kwargs)
+                except StillhouseError:
+                    raise
+                except Exception as error:  # whatever a user's hook does
+                    raise PluginError(f"hook '{name}': {fn_name}: {_where(error)}") from error
+            after = _state(self.model)
+            if changed := [key for key in before if before[key] != after.get(key)]:
+                raise ContractError(
+                    f"hook '{name}': {fn_name} changed {changed[0]} (values, gradient or mode); "
+                    "hooks watch, since what they change is in no key and no checkpoint"
+                )
+
     def take(self, loop: BaseLoop) -> None:
         """A loop needs its runner and a runner its loop: the loop comes later."""
         self._train_loop = loop
@@ -199,6 +222,31 @@ def _runner(hooks: Sequence[Hook], training: Training, name: str, folder: str) -
         roles.add_module(role.replace(".", "/"), module)
     runner.take(_Position(runner, training))
     return runner
+
+
+def _state(roles: nn.Module) -> dict[str, tuple[object, ...]]:
+    """What a hook must leave: torch counts what is written to each tensor in place."""
+    modes: dict[str, tuple[object, ...]] = {
+        f"'{name}'": (module.training,) for name, module in roles.named_modules() if name
+    }
+    tensors = (*roles.named_parameters(), *roles.named_buffers())
+    return modes | {f"'{k}'": (id(v), v._version, v.requires_grad) for k, v in tensors}
+
+
+@contextlib.contextmanager
+def _random_states_kept() -> Generator[None]:
+    states = rng_states()
+    try:
+        yield
+    finally:
+        set_rng_states(states)
+
+
+def _where(error: Exception) -> str:
+    """An error of a hook as one line, with the line of the hook that it came from."""
+    frames = traceback.extract_tb(error.__traceback__)[1:2]
+    text = " ".join([f"{type(error).__name__}:", *str(error).split()])
+    return "".join([text, *(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in frames)])
 
 
 def _instances(kind: Any) -> dict[str, Any]:  # Any: mmengine's registries of loggers and hubs

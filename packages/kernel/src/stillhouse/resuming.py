@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stillhouse import parallel, training
 from stillhouse.checkpoint import State, below
+from stillhouse.errors import BadSetting
 from stillhouse.frozen import untrained
 from stillhouse.recipe import Context
 from stillhouse.training import Place
@@ -52,11 +53,12 @@ class Progress:
     def restore(
         self, tensors: Mapping[str, Tensor], record: Mapping[str, Any], ctx: Context
     ) -> None:
-        """Put back what `state` gave; Any: JSON values."""
+        """Put back what `state` gave; Any: JSON values. Raises BadSetting where the trained roles
+        have other tensors than those here.
+        """
+        self._check_roles(tensors, ctx)
         for role, module in self._saved().items():
-            found = below(tensors, f"model/{role}/")
-            assert self._kept(role, module).keys() <= found.keys()
-            module.load_state_dict(found, strict=False)
+            module.load_state_dict(below(tensors, f"model/{role}/"), strict=False)
         for turn in self.turns:
             turn.restore(tensors, record["optimizers"][turn.name])
         place, curves, rank = self.place, self.curves, ctx.rank
@@ -67,6 +69,21 @@ class Progress:
         place.epochs_before, place.index = record["epochs_before"], tensors.get("index")
         self.refreshes[:] = record["refreshes"]
         training.set_rng_states(below(tensors, f"rng/{rank}/"))
+
+    def _check_roles(self, tensors: Mapping[str, Tensor], ctx: Context) -> None:
+        here = {
+            f"{role}/{name}": value.shape
+            for role, module in self._saved().items()
+            for name, value in self._kept(role, module).items()
+        }
+        made = {name: value.shape for name, value in below(tensors, "model/").items()}
+        differences = sorted(name for name in here | made if here.get(name) != made.get(name))
+        if differences:
+            raise BadSetting(
+                f"stage '{ctx.stage}': the checkpoint in {ctx.checkpoints} is of another network: "
+                f"{len(differences)} of its tensors differ, as '{differences[0]}'. Give another "
+                "folder, or delete this one"
+            )
 
     def _kept(self, role: str, module: nn.Module) -> dict[str, Tensor]:
         """Of a role's state what a training changes."""

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,34 @@ def test_mlflow_has_a_run_with_settings_losses_and_scores(tmp_path: Path) -> Non
 def folder_of(root: Path) -> Path:
     (file,) = root.glob("runs/toy/toy/*/settings.json")
     return file.parent
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        (
+            "def __init__(self, limit): pass",
+            "error: hook 'hook_toy:Alarm': Alarm.__init__() missing",
+        ),
+        ("oh no", "error: hook 'hook_toy:Alarm': invalid syntax"),
+        (
+            "def before_run(self, runner): runner.nothing",
+            "error: hook 'Alarm': before_run: AttributeError: '_Runner' object has no attribute",
+        ),
+    ],
+)
+def test_a_hook_that_fails_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    body: str,
+    line: str,
+) -> None:
+    monkeypatch.delitem(sys.modules, "hook_toy", raising=False)
+    text = f"from mmengine.hooks import Hook\n\n\nclass Alarm(Hook):\n    {body}\n"
+    (tmp_path / "hook_toy.py").write_text(text)
+    assert run("--hook", "hook_toy:Alarm") == 2
+    said = capsys.readouterr().err
+    first = next(found for found in said.splitlines() if found.startswith("error"))
+    assert first.startswith(line)
+    assert "Traceback" not in said

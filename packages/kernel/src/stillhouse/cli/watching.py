@@ -56,8 +56,8 @@ def watch_of(names: Sequence[str]) -> "Watch | None":
 
 
 def hook_of(name: str) -> Any:  # Any: an mmengine Hook
-    """A new hook of the class "module:Class"; raises BadSetting where it is not there, or is no
-    mmengine Hook.
+    """A new hook of the class "module:Class"; raises BadSetting where it is not found, is no
+    mmengine Hook, or cannot be made.
     """
     from stillhouse.hooks import Hook
 
@@ -66,15 +66,22 @@ def hook_of(name: str) -> Any:  # Any: an mmengine Hook
     sys.path.insert(0, here)  # as `python -m` does: a hook beside the data is found
     try:
         found: Any = getattr(importlib.import_module(module), attribute)  # Any: a user's class
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever a user's module does when it is imported
         raise BadSetting(
-            f"hook '{name}': {error}; name a module and a class in it, as in my_hooks:Alarm"
+            f"hook '{name}': {_line(error)}; name a module and a class in it, as in my_hooks:Alarm"
         ) from error
     finally:
         sys.path.remove(here)
     if not (isinstance(found, type) and issubclass(found, Hook)):
         raise BadSetting(f"hook '{name}': not a class on mmengine.hooks.Hook")
-    return found()
+    try:
+        return found()
+    except Exception as error:  # whatever a user's class does when it is made
+        raise BadSetting(f"hook '{name}': {_line(error)}; it is made without arguments") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextlib.contextmanager
