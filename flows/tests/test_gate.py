@@ -11,7 +11,7 @@ from stillhouse.metrics.scores import Score
 from stillhouse.report.collect import Product, Source
 from stillhouse.report.document import Document, Headline, Lineage, Row, Seed, StageEntry
 from stillhouse.report.statistics import summarize
-from stillhouse_flows.gate import Gate, Standard, decide, read_gate
+from stillhouse_flows.gate import Gate, Standard, check_scores, decide, read_gate
 
 Values = Mapping[str, Sequence[float]]
 
@@ -56,6 +56,7 @@ def document(
     export: str = "kd-0.student",
     data: str = "1a2b3c4d5e",
     scores: Sequence[Score] = (),
+    method: str = "",
 ) -> Document:
     """A report with a teacher, a plain student, and a distilled one, which the recipe exports."""
     return Document(
@@ -93,6 +94,7 @@ def document(
         curves=(),
         pictures=(),
         shipped=(),
+        method=method,
         lineage=Lineage(
             data=data, commit=None, changed=False, lock=None, code="", stillhouse="", stale=()
         ),
@@ -249,3 +251,27 @@ def test_not_worse_needs_a_score_with_a_direction() -> None:
     modes = (Score(name="modes", better="neither"),)
     with pytest.raises(BadSetting, match="not_worse: no value of 'modes' is better than another"):
         decide(document({"modes": [3.0]}, scores=modes), gate(not_worse=["modes"]), None)
+
+
+def test_without_a_row_the_method_is_judged_not_the_file_that_is_exported() -> None:
+    """The exported file may be of another row: the student in int8."""
+    report = document({"accuracy": [0.9]}, export="plain-0.student", method="student + kd")
+    found = decide(report, gate(minimum={"accuracy": 0.8}), None)
+    assert (found.accepted, found.row) == (True, "student + kd")
+    exported = decide(report, gate(minimum={"accuracy": 0.8}, row="student"), None)
+    assert (exported.accepted, exported.row) == (False, "student")
+    with pytest.raises(
+        BadSetting, match="row 'teacher' is not of the student that .* exports; that"
+    ):
+        decide(report, gate(minimum={"accuracy": 0.8}, row="teacher"), None)
+
+
+@pytest.mark.parametrize("rule", ["minimum", "maximum", "not_worse"])
+def test_a_score_that_no_metric_declares_is_one_line(rule: str) -> None:
+    given = ("acuracy",) if rule == "not_worse" else {"acuracy": 0.5}
+    with pytest.raises(UnknownName) as caught:
+        check_scores(gate(**{rule: given}), ("accuracy", "nll_loss"), where="params.yaml: gate a/b")
+    assert str(caught.value) == (
+        "params.yaml: gate a/b: unknown score 'acuracy'. Did you mean 'accuracy'? "
+        "Valid: accuracy, nll_loss."
+    )

@@ -158,7 +158,7 @@ def test_force_promotes_what_the_gate_refuses_and_says_so(learnt: "Learnt") -> N
     judgement = judge(project.root, learnt.worse, HIGH, force=True)
     assert (
         judgement.sentence()
-        == f"{learnt.worse} promoted by force: accuracy 0.6, at least 0.7 asked"
+        == f"{learnt.worse} promoted by force, row 'student': accuracy 0.6, at least 0.7 asked"
     )
     assert record(project)["run"] == learnt.worse
     assert record(project)["forced"] is True
@@ -335,7 +335,10 @@ def test_the_command_line_promotes_and_refuses(learnt: "Learnt") -> None:
     params.write_text(f"{params.read_text()}gate:\n  toy/learn:\n    minimum: {{accuracy: 0.7}}\n")
     refused = learnt.call("promote", learnt.worse)
     assert (refused.returncode, refused.stderr) == (1, "")
-    assert refused.stdout == f"{learnt.worse} refused: accuracy 0.6, at least 0.7 asked\n"
+    assert (
+        refused.stdout
+        == f"{learnt.worse} refused, row 'student': accuracy 0.6, at least 0.7 asked\n"
+    )
     passed = learnt.call("promote", f"runs/{learnt.good}")
     assert passed.returncode == 0, passed.stderr
     said = passed.stdout.splitlines()[-1]

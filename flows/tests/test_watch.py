@@ -53,6 +53,39 @@ def test_without_a_gate_nothing_runs_and_how_to_write_one_is_said(
     assert (branches(project), project.git("worktree", "list")) == before
 
 
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        (
+            "{row: studnt, minimum: {accuracy: 0.7}}",
+            "unknown row 'studnt'. Did you mean 'student'?",
+        ),
+        (
+            "{minimum: {acuracy: 0.7}}",
+            "row 'student': unknown score 'acuracy'. Did you mean 'accuracy'?",
+        ),
+    ],
+)
+def test_a_row_or_score_that_the_report_will_not_have_is_refused_before_anything_runs(
+    learnt: "Learnt", monkeypatch: pytest.MonkeyPatch, rules: str, words: str
+) -> None:
+    from stillhouse.errors import StillhouseError
+    from stillhouse_flows.request import Request
+    from stillhouse_flows.watch import look
+
+    monkeypatch.setenv("PYTHONPATH", learnt.env["PYTHONPATH"])
+    monkeypatch.syspath_prepend(learnt.env["PYTHONPATH"])
+    params = learnt.project.root / "params.yaml"
+    before = params.read_text()
+    params.write_text(f"{before}gate:\n  toy/learn: {rules}\n")
+    try:
+        with pytest.raises(StillhouseError) as caught:
+            look(learnt.project.root, Request(recipe="toy/learn"), "")
+    finally:
+        params.write_text(before)
+    assert str(caught.value).startswith(f"params.yaml: gate toy/learn: {words}")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_nights(learnt: "Learnt", own_home: Path) -> None:

@@ -1,6 +1,6 @@
 """The gate of a recipe, from params.yaml, and whether a run's report passes it."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,9 +9,10 @@ import yaml
 
 from stillhouse.errors import BadSetting, UnknownName
 from stillhouse.metrics.scores import Score
-from stillhouse.recipe import OUTSIDE, Recipe
+from stillhouse.recipe import OUTSIDE, Recipe, Stage
 from stillhouse.report.document import Document, Row
 from stillhouse.report.statistics import Summary
+from stillhouse.stages.evaluate import Evaluate
 
 EXAMPLE = "gate: {RECIPE: {minimum: {accuracy: 0.9}, not_worse: [accuracy]}}"
 
@@ -21,7 +22,7 @@ class Gate(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
-    row: str = ""  # empty: the row of the exported student
+    row: str = ""  # empty: the row of the method itself
     minimum: Mapping[str, pydantic.FiniteFloat] = {}
     maximum: Mapping[str, pydantic.FiniteFloat] = {}
     not_worse: tuple[str, ...] = ()  # than the promoted student's, beyond its interval
@@ -126,17 +127,23 @@ def _judged(inputs: Mapping[str, str]) -> Iterator[str]:
             yield inputs[port]
 
 
-def choose_row(gate: Gate, rows: Collection[str], exported: Sequence[str], *, where: str) -> str:
-    """The row that the gate is about; raises where it is not the exported student's."""
+def choose_row(
+    gate: Gate, rows: Collection[str], exported: Sequence[str], *, method: str, where: str
+) -> str:
+    """The row that the gate is about: the one it names, else that of the recipe's `method`, else
+    that of the exported student. Raises where the row it names is neither the method's nor the
+    exported student's.
+    """
     if gate.row and gate.row not in rows:
         raise UnknownName("row", gate.row, rows, where=where)
-    if gate.row and exported and gate.row not in exported:
+    own = tuple(dict.fromkeys([*([method] if method in rows else []), *exported]))
+    if gate.row and own and gate.row not in own:
         raise BadSetting(
             f"{where}: row '{gate.row}' is not of the student that the recipe exports; "
-            f"that is '{exported[0]}'"
+            f"that is '{own[0]}'"
         )
-    if gate.row:
-        return gate.row
+    if gate.row or method in rows:
+        return gate.row or method
     if len(exported) != 1:
         raise BadSetting(
             f"{where}: give row:, one of {', '.join(sorted(rows))}; "
@@ -145,20 +152,43 @@ def choose_row(gate: Gate, rows: Collection[str], exported: Sequence[str], *, wh
     return exported[0]
 
 
+def check_scores(gate: Gate, known: Iterable[str], *, where: str) -> None:
+    """Raises UnknownName for a score of the gate that is not among the known ones."""
+    names = set(known)
+    for score in (*gate.minimum, *gate.maximum, *gate.not_worse):
+        if score not in names:
+            raise UnknownName("score", score, names, where=where)
+
+
+def scores_of_recipe(recipe: Recipe) -> dict[str, tuple[str, ...]]:
+    """By row, the scores that its evaluations declare."""
+    stages = {stage.name: stage for stage in recipe.stages}
+    return {
+        title: tuple(dict.fromkeys(score for name in row.stages for score in _given(stages[name])))
+        for title, row in recipe.rows.items()
+    }
+
+
+def _given(stage: Stage) -> Iterator[str]:
+    if isinstance(stage, Evaluate):
+        for metric in (*stage.metrics, *stage.measures):
+            yield from (score.name for score in metric.scores())
+
+
 def decide(report: Document, gate: Gate, promoted: Standard | None) -> Decision:
     """Hold a report against a gate, and against the promoted student.
 
     Raises UnknownName or BadSetting where the gate does not fit the report.
     """
     where = f"params.yaml: gate {report.recipe}"
-    name = choose_row(gate, [r.name for r in report.rows], rows_of_report(report), where=where)
+    rows, exported = [r.name for r in report.rows], rows_of_report(report)
+    name = choose_row(gate, rows, exported, method=report.method, where=where)
     row = report.row(name)
     assert row is not None
-    for score in (*gate.minimum, *gate.maximum, *gate.not_worse):
-        if score not in row.scores:
-            raise UnknownName("score", score, row.scores, where=f"{where}: row '{name}'")
+    check_scores(gate, row.scores, where=f"{where}: row '{name}'")
+    for score in gate.not_worse:
         declared = report.score(score)
-        if score in gate.not_worse and declared is not None and not declared.directed:
+        if declared is not None and not declared.directed:
             raise BadSetting(
                 f"{where}: not_worse: no value of '{score}' is better than another; give it a "
                 "minimum or a maximum"

@@ -151,7 +151,8 @@ def _score(record: Mapping[str, Any]) -> str:  # Any: JSON
 def _main_score(report: str, branch: RunBranch) -> str:
     document = parse(report, where=f"runs/{branch.run}")
     exported = rows_of_report(document)
-    row = document.row(exported[0]) if exported else document.rows[-1] if document.rows else None
+    rows = filter(None, map(document.row, (document.method, *exported)))
+    row = next(rows, document.rows[-1] if document.rows else None)
     score = row.scores.get(document.primary or "") if row else None
     if row is None or score is None:
         return document.headline.text

@@ -17,7 +17,7 @@ from stillhouse.inputs import outside
 from stillhouse.recipe import OUTSIDE
 from stillhouse.report.document import Document
 from stillhouse_flows.data import Pin, below, listing
-from stillhouse_flows.gate import outside_digests, rows_of_recipe
+from stillhouse_flows.gate import outside_digests, rows_of_recipe, scores_of_recipe
 from stillhouse_flows.process import answer
 
 DATA = "data:"
@@ -41,6 +41,8 @@ class Reading:
     inputs: Inputs
     rows: tuple[str, ...]
     exported: tuple[str, ...]  # rows of the student that the recipe exports
+    method: str  # the row that is the system itself; "" where the recipe names none
+    scores: Mapping[str, tuple[str, ...]]  # by row, the scores that it may have
 
 
 def inputs_from(record: Mapping[str, Any]) -> Inputs:  # Any: JSON
@@ -55,6 +57,8 @@ def reading_from(text: str) -> Reading:
         inputs=inputs_from(record["inputs"]),
         rows=tuple(record["rows"]),
         exported=tuple(record["exported"]),
+        method=record["method"],
+        scores={row: tuple(scores) for row, scores in record["scores"].items()},
     )
 
 
@@ -127,7 +131,13 @@ def read(root: Path, project: Path, ref: str) -> Reading:
         data="",
         outside={r: "" if r.startswith(DATA) else _digest(r, root, project) for r in sorted(refs)},
     )
-    return Reading(inputs=inputs, rows=tuple(recipe.rows), exported=rows_of_recipe(recipe))
+    return Reading(
+        inputs=inputs,
+        rows=tuple(recipe.rows),
+        exported=rows_of_recipe(recipe),
+        method=recipe.method,
+        scores=scores_of_recipe(recipe),
+    )
 
 
 def _digest(ref: str, root: Path, project: Path) -> str:

@@ -53,10 +53,11 @@ class Judgement:
         return self.decision.accepted or self.forced
 
     def sentence(self) -> str:
-        """The outcome and its reasons."""
+        """The outcome, the row that was judged, and the reasons."""
         word = "promoted" if self.promoted else "refused"
         how = " by force" if self.forced else ""
-        return f"{self.run} {word}{how}: {'; '.join(self.decision.reasons)}"
+        reasons = "; ".join(self.decision.reasons)
+        return f"{self.run} {word}{how}, row '{self.decision.row}': {reasons}"
 
 
 def judge(
@@ -99,7 +100,8 @@ def _decide(found: Candidate, gate: Gate | None, before: Standard | None) -> Dec
     if gate is not None:
         return decide(found.report, gate, before)
     rows = [row.name for row in found.report.rows]
-    row = choose_row(NO_GATE, rows, rows_of_report(found.report), where=found.name)
+    exported, method = rows_of_report(found.report), found.report.method
+    row = choose_row(NO_GATE, rows, exported, method=method, where=found.name)
     entry = found.report.row(row)
     scores = {score: each.mean for score, each in entry.scores.items()} if entry else {}
     return Decision(accepted=False, row=row, reasons=("it has no gate",), scores=scores)

@@ -19,7 +19,7 @@ from stillhouse_flows.branches import Repository, repository
 from stillhouse_flows.data import RemoteLost, pin
 from stillhouse_flows.failures import clear_fault, fault_of, note_fault
 from stillhouse_flows.flow import distill, remote_task, run_name, tell
-from stillhouse_flows.gate import Gate, choose_row, missing_gate, read_gate
+from stillhouse_flows.gate import Gate, check_scores, choose_row, missing_gate, read_gate
 from stillhouse_flows.history import decisions
 from stillhouse_flows.hush import hush_dvc
 from stillhouse_flows.inputs import Inputs, changes, inputs_from, reading_from, with_data
@@ -136,7 +136,8 @@ class Reason:
 def look(project: Path, request: Request, ref: str) -> Seen:
     """Read the project as a run would, in a workspace that goes at once.
 
-    Raises StillhouseError where there is no gate, or the gate names no row of the report.
+    Raises StillhouseError where there is no gate, or the gate names a row or score that the report
+    will not have.
     """
     with workspace(project, f"watch-{request.label()}", ref=ref, keep=False) as space:
         run = opened(space, request, "auto")
@@ -149,7 +150,8 @@ def look(project: Path, request: Request, ref: str) -> Seen:
     if gate is None:
         raise missing_gate(chosen.recipe)
     where = f"params.yaml: gate {chosen.recipe}"
-    choose_row(gate, reading.rows, reading.exported, where=where)
+    row = choose_row(gate, reading.rows, reading.exported, method=reading.method, where=where)
+    check_scores(gate, reading.scores[row], where=f"{where}: row '{row}'")
     return Seen(recipe=chosen.recipe, ref=chosen.ref, inputs=inputs, gate=gate)
 
 
