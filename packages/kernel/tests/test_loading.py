@@ -85,6 +85,17 @@ def test_a_dtype_is_that_of_the_stored_floats(tmp_path: Path) -> None:
         assert torch.equal(found[name], value.to(found[name].dtype))
 
 
+@pytest.mark.parametrize("odd", ["", "tied", "computed", "kept"])
+def test_a_model_loaded_in_a_dtype_computes_in_it(tmp_path: Path, odd: str) -> None:
+    """Its buffers that are not stored included, and tied weights stay one."""
+    saved(tmp_path / "model", Model(build=Towers, kwargs={"odd": odd}))
+    found = load_model(tmp_path / "model", dtype=torch.bfloat16).module
+    assert isinstance(found, Towers)
+    assert found.positions.dtype == torch.bfloat16
+    assert found(torch.randn(2, 4, 3, 3, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert (found.head.weight is found.body.weight) == (odd == "tied")
+
+
 def test_a_stored_dtype_becomes_that_of_the_module(tmp_path: Path) -> None:
     spec = Model(build=Net, kwargs={"width": 4})
     halves = spec.new().to(torch.bfloat16)

@@ -12,10 +12,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stillhouse.artifact import Artifact, Built, Model, load_model, save_model
+from stillhouse.cli.running import check_shard
 from stillhouse.data.data import TensorData
 from stillhouse.data.shards import save_data
 from stillhouse.engine import fit
-from stillhouse.errors import BadRecipe, BadSetting, ContractError, CorruptArtifact, MissingData
+from stillhouse.errors import (
+    BadRecipe,
+    BadSetting,
+    ContractError,
+    CorruptArtifact,
+    MissingData,
+    UnknownName,
+)
 from stillhouse.export import Export
 from stillhouse.objectives.groups import NoDecay, Only, one_group, optimizer_groups
 from stillhouse.objectives.objective import Composed, Optimizer, Phase, Weighted
@@ -290,3 +298,8 @@ def test_a_base_that_does_not_fit_is_refused_before_the_training(
     with pytest.raises(BadRecipe, match=message):
         bad.run(inputs, toy_context(tmp_path / "out", observe=steps.append))
     assert not steps
+
+
+def test_a_base_alone_is_no_role_to_share_out() -> None:
+    with pytest.raises(UnknownName, match="^--shard: unknown frozen role 'base'"):
+        check_shard(["base"], 2, [stage()])

@@ -152,7 +152,7 @@ def load_model(
     """
     from stillhouse.allocation import Bounded
     from stillhouse.assets import read_assets
-    from stillhouse.loading import overwrite, without_copy
+    from stillhouse.loading import cast_buffers, overwrite, without_copy
     from stillhouse.subsets import places_of
 
     file, files = path / SPEC, {path / WEIGHTS}
@@ -173,6 +173,8 @@ def load_model(
     if not whole:
         with _fitting(path):
             overwrite(module, places_of(path, base), dtype=dtype)
+    if dtype is not None:
+        cast_buffers(module, dtype)
     assets = read_assets(record.get("assets", {}), path)
     return Built(spec=spec, module=module.eval(), assets=assets)
 

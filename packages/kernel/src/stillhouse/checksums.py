@@ -19,7 +19,8 @@ STEP, MIX = -0x61C8864680B583EB, -0x00AE502812AA7333
 
 
 def bits_of(module: nn.Module, names: Collection[str] | None = None) -> dict[str, str]:
-    """A checksum of each parameter and buffer, or of those of these names, with dtype and shape.
+    """A checksum of each parameter and stored buffer, or of those of these names, with dtype and
+    shape.
 
     A change within one 32-bit word always shows, and so any single bit. Words in each other's place
     and any other change show but for one case in 2**32 at worst (two words that differ in their

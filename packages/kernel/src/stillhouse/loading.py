@@ -80,6 +80,15 @@ def overwrite(module: nn.Module, places: Places, *, dtype: torch.dtype | None = 
             slot.data = slot.data.to(dtype)
 
 
+def cast_buffers(module: nn.Module, dtype: torch.dtype) -> None:
+    """Give floating buffers that are not stored (positions, masks) the dtype of those that are, as
+    `module.to(dtype)` does.
+    """
+    for buffer in module.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.to(dtype)
+
+
 @torch.no_grad()
 def copy_into(module: nn.Module, places: Places) -> None:
     """Write stored tensors over some of a module's; raises RuntimeError where a shape differs."""

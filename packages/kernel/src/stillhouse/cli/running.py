@@ -232,7 +232,12 @@ def check_shard(roles: "Sequence[str]", nproc: int, stages: "Sequence[Stage]") -
     if roles and nproc == 1:
         raise BadSetting(f"--shard {roles[0]}: one process has nobody to share with; add --nproc 2")
     trainings = [stage for stage in stages if isinstance(stage, Train)]
-    frozen = {r for s in trainings for r in {*s.inputs} - {*s.data_ports} - {*s.outputs}}
+    frozen = {
+        role
+        for s in trainings
+        # a base alone is no role
+        for role in {*s.inputs} - {*s.data_ports} - {*s.outputs} - {*s.bases.values()}
+    }
     for role in roles:
         if role not in frozen:
             raise UnknownName("frozen role", role, frozen, where="--shard")
