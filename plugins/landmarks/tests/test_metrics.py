@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stillhouse.data import TensorData
 from stillhouse.errors import BadData, BadSetting, UnknownName
-from stillhouse.report.units import quantity
+from stillhouse.metrics.units import quantity
 from stillhouse.work import Work
 from stillhouse_landmarks.metrics import (
     Landmarks,

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from stillhouse.artifact import SPEC, Built
 from stillhouse.assets import FOLDER
+from stillhouse.metrics import units
+from stillhouse.metrics.known import guessed
+from stillhouse.metrics.scores import Declared, Score
 from stillhouse.quantize.onnx_network import ONNX, RECORD
 
 CARD, INT8 = "README.md", "model-int8.onnx"
@@ -134,7 +137,7 @@ A student distilled with Stillhouse. It holds no weights of its teacher.
 {_assets(record)}{_use(usage)}
 ## Scores
 
-{_scores(record.get("scores", {}))}
+{_scores(record)}
 """
 
 
@@ -215,18 +218,40 @@ with torch.no_grad():
 outputs = {name: found[name].numpy() for name in use["outputs"]}"""
 
 
-def _scores(scores: Mapping[str, float]) -> str:
-    """A table of "name" or "row/name" scores, and where the rest is told."""
+def scores_record(scores: Mapping[str, float]) -> dict[str, Any]:  # Any: JSON values
+    """What export.json holds of an evaluation: values, and what each of them is."""
+    declared = getattr(scores, "declared", Declared())  # a plain mapping says nothing of them
+    return {"scores": dict(scores), "declared": declared.record()}
+
+
+def _scores(record: Record) -> str:
+    """A table of the scores by their labels, and where to read the rest."""
     rest = "Seeds, intervals, the baseline and the lineage are in the report of the run."
+    scores: Mapping[str, float] = record.get("scores", {})
     if not scores:
         return rest
-    split = {name: name.rpartition("/")[::2] for name in scores}
+    declared = record.get("declared", {"scores": (), "cells": {}})
+    known = {entry["name"]: Score(**entry) for entry in declared["scores"]}
+    cells = {key: (row, name) for key, (row, name) in declared["cells"].items()}
+    split = {
+        key: cells.get(key, ("", key) if key in known else key.rpartition("/")[::2])
+        for key in scores
+    }
     heads = list(dict.fromkeys(row for row, _ in split.values()))
-    names = list(dict.fromkeys(name for _, name in split.values()))
-    by_cell = {split[key]: f"{value:.6g}" for key, value in scores.items()}
+    shown = {name: known.get(name) or guessed(name) for _, name in split.values()}
+    by_cell = {
+        split[key]: units.number(value, shown[split[key][1]]) for key, value in scores.items()
+    }
     lines = [
         f"| score | {' | '.join(head or 'this model' for head in heads)} |",
         f"|---|{'---|' * len(heads)}",
-        *(f"| {n} | {' | '.join(by_cell.get((head, n), '') for head in heads)} |" for n in names),
+        *(
+            f"| {_label(score)} | {' | '.join(by_cell.get((head, name), '') for head in heads)} |"
+            for name, score in shown.items()
+        ),
     ]
-    return "\n".join(["On the test data, one seed:", "", *lines, "", rest])
+    return "\n".join(["One evaluation of these weights:", "", *lines, "", rest])
+
+
+def _label(score: Score) -> str:
+    return f"{units.headed(score)}{' (lower is better)' if score.lower_is_better else ''}"

@@ -23,6 +23,7 @@ from stillhouse.card import (
     add_shapes,
     model_card,
     port_record,
+    scores_record,
 )
 from stillhouse.data.data import Data
 from stillhouse.errors import BadRecipe, BadSetting, ContractError, UnknownName
@@ -111,7 +112,7 @@ class Export:
             "outputs": port_record({name: found[name] for name in self.outputs}, usage),
             "classes": list(usage.classes) if usage else [],
             "preprocessing": dict(usage.preprocessing) if usage else {},
-            "scores": dict(scores),
+            **scores_record(scores),
             "parameters": parameters(built.module),
             "macs": macs(built.module, {name: value[:1] for name, value in batch.items()}),
             "opset": self.opset,

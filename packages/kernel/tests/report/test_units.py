@@ -4,9 +4,9 @@ import sys
 import pytest
 
 from stillhouse.errors import BadRecipe
+from stillhouse.metrics import units
 from stillhouse.metrics.known import ACCURACY, NLL, guessed, latency
 from stillhouse.metrics.scores import Score, by_name
-from stillhouse.report import units
 
 
 @pytest.mark.parametrize(

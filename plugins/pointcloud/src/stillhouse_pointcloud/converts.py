@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillhouse.artifact import Built, Model, save_model
-from stillhouse.card import Card
+from stillhouse.card import Card, scores_record
 from stillhouse.data.data import Data, rows_of
 from stillhouse.errors import BadData
 from stillhouse.export import check_onnx, check_opset, write_onnx
@@ -144,7 +144,7 @@ class ExportDetector:
         write_about(
             out,
             built,
-            {**record, "scores": dict(inputs.get("scores", {}))},
+            {**record, **scores_record(inputs.get("scores", {}))},
             Card(title=self.title, task=TASK, paper=self.paper, tags=("point-cloud",)),
         )
 

@@ -1,8 +1,8 @@
 """What a score is: which way is better, its unit, and its name for people."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
 
 from stillhouse.errors import BadRecipe
 
@@ -68,6 +68,10 @@ class Declared:
 
     def score(self, name: str) -> Score | None:
         return next((score for score in self.scores if score.name == name), None)
+
+    def record(self) -> dict[str, Any]:  # Any: JSON values
+        """As JSON holds it."""
+        return asdict(self)
 
 
 def by_name(scores: Iterable[Score]) -> dict[str, Score]:

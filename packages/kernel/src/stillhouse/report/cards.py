@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from stillhouse.metrics import units
 from stillhouse.metrics.known import MACS, PARAMETERS, latency
 from stillhouse.metrics.scores import Score
 from stillhouse.recipe import Kind
-from stillhouse.report import units
 from stillhouse.report.document import Document, Row
 from stillhouse.report.tables import total_seconds
 from stillhouse.report.timings import TIME, latencies

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stillhouse.errors import BadSetting
+from stillhouse.metrics import units
 from stillhouse.metrics.scores import Score
-from stillhouse.report import units
 from stillhouse.report.document import Document, load
 from stillhouse.report.statistics import Difference, Summary, unpaired
 from stillhouse.report.tables import NONE, Cell, Column, Line, Table, gap_cell, spread

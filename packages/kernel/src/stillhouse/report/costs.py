@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from stillhouse.metrics.known import COMPUTE
 from stillhouse.metrics.scores import Score
+from stillhouse.metrics.units import inside, ratio
 from stillhouse.report.document import Document, Row
 from stillhouse.report.timings import TIME, latencies
-from stillhouse.report.units import inside, ratio
 
 # two timings of one network differ by that on a machine that does other things, too
 TIMING = 1.1

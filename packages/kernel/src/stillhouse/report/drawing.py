@@ -13,8 +13,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from stillhouse.metrics import units
 from stillhouse.metrics.scores import Score
-from stillhouse.report import units
 from stillhouse.report.document import Document, Row
 from stillhouse.report.palette import MODES, THEMES, Mode, Theme, colours, markers
 

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 
+from stillhouse.metrics import units
 from stillhouse.metrics.known import MACS, PARAMETERS, latency
 from stillhouse.metrics.scores import Score
-from stillhouse.report import units
 from stillhouse.report.document import Document, Row
 from stillhouse.report.drawing import WIDTH, Drawing, Plot, both, wrapped
 from stillhouse.report.training import loss_plots, selection_plots

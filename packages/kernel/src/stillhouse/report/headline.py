@@ -8,11 +8,7 @@ from dataclasses import dataclass
 
 from stillhouse.metrics.known import COMPUTE
 from stillhouse.metrics.scores import Score
-from stillhouse.recipe import Kind
-from stillhouse.report.document import Headline, Held, Row
-from stillhouse.report.statistics import Difference
-from stillhouse.report.timings import TIME
-from stillhouse.report.units import (
+from stillhouse.metrics.units import (
     counted,
     difference,
     inside,
@@ -23,6 +19,10 @@ from stillhouse.report.units import (
     seeds,
     significant,
 )
+from stillhouse.recipe import Kind
+from stillhouse.report.document import Headline, Held, Row
+from stillhouse.report.statistics import Difference
+from stillhouse.report.timings import TIME
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from stillhouse.report import tables, units
+from stillhouse.metrics import units
+from stillhouse.report import tables
 from stillhouse.report.cards import cards
 from stillhouse.report.document import Document, Picture
 from stillhouse.report.drawing import Plot

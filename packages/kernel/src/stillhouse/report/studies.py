@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from stillhouse.metrics import units
 from stillhouse.metrics.scores import Score
-from stillhouse.report import units
 from stillhouse.report.document import Document, Study, Value
 from stillhouse.report.statistics import Summary
 from stillhouse.report.tables import Cell, Column, Line, Table, nothing, spread

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from stillhouse.metrics import units
 from stillhouse.metrics.known import AGREEMENT
 from stillhouse.metrics.scores import Score
 from stillhouse.recipe import OUTSIDE
-from stillhouse.report import units
 from stillhouse.report.document import Document, Row, StageEntry
 from stillhouse.report.statistics import Difference, Summary
 

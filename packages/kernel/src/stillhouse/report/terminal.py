@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from stillhouse.metrics import units
 from stillhouse.metrics.known import MACS, PARAMETERS, latency
 from stillhouse.metrics.scores import Score
-from stillhouse.report import units
 from stillhouse.report.document import Document, Row
 from stillhouse.report.tables import STAR, Cell, Column, Line, Table, filled, nothing
 

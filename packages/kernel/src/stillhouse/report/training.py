@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from stillhouse.metrics import units
 from stillhouse.metrics.known import guessed
 from stillhouse.metrics.scores import Score
-from stillhouse.report import units
 from stillhouse.report.document import Curve, Document
 from stillhouse.report.drawing import STYLES, WIDTH, Drawing, Plot, both, wrapped
 from stillhouse.report.palette import Theme, colours

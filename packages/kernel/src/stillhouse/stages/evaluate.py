@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
 
 OPEN_SCORES = "stillhouse.stages.evaluate:load_scores"
+DECLARED = "declared.json"  # beside scores.json: what each of them is
 
 
 @runtime_checkable
@@ -99,6 +100,8 @@ class Evaluate(BaseStage):
             out = ctx.out / "scores"
             out.mkdir()
             (out / "scores.json").write_text(json.dumps(kept.values, indent=1) + "\n")
+            known = json.dumps(kept.declared.record(), indent=1)
+            (out / DECLARED).write_text(known + "\n")
             _draw(self.figures, models, data, out, work)
             _draw(self.plots, models, data, out / PLOTS, work)
             beside = _all(self.measures, models, data, work)
@@ -134,6 +137,10 @@ class _Given:
     scores: list[Score] = field(default_factory=list[Score])
     cells: dict[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
 
+    @property
+    def declared(self) -> Declared:
+        return Declared(scores=tuple(by_name(self.scores).values()), cells=self.cells)
+
 
 def _all(metrics: tuple[Metric, ...], models: Models, data: Data, work: Work) -> _Given:
     given, where = _Given(), work.ctx.stage
@@ -162,7 +169,16 @@ def _undeclared(where: str, kind: str, name: str) -> BadRecipe:
     )
 
 
-def load_scores(path: Path) -> dict[str, Any]:  # Any: name -> number
+class StoredScores(dict[str, Any]):  # Any: numbers
+    """Scores by their stored names, and what they are: nothing is known of older ones."""
+
+    declared: Declared = Declared()
+
+
+def load_scores(path: Path) -> StoredScores:
     """The scores of a folder with `scores.json`."""
     redo = "run the stage that made it again"
-    return read_json(path / "scores.json", dict[str, Any], redo=redo)
+    found = StoredScores(read_json(path / "scores.json", dict[str, Any], redo=redo))
+    if (path / DECLARED).is_file():
+        found.declared = read_json(path / DECLARED, Declared, redo=redo)
+    return found
