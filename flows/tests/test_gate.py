@@ -93,7 +93,7 @@ def document(
         ),
         curves=(),
         pictures=(),
-        shipped=(),
+        exported=(),
         method=method,
         lineage=Lineage(
             data=data, commit=None, changed=False, lock=None, code="", stillhouse="", stale=()

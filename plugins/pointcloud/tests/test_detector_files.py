@@ -73,7 +73,7 @@ def test_the_exported_student_opens_and_its_onnx_is_checked(tmp_path):
     assert (record["checked_samples"], record["agrees_within"]) == (4, 1e-3)
     card = (out / "README.md").read_text()
     assert "# A" in card
-    assert "| mean_3d_moderate_ap | 0.25 |" in card
+    assert "| Mean 3d moderate ap | 0.2500 |" in card
     told = onnxruntime.InferenceSession(out / "model.onnx").get_modelmeta().custom_metadata_map
     assert json.loads(told["classes"]) == record["classes"]
     assert json.loads(told["decoding"]) == record["decoding"]

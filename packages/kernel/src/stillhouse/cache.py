@@ -224,7 +224,7 @@ class _Fill:
                     manifest, json.dumps({"key": self.source.key, "shards": known}, indent=1)
                 )
             self.rows += len(shard["id"])
-            self._tell(view, number)
+            self._report(view, number)
             shards.append(shard)
         return shards
 
@@ -260,7 +260,7 @@ class _Fill:
             packed |= pack(name, outputs[name], self.source.cache)
         return packed
 
-    def _tell(self, view: int, number: int) -> None:
+    def _report(self, view: int, number: int) -> None:
         done = min(len(self.data), (number + 1) * max(1, SHARD_ROWS // self.batch) * self.batch)
         text = f"teacher cache of '{self.role}', view {view}"
         self.ctx.observe(Event(stage=self.ctx.stage, text=text, done=done, total=len(self.data)))

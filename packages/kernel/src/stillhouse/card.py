@@ -90,8 +90,8 @@ def add_shapes(record: Record, file: Path) -> None:
         port = {**record["inputs"], **record["outputs"]}.get(value.name, {})
         dims = value.type.tensor_type.shape.dim
         if len(dims) == len(port.get("shape", ())):
-            told = zip(dims, port["shape"], strict=True)
-            port["shape"] = [dim.dim_param or dim.dim_value or length for dim, length in told]
+            axes = zip(dims, port["shape"], strict=True)
+            port["shape"] = [dim.dim_param or dim.dim_value or length for dim, length in axes]
 
 
 def add_metadata(file: Path, record: Record) -> None:

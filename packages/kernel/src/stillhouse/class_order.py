@@ -92,19 +92,19 @@ def check_predictions(
     right, chance = float((predicted == labels).float().mean()), 1 / classes
     limit = chance + MARGIN * (1 - chance)
     limit += SIGMAS * math.sqrt(chance * (1 - chance) / len(labels))
-    said = f"the given model is right for {right:.1%} of {len(labels)} training samples"
+    found = f"the given model is right for {right:.1%} of {len(labels)} training samples"
     if order := _other_order(predicted, labels, classes, limit):
         renumbered = torch.tensor([order.get(output, output) for output in range(classes)])
         then = float((renumbered[predicted] == labels).float().mean())
         raise BadData(
-            f"{said}, and would be for {then:.1%} were its classes in another order: "
+            f"{found}, and would be for {then:.1%} were its classes in another order: "
             f"{_moves(order, names)}; give the run its order as names, or {go_on}"
         )
     if right <= limit:
         raise BadData(
-            f"{said}, which is near chance ({chance:.1%}); likely its classes are in another order "
-            f"than {_listed(names) or 'the labels'}, or it was trained with another preprocessing "
-            f"than {causes}; set these, or {go_on}"
+            f"{found}, which is near chance ({chance:.1%}); likely its classes are in another "
+            f"order than {_listed(names) or 'the labels'}, or it was trained with another "
+            f"preprocessing than {causes}; set these, or {go_on}"
         )
 
 

@@ -216,7 +216,7 @@ class Comparison:
             "student, ONNX Runtime, int8": "int8",
         }
         return Evaluate(
-            name="shipped",
+            name="shipped",  # part of the stage's key: the name that finished runs have
             metrics=(by_line(metric, lines), by_line(Profile, lines)),
             inputs={**tested, **roles, **self.files},
             measures=(Latencies(lines=lines, batches=batches),),

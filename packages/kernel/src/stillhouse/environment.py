@@ -40,7 +40,7 @@ def environment(device: str) -> dict[str, Any]:  # Any: JSON
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "cpu": next(_told("model name"), platform.processor() or platform.machine()),
+        "cpu": next(_listed("model name"), platform.processor() or platform.machine()),
         "vector_flags": " ".join(_vector_flags()),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
@@ -53,12 +53,12 @@ def environment(device: str) -> dict[str, Any]:  # Any: JSON
 
 
 def _vector_flags() -> list[str]:
-    """What Linux tells of the processor's vector and matrix instructions; elsewhere none."""
-    flags = next(_told("flags"), "") or next(_told("Features"), "")  # x86, ARM
+    """What Linux lists of the processor's vector and matrix instructions; elsewhere none."""
+    flags = next(_listed("flags"), "") or next(_listed("Features"), "")  # x86, ARM
     return sorted(flag for flag in flags.split() if flag.startswith(VECTORS))
 
 
-def _told(name: str) -> Iterator[str]:
+def _listed(name: str) -> Iterator[str]:
     """The values of this name in Linux's list of processors."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []

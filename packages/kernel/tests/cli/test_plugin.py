@@ -1,6 +1,7 @@
 """`new plugin`: what it writes, what it refuses, and that it is well-formed."""
 
 import json
+import re
 import subprocess
 import sys
 import sysconfig
@@ -27,6 +28,16 @@ def test_writes_a_package_that_declares_its_domain(stillhouse, tmp_path) -> None
     text = "".join(f.read_text() for f in folder.rglob("*") if f.is_file())
     assert "$" not in text
     assert 'domain = "night_sky"' in (folder / "tests" / "test_domain.py").read_text()
+
+
+def test_the_settings_that_its_readme_shows_are_no_defaults(stillhouse, tmp_path) -> None:
+    stillhouse("new", "plugin", "night_sky", "--into", str(tmp_path))
+    folder = tmp_path / "stillhouse-night-sky"
+    recipe = next(folder.rglob("recipes/distill.py")).read_text()
+    shown = dict(re.findall(r"--set (\w+)=(\w+)", (folder / "README.md").read_text()))
+    default = re.search(r"temperature: float = pydantic.Field\(([\d.]+)", recipe)
+    assert default is not None
+    assert float(shown["temperature"]) != float(default[1])
 
 
 def test_refuses_names_that_cannot_be_a_domain(stillhouse, tmp_path, project) -> None:

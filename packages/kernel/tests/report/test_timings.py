@@ -18,7 +18,7 @@ from .written import COSTS, ONE, SPEED, write_run
 X = "\N{MULTIPLICATION SIGN}"
 
 
-def shipped() -> Evaluate:
+def exported() -> Evaluate:
     lines = {"teacher, torch": "teacher", "student, torch": "student", "student, int8": "int8"}
     roles = {"teacher": "teacher.teacher", "student": "kd-0.student", "int8": "export.model"}
     return Evaluate(
@@ -33,8 +33,8 @@ def document(root: Path, *, turns: dict[str, float] | None = None, study: bool =
     folder = root / "small"
     recipe: Recipe = write_run(ONE, folder)
     if study:
-        stages = (*recipe.stages, shipped())
-        recipe = dataclasses.replace(recipe, stages=stages, studies={"As shipped": ("shipped",)})
+        stages = (*recipe.stages, exported())
+        recipe = dataclasses.replace(recipe, stages=stages, studies={"As exported": ("shipped",)})
     if turns is not None:
         record = {"stage": "shipped", "kind": "Evaluate", "key": "k", "inputs": {}, "outputs": {}}
         (folder / "shipped").mkdir()

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from stillhouse.errors import BadData, BadSetting, UnknownName
 from stillhouse.search.proxies import (
-    Score,
+    Similarities,
     combined,
     diswot_score,
     head_gradient,
@@ -194,8 +194,8 @@ def test_the_teachers_views_are_computed_once_for_many_students():
     assert given == diswot_score(small(0), small(1), images, labels, inits=3)
 
 
-def score(semantic: float, relation: float, combine: Any = "zscore") -> Score:
-    return Score(semantics=(semantic,), relations=(relation,), combine=combine)
+def score(semantic: float, relation: float, combine: Any = "zscore") -> Similarities:
+    return Similarities(semantics=(semantic,), relations=(relation,), combine=combine)
 
 
 def test_zscores_by_hand():

@@ -47,14 +47,14 @@ def run_distributed(
     threads = max(1, (os.cpu_count() or 1) // nproc)
     environ = {"OMP_NUM_THREADS": str(threads)} | os.environ
     environ |= {SHARD: ",".join(shard)} if shard else {}
-    said: list[str] = []
+    lines: list[str] = []
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ
     ) as child:
         assert child.stdout is not None
         assert child.stderr is not None
         # both pipes must be read, or a talkative child would block
-        reader = threading.Thread(target=_collect, args=(child.stderr, said), daemon=True)
+        reader = threading.Thread(target=_collect, args=(child.stderr, lines), daemon=True)
         reader.start()
         try:
             for line in child.stdout:
@@ -66,16 +66,16 @@ def run_distributed(
             raise
         reader.join()
     if child.returncode:
-        _fail(stage, said)
+        _fail(stage, lines)
 
 
-def _collect(stream: IO[str], said: list[str]) -> None:
-    said.extend(stream)
+def _collect(stream: IO[str], lines: list[str]) -> None:
+    lines.extend(stream)
 
 
-def _fail(stage: str, said: list[str]) -> None:
-    for line in said:
+def _fail(stage: str, lines: list[str]) -> None:
+    for line in lines:
         if line.startswith(ERROR):
             raise StillhouseError(line.removeprefix(ERROR).strip())
-    sys.stderr.writelines(said)
+    sys.stderr.writelines(lines)
     raise ChildError(f"stage '{stage}': its processes failed; their errors are above")

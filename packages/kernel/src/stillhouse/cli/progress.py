@@ -150,8 +150,8 @@ class Bars:
         elif not event.total:
             self.bars.update(task, detail=event.text)
         elif event.text != CHECKPOINT:
-            said = event.text or losses(event.scores)
-            words = (f"{event.done}/{event.total}", said, self.rate(event))
+            text = event.text or losses(event.scores)
+            words = (f"{event.done}/{event.total}", text, self.rate(event))
             detail = " ".join(filter(None, words))
             self.bars.update(task, total=event.total, completed=event.done, detail=detail)
 

@@ -63,8 +63,8 @@ def probability(p: float) -> str:
 
 def counted(counts: Mapping[str, float]) -> str:
     """Counts by label, beside a number: " (car boxes 6, cyclist boxes 1)", "" without any."""
-    said = ", ".join(f"{inside(label)} {value:g}" for label, value in counts.items())
-    return f" ({said})" if said else ""
+    listed = ", ".join(f"{inside(label)} {value:g}" for label, value in counts.items())
+    return f" ({listed})" if listed else ""
 
 
 def inside(label: str) -> str:

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stillhouse.report.comparison import Comparison, compare
+    from stillhouse.report.comparison import ComparedReports, compare
     from stillhouse.report.document import Document, load
     from stillhouse.report.pages import publish, report
     from stillhouse.report.tables import Table, results
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _MODULE = {
     "brief": "terminal",
     "legend": "terminal",
-    "Comparison": "comparison",
+    "ComparedReports": "comparison",
     "compare": "comparison",
     "Document": "document",
     "load": "document",
@@ -27,8 +27,8 @@ _MODULE = {
 }
 
 __all__ = [
-    "Comparison", "Document", "Table", "brief", "compare", "legend", "load", "publish", "report",
-    "results",
+    "ComparedReports", "Document", "Table", "brief", "compare", "legend", "load", "publish",
+    "report", "results",
 ]  # fmt: skip
 
 

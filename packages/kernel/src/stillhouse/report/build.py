@@ -17,11 +17,11 @@ from stillhouse.report.document import (
     Curve,
     Document,
     Environment,
+    ExportedFiles,
     Held,
     Picture,
     Row,
     Seed,
-    Shipped,
     StageEntry,
     Study,
     Value,
@@ -63,7 +63,7 @@ def build(recipe: Recipe, name: str, root: Path, folder: Path) -> Document:
         stages=tuple(_entry(name, stage) for name, stage in done.items()),
         curves=_curves(recipe, done),
         pictures=_pictures(recipe, done),
-        shipped=_shipped(done),
+        exported=_exported(done),
         lineage=origin,
         environments=_environments(done),
         commands=commands(name, settings, origin.commit, recipe),
@@ -248,9 +248,9 @@ def _pictures(recipe: Recipe, done: Mapping[str, Finished]) -> tuple[Picture, ..
     )
 
 
-def _shipped(done: Mapping[str, Finished]) -> tuple[Shipped, ...]:
+def _exported(done: Mapping[str, Finished]) -> tuple[ExportedFiles, ...]:
     return tuple(
-        Shipped(stage=name, port=port, files=files)
+        ExportedFiles(stage=name, port=port, files=files)
         for name, stage in done.items()
         for port, files in stage.files.items()
     )

@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 
 from stillhouse.metrics import units
-from stillhouse.metrics.known import MACS, PARAMETERS, latency
+from stillhouse.metrics.known import LISTED
 from stillhouse.metrics.scores import Score
 from stillhouse.recipe import Kind
 from stillhouse.report.document import Document, Row
 from stillhouse.report.tables import total_seconds
 from stillhouse.report.timings import TIME, latencies
-
-SHOWN = (PARAMETERS, MACS, latency(1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +27,7 @@ def cards(document: Document) -> tuple[Card, ...]:
     gain = None if document.headline.withheld else _gain(document, student)
     found = [gain, _reached(document, about, teacher)]
     if about is not None:
-        found += [_against(document, about, teacher, score) for score in SHOWN]
+        found += [_against(document, about, teacher, score) for score in LISTED]
     return tuple(card for card in [*found, _cost(document)] if card is not None)
 
 

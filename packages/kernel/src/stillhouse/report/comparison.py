@@ -32,7 +32,7 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class ComparedReports:
     """Reports by name, in the order given."""
 
     names: tuple[str, ...]
@@ -44,7 +44,7 @@ class Comparison:
         return (_scores(self), *([_changes(self)] if self.changes else []))
 
 
-def compare(reports: Sequence[Path]) -> Comparison:
+def compare(reports: Sequence[Path]) -> ComparedReports:
     """Compare report.json files (or the folders, or report.html files, beside them), at least two.
 
     Raises MissingData, CorruptArtifact, or BadSetting for fewer than two.
@@ -55,7 +55,7 @@ def compare(reports: Sequence[Path]) -> Comparison:
     rows = dict.fromkeys(row.name for d in documents for row in d.rows)
     scores = {s.name: s for d in documents for s in d.scores}
     found = [_compared(row, score, documents) for row in rows for score in scores.values()]
-    return Comparison(
+    return ComparedReports(
         names=_names(documents, reports),
         rows=tuple(c for c in found if any(value is not None for value in c.values)),
         changes=_differing(documents),
@@ -103,7 +103,7 @@ def _facts(document: Document) -> Mapping[str, str]:
     return facts
 
 
-def _scores(comparison: Comparison) -> Table:
+def _scores(comparison: ComparedReports) -> Table:
     heads = [*comparison.names, "Difference"]
     return Table(
         title="Scores",
@@ -121,7 +121,7 @@ def _line(compared: Compared) -> Line:
     return Line(head=f"{compared.row}: {units.headed(score)}", cells=(*cells, last))
 
 
-def _changes(comparison: Comparison) -> Table:
+def _changes(comparison: ComparedReports) -> Table:
     return Table(
         title="What differs",
         first="Fact",

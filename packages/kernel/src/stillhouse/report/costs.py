@@ -27,12 +27,12 @@ def _sentence(document: Document, cost: Score) -> str:
     if not over:
         return ""
     same = len(over) == len(students) and len(set(over.values())) == 1
-    said = (
+    listed = (
         f"every student, {next(iter(over.values()))}"
         if same
         else ", ".join(f"{row} {times}" for row, times in over.items())
     )
-    return f"More {inside(cost.label)} than the teacher: {said}."
+    return f"More {inside(cost.label)} than the teacher: {listed}."
 
 
 def _share(document: Document, row: Row, cost: Score) -> float:

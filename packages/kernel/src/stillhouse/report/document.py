@@ -12,7 +12,7 @@ from stillhouse.errors import CorruptArtifact, MissingData
 from stillhouse.metrics.scores import Score
 from stillhouse.recipe import OUTSIDE, Kind
 from stillhouse.report.collect import Product, Source
-from stillhouse.report.older import upgraded
+from stillhouse.report.older import renamed, upgraded
 from stillhouse.report.statistics import Difference, Summary
 
 SCHEMA, OLDER = 2, 1
@@ -109,7 +109,7 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shipped:
+class ExportedFiles:
     """The files of a converted or exported model, with their bytes."""
 
     stage: str
@@ -189,7 +189,7 @@ class Document:
     stages: tuple[StageEntry, ...]
     curves: tuple[Curve, ...]
     pictures: tuple[Picture, ...]
-    shipped: tuple[Shipped, ...]
+    exported: tuple[ExportedFiles, ...]
     lineage: Lineage
     environments: tuple[Environment, ...]
     commands: tuple[str, ...]
@@ -244,6 +244,7 @@ def parse(text: str, *, where: str) -> Document:
         record = json.loads(text)
         if record.get("schema_version") == OLDER:
             record = upgraded(record)
+        record = renamed(record)
         if (found := record.get("schema_version")) != SCHEMA:
             raise CorruptArtifact(f"{where}: schema {found}, this version reads {SCHEMA}; {again}")
         return pydantic.TypeAdapter(Document).validate_python(record)

@@ -9,13 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 
 from stillhouse.metrics import units
-from stillhouse.metrics.known import MACS, PARAMETERS, latency
+from stillhouse.metrics.known import PLOTTED
 from stillhouse.metrics.scores import Score
 from stillhouse.report.document import Document, Row
 from stillhouse.report.drawing import WIDTH, Drawing, Plot, both, wrapped
 from stillhouse.report.training import loss_plots, selection_plots
 
-COSTS = (MACS, latency(1), PARAMETERS)
 LOG_STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 6, 8), tuple(range(1, 10)))
 
 
@@ -30,7 +29,7 @@ def _score_plots(document: Document, primary: Score) -> list[Plot]:
     found = [_scores(document, primary)]
     if any(primary.name in row.differences for row in document.rows if row.compared):
         found.append(_differences(document, primary))
-    shown = [s for s in COSTS if sum(s.name in row.scores for row in document.rows) > 1][:2]
+    shown = [s for s in PLOTTED if sum(s.name in row.scores for row in document.rows) > 1][:2]
     return found + [_against(document, primary, cost) for cost in shown]
 
 
@@ -137,7 +136,7 @@ def _draw_scores(drawing: Drawing) -> Figure:
         axes.plot(seeds, [y] * len(seeds), marker, ms=4, mfc="none", mec=colour, mew=1)
         mean = drawing.shown(summary.mean)
         axes.plot(mean, y, marker, ms=8, mfc=colour, mec=drawing.theme.paper, mew=1.2)
-        _say(axes, mean, y, units.number(summary.mean, drawing.primary))
+        _annotate(axes, mean, y, units.number(summary.mean, drawing.primary))
     axes.margins(x=0.12)
     axes.set_xlabel(drawing.label())
     return figure
@@ -151,7 +150,7 @@ def _band(
         axes.plot(span, [y, y], color=colour, lw=7, alpha=0.28, solid_capstyle="round")
 
 
-def _say(axes: Axes, x: float, y: float, text: str) -> None:
+def _annotate(axes: Axes, x: float, y: float, text: str) -> None:
     axes.annotate(text, (x, y), (0, 8), textcoords="offset points", ha="center", fontsize=8)
 
 
@@ -165,7 +164,7 @@ def _draw_differences(drawing: Drawing) -> Figure:
         _band(axes, y, gap.low, gap.high, colour, drawing)
         mean = drawing.shown(gap.mean)
         axes.plot(mean, y, marker, ms=8, mfc=colour, mec=drawing.theme.paper, mew=1.2)
-        _say(axes, mean, y, units.signed(gap.mean, drawing.primary))
+        _annotate(axes, mean, y, units.signed(gap.mean, drawing.primary))
     axes.margins(x=0.12)
     label, points = units.inside(drawing.primary.label), drawing.primary.points
     axes.set_xlabel(f"Difference in {label}{f', {points}' if points else ''}")

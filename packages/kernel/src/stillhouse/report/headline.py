@@ -199,17 +199,17 @@ def _others(found: Findings, primary: Score) -> tuple[str, ...]:
     if not rows:
         return ()
     clear = [(name, gap) for name, gap in rows if gap.beyond_noise()]
-    said = [
+    parts = [
         f"{name} {'gains' if _gains(gap, primary) else 'loses'} {_points(gap, primary)}"
         for name, gap in clear
     ]
     if rest := [name for name, gap in rows if not gap.beyond_noise()]:
-        said.append(f"no difference beyond noise for {', '.join(rest)}")
+        parts.append(f"no difference beyond noise for {', '.join(rest)}")
     head = "The other row" if len(rows) == 1 else "The other rows"
     if not found.method:
         head = f"Against {next(r.name for r in found.rows if r.kind == 'baseline')}"
     number_of = ", corrected for their number (Holm)" if len(rows) > 1 else ""
-    return (f"{head}{number_of}: {'; '.join(said)}.",)
+    return (f"{head}{number_of}: {'; '.join(parts)}.",)
 
 
 def _capital(text: str) -> str:

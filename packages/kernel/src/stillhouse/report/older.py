@@ -1,4 +1,6 @@
-"""A report.json of schema 1, from before metrics declared their scores, read as one of today."""
+"""A report.json as older versions wrote it, read as one of today: of schema 1, from before metrics
+declared their scores, or under an older name.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,6 +10,14 @@ from stillhouse.metrics.known import guessed
 from stillhouse.metrics.scores import COUNT
 
 Json = Mapping[str, Any]  # Any: JSON values
+
+
+def renamed(record: Json) -> Json:
+    """The record with the names of today: what is exported was "shipped"."""
+    if "shipped" not in record:
+        return record
+    kept = {key: value for key, value in record.items() if key != "shipped"}
+    return {"exported": record["shipped"], **kept}
 
 
 def upgraded(record: Json) -> Json:

@@ -70,7 +70,7 @@ def _shared(document: Document) -> dict[str, object]:
         "costs": tables.costs(document),
         "sources": tables.sources(document),
         "artifacts": tables.artifacts(document),
-        "shipped": tables.shipped(document),
+        "exported": tables.exported(document),
         "studies": [(study.title, study_tables(study)) for study in document.studies],
         "total": units.duration(tables.total_seconds(document.stages)),
     }

@@ -330,10 +330,10 @@ def artifacts(document: Document) -> Table:
     )
 
 
-def shipped(document: Document) -> Table:
+def exported(document: Document) -> Table:
     """The files of converted and exported models."""
     return Table(
-        title="Files to ship",
+        title="Exported files",
         first="File",
         columns=(Column(label="Size"),),
         lines=tuple(
@@ -342,7 +342,7 @@ def shipped(document: Document) -> Table:
                 code=True,
                 cells=(Cell(text=units.file_size(amount)),),
             )
-            for item in document.shipped
+            for item in document.exported
             for name, amount in item.files.items()
         ),
     )

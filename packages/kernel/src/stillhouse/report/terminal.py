@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from stillhouse.metrics import units
-from stillhouse.metrics.known import MACS, PARAMETERS, latency
+from stillhouse.metrics.known import LISTED, PARAMETERS, latency
 from stillhouse.metrics.scores import Score
 from stillhouse.report.document import Document, Row
 from stillhouse.report.tables import STAR, Cell, Column, Line, Table, filled, nothing
 
-COSTS = {PARAMETERS: "Params", MACS: "MACs", latency(1): "Latency"}
+SHORT = {PARAMETERS.name: "Params", latency(1).name: "Latency"}
 
 
 def brief(document: Document) -> Table:
@@ -16,8 +16,10 @@ def brief(document: Document) -> Table:
     MACs and the latency of one sample.
     """
     primary = document.score(document.primary or "")
-    shown = [s for s in COSTS if any(s.name in row.scores for row in document.rows)]
-    columns = [Column(label=COSTS[score], unit=score.symbol) for score in shown]
+    shown = [s for s in LISTED if any(s.name in row.scores for row in document.rows)]
+    columns = [
+        Column(label=SHORT.get(score.name, score.label), unit=score.symbol) for score in shown
+    ]
     if primary is not None:
         score = Column(label=primary.label, unit=primary.symbol)
         columns = [score, Column(label="Difference", unit=primary.points), *columns]

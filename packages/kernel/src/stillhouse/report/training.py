@@ -84,7 +84,7 @@ def _draw_panel(axes: Axes, curves: Sequence[Curve], theme: Theme) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Selection:
-    """What one training told of its choices: a value a refresh, by quantity."""
+    """What one training recorded of its choices: a value a refresh, by quantity."""
 
     row: str
     steps: tuple[float, ...]
@@ -100,7 +100,7 @@ def selection_plots(document: Document) -> list[Plot]:
         return []
     declared = {s.name: s for stage in document.stages for s in stage.quantities}
     quantities = [declared.get(name) or guessed(name) for name in names]
-    ends = [_told(found, quantity) for quantity in quantities]
+    ends = [_ends(found, quantity) for quantity in quantities]
     score = Score(name="selected", better="neither")
 
     def draw(drawing: Drawing) -> Figure:
@@ -123,16 +123,16 @@ def _selections(document: Document) -> list[_Selection]:
     found: list[_Selection] = []
     for stage in document.stages:
         refreshes = stage.measured.get("refreshes") or []
-        told_of: set[str] = set(refreshes[0]) if refreshes else set()
-        # how many first, which every training tells: the legend is read off its panel
-        names = ["selected", *sorted(told_of - {"step", "selected"})] if told_of else []
+        recorded: set[str] = set(refreshes[0]) if refreshes else set()
+        # how many first, which every training records: the legend is read off its panel
+        names = ["selected", *sorted(recorded - {"step", "selected"})] if recorded else []
         if names:
             found.append(
                 _Selection(
                     row=rows.get(stage.name, stage.name),
-                    steps=tuple(float(told["step"]) for told in refreshes),
+                    steps=tuple(float(entry["step"]) for entry in refreshes),
                     end=float(stage.measured.get("steps", refreshes[-1]["step"])),
-                    values={n: tuple(float(told[n]) for told in refreshes) for n in names},
+                    values={n: tuple(float(entry[n]) for entry in refreshes) for n in names},
                 )
             )
     return found
@@ -150,17 +150,17 @@ def _trained_rows(document: Document) -> dict[str, str]:
     return rows
 
 
-def _told(found: Sequence[_Selection], quantity: Score) -> str:
+def _ends(found: Sequence[_Selection], quantity: Score) -> str:
     label, name = units.inside(quantity.label), quantity.name
     ends = [
-        f"{one.row} from {_said(one.values[name][0], quantity)} to "
-        f"{_said(one.values[name][-1], quantity)}"
+        f"{one.row} from {_written(one.values[name][0], quantity)} to "
+        f"{_written(one.values[name][-1], quantity)}"
         for one in {one.row: one for one in reversed(found) if name in one.values}.values()
     ]
     return f"{label}: {', '.join(reversed(ends))}"
 
 
-def _said(value: float, quantity: Score) -> str:
+def _written(value: float, quantity: Score) -> str:
     return units.quantity(value, quantity) if quantity.symbol else f"{value:.4g}"
 
 

@@ -15,7 +15,7 @@ from stillhouse.artifact import Model
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import named
 from stillhouse.search.evolution import RandomSearch
-from stillhouse.search.proxies import COMPARISON, Score, View, diswot_score, views
+from stillhouse.search.proxies import COMPARISON, Similarities, View, diswot_score, views
 from stillhouse.search.space import Encoding, SearchSpace, Trial
 from stillhouse.work import Work
 
@@ -98,7 +98,7 @@ class PreparedDisWOT:
         parts = self.parts(candidate)
         return self.semantic(parts.semantic) + self.relation(parts.relation)
 
-    def parts(self, candidate: Model) -> Score:
+    def parts(self, candidate: Model) -> Similarities:
         return diswot_score(
             self.teacher,
             candidate.new().to(self.images.device),

@@ -15,7 +15,7 @@ from stillhouse.objectives.inputs import named
 from stillhouse.search.proxies import (
     COMPARISON,
     METHODS,
-    Score,
+    Similarities,
     combined,
     distillation_score,
     diswot_score,
@@ -115,7 +115,7 @@ class _Seen:
             views=views(built.module, images, labels, inits=table.inits, seed=seed),
         )
 
-    def diswot(self, candidate: Model) -> Score:
+    def diswot(self, candidate: Model) -> Similarities:
         return diswot_score(
             self.views,
             candidate.new(),

@@ -23,7 +23,7 @@ PREPARE = -1  # the number of the generator that prepares a score; candidates co
 
 
 @runtime_checkable
-class Score(Protocol):
+class CandidateScore(Protocol):
     """How promising a candidate is (higher is better), from opened inputs; a frozen dataclass."""
 
     def __call__(self, candidate: Model, inputs: Mapping[str, Any], *, work: Work) -> float: ...
@@ -38,7 +38,7 @@ class Preparing(Protocol):
 
     def prepare(
         self, space: SearchSpace, inputs: Mapping[str, Any], *, work: Work
-    ) -> Score: ...  # Any: what each input's opener returns
+    ) -> CandidateScore: ...  # Any: what each input's opener returns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Search(BaseStage):
 
     name: str
     space: SearchSpace
-    score: Score | Preparing
+    score: CandidateScore | Preparing
     budget: Mapping[str, float]
     trials: int
     inputs: Mapping[str, str]
@@ -97,7 +97,9 @@ class Search(BaseStage):
             resumed_at=hunt.resumed_at,
         )
 
-    def _scorer(self, opened: Mapping[str, Any], ctx: Context) -> Score:  # Any: opened inputs
+    def _scorer(
+        self, opened: Mapping[str, Any], ctx: Context
+    ) -> CandidateScore:  # Any: opened inputs
         if not isinstance(self.score, Preparing):
             return self.score
         return self.score.prepare(self.space, opened, work=Work.of(ctx, self.seed, PREPARE))
@@ -131,12 +133,12 @@ class _Hunt:
     resumed_at: int | None = None
 
     def add(self, trial: Trial, ctx: Context) -> None:
-        """Note a scored candidate, tell of it, and write a checkpoint when one is due."""
+        """Record and report a scored candidate, and write a checkpoint when one is due."""
         self.history.append(trial)
-        self._tell("", ctx, {"score": trial.score})
+        self._report("", ctx, {"score": trial.score})
         if len(self.history) < self.total and self._due(ctx):
             self._save(ctx)
-            self._tell("checkpoint", ctx, {})
+            self._report("checkpoint", ctx, {})
 
     def resume(self, ctx: Context) -> None:
         """Go on after the last checkpoint, if there is one."""
@@ -149,7 +151,7 @@ class _Hunt:
         self.rng.set_state(tensors.pop("draws"))
         set_rng_states(tensors)
         self.resumed_at = len(self.history)
-        self._tell(f"resumed at candidate {len(self.history)}", ctx, {})
+        self._report(f"resumed at candidate {len(self.history)}", ctx, {})
 
     def _due(self, ctx: Context) -> bool:
         steps = ctx.checkpoint_steps
@@ -166,7 +168,7 @@ class _Hunt:
         Checkpoints(ctx=ctx).save(len(self.history), tensors, record)
         self.saved = time.monotonic()
 
-    def _tell(self, text: str, ctx: Context, scores: Mapping[str, float]) -> None:
+    def _report(self, text: str, ctx: Context, scores: Mapping[str, float]) -> None:
         done = len(self.history)
         ctx.observe(Event(stage=ctx.stage, text=text, done=done, total=self.total, scores=scores))
 

@@ -201,8 +201,8 @@ class Train(BaseStage):
         data: Data = TensorData({"id": torch.arange(self.batch)})  # what no data give: ids
         if not isinstance(self.data, NoData):
             data = self.data.open(sets)
-        told = {port: ctx.digests.get(port, "") for port in self.data_ports}
-        whole = digest({"sampling": self.data, "digests": told})
+        given = {port: ctx.digests.get(port, "") for port in self.data_ports}
+        whole = digest({"sampling": self.data, "digests": given})
         return data, replace(ctx, digests={**ctx.digests, "data": whole})
 
     def _too_large(self, ctx: Context) -> OutOfMemory:

@@ -114,7 +114,7 @@ class DomainSuite:
 
     def test_refuses_bad_settings(self, recipe: str) -> None:
         field = next(name for name in settings_class(recipe).model_fields if name != "scale")
-        for scale, settings, told in (
+        for scale, settings, reason in (
             ("tinny", {}, "'tiny'"),
             ("tiny", {f"{field}x": 1}, f"'{field}'"),
             ("tiny", {"seeds": 0}, "seeds"),
@@ -122,7 +122,7 @@ class DomainSuite:
         ):
             with pytest.raises(StillhouseError) as error:
                 make_settings(recipe, scale, settings)
-            assert told in str(error.value)
+            assert reason in str(error.value)
             assert "\n" not in str(error.value)
 
     def test_finished_run_is_not_run_again(self, finished: Target) -> None:

@@ -63,7 +63,7 @@ def two_teacher(settings: TwoTeacherSettings) -> Recipe:
     if settings.int8:
         quality = functools.partial(Landmarks, normalizer=settings.normalizer)
         turns = made.as_exported(teacher="tough teacher", metric=quality)
-        studies["As shipped: one run, in turns"] = [turns]
+        studies["As exported: one run, in turns"] = [turns]
         exported["scores"] = out(turns)
     soft = (Softness(normalizer=settings.normalizer),)
     softness = Evaluate(name="softness", metrics=soft, inputs=faces)

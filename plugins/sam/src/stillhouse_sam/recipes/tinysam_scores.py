@@ -43,7 +43,7 @@ def studies(settings: TinySamSettings, made: Comparison) -> dict[str, list[Evalu
         found["Ways to search the scales, first seed"] = _searches(settings, made, student)
     if settings.int8:
         turns = made.as_exported(teacher="teacher", metric=BoxIou, batches=(1,))
-        found["As shipped: one run, in turns"] = turns
+        found["As exported: one run, in turns"] = turns
     return {title: [stage] for title, stage in found.items()}
 
 

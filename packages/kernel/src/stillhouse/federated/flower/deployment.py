@@ -126,12 +126,12 @@ def _flwr(folder: Path, *words: str) -> Any:  # Any: JSON
         check=False,
     )
     try:
-        said = json.loads(done.stdout)
+        answer = json.loads(done.stdout)
     except ValueError:
-        said = {"error-message": " ".join((done.stderr or done.stdout).split()[-40:])}
-    if done.returncode or not said.get("success", True):
-        raise StillhouseError(f"flwr {words[0]}: {said.get('error-message', said)}")
-    return said
+        answer = {"error-message": " ".join((done.stderr or done.stdout).split()[-40:])}
+    if done.returncode or not answer.get("success", True):
+        raise StillhouseError(f"flwr {words[0]}: {answer.get('error-message', answer)}")
+    return answer
 
 
 def _watch(folder: Path, attempt: Path, ctx: Context) -> Any:  # Any: JSON

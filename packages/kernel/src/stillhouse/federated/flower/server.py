@@ -39,14 +39,14 @@ class Fleet:
 
     def gather(self) -> None:
         """Wait until there is a node for each client, `seconds` at most."""
-        began, said = time.monotonic(), -1
+        began, reported = time.monotonic(), -1
         while (here := len(list(self.grid.get_node_ids()))) < len(self.clients):
             waited = time.monotonic() - began
             if waited > self.seconds:
                 return
-            if waited > PATIENCE_SECONDS and here != said:
-                self._tell(f"waits for {len(self.clients)} nodes; {here} are there")
-                said = here
+            if waited > PATIENCE_SECONDS and here != reported:
+                self._report(f"waits for {len(self.clients)} nodes; {here} are there")
+                reported = here
             self._wait()
 
     def ask(self, number: int) -> None:
@@ -77,17 +77,17 @@ class Fleet:
                 if (reason := bridge.failure(reply)) is None:
                     yield reply
                 else:
-                    self._tell(f"round {number + 1}, {doing}: a client failed ({reason})")
+                    self._report(f"round {number + 1}, {doing}: a client failed ({reason})")
             self._wait()
         if waiting:
             late = f"{len(waiting)} of the clients have not answered after {self.seconds:g} s"
-            self._tell(f"round {number + 1}, {doing}: {late}")
+            self._report(f"round {number + 1}, {doing}: {late}")
 
     def _wait(self) -> None:
         self.alive()
         time.sleep(POLL_SECONDS)
 
-    def _tell(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         self.ctx.observe(Event(stage=self.ctx.stage, text=text))
 
 

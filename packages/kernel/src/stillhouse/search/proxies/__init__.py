@@ -18,7 +18,7 @@ from stillhouse.search.proxies.comparison import (
 from stillhouse.search.proxies.distillation import METHODS, Seen, distillation_score, seen
 from stillhouse.search.proxies.diswot import (
     Combine,
-    Score,
+    Similarities,
     View,
     combined,
     diswot_score,
@@ -32,8 +32,8 @@ __all__ = [
     "COMPARISON",
     "METHODS",
     "Combine",
-    "Score",
     "Seen",
+    "Similarities",
     "View",
     "combined",
     "distillation_score",

@@ -91,7 +91,7 @@ class View:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class Similarities:
     """The two similarities of a student to its teacher (minus the distances), one a draw of the
     weights, and how they are to be combined over the candidates of a search.
     """
@@ -121,7 +121,7 @@ class Score:
         return self.semantic + self.relation
 
 
-def combined(scores: Sequence[Score]) -> tuple[float, ...]:
+def combined(scores: Sequence[Similarities]) -> tuple[float, ...]:
     """One number a candidate, higher is better: both parts brought to one scale among these
     candidates, then added.
 
@@ -155,7 +155,7 @@ def diswot_score(
     combine: Combine = "zscore",
     by_class: bool = False,
     seed: int = 0,
-) -> Score:
+) -> Similarities:
     """Similarity of an untrained student to an untrained teacher on one labelled batch.
 
     For each of `inits` draws, both get weights ~ N(0, 1) (biases 0, norms as identity) and run in
@@ -177,7 +177,7 @@ def diswot_score(
         semantic_distance(t.fc_grad, s.fc_grad, by_class=by_class).item() for t, s in pairs
     ]
     relations = [relation_distance(t.last_map, s.last_map).item() for t, s in pairs]
-    return Score(
+    return Similarities(
         semantics=tuple(-finite("the semantic distance", d) for d in semantics),
         relations=tuple(-finite("the relation distance", d) for d in relations),
         combine=combine,
