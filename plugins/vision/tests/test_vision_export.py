@@ -84,8 +84,8 @@ def test_names_preprocessing_and_shapes_stand_in_the_file_and_beside_it(exported
     for key in ("inputs", "outputs", "classes", "preprocessing"):
         assert json.loads(kept[key]) == record[key]
     card = (exported / "README.md").read_text()
-    assert "| accuracy | 0.5 |" in card
-    assert "| parameters | 7 |" in card
+    assert "| Accuracy, % | 50.00 |" in card
+    assert "| Parameters (lower is better) | 7 |" in card
 
 
 def test_files_follow_the_umask(exported: Path) -> None:
