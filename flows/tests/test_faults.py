@@ -224,19 +224,21 @@ def test_a_full_disk_is_said_and_the_next_run_goes_on(
     assert outputs(counting, branches(counting)[-1]) == expected(*words)
 
 
-def test_a_batch_that_does_not_fit_the_memory_goes_in_slices(
+def test_a_batch_that_does_not_fit_the_memory_goes_in_micro_batches(
     counting: "Project", env: dict[str, str]
 ) -> None:
     out = run(counting, env, "toy/slope", "--set", "fits=5")
-    assert "tried again with each batch in 2 slices" in out
-    assert "tried again with each batch in 4 slices" in out
+    assert "tried again with each batch in 2 micro-batches" in out
+    assert "tried again with each batch in 4 micro-batches" in out
     measured = record(counting, branches(counting)[-1], "student")["measured"]
     assert isinstance(measured, dict)
-    assert (measured["slices"], measured["batch"]) == (4, 16)
+    assert (measured["micro_batches"], measured["batch"]) == (4, 16)
     child = start(counting, env, "run", "toy/slope", "--set", "fits=2")
     out, err = child.communicate()
     assert child.returncode == 2
-    assert "slices under 4 forbid smaller slices; choose a smaller batch" in err, out + err
+    assert "micro-batches under 4 forbid smaller micro-batches; choose a smaller batch" in err, (
+        out + err
+    )
 
 
 def test_two_runs_at_once_on_one_recipe_and_on_another(

@@ -42,7 +42,7 @@ from stillhouse_flows.worktree import RunWorkspace, forget, workspace
 
 # one stage at a time: each uses every core, and beside another its latencies would not be its own
 WORKERS = 1
-# of one stage that does not fit the memory: each batch in 2, 4, 8 slices
+# of one stage that does not fit the memory: each batch in 2, 4, 8 micro-batches
 MEMORY_TRIES = 3
 REMOTE_WAITS = (5.0, 30.0, 120.0)  # seconds before a lost remote is tried again
 
@@ -57,7 +57,7 @@ class Line:
     device: str
     pools: Pools  # resource -> the work pool that its stages go to
     limit: str = ""  # a global concurrency limit of Prefect's, on top of the devices' locks
-    slices: dict[str, int] = field(default_factory=dict[str, int])  # stage -> of each batch
+    micro_batches: dict[str, int] = field(default_factory=dict[str, int])  # stage -> of each batch
     crashes: dict[str, int] = field(default_factory=dict[str, int])  # stage -> so far
     seconds: dict[str, float] = field(default_factory=dict[str, float])
 
@@ -321,12 +321,12 @@ def dvc_stage(spec: StageSpec, line: Line) -> StageResult:
 
 
 def _sliced(line: Line, spec: StageSpec) -> Mapping[str, str]:
-    count = line.slices.get(spec.name, 1)
+    count = line.micro_batches.get(spec.name, 1)
     if count == 1:
         return {}
-    from stillhouse.recipe import SLICES  # imports torch
+    from stillhouse.recipe import MICRO_BATCHES  # imports torch
 
-    return {SLICES: str(count)}
+    return {MICRO_BATCHES: str(count)}
 
 
 def _limit(line: Line, held: slots.Held) -> AbstractContextManager[None]:
@@ -338,10 +338,10 @@ def _limit(line: Line, held: slots.Held) -> AbstractContextManager[None]:
 
 def _try_again(line: Line, spec: StageSpec, error: StageFailed) -> None:
     name = spec.name
-    slices, crashes = 2 * line.slices.get(name, 1), line.crashes.get(name, 0) + 1
-    if error.memory and slices <= 2**MEMORY_TRIES:
-        error.again, line.slices[name] = True, slices
-        tell(f"           {error}; tried again with each batch in {slices} slices")
+    pieces, crashes = 2 * line.micro_batches.get(name, 1), line.crashes.get(name, 0) + 1
+    if error.memory and pieces <= 2**MEMORY_TRIES:
+        error.again, line.micro_batches[name] = True, pieces
+        tell(f"           {error}; tried again with each batch in {pieces} micro-batches")
     elif error.crashed and crashes <= spec.retries:
         error.again, line.crashes[name] = True, crashes
         tell(f"           {error}; tried again from its checkpoint")
@@ -351,7 +351,7 @@ def _try_again(line: Line, spec: StageSpec, error: StageFailed) -> None:
 
 def may_heal(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:  # Any: Prefect's
     """Whether another try may do better: a killed stage goes on at its checkpoint, one that did not
-    fit the memory takes its batches in slices. Wrong input stays wrong.
+    fit the memory takes its batches in micro-batches. Wrong input stays wrong.
     """
     end = state.result(raise_on_failure=False)
     return isinstance(end, StageFailed) and end.again

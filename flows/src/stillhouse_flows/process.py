@@ -23,7 +23,7 @@ ERROR = "error: "
 
 class StageFailed(StillhouseError):
     """A stage that ended badly. `crashed`: killed, so that another try may do better. `memory`: it
-    may do better with smaller slices of each batch. `again`: there is another try.
+    may do better with smaller micro-batches. `again`: there is another try.
     """
 
     def __init__(self, reason: str, *, crashed: bool, memory: bool = False) -> None:

@@ -29,11 +29,11 @@ torch.set_num_threads(1)
 from stillhouse import parallel
 from stillhouse.engine import fit
 from tests.toys import toy_context, toy_data, toy_models, toy_objective, toy_setup, weights
-folder, rows, slices = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+folder, rows, pieces = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 rank, nproc = parallel.world()
 models = toy_models()
 models["student"].norm = nn.Identity()  # in train mode it would see this process's rows only
-ctx = toy_context(folder / str(rank), rank=rank, nproc=nproc, slices=slices)
+ctx = toy_context(folder / str(rank), rank=rank, nproc=nproc, micro_batches=pieces)
 found = fit(toy_objective(), models, toy_data(rows), setup=toy_setup(), ctx=ctx)
 save_file(weights(models), folder / f"{rank}.safetensors")
 (folder / f"{rank}.json").write_text(json.dumps(found.curves))
@@ -41,7 +41,7 @@ parallel.leave()
 """
 
 
-def train(folder: Path, *, rows: int, nproc: int, slices: int = 1) -> None:
+def train(folder: Path, *, rows: int, nproc: int, pieces: int = 1) -> None:
     folder.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -51,7 +51,7 @@ def train(folder: Path, *, rows: int, nproc: int, slices: int = 1) -> None:
     group = {"WORLD_SIZE": str(nproc), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(folder), str(rows), str(slices)],
+            [sys.executable, "-c", WORKER, str(folder), str(rows), str(pieces)],
             env={**os.environ, **group, "RANK": str(rank), "PYTHONPATH": path},
             stderr=subprocess.PIPE,
             text=True,
@@ -77,9 +77,9 @@ def alone(
 def test_unequal_rows_give_the_means_of_one_process(tmp_path: Path) -> None:
     expected, wanted = alone(tmp_path / "one", rows=7)
     # batches of 7 rows: 4 for one process and 3 for the other
-    for slices in (1, 2):
-        folder = tmp_path / str(slices)
-        train(folder, rows=7, nproc=2, slices=slices)
+    for pieces in (1, 2):
+        folder = tmp_path / str(pieces)
+        train(folder, rows=7, nproc=2, pieces=pieces)
         for rank in (0, 1):
             found = load_file(folder / f"{rank}.safetensors")
             for key, value in expected.items():

@@ -102,12 +102,12 @@ def test_rows_of_data_are_told_apart(tmp_path: Path) -> None:
         train(toy_context(tmp_path), data=changed)
 
 
-@pytest.mark.parametrize(("threads", "slices", "said"), [
+@pytest.mark.parametrize(("threads", "pieces", "said"), [
     (2, 1, "threads 1 (now 2)"),
     (1, 2, "micro-batches 1 (now 2)"),
 ], ids=["threads", "micro-batches"])  # fmt: skip
 def test_other_conditions_begin_anew_and_the_same_go_on(
-    tmp_path: Path, killed: Context, threads: int, slices: int, said: str
+    tmp_path: Path, killed: Context, threads: int, pieces: int, said: str
 ) -> None:
     whole, _ = train(toy_context(tmp_path / "whole"))
     events: list[Event] = []
@@ -118,7 +118,7 @@ def test_other_conditions_begin_anew_and_the_same_go_on(
 
     torch.set_num_threads(threads)
     with pytest.raises(KilledError):
-        train(replace(killed, slices=slices, observe=observe, checkpoint_steps=5))
+        train(replace(killed, micro_batches=pieces, observe=observe, checkpoint_steps=5))
     torch.set_num_threads(1)
     assert events[0].text == (
         f"the checkpoint at 10 was made with {said}: it is kept, and this run begins anew"

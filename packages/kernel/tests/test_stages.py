@@ -319,22 +319,25 @@ def hungry(rows: int, micro_batch: int | None, accumulate: int = 1) -> Train:
     )
 
 
-def test_a_batch_that_does_not_fit_may_go_in_slices(
+def test_a_batch_that_does_not_fit_may_go_in_micro_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(SITE))
     data = {"data": save_data(tmp_path / "data", toy_data().columns)}
     halves = hungry(8, 4, accumulate=2).run(data, toy_context(tmp_path / "halves")).outputs
-    with pytest.raises(OutOfMemory, match="run again with STILLHOUSE_SLICES=2") as told:
+    with pytest.raises(OutOfMemory, match="run again with STILLHOUSE_MICRO_BATCHES=2") as told:
         hungry(8, 4).run(data, toy_context(tmp_path / "one"))
     assert told.value.again
-    two = toy_context(tmp_path / "two", slices=2)
+    two = toy_context(tmp_path / "two", micro_batches=2)
     sliced = hungry(8, 4).run(data, two)
-    assert sliced.measured["slices"] == 2
+    assert sliced.measured["micro_batches"] == 2
     assert sliced.outputs["student"].digest == halves["student"].digest
-    for stage, why in ((hungry(2, 4), "slices under 4 forbid"), (hungry(2, None), "its losses")):
+    for stage, why in (
+        (hungry(2, 4), "micro-batches under 4 forbid"),
+        (hungry(2, None), "its losses"),
+    ):
         with pytest.raises(OutOfMemory, match=why) as told:
-            stage.run(data, toy_context(tmp_path / why.split()[0], slices=4))
+            stage.run(data, toy_context(tmp_path / why.split()[0], micro_batches=4))
         assert not told.value.again
 
 

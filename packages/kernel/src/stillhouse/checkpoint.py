@@ -48,7 +48,7 @@ class Conditions:
             processor=torch.backends.cpu.get_cpu_capability(),
             threads=torch.get_num_threads(),
             processes=ctx.nproc,
-            micro_batches=ctx.slices,
+            micro_batches=ctx.micro_batches,
             torch=torch.__version__,
         )
 

@@ -170,9 +170,9 @@ class _Loop:
 
     def _gradients(self, turn: Turn, batch: Tensors, step: int, rng: torch.Generator) -> None:
         job = self.job
-        parts = turn.phase.accumulate * job.ctx.slices
-        slices = training.micro_batches(batch, parts) if parts > 1 else ((batch, 1.0),)
-        for part, share in slices:
+        parts = turn.phase.accumulate * job.ctx.micro_batches
+        pieces = training.micro_batches(batch, parts) if parts > 1 else ((batch, 1.0),)
+        for part, share in pieces:
             found = self.terms(
                 turn.name, job.models, part, step=step, steps=job.setup.steps, rng=rng
             )

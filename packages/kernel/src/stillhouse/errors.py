@@ -85,7 +85,7 @@ TRY_AGAIN = 75
 
 class OutOfMemory(StillhouseError):
     """A training step that does not fit the device's memory. `again`: with each batch in more
-    slices it may; the command line then exits with 75 (EX_TEMPFAIL) instead of 2.
+    micro-batches it may; the command line then exits with 75 (EX_TEMPFAIL) instead of 2.
     """
 
     def __init__(self, reason: str, *, again: bool) -> None:

@@ -19,8 +19,9 @@ Kind = Literal["teacher", "baseline", "student", "compressed"]
 Resource = Literal["cpu", "gpu"]
 SCALES: tuple[Scale, ...] = ("tiny", "small", "paper")
 OUTSIDE = ("data:", "file:", "builtin:", "hub:")
-# the environment variable that says in how many slices each training batch goes
-SLICES = "STILLHOUSE_SLICES"
+# the environment variable that says in how many micro-batches each training batch goes
+MICRO_BATCHES = "STILLHOUSE_MICRO_BATCHES"
+OLDER_MICRO_BATCHES = "STILLHOUSE_SLICES"  # as it was called; still read
 # the one that names the roles whose weights are shared out among the processes
 SHARD = "STILLHOUSE_SHARD"
 # and the one that says how often a training stage writes a checkpoint
@@ -69,7 +70,7 @@ class Context:
     device: str = "cpu"
     rank: int = 0
     nproc: int = 1
-    slices: int = 1  # a batch is trained in so many slices where it does not fit the memory
+    micro_batches: int = 1  # in so many a batch is trained where it does not fit the memory
     shard: tuple[str, ...] = ()  # frozen roles of which each process holds a part
     engine: str = "local"  # of the federations among the stages
     recipe: str = ""  # "domain/recipe", with `settings` what another host builds the stage from

@@ -60,7 +60,7 @@ class Runs:
     recipe: str  # "domain/recipe"
     variant: str
     device: str = "cpu"
-    slices: int = 1  # of each training batch, where memory does not suffice for all of it
+    micro_batches: int = 1  # of each training batch, where memory does not suffice for all of it
     shard: tuple[str, ...] = ()  # frozen roles of which each process holds a part
     engine: str = "local"  # of the federations among the stages
     observe: Observer = silent
@@ -328,7 +328,7 @@ class _Place:
             device=runs.device,
             rank=self.rank,
             nproc=self.nproc,
-            slices=runs.slices,
+            micro_batches=runs.micro_batches,
             shard=runs.shard,
             engine=runs.engine,
             recipe=runs.recipe,

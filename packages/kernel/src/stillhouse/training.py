@@ -223,7 +223,7 @@ def sharded(
     if roles and ctx.nproc == 1:
         raise BadSetting(f"{where} in one process; use --nproc 2 or more")
     for phase in objective.phases.values() if roles else ():
-        parts = phase.accumulate * ctx.slices
+        parts = phase.accumulate * ctx.micro_batches
         shares = {len(range(rank, rows, ctx.nproc)) for rank in range(ctx.nproc)}
         if len({len(torch.arange(share).chunk(parts)) for share in shares}) > 1:
             raise BadSetting(
@@ -243,7 +243,7 @@ def check_rows(rows: int, ctx: Context) -> None:
 
 
 def micro_batches(batch: Tensors, parts: int) -> Iterator[tuple[Tensors, float]]:
-    """The batch in `parts` slices of rows, each with its share of the rows."""
+    """The batch in `parts` micro-batches of rows, each with its share of the rows."""
     if parts == 1:
         yield batch, 1.0
         return

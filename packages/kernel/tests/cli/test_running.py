@@ -15,6 +15,7 @@ import pytest
 
 from stillhouse.cli.app import main
 from stillhouse.cli.running import check_shard
+from stillhouse.cli.target import make_target
 from stillhouse.errors import BadSetting, UnknownName
 from stillhouse.newest import newest_run, register_run
 from stillhouse.runs import Runs
@@ -349,3 +350,18 @@ def test_what_the_disk_refuses_is_one_line(project, mount: str) -> None:
     assert done.stderr.startswith(f"error: {project}/runs")
     assert MOUNTS[mount] in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_how_many_micro_batches_is_read_from_the_environment(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And from the name that the variable had before."""
+    target = make_target("spirals/distill")
+    assert target.runs().micro_batches == 1
+    monkeypatch.setenv("STILLHOUSE_SLICES", "2")
+    assert target.runs().micro_batches == 2
+    monkeypatch.setenv("STILLHOUSE_MICRO_BATCHES", "4")
+    assert target.runs().micro_batches == 4
+    monkeypatch.setenv("STILLHOUSE_MICRO_BATCHES", "0")
+    with pytest.raises(BadSetting, match="STILLHOUSE_MICRO_BATCHES=0: expected a whole number"):
+        target.runs()

@@ -10,7 +10,15 @@ from stillhouse.errors import BadSetting, MissingData
 from stillhouse.json_files import read_json
 from stillhouse.newest import newest_run
 from stillhouse.reach import check_reach
-from stillhouse.recipe import CHECKPOINT_SECONDS, SHARD, SLICES, Observer, Recipe, silent
+from stillhouse.recipe import (
+    CHECKPOINT_SECONDS,
+    MICRO_BATCHES,
+    OLDER_MICRO_BATCHES,
+    SHARD,
+    Observer,
+    Recipe,
+    silent,
+)
 from stillhouse.runs import Runs, project_root
 from stillhouse.settings import (
     Settings,
@@ -58,7 +66,9 @@ class Target:
             variant=self.variant,
             device=device,
             engine=engine,
-            slices=_from_environment(SLICES, 1),
+            micro_batches=_from_environment(
+                MICRO_BATCHES, _from_environment(OLDER_MICRO_BATCHES, 1)
+            ),
             shard=tuple(filter(None, os.environ.get(SHARD, "").split(","))),
             checkpoint_seconds=_from_environment(CHECKPOINT_SECONDS, 60),
             observe=observe,

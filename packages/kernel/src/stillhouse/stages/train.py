@@ -18,7 +18,7 @@ from stillhouse.errors import BadRecipe, OutOfMemory, UnknownName
 from stillhouse.loading import copy_into
 from stillhouse.objectives.objective import Composed, Objective, Refreshing
 from stillhouse.profile import process_peak_mib
-from stillhouse.recipe import SLICES, BaseStage, Context, Resource, Result
+from stillhouse.recipe import MICRO_BATCHES, BaseStage, Context, Resource, Result
 from stillhouse.refreshing import declared
 from stillhouse.stages.ports import Roles, open_role, open_set
 from stillhouse.subsets import Base, base_places
@@ -42,8 +42,8 @@ class Train(BaseStage):
     `plain` read their batches as they were before augmentation.
 
     `micro_batch` is the smallest slice of a batch that may be trained at a time where memory does
-    not suffice for the whole (`Context.slices`): same effective batch, one update. None: never.
-    Only for losses that are means over samples; BatchNorm sees slices then.
+    not suffice for the whole (`Context.micro_batches`): same effective batch, one update. None:
+    never. Only for losses that are means over samples; BatchNorm sees micro-batches then.
 
     A role keeps the assets that it came with. `assets` names, for a role, the ports whose assets it
     gets as well: those of a model, or a file or folder (no role) under the port's name.
@@ -207,21 +207,25 @@ class Train(BaseStage):
 
     def _too_large(self, ctx: Context) -> OutOfMemory:
         found = f"stage '{self.name}': batch {self.batch} does not fit the memory of {ctx.device}"
-        if ctx.slices > 1:
-            found += f" in {ctx.slices} slices"
-        share, more = self.batch // ctx.nproc, 2 * ctx.slices
+        if ctx.micro_batches > 1:
+            found += f" in {ctx.micro_batches} micro-batches"
+        share, more = self.batch // ctx.nproc, 2 * ctx.micro_batches
         if self.micro_batch is None or share // more < self.micro_batch:
-            why = "its losses" if self.micro_batch is None else f"slices under {self.micro_batch}"
-            reason = f"{found}, and {why} forbid smaller slices; choose a smaller batch"
+            why = (
+                "its losses"
+                if self.micro_batch is None
+                else f"micro-batches under {self.micro_batch}"
+            )
+            reason = f"{found}, and {why} forbid smaller micro-batches; choose a smaller batch"
             return OutOfMemory(reason, again=False)
-        return OutOfMemory(f"{found}; run again with {SLICES}={more}", again=True)
+        return OutOfMemory(f"{found}; run again with {MICRO_BATCHES}={more}", again=True)
 
     def _measured(self, ctx: Context, seconds: float, before: int) -> dict[str, Any]:  # Any: JSON
         done = self.steps - before
         return {
             "steps": self.steps,
             "batch": self.batch,
-            "slices": ctx.slices,
+            "micro_batches": ctx.micro_batches,
             "seconds_per_step": seconds / done,
             "samples_per_second": self.batch * done / seconds,
             "peak_memory_mib": process_peak_mib(ctx.device),
