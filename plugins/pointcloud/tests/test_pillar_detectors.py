@@ -258,7 +258,7 @@ def test_boxes_outside_the_grid_ask_nothing_and_a_cloud_without_boxes_has_target
         with_targets(broken, SMALL_GRID, 2)
 
 
-def test_of_boxes_that_overlap_the_surest_stays():
+def test_of_boxes_that_overlap_the_most_confident_stays():
     boxes = line(0.0, 1.0, 10.0, 4.5).double().numpy()
     # the second shares with the first; the fourth with the second alone, which is gone
     assert suppressed(boxes, 0.1).tolist() == [0, 2, 3]

@@ -53,7 +53,7 @@ class Fitted:
 
     last: Mapping[str, float]
     curves: Sequence[Mapping[str, float]]
-    refreshes: Sequence[refreshing.Told]
+    refreshes: Sequence[refreshing.Refresh]
     resumed_at: int | None
 
 
@@ -106,7 +106,7 @@ class _Loop:
         self.place = Place()
         self.chosen: Data = job.data
         self.rng = torch.Generator()
-        self.refreshes: list[refreshing.Told] = []
+        self.refreshes: list[refreshing.Refresh] = []
         self.resumed_at: int | None = None
         self.curves = Curves([turn.name for turn in self.turns], ctx.nproc)
         self.learners = list({p: None for turn in self.turns for p in turn.parameters})
@@ -229,8 +229,8 @@ class _Loop:
             parallel.agree(rows.index), training.pass_length(self.chosen, job.setup.batch)
         )
         self._choose(place.index)
-        told = refreshing.tell(job.objective, self.chosen, job.data, step=step, stage=stage)
-        self.refreshes.append(told)
+        entry = refreshing.record(job.objective, self.chosen, job.data, step=step, stage=stage)
+        self.refreshes.append(entry)
         self.turns[0].enter(self.learners)
 
     def _choose(self, index: Tensor | None) -> None:
@@ -250,13 +250,13 @@ class _Loop:
         ctx, steps = self.job.ctx, self.job.setup.steps
         if step % self.every == 0 or step == steps:
             self.curves.row(step, ctx.stage)
-            self._tell("", self.curves.last)
+            self._report("", self.curves.last)
         if step < steps and self._due(step):
             self.save()
             self.saved = time.monotonic()
-            self._tell("checkpoint", {})
+            self._report("checkpoint", {})
 
-    def _tell(self, text: str, scores: Mapping[str, float]) -> None:
+    def _report(self, text: str, scores: Mapping[str, float]) -> None:
         ctx, steps = self.job.ctx, self.job.setup.steps
         if ctx.rank == 0:
             done = self.place.step

@@ -13,7 +13,7 @@ from stillhouse.objectives.objective import Describing, Objective, Refreshing
 from stillhouse.training import Place
 from stillhouse.work import Work
 
-Told = dict[str, float]  # a refresh: its step, how many rows it chose, what the objective says
+Refresh = dict[str, float]  # a refresh: its step, how many rows it chose, what the objective says
 
 
 def due(objective: Objective, place: Place) -> bool:
@@ -46,9 +46,9 @@ def choose(
     return rows
 
 
-def tell(objective: Objective, chosen: Data, data: Data, *, step: int, stage: str) -> Told:
+def record(objective: Objective, chosen: Data, data: Data, *, step: int, stage: str) -> Refresh:
     """The record of a refresh; raises BadData for a number that is not finite."""
-    told: dict[str, Any] = {"step": step, "selected": len(chosen)}  # Any: whole numbers stay whole
+    found: dict[str, Any] = {"step": step, "selected": len(chosen)}  # Any: whole numbers stay whole
     if isinstance(objective, Describing):
         known = by_name(objective.quantities())
         for name, value in objective.describe(chosen, data, step=step).items():
@@ -56,11 +56,11 @@ def tell(objective: Objective, chosen: Data, data: Data, *, step: int, stage: st
                 raise BadData(f"stage '{stage}': refresh at step {step} gave {name} = {value}")
             if name not in known:
                 raise BadRecipe(
-                    f"stage '{stage}': {type(objective).__name__} told '{name}' of a refresh, "
+                    f"stage '{stage}': {type(objective).__name__} recorded '{name}' of a refresh, "
                     "which it does not declare; add a Score of it to its quantities()"
                 )
-            told[name] = value
-    return told
+            found[name] = value
+    return found
 
 
 def declared(objective: Objective) -> Declared:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TRUTH, SAID = "#3ddc84", "#ff4d6d"
+TRUTH, PREDICTED = "#3ddc84", "#ff4d6d"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,8 @@ class Faces:
             for place, axis in enumerate(axes[row]):
                 _bare(axis)
                 if place < len(truth):
-                    said = None if points is None else points[place]
-                    _show(axis, batch["images"][place], truth[place], said)
+                    predicted = None if points is None else points[place]
+                    _show(axis, batch["images"][place], truth[place], predicted)
             axes[row, 0].set_ylabel(line, fontsize=8)
         return figure
 
@@ -62,7 +62,7 @@ def _bare(axis: "Axes") -> None:
         spine.set_visible(False)
 
 
-def _show(axis: "Axes", picture: Tensor, truth: Tensor, said: Tensor | None) -> None:
+def _show(axis: "Axes", picture: Tensor, truth: Tensor, predicted: Tensor | None) -> None:
     side = picture.shape[-1]
     pixels = picture if picture.dtype == torch.uint8 else (picture * 255).round().byte()
     # points are measured from the edges of the picture
@@ -70,7 +70,7 @@ def _show(axis: "Axes", picture: Tensor, truth: Tensor, said: Tensor | None) -> 
     axis.imshow(pixels.permute(1, 2, 0).numpy(), extent=extent, interpolation="nearest")
     axis.set_xlim(0, side)
     axis.set_ylim(side, 0)
-    for points, colour in ((truth, TRUTH), (said, SAID)):
+    for points, colour in ((truth, TRUTH), (predicted, PREDICTED)):
         if points is not None:
             axis.plot(*(side * points).T.numpy(), ".", color=colour, markersize=2.5)
 

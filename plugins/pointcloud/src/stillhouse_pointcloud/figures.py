@@ -52,7 +52,7 @@ class BirdsEye:
     def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         batch = _first(data, self.columns, self.seed)
         rows: dict[str, Sequence[Found | None]] = {"truth": [None] * _clouds(batch)}
-        rows |= _said(models, self.lines, batch, self.picking)
+        rows |= _predicted(models, self.lines, batch, self.picking)
         figure, axes = _page(rows, self.columns, (2.7, 2.7))
         for row, (line, found) in enumerate(rows.items()):
             for place in range(self.columns):
@@ -82,7 +82,7 @@ class Overlay:
 
     def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         batch = _first(data, self.columns, None)
-        rows = _said(models, self.lines, batch, self.picking)
+        rows = _predicted(models, self.lines, batch, self.picking)
         pictures = [_picture(batch, place) for place in range(_clouds(batch))]
         figure, axes = _page(rows, self.columns, (5.4, 1.75))
         for row, (line, found) in enumerate(rows.items()):
@@ -281,7 +281,7 @@ def _picture(batch: Tensors, row: int) -> Image.Image | None:
     return read_image(file, f"image of cloud {row}", annotated=True) if file else None
 
 
-def _said(
+def _predicted(
     models: Models, lines: Mapping[str, str], batch: Tensors, picking: Picking
 ) -> dict[str, list[Found]]:
     rows: dict[str, list[Found]] = {}

@@ -83,7 +83,7 @@ def average_precision(
     picture is no mistake, and of whatever class may take a true box away. DontCare regions have no
     place in space: as in the development kit, they excuse nothing here. Truths pick, in their
     order, of the boxes that share more than `overlap` (default: `OVERLAPS`): to choose the
-    thresholds the surest, to count the nearest.
+    thresholds the most confident, to count the nearest.
 
     sampling="kitti" chooses at most 41 of the scores of right boxes as thresholds, near recalls 0,
     1/40, ..., 1, and means the precisions of the last 40 (with `points` 11, of each fourth), made
@@ -100,7 +100,7 @@ def _precision(pairs: Sequence[_Pairs], points: int, sampling: str) -> float | N
     total = sum(state == COUNTED for one in pairs for state in one.states)
     if total == 0:
         return None
-    right = sorted((score for one in pairs for score in _surest(one)), reverse=True)
+    right = sorted((score for one in pairs for score in _most_confident(one)), reverse=True)
     thresholds = _chosen(right, total) if sampling == "kitti" else sorted({*right}, reverse=True)
     curve = [_counts(pairs, threshold) for threshold in thresholds]
     precision = np.array([hit / max(hit + wrong, 1) for hit, wrong in curve])
@@ -133,7 +133,7 @@ def _pairs(scene: Scene, label: int, level: int, kind: str, least: float) -> _Pa
     )
 
 
-def _surest(pairs: _Pairs) -> list[float]:
+def _most_confident(pairs: _Pairs) -> list[float]:
     """The scores of the boxes that are right when every box found is taken."""
     taken: set[int] = set()
     right: list[float] = []

@@ -39,7 +39,7 @@ class Predictions:
         batch = next(iter(data.batches(self.columns * self.rows, rng=rng)))
         device = next(models[self.roles[0]].parameters()).device
         images = batch["images"]
-        said = {
+        predicted = {
             role: models[role]({"images": images.to(device)})["logits"].argmax(1).tolist()
             for role in self.roles
         }
@@ -52,17 +52,17 @@ class Predictions:
                     axis,
                     images[place],
                     int(batch["labels"][place]),
-                    {r: said[r][place] for r in self.roles},
+                    {r: predicted[r][place] for r in self.roles},
                 )
         return figure
 
-    def _show(self, axis: "Axes", picture: Tensor, truth: int, said: dict[str, int]) -> None:
+    def _show(self, axis: "Axes", picture: Tensor, truth: int, predicted: dict[str, int]) -> None:
         pixels = (
             picture if picture.dtype == torch.uint8 else (picture * 255).round().to(torch.uint8)
         )
         axis.imshow(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy(), interpolation="nearest")
         axis.set_title(self._name(truth), fontsize=9)
-        for line, (role, number) in enumerate(said.items()):
+        for line, (role, number) in enumerate(predicted.items()):
             colour = RIGHT if number == truth else WRONG
             text = f"{role}: {self._name(number)}"
             axis.text(

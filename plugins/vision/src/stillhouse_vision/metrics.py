@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Said:
+class _Predicted:
     """Both networks' classes on the whole pool, and which of it is kept."""
 
     teacher: Tensor  # [M]
@@ -44,15 +44,17 @@ class Kept(Metric):
     def __call__(
         self, models: Models, data: Data, *, work: Work
     ) -> Mapping[tuple[str, str], float]:
-        said = _said(models, data, self.alpha, self.cutoff, self.batch)
+        predictions = _predicted(models, data, self.alpha, self.cutoff, self.batch)
         scores: dict[tuple[str, str], float] = {}
-        for line, mask in (("kept", said.kept), ("dropped", ~said.kept)):
+        for line, mask in (("kept", predictions.kept), ("dropped", ~predictions.kept)):
             scores[line, "pool_rate"] = float(mask.float().mean())
             if not mask.any():
                 continue
-            if said.vocabulary is not None:
-                scores[line, IN_VOCABULARY.name] = float(said.vocabulary[mask].float().mean())
-            agree = said.teacher[mask] == said.student[mask]
+            if predictions.vocabulary is not None:
+                scores[line, IN_VOCABULARY.name] = float(
+                    predictions.vocabulary[mask].float().mean()
+                )
+            agree = predictions.teacher[mask] == predictions.student[mask]
             scores[line, AGREEMENT.name] = float(agree.float().mean())
         return scores
 
@@ -79,12 +81,14 @@ class KeptPictures:
     def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
-        said = _said(models, data, self.alpha, self.cutoff, self.batch)
+        predictions = _predicted(models, data, self.alpha, self.cutoff, self.batch)
         images = torch.cat([b["images"] for b in data.batches(self.batch, rng=None)])
         rng = Generator().manual_seed(self.seed)
         figure = Figure(figsize=(1.35 * self.columns, 3.6 * self.rows), layout="constrained")
         grid = figure.add_gridspec(2, 1)
-        for place, (title, mask) in enumerate((("Kept", said.kept), ("Dropped", ~said.kept))):
+        for place, (title, mask) in enumerate(
+            (("Kept", predictions.kept), ("Dropped", ~predictions.kept))
+        ):
             part = figure.add_subfigure(grid[place])
             found = mask.nonzero()[:, 0]
             part.suptitle(f"{title}: {len(found)} of {len(mask)}", fontsize=11)
@@ -93,7 +97,9 @@ class KeptPictures:
             for axis in axes:
                 axis.set_axis_off()
             for axis, row in zip(axes, chosen, strict=False):
-                self._show(axis, images[row], int(said.teacher[row]), int(said.student[row]))
+                self._show(
+                    axis, images[row], int(predictions.teacher[row]), int(predictions.student[row])
+                )
         return figure
 
     def _show(self, axis: "Axes", picture: Tensor, teacher: int, student: int) -> None:
@@ -105,7 +111,7 @@ class KeptPictures:
         return self.names[number] if self.names else str(number)
 
 
-def _said(models: Models, data: Data, alpha: float, cutoff: float, batch: int) -> _Said:
+def _predicted(models: Models, data: Data, alpha: float, cutoff: float, batch: int) -> _Predicted:
     device = next(models["student"].parameters()).device
     parts: dict[str, list[Tensor]] = {"teacher": [], "student": [], VOCABULARY: []}
     for given in data.batches(batch, rng=None):
@@ -117,7 +123,7 @@ def _said(models: Models, data: Data, alpha: float, cutoff: float, batch: int) -
     teacher, student = torch.cat(parts["teacher"]), torch.cat(parts["student"])
     kept = torch.zeros(len(teacher), dtype=torch.bool)
     kept[select_instances(teacher, student, alpha=alpha, cutoff=cutoff)] = True
-    return _Said(
+    return _Predicted(
         teacher=teacher.argmax(1),
         student=student.argmax(1),
         kept=kept,

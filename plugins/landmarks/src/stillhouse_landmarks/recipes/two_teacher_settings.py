@@ -33,7 +33,7 @@ NUMBERS = tuple(
 
 
 class TwoTeacherSettings(Settings):
-    """What `landmarks/two_teacher` can be told; steps are optimizer steps.
+    """Settings of `landmarks/two_teacher`; steps are optimizer steps.
 
     `teacher` is a tough teacher of your own, `tolerant` a tolerant one.
     """

@@ -1,4 +1,4 @@
-"""From a head's maps to boxes: scores, decoding, and of boxes that overlap only the surest."""
+"""From a head's maps to boxes: scores, decoding, and the most confident of boxes that overlap."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Limits = tuple[float, float, float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a detector says of one cloud, the surest first; on the CPU."""
+    """What a detector says of one cloud, the most confident first; on the CPU."""
 
     boxes: Float[Tensor, "M 7"]
     scores: Float[Tensor, " M"]
@@ -29,9 +29,10 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Picking:
-    """Which boxes are kept: of each class the `before` surest with a score of at least `score`,
-    without those that share more than `overlap` (IoU from above, exact) with a surer one, and of
-    all classes the `most` surest. KITTI's settings of mmdet3d, with twice as many boxes.
+    """Which boxes are kept: of each class the `before` most confident with a score of at least
+    `score`, without those that share more than `overlap` (IoU from above, exact) with a more
+    confident one, and of all classes the `most` most confident. KITTI's settings of mmdet3d, with
+    twice as many boxes.
     """
 
     score: float = 0.1

@@ -193,8 +193,8 @@ class Detector(nn.Module):
     def detections(
         self, outputs: Tensors, settings: Mapping[str, float] | None = None
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Boxes [M, 7] as in `boxes`, scores [M] and labels [M] of each cloud, the surest first, by
-        what `forward` gave; on the CPU.
+        """Boxes [M, 7] as in `boxes`, scores [M] and labels [M] of each cloud, the most confident
+        first, by what `forward` gave; on the CPU.
 
         Labels are ours, -1 for a class that we have not. `settings` replace some of mmdetection3d's
         test_cfg (of an Anchor3DHead: score_thr, nms_thr, nms_pre, max_num).

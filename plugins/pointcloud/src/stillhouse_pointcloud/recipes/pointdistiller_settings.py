@@ -36,7 +36,7 @@ SPARES = 2  # times the objects of a class that a view may paste, a frame carrie
 
 
 class PointDistillerSettings(Settings):
-    """What `pointcloud/pointdistiller` can be told; steps are optimizer steps, lengths metres."""
+    """Settings of `pointcloud/pointdistiller`; steps are optimizer steps, lengths metres."""
 
     students: tuple[Student, ...] = Field(
         STUDENTS, description="what each learns from; alone is the baseline"

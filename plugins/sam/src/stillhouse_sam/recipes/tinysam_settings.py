@@ -23,7 +23,7 @@ PHOTOS: Mapping[str, str] = {
 
 
 class TinySamSettings(Settings):
-    """What `sam/tinysam` can be told; steps are optimizer steps.
+    """Settings of `sam/tinysam`; steps are optimizer steps.
 
     `teacher` is a checkpoint as segment_anything publishes them, of the architecture
     `teacher_model`, or an exported SAM.

@@ -21,7 +21,7 @@ WARM = ("kd", "dkd", "dist")
 
 
 class Distill(Teaching):
-    """What `vision/distill` can be told; steps are optimizer steps, fractions are of a run."""
+    """Settings of `vision/distill`; steps are optimizer steps, fractions are of a run."""
 
     objective: tuple[str, ...] = Field(
         ("kd",), description="objectives of the zoo, one student each"

@@ -22,7 +22,7 @@ SpaceName = Literal["depths", "shapes", "nasbench201", "macro"]
 
 
 class DisWOT(Teaching):
-    """What `vision/diswot` can be told; steps are optimizer steps, fractions are of a run."""
+    """Settings of `vision/diswot`; steps are optimizer steps, fractions are of a run."""
 
     space: SpaceName = Field("depths", description="architectures that are searched")
     depths: tuple[int, ...] = Field((1, 3, 5, 7), description="blocks a stage, in space depths")

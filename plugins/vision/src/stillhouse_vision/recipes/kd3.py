@@ -75,7 +75,7 @@ def kd3(settings: KD3Settings) -> Recipe:
     Claim: with web pictures of other classes and styles in the place of the teacher's data, a
     student that shares the teacher's classifier, aligns its weighted features on instances both
     networks choose, and contrasts pictures of mixed statistics, is more accurate on the target than
-    one distilled by its logits on all of the web or on what the teacher is surest of.
+    one distilled by its logits on all of the web or on what the teacher is most confident about.
     Command: `stillhouse run vision/kd3 --scale tiny|small|paper`; the ablation's rows are named in
     the setting `variants`.
 

@@ -21,7 +21,7 @@ POOL_IMAGENET32 = 1_281_167
 
 
 class KD3Settings(Teaching):
-    """What `vision/kd3` can be told; steps are optimizer steps, fractions are of a run."""
+    """Settings of `vision/kd3`; steps are optimizer steps, fractions are of a run."""
 
     web: Input = Field(
         "", description="unlabelled pictures the students learn from, as data is given"
@@ -35,7 +35,10 @@ class KD3Settings(Teaching):
     teacher_batch: int = Field(64, ge=1, description="of the teacher's own training")
     temperature: float = Field(4.0, gt=0, description="of the two rows of plain KD")
     confident: float = Field(
-        0.5, gt=0, le=1, description="share of the web the teacher is surest of, for one KD row"
+        0.5,
+        gt=0,
+        le=1,
+        description="share of the web the teacher is most confident about, for one KD row",
     )
     refreshes: int = Field(16, ge=1, description="KD3: how often instances are selected anew")
     mixing: tuple[float, float] = Field(

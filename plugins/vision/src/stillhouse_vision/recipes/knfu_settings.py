@@ -23,7 +23,7 @@ MNIST: Mapping[str, Any] = {"size": 28, "mean": MNIST_MEAN, "std": MNIST_STD, "n
 
 
 class KnowledgeFusion(Pictures):
-    """What `vision/knfu` can be told. All numbers but `beta` are our choice: the paper's are not
+    """Settings of `vision/knfu`. All numbers but `beta` are our choice: the paper's are not
     known to us.
     """
 
