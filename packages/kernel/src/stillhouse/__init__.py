@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from stillhouse.recipe import BaseStage, Bound, Context, Event, Recipe, Result, Scale, Stage
     from stillhouse.runs import Runs, home, project_root, run_recipe, run_stage
     from stillhouse.settings import Settings, make_recipe, make_settings
+    from stillhouse.sparse import Sampled, TopK
     from stillhouse.stages.convert import Convert
     from stillhouse.stages.evaluate import Evaluate, Figure
     from stillhouse.stages.make import Make
@@ -67,6 +68,7 @@ _NAMES = {
     "recipe": ("BaseStage", "Bound", "Context", "Event", "Recipe", "Result", "Scale", "Stage"),
     "runs": ("Runs", "home", "project_root", "run_recipe", "run_stage"),
     "settings": ("Settings", "make_recipe", "make_settings"),
+    "sparse": ("Sampled", "TopK"),
     "stages.convert": ("Convert",),
     "stages.evaluate": ("Evaluate", "Figure"),
     "stages.make": ("Make",),
@@ -80,10 +82,10 @@ __all__ = [
     "Artifact", "Augment", "BaseStage", "Beside", "Bound", "Built", "Cache", "Card", "Composed",
     "Constant", "Context", "Convert", "Cosine", "Data", "Domain", "Evaluate", "Event", "Export",
     "Federate", "Figure", "Make", "Metric", "Mix", "Model", "Models", "NoData", "Objective",
-    "Optimizer", "Phase", "Ragged", "Recipe", "Result", "Runs", "Scale", "Schedule", "Score",
-    "Search",
-    "Settings", "Setup", "Stage", "Step", "StillhouseError", "Take", "TensorData", "Tensors",
-    "Term", "Train", "Usage", "Weighted", "domains", "fit", "home", "load_model", "make_recipe",
+    "Optimizer", "Phase", "Ragged", "Recipe", "Result", "Runs", "Sampled", "Scale", "Schedule",
+    "Score", "Search", "Settings", "Setup", "Stage", "Step", "StillhouseError", "Take",
+    "TensorData", "Tensors", "Term", "TopK", "Train", "Usage", "Weighted", "domains", "fit", "home",
+    "load_model", "make_recipe",
     "make_settings", "project_root", "run_recipe", "run_stage", "save_model",
 ]  # fmt: skip
 

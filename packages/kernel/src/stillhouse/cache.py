@@ -9,7 +9,7 @@ stopped; a shard that does not match the manifest is computed again, never serve
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from stillhouse.artifact import Built
 from stillhouse.data.data import Data, rows_of
 from stillhouse.data.sampling import MixedData
 from stillhouse.digest import digest, file_digest
-from stillhouse.errors import ContractError, UnknownName
+from stillhouse.errors import ContractError
+from stillhouse.fidelity import settled
 from stillhouse.files import fsync, share, storage, write_text
+from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Tensors
-from stillhouse.packing import StoredType, check_storage, pack, unpack
+from stillhouse.packing import Output, StoredType, check_storage, name_of, pack, unpack
 from stillhouse.recipe import Context, Event
 from stillhouse.training import Augment, Setup, pass_length
 
@@ -37,12 +39,14 @@ IN_MEMORY = 256 << 20  # bytes of one view's outputs that are joined in memory w
 class Cache:
     """Which outputs of a frozen role are computed once.
 
-    The role must be a pure function of its input. `dtype` is that of storage. `top_k` keeps the k
-    largest logits and the log-sum-exp of the rest, which is spread evenly when read: exact mass at
-    temperature 1, approximate above.
+    The role must be a pure function of its input. `dtype` is that of storage. An output is kept as
+    it is, or as a few classes of it (`TopK`, `Sampled` of stillhouse.sparse), which are read under
+    names of their own. `top_k` keeps the k largest logits and the log-sum-exp of the rest, which is
+    spread evenly over whole logits when read; for short vocabularies. What errs too much is refused
+    (stillhouse.fidelity).
     """
 
-    outputs: tuple[str, ...] = ("logits",)
+    outputs: tuple[Output, ...] = ("logits",)
     dtype: StoredType = "fp32"
     top_k: int | None = None
 
@@ -73,7 +77,7 @@ class CachedRole(nn.Module):
     """
 
     def __init__(
-        self, views: Mapping[int, "_View"], cache: Cache, record: Mapping[str, str | int]
+        self, views: Mapping[int, "_View"], cache: Cache, record: Mapping[str, Any]
     ) -> None:
         super().__init__()
         self.views, self.cache, self.record = views, cache, record
@@ -153,10 +157,18 @@ def cached(
                 source=source,
                 ctx=ctx,
             )
+            outputs, kept = settled(
+                source.cache, folder, lambda: fill.asked(views[0]), where=fill.where
+            )
+            fill.cache = replace(source.cache, outputs=outputs)
             opened = {view: _View(fill.view(view)) for view in views}
-    record = {"key": source.key, "views": len(views), "rows": fill.rows // len(views)}
+    record: dict[str, Any] = {
+        "key": source.key,
+        "views": len(views),
+        "rows": fill.rows // len(views),
+    }
     record |= {"computed_rows": fill.computed, "reused_rows": fill.rows - fill.computed}
-    return CachedRole(opened, source.cache, record)
+    return CachedRole(opened, fill.cache, record | ({"kept": kept} if kept else {}))
 
 
 def stored(
@@ -204,7 +216,15 @@ class _Fill:
     ) -> None:
         self.role, self.module, self.data, self.folder = role, module.eval(), data, folder
         self.source, self.batch, self.ctx = source, source.batch, ctx
+        self.cache, self.where = source.cache, f"cache of role '{role}'"
         self.computed = self.rows = 0
+
+    @torch.no_grad()
+    def asked(self, view: int) -> Iterator[Tensors]:
+        """The role's outputs, batch by batch."""
+        self.module.to(self.ctx.device)
+        for batch in self.data.batches(self.batch, rng=None):
+            yield self._outputs(batch, view)
 
     def view(self, view: int) -> list[dict[str, Tensor]]:
         """The shards of a view, in order; those missing or damaged are computed."""
@@ -242,23 +262,24 @@ class _Fill:
     @torch.no_grad()
     def _compute(self, batches: Sequence[Tensors], view: int) -> dict[str, Tensor]:
         self.module.to(self.ctx.device)
-        parts = [self._outputs(batch, view) for batch in batches]
+        parts = [self._packed(batch, view) for batch in batches]
         self.computed += sum(len(part["id"]) for part in parts)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _outputs(self, batch: Tensors, view: int) -> dict[str, Tensor]:
+    def _packed(self, batch: Tensors, view: int) -> dict[str, Tensor]:
+        found, packed = self._outputs(batch, view), {"id": batch["id"]}
+        for output in self.cache.outputs:
+            value = named(found, name_of(output), what="output", where=self.where)
+            packed |= pack(output, value, self.cache, ids=batch["id"], view=view)
+        return packed
+
+    def _outputs(self, batch: Tensors, view: int) -> Tensors:
         seen: Tensors = {**batch, "view": torch.full_like(batch["id"], view)}
         if self.source.augment is not None:
             plain, seen = seen, self.source.augment(seen)
             if self.computed == 0:
                 _check_pure(self.source.augment, plain, seen)
-        outputs = self.module({name: value.to(self.ctx.device) for name, value in seen.items()})
-        packed = {"id": batch["id"]}
-        for name in self.source.cache.outputs:
-            if name not in outputs:
-                raise UnknownName("output", name, outputs, where=f"cache of role '{self.role}'")
-            packed |= pack(name, outputs[name], self.source.cache)
-        return packed
+        return self.module({name: value.to(self.ctx.device) for name, value in seen.items()})
 
     def _report(self, view: int, number: int) -> None:
         done = min(len(self.data), (number + 1) * max(1, SHARD_ROWS // self.batch) * self.batch)

@@ -8,6 +8,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stillhouse.objectives.chunked import (
+        Head,
+        chunked,
+    )
     from stillhouse.objectives.contrastive import (
         crd_loss,
         crd_sides_loss,
@@ -33,6 +37,12 @@ if TYPE_CHECKING:
         ofd_loss,
         ofd_stages_loss,
         reviewkd_loss,
+    )
+    from stillhouse.objectives.language import (
+        lm_cross_entropy_loss,
+        lm_kd_loss,
+        lm_sampled_kd_loss,
+        lm_sparse_kd_loss,
     )
     from stillhouse.objectives.logits import (
         dist_loss,
@@ -60,6 +70,10 @@ if TYPE_CHECKING:
         rkd_distance_loss,
         sp_loss,
     )
+    from stillhouse.objectives.sparse import (
+        sampled_kd_loss,
+        sparse_kd_loss,
+    )
     from stillhouse.objectives.statistics import (
         kdsvd_loss,
         nst_loss,
@@ -78,6 +92,7 @@ if TYPE_CHECKING:
 
 # module -> its public names; the same as above, which is what type checkers read
 _NAMES = {
+    "chunked": ("Head", "chunked"),
     "contrastive": (
         "crd_loss",
         "crd_sides_loss",
@@ -103,6 +118,12 @@ _NAMES = {
         "ofd_loss",
         "ofd_stages_loss",
         "reviewkd_loss",
+    ),
+    "language": (
+        "lm_cross_entropy_loss",
+        "lm_kd_loss",
+        "lm_sampled_kd_loss",
+        "lm_sparse_kd_loss",
     ),
     "logits": (
         "dist_loss",
@@ -130,6 +151,10 @@ _NAMES = {
         "rkd_distance_loss",
         "sp_loss",
     ),
+    "sparse": (
+        "sampled_kd_loss",
+        "sparse_kd_loss",
+    ),
     "statistics": (
         "kdsvd_loss",
         "nst_loss",
@@ -147,14 +172,15 @@ _NAMES = {
 _MODULE = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
-    "Composed", "Constant", "Cosine", "Count", "Fraction", "NotNegative", "NotPositive",
+    "Composed", "Constant", "Cosine", "Count", "Fraction", "Head", "NotNegative", "NotPositive",
     "Objective", "Optimizer", "Phase", "Positive", "Range", "SampleMean", "Share", "Step", "Term",
-    "Weighted", "ZOO", "at_loss", "at_stages_loss", "cc_loss", "check_declared", "crd_loss",
-    "crd_sides_loss", "cross_entropy_loss", "dist_loss", "diswot_relation_loss",
+    "Weighted", "ZOO", "at_loss", "at_stages_loss", "cc_loss", "check_declared", "chunked",
+    "crd_loss", "crd_sides_loss", "cross_entropy_loss", "dist_loss", "diswot_relation_loss",
     "diswot_semantic_loss", "dkd_loss", "hcl_loss", "hint_loss", "ickd_loss", "info_nce_loss",
-    "kd_loss", "kdsvd_loss", "mgd_loss", "nst_loss", "ofd_loss", "ofd_stages_loss", "pkt_loss",
-    "reviewkd_loss", "rkd_angle_loss", "rkd_distance_loss", "role_loss", "sp_loss", "standardized",
-    "zoo_method",
+    "kd_loss", "kdsvd_loss", "lm_cross_entropy_loss", "lm_kd_loss", "lm_sampled_kd_loss",
+    "lm_sparse_kd_loss", "mgd_loss", "nst_loss", "ofd_loss", "ofd_stages_loss", "pkt_loss",
+    "reviewkd_loss", "rkd_angle_loss", "rkd_distance_loss", "role_loss", "sampled_kd_loss",
+    "sp_loss", "sparse_kd_loss", "standardized", "zoo_method",
 ]  # fmt: skip
 
 

@@ -278,6 +278,11 @@ def _cost_notes(stage: StageEntry) -> str:
     for role, record in cache.items():
         made, reused = record.get("computed_rows"), record.get("reused_rows")
         notes.append(f"{role} outputs cached: {made} rows computed, {reused} reused")
+        for output, kept in (record.get("kept") or {}).items():
+            notes.append(
+                f"of {role}.{output} {kept['k']} of {kept['classes']} classes kept: "
+                f"KL errs by {100 * kept['kl_error']:+.2g} %"
+            )
     for score, names in (stage.measured.get("uncounted") or {}).items():
         notes.append(f"{score} without {', '.join(names)}, which cannot be counted")
     return "; ".join(notes)

@@ -14,6 +14,7 @@ from stillhouse.engine import fit
 from stillhouse.errors import BadSetting
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Objective
+from stillhouse.packing import check_reads
 from stillhouse.recipe import Context
 from stillhouse.search.space import SearchSpace
 from stillhouse.training import Augment, Setup, alone
@@ -48,6 +49,8 @@ class Trained:
                 f"a score by training trains '{self.student}' alone "
                 f"(the objective trains {', '.join(sorted(trains))})"
             )
+        for role, cache in self.cache.items():
+            check_reads(role, cache, self.objective, where="score by training")
         self.setup(0)
 
     def setup(self, seed: int) -> Setup:

@@ -17,6 +17,7 @@ from stillhouse.engine import fit
 from stillhouse.errors import BadRecipe, OutOfMemory, UnknownName
 from stillhouse.loading import copy_into
 from stillhouse.objectives.objective import Composed, Objective, Refreshing
+from stillhouse.packing import check_reads
 from stillhouse.profile import process_peak_mib
 from stillhouse.recipe import MICRO_BATCHES, BaseStage, Context, Resource, Result
 from stillhouse.refreshing import declared
@@ -95,6 +96,8 @@ class Train(BaseStage):
                     )
         self._check_assets(where)
         self._check_sampling(where)
+        for role, cache in self.cache.items():
+            check_reads(role, cache, self.objective, where=where)
         self.setup()
 
     def _check_assets(self, where: str) -> None:
