@@ -126,17 +126,41 @@ def test_pictures_of_another_size_are_fitted_when_asked(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_large_data_come_in_parts_that_are_stored_alike(
+def test_images_that_are_many_are_kept_as_they_are_and_give_the_same_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_parquet(tmp_path / "train.parquet", [(png(i), i % 2) for i in range(10)])
-    reader = ReadImages(images=COLOUR, classes=2)
-    monkeypatch.setattr("stillhouse_vision.data.SHARD_BYTES", 3 * 4 * 4 * 3)
+    given = [(png(i, (9, 6), kind="JPEG"), i % 2) for i in range(10)]
+    write_parquet(tmp_path / "train.parquet", given)
+    reader = ReadImages(images=COLOUR, classes=2, resize=True)
+    decoded = save_data(tmp_path / "all", read(tmp_path, resize=True)["train"]).open()
+    monkeypatch.setattr("stillhouse_vision.images.DECODED_BYTES", 100)
+    monkeypatch.setattr("stillhouse_vision.images.SHARD_BYTES", 2 * len(given[0][0]))
     parts = reader({"source": tmp_path}, work=Work.seeded(0))["train"]
     assert not isinstance(parts, dict)
     stored = save_data(tmp_path / "out", parts).open()
-    assert stored.columns["labels"].tolist() == read(tmp_path)["train"]["labels"].tolist()
-    assert len(list((tmp_path / "out").glob("*.safetensors"))) == 3
+    assert len(list((tmp_path / "out").glob("*.arrow"))) > 2
+    assert stored.columns["labels"].tolist() == decoded.columns["labels"].tolist()
+    for found, wanted in zip(
+        stored.batches(4, rng=torch.Generator().manual_seed(1)),
+        decoded.batches(4, rng=torch.Generator().manual_seed(1)),
+        strict=True,
+    ):
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_an_image_that_cannot_be_read_is_refused_before_it_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stillhouse_vision.images.DECODED_BYTES", 100)
+    rows = [(png(i), i % 2) for i in range(9)]
+    write_parquet(tmp_path / "train.parquet", [*rows, (cut(png(3)), 1)])
+    parts = ReadImages(images=COLOUR, classes=2, held_out=0.1)(
+        {"source": tmp_path}, work=Work.seeded(0)
+    )
+    with pytest.raises(BadData, match=r"train.parquet: row 9: not a whole image"):
+        for split, part in parts.items():
+            save_data(tmp_path / split, part)
 
 
 def cut(encoded: bytes) -> bytes:

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import math
+import time
 import types
 from collections.abc import Mapping, Sequence, Set
 from enum import Enum
@@ -123,20 +124,39 @@ def file_digest(path: Path) -> str:
 
 def path_digest(path: Path) -> str:
     """sha256 of a file, or of a folder's sorted relative names and file digests; a folder that
-    holds nothing counts by its name. Links are followed (see `files.tree`).
+    holds nothing counts by its name. Links are followed (see `files.tree`). Large files are read
+    where they changed since the last time (stillhouse.memo).
     """
     if path.is_file():
-        return file_digest(path)
-    return text_digest("\n".join(_line(path, found) for found in tree(path)))
+        return _digests([path])[path]
+    found = tree(path)
+    digests = _digests([each for each in found if not each.is_dir()])
+    return text_digest("\n".join(_line(path, each, digests.get(each)) for each in found))
 
 
-def _line(folder: Path, found: Path) -> str:
+def _digests(files: Sequence[Path]) -> dict[Path, str]:
+    from stillhouse.memo import Memo
+
+    memo, digests = Memo(files), dict[Path, str]()
+    try:
+        for file in files:
+            begun = time.time_ns()
+            known = memo.recall(file)
+            digests[file] = known or file_digest(file)
+            if known is None:
+                memo.remember(file, digests[file], begun_ns=begun)
+    finally:
+        memo.close()  # what was hashed before a kill by Ctrl-C need not be again
+    return digests
+
+
+def _line(folder: Path, found: Path, sha256: str | None) -> str:
     name = found.relative_to(folder).as_posix()
     try:
         name.encode()
     except UnicodeEncodeError as error:  # no text of ours, in JSON or parquet, could hold it
         raise BadData(f"{folder}: the name {name!r} is not UTF-8; rename it") from error
-    return f"{name}/" if found.is_dir() else f"{name} {file_digest(found)}"
+    return f"{name}/" if sha256 is None else f"{name} {sha256}"
 
 
 def stamp(path: Path) -> int:

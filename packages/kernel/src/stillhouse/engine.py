@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stillhouse import parallel, refreshing, training
 from stillhouse.checkpoint import Checkpoints, check_fingerprint
-from stillhouse.data.data import Data, Rows, TensorData
+from stillhouse.data.data import Data, RowData, Rows
 from stillhouse.errors import ContractError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.frozen import Bits, check_frozen, frozen_bits
@@ -139,18 +139,22 @@ class _Loop:
         batches = training.batches_from(place, self.chosen, job.setup, job.ctx)
         # asked once: whether something is of a runtime protocol takes nine calls
         watcher, selects = self.watcher, isinstance(job.objective, Refreshing)
-        while place.step < job.setup.steps:
-            if selects and refreshing.due(job.objective, place):
-                self._refresh()
-                batches = training.batches_from(place, self.chosen, job.setup, job.ctx)
-            batch = next(batches)
-            if watcher:
-                watcher.before(place.step, batch)
-            self._step(batch)
-            if watcher:
-                watcher.after(place.step, batch, self.curves.newest)
-            place.step += 1
-            self._watch(place.step)
+        try:
+            while place.step < job.setup.steps:
+                if selects and refreshing.due(job.objective, place):
+                    self._refresh()
+                    batches.close()
+                    batches = training.batches_from(place, self.chosen, job.setup, job.ctx)
+                batch = next(batches)
+                if watcher:
+                    watcher.before(place.step, batch)
+                self._step(batch)
+                if watcher:
+                    watcher.after(place.step, batch, self.curves.newest)
+                place.step += 1
+                self._watch(place.step)
+        finally:
+            batches.close()  # ends the workers
 
     def _step(self, batch: Tensors) -> None:
         step, ctx = self.place.step, self.job.ctx
@@ -235,7 +239,7 @@ class _Loop:
 
     def _choose(self, index: Tensor | None) -> None:
         if index is not None:
-            assert isinstance(self.job.data, TensorData)
+            assert isinstance(self.job.data, RowData)
             self.chosen = Rows(self.job.data, index)
             self.share = self._share()
 

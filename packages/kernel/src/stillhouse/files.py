@@ -76,7 +76,8 @@ def share(path: Path) -> None:
     mode = probe.stat().st_mode
     probe.unlink()
     for file in [path, *path.rglob("*")]:
-        if file.is_file() and not file.is_symlink():
+        # not where it has them: that would count as a change of the file
+        if file.is_file() and not file.is_symlink() and file.stat().st_mode != mode:
             file.chmod(mode)
 
 

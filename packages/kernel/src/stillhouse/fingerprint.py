@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stillhouse.checkpoint import CHECKSUMS
 from stillhouse.data.data import Data, Ragged, Rows, TensorData
+from stillhouse.data.stored import StoredData
 from stillhouse.digest import arrays_digest, digest, text_digest
 from stillhouse.errors import UnhashableRecipe
 from stillhouse.objectives.objective import Objective
@@ -51,8 +52,10 @@ def data_digest(data: Data, batch: int) -> str:
     """sha256 of all columns of data in memory; of other data, their length and first batch."""
     if isinstance(data, TensorData):
         return _columns(data.columns)
+    if isinstance(data, StoredData):
+        return data.digest
     if isinstance(data, Rows):
-        return text_digest(_columns(data.data.columns) + arrays_digest({"index": data.index}))
+        return text_digest(data_digest(data.data, batch) + arrays_digest({"index": data.index}))
     first: Mapping[str, Tensor] = next(iter(data.batches(batch, rng=None)), {})
     return text_digest(f"{len(data)} {_columns(first)}")
 

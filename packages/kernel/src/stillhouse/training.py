@@ -1,16 +1,18 @@
 """What decides the bits of a training run: its setup, its seeds, its place in the data."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from stillhouse.data.data import Data, rows_of
-from stillhouse.data.sampling import REPEAT, SOURCE, DataBeside, MixedData
+from stillhouse.data.data import Data, Plan, PlannedData, rows_of
+from stillhouse.data.loader import batches_of
+from stillhouse.data.sampling import REPEAT, DataBeside, MixedData
 from stillhouse.digest import text_digest
 from stillhouse.errors import BadData, BadSetting, UnknownName
 from stillhouse.objectives.objective import Objective, Tensors
@@ -134,42 +136,61 @@ def pass_length(data: Data, batch: int) -> int:
     return max(1, len(data) // batch)
 
 
-def batches_from(place: Place, data: Data, setup: Setup, ctx: Context) -> Iterator[Tensors]:
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Reads the batches of a training, in this process or a worker: augmented, on the CPU."""
+
+    data: Data
+    augment: Augment | None
+    plain: bool
+    views: int
+
+    def __call__(self, request: tuple[Plan, int]) -> Tensors:
+        """That of a plan, or of a batch that is read already, at a view."""
+        plan, view = request
+        batch = self.data.read(plan) if isinstance(self.data, PlannedData) else plan
+        several = isinstance(self.data, MixedData | DataBeside)
+        views = (view + batch[REPEAT]) % self.views if several else view
+        batch = {**batch, "view": torch.zeros_like(batch["id"]) + views}
+        if self.augment is None:
+            return batch
+        augmented = self.augment(batch)
+        return {**augmented, **_replaced(batch, augmented)} if self.plain else augmented
+
+
+def batches_from(
+    place: Place, data: Data, setup: Setup, ctx: Context
+) -> Generator[Tensors, None, None]:
     """Endless prepared batches from the place on: pass after pass in the order of (seed, origin,
     epoch).
     """
+    read = Prepared(data=data, augment=setup.augment, plain=setup.plain, views=setup.views)
+    cuda = ctx.device.startswith("cuda")
+    stored = isinstance(data, PlannedData) and data.stored
+    batches = batches_of(read, _requests(place, data, setup, ctx), stored=stored, pinned=cuda)
+    for batch in batches:
+        if ctx.device != "cpu":
+            batch = {name: v.to(ctx.device, non_blocking=True) for name, v in batch.items()}
+        yield batch
+
+
+def _requests(place: Place, data: Data, setup: Setup, ctx: Context) -> Iterator[tuple[Plan, int]]:
+    """This process's part of each plan, with the view; whole batches of data that plan nothing."""
     length = pass_length(data, setup.batch)
-    several = isinstance(data, MixedData | DataBeside)
     epoch, skip = divmod(place.step - place.origin, length)
     while True:
-        rng = Generator().manual_seed(mix(setup.seed, ORDER, place.origin, epoch))
+        rng = torch.Generator().manual_seed(mix(setup.seed, ORDER, place.origin, epoch))
         view = (place.epochs_before + epoch) % setup.views
-        for number, batch in enumerate(data.batches(setup.batch, rng=rng)):
-            if skip <= number < length:
-                yield _prepared(batch, view, setup, ctx, several=several)
+        planned = isinstance(data, PlannedData)
+        each = data.plan(setup.batch, rng=rng) if planned else data.batches(setup.batch, rng=rng)
+        for plan in islice(each, skip, length):
+            if ctx.nproc == 1:
+                yield plan, view
+            elif planned:
+                yield data.share(plan, rank=ctx.rank, nproc=ctx.nproc), view
+            else:
+                yield rows_of(plan, torch.arange(ctx.rank, len(plan["id"]), ctx.nproc)), view
         epoch, skip = epoch + 1, 0
-
-
-def _prepared(batch: Tensors, view: int, setup: Setup, ctx: Context, *, several: bool) -> Tensors:
-    if ctx.nproc > 1:
-        batch = rows_of(batch, _own_rows(batch, ctx, several=several))
-    views = (view + batch[REPEAT]) % setup.views if several else view
-    batch = {**batch, "view": torch.zeros_like(batch["id"]) + views}
-    if setup.augment is not None:
-        given, batch = batch, setup.augment(batch)
-        if setup.plain:
-            batch = {**batch, **_replaced(given, batch)}
-    if ctx.device != "cpu":
-        batch = {name: value.to(ctx.device, non_blocking=True) for name, value in batch.items()}
-    return batch
-
-
-def _own_rows(batch: Tensors, ctx: Context, *, several: bool) -> Tensor:
-    """Every nproc-th row: of a mix those of each set, which alternate in a batch."""
-    rows = torch.arange(len(batch["id"]))
-    if several and SOURCE in batch:
-        rows = batch[SOURCE].argsort(stable=True)
-    return rows[ctx.rank :: ctx.nproc].sort().values
 
 
 def _replaced(given: Tensors, batch: Tensors) -> Tensors:

@@ -23,6 +23,8 @@ from stillhouse.errors import BadRecipe, CorruptArtifact, PluginError
 if TYPE_CHECKING:
     from torch import nn
 
+    from stillhouse.data.encoded import Decoder
+
 # what a function is when it is defined: plain, or with functools.cache
 FUNCTIONS = (types.FunctionType, type(functools.cache(len)))
 NAME = re.compile(r"(?!.*\b__)[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.A)
@@ -57,6 +59,18 @@ def builder(name: str) -> "Callable[..., nn.Module]":
             f"'{name}': builds no network; a model's `build` is an nn.Module class, or a function "
             "annotated to return one"
         )
+    return found
+
+
+def decoder_class(name: str) -> "type[Decoder]":
+    """The Decoder class "module:qualname". Raises PluginError or BadRecipe. Its caller compares its
+    code with what is recorded beside the name, whatever the stage's key covers.
+    """
+    from stillhouse.data.encoded import Decoder
+
+    found = _defined(name, covered=False)
+    if not (isinstance(found, type) and issubclass(found, Decoder)):
+        raise PluginError(f"'{name}': decodes nothing; it is no stillhouse.data.Decoder class")
     return found
 
 
@@ -103,8 +117,10 @@ def trusted_packages() -> set[str]:
     return {"stillhouse"} | {point.value.partition(":")[0].partition(".")[0] for point in points}
 
 
-def _defined(name: str) -> Any:  # Any: a function or class
-    """The function or class that is defined, under this name, in a module of a trusted package."""
+def _defined(name: str, *, covered: bool = True) -> Any:  # Any: a function or class
+    """The function or class that is defined, under this name, in a module of a trusted package;
+    `covered`: in one that the running stage's key covers.
+    """
     if not NAME.fullmatch(name):
         raise PluginError(f"{_brief(name)}: not of the form module:function")
     module, _, qualname = name.partition(":")
@@ -115,7 +131,7 @@ def _defined(name: str) -> Any:  # Any: a function or class
             "'stillhouse.domains' entry point; nothing of it is imported"
         )
     stage, modules = _COVERED.get() or ("", (module,))
-    if module not in modules:
+    if covered and module not in modules:
         raise BadRecipe(
             f"stage '{stage}': '{name}' is named in what it reads, but nothing in the stage leads "
             f"to it, so that its key would not see a change of it; import {module} where the name "

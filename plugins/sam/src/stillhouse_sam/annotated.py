@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import TypedDict
 
-from stillhouse.data.data import Data, TensorData
+from stillhouse.data.data import Data, RowData
 from stillhouse.errors import BadData
 from stillhouse_sam.formats import Object
 
@@ -26,7 +26,7 @@ class Annotation(TypedDict):
 
 def annotations(data: Data) -> list[Annotation]:
     """One a row of the data, in their order; raises BadData where they have none."""
-    column = data.columns.get("annotations") if isinstance(data, TensorData) else None
+    column = data.columns.get("annotations") if isinstance(data, RowData) else None
     if not isinstance(column, list):
         raise BadData("the data have no text column 'annotations'; make them with ReadMasks")
     return [json.loads(text) for text in column]

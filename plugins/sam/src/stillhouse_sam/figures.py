@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from stillhouse.data.data import Data, TensorData
+from stillhouse.data.data import Data, RowData
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
@@ -61,7 +61,7 @@ class Masks:
 
     def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         known = annotations(data)
-        assert isinstance(data, TensorData)  # no other has annotations
+        assert isinstance(data, RowData)  # no other has annotations
         index = self._chosen(known, data)
         batch = data.rows(index)
         rows = {TRUTH: _true(batch)}
@@ -69,7 +69,7 @@ class Masks:
             rows[line] = _answered(named(models, role, what="role", where="masks"), batch)
         return _page(rows, [credit_of(known[row]) for row in index.tolist()])
 
-    def _chosen(self, known: Sequence[Annotation], data: TensorData) -> Tensor:
+    def _chosen(self, known: Sequence[Annotation], data: RowData) -> Tensor:
         """The rows of photos that have an object and may be shown."""
         valid = named(data.columns, "mask_valid", what="column", where="masks")
         assert isinstance(valid, Tensor)

@@ -9,35 +9,24 @@ message names the file, and the row where there is one.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from stillhouse.data.data import Columns
-from stillhouse.data.images import IMAGE_SUFFIXES, fit_square, read_image
+from stillhouse.data.images import IMAGE_SUFFIXES
 from stillhouse.data.notes import note
 from stillhouse.data.sources import check_apart, copied, note_left_out, visible_files
 from stillhouse.data.splits import Split, check_classes, parts
 from stillhouse.errors import BadData
 from stillhouse.work import Work
 from stillhouse_vision.folders import class_folders, class_names, parquet_files
+from stillhouse_vision.images import ParquetImage, ParquetImages, Sample, image_columns, no_column
 from stillhouse_vision.models.classifier import ImageSpec
 
-IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")
-SHARD_BYTES = 256 << 20  # a port is written in parts of this size
-
-
-class Sample(NamedTuple):
-    """An image that is not decoded yet; `where` names it in messages."""
-
-    where: str
-    encoded: Path | bytes
-    label: int
+LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +66,10 @@ class ReadImages:
             splits = held_out(splits["train"], self.held_out, work.rng)
         for split, samples in splits.items():
             self._check_labels(f"{source} ({split})", samples)
-        return {split: self._columns(samples) for split, samples in splits.items()}
+        return {
+            split: image_columns(samples, self.images, resize=self.resize, work=work)
+            for split, samples in splits.items()
+        }
 
     def _arrays(
         self, arrays: Mapping[str, Any], split: str
@@ -107,40 +99,6 @@ class ReadImages:
                 f"{where}: class {min(empty)}{name} has no image; "
                 f"add some or set classes (now {self.classes})"
             )
-
-    def _columns(self, samples: Sequence[Sample]) -> Iterator[Columns]:
-        part = max(1, SHARD_BYTES // (self.images.channels * self.images.size**2))
-        for start in range(0, len(samples), part):
-            chosen = samples[start : start + part]
-            yield {
-                "images": torch.from_numpy(
-                    np.stack([decode(s, self.images, resize=self.resize) for s in chosen])
-                ),
-                "labels": torch.tensor([s.label for s in chosen]),
-            }
-
-
-def decode(sample: Sample, images: ImageSpec, *, resize: bool) -> NDArray[np.uint8]:
-    """The image as [C, H, W], upright; raises BadData when it cannot be read or does not fit
-    `images`.
-    """
-    image = read_image(sample.encoded, sample.where, mode="RGB" if images.channels == 3 else "")
-    if (images.channels, image.mode) not in ((3, "RGB"), (1, "L")):
-        raise BadData(
-            f"{sample.where}: an image of mode {image.mode}, "
-            f"but mean and std have {images.channels} channel(s)"
-        )
-    size = images.size
-    if image.size != (size, size):
-        if not resize:
-            found = f"{image.width} x {image.height}"
-            raise BadData(
-                f"{sample.where}: {found} pixels, expected {size} x {size}; "
-                "set size, or resize=true to fit it"
-            )
-        image = fit_square(image, size, sample.where)
-    array = np.array(image, dtype=np.uint8)
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
 def find_samples(source: Path, names: Sequence[str]) -> dict[str, list[Sample]]:
@@ -199,47 +157,24 @@ def parquet_samples(file: Path, root: Path) -> list[Sample]:
     label.
     """
     where = file.relative_to(root.parent).as_posix()
-    table = read_parquet(file)
-    pictures = encoded_pictures(table, where)
-    labels = table.column(_column(table, LABEL_COLUMNS, where)).to_pylist()
-    return [
-        _row(f"{where}: row {i}", encoded, label)
-        for i, (encoded, label) in enumerate(zip(pictures, labels, strict=True))
-    ]
+    images = ParquetImages(file, where)
+    labels = parquet_labels(images)
+    if labels is None:
+        raise no_column(where, LABEL_COLUMNS, images.parquet.schema_arrow.names)
+    return [_row(image, label) for image, label in zip(images.samples(), labels, strict=True)]
 
 
-def read_parquet(file: Path) -> pa.Table:
-    """The whole table; raises BadData."""
-    try:
-        return pq.read_table(file)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise BadData(
-            f"{file}: cannot be read as parquet ({str(error).splitlines()[0]}); get it again"
-        ) from error
+def parquet_labels(images: ParquetImages) -> list[int | None] | None:
+    """The column label; None where there is none."""
+    names = images.parquet.schema_arrow.names
+    found = next((name for name in LABEL_COLUMNS if name in names), None)
+    return images.parquet.read(columns=[found]).column(0).to_pylist() if found else None
 
 
-def encoded_pictures(table: pa.Table, where: str) -> list[bytes | None]:
-    """The column image, a struct with bytes or bytes; raises BadData where there is none."""
-    pictures = table.column(_column(table, IMAGE_COLUMNS, where))
-    if pa.types.is_struct(pictures.type):
-        pictures = pa.chunked_array([chunk.field("bytes") for chunk in pictures.chunks])
-    return pictures.to_pylist()
-
-
-def _column(table: pa.Table, names: Sequence[str], where: str) -> str:
-    for name in names:
-        if name in table.column_names:
-            return name
-    raise BadData(
-        f"{where}: no column {' or '.join(names)}; it has {', '.join(table.column_names)}"
-    )
-
-
-def _row(where: str, encoded: bytes | None, label: int | None) -> Sample:
-    if not isinstance(encoded, bytes) or not isinstance(label, int):
-        missing = "image" if not isinstance(encoded, bytes) else "whole-number label"
-        raise BadData(f"{where}: has no {missing}; complete or remove it")
-    return Sample(where, encoded, label)
+def _row(image: ParquetImage, label: int | None) -> Sample:
+    if not isinstance(label, int):
+        raise BadData(f"{image.where}: has no whole-number label; complete or remove it")
+    return Sample(image.where, image, label)
 
 
 def folder_samples(folder: Path, classes: Sequence[str]) -> list[Sample]:

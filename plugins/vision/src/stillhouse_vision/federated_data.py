@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Integer
 from torch import Generator, Tensor
 
-from stillhouse.data.data import Columns, TensorData
+from stillhouse.data.data import Columns, RowData
 from stillhouse.errors import BadSetting
 from stillhouse.federated.splits import (
     dirichlet_split,
@@ -112,9 +112,9 @@ class SplitImages:
         return order[: self.transfer].sort().values, order[self.transfer :].sort().values
 
 
-def _columns(data: TensorData) -> dict[str, Tensor]:
-    columns = {name: data.columns[name] for name in (IMAGES, LABELS, ID)}
-    return {name: column for name, column in columns.items() if isinstance(column, Tensor)}
+def _columns(data: RowData) -> dict[str, Tensor]:
+    batch = data.rows(torch.arange(len(data)))
+    return {name: batch[name] for name in (IMAGES, LABELS, ID)}
 
 
 def _rows(columns: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:

@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from torch import Generator
 
-from stillhouse.data.data import Columns, TensorData
+from stillhouse.data.data import Columns, RowData
 from stillhouse.data.notes import note
 from stillhouse.data.sources import visible_folders
 from stillhouse.errors import BadData
 from stillhouse.federated.splits import label_distribution, personal_weights
 from stillhouse.recipe import STAGE_NAME
 from stillhouse.work import Work
-from stillhouse_vision.data import decode, folder_samples
+from stillhouse_vision.data import folder_samples
 from stillhouse_vision.federated_data import ID, IMAGES, LABELS
 from stillhouse_vision.folders import class_names
+from stillhouse_vision.images import decode
 from stillhouse_vision.models.classifier import ImageSpec
 
 RESERVED = ("transfer", "test", "train", "exchange")  # ports of the stages that clients meet in
@@ -107,7 +108,7 @@ class OwnClients:
             ID: torch.arange(len(samples)),
         }
 
-    def _shared(self, train: TensorData, rng: Generator) -> dict[str, torch.Tensor]:
+    def _shared(self, train: RowData, rng: Generator) -> dict[str, torch.Tensor]:
         count = min(self.transfer, len(train))
         if count < self.transfer:
             note(f"data: {count} training images, fewer than transfer={self.transfer}: all shared")
@@ -115,6 +116,6 @@ class OwnClients:
         return {name: column[rows] for name, column in _columns(train).items()}
 
 
-def _columns(data: TensorData) -> dict[str, torch.Tensor]:
-    columns = {name: data.columns[name] for name in (IMAGES, LABELS, ID)}
-    return {name: column for name, column in columns.items() if isinstance(column, torch.Tensor)}
+def _columns(data: RowData) -> dict[str, torch.Tensor]:
+    batch = data.rows(torch.arange(len(data)))
+    return {name: batch[name] for name in (IMAGES, LABELS, ID)}

@@ -20,8 +20,9 @@ from stillhouse.data.images import IMAGE_SUFFIXES, read_image
 from stillhouse.data.sources import visible_files
 from stillhouse.data.splits import Split
 from stillhouse.errors import BadData, BadSetting
-from stillhouse_vision.data import IMAGE_COLUMNS, LABEL_COLUMNS
+from stillhouse_vision.data import LABEL_COLUMNS
 from stillhouse_vision.folders import class_folders, class_names, parquet_files
+from stillhouse_vision.images import IMAGE_COLUMNS
 from stillhouse_vision.models.classifier import IMAGENET_MEAN, IMAGENET_STD
 
 GREY_MEAN, GREY_STD = (0.5,), (0.25,)

@@ -10,7 +10,7 @@ from stillhouse.artifact import Built
 from stillhouse.data.images import IMAGE_SUFFIXES
 from stillhouse.errors import BadData
 from stillhouse.files import each_file
-from stillhouse_vision.data import Sample, decode
+from stillhouse_vision.images import Sample, decode
 from stillhouse_vision.models import ImageSpec
 from stillhouse_vision.usage import spec_of_images
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillhouse.data.data import Columns, TensorData
+from stillhouse.data.data import Columns, RowData
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.work import Work
 
@@ -34,7 +34,7 @@ class Reduce:
     def __call__(
         self, inputs: Mapping[str, Any], *, work: Work
     ) -> Mapping[str, Columns]:  # Any: what each input's opener returns
-        source: TensorData = inputs["source"]
+        source: RowData = inputs["source"]
         wanted = self.train + self.validation
         if len(source) < wanted:
             raise BadData(

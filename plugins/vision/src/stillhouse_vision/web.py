@@ -14,20 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillhouse.data.data import Columns, TensorData
+from stillhouse.data.data import Columns, RowData
 from stillhouse.data.images import IMAGE_SUFFIXES
 from stillhouse.data.sources import note_left_out, visible_files
 from stillhouse.data.splits import split_of
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.work import Work
-from stillhouse_vision.data import (
-    LABEL_COLUMNS,
-    SHARD_BYTES,
-    Sample,
-    decode,
-    encoded_pictures,
-    read_parquet,
-)
+from stillhouse_vision.data import parquet_labels
+from stillhouse_vision.images import ParquetImages, Sample, image_columns
 from stillhouse_vision.models.classifier import ImageSpec
 
 CLASSES = "classes.json"
@@ -62,7 +56,7 @@ class ReadWeb:
                 f"web: a {type(source).__name__}; expected arrays, parquet or a folder of images"
             )
         samples = find_pictures(source)
-        return {"web": self._columns(samples, self._known(source))}
+        return {"web": self._columns(samples, self._known(source), work)}
 
     def _arrays(self, arrays: Mapping[str, Any]) -> Columns:  # Any: numpy arrays or tensors
         images = torch.as_tensor(np.asarray(arrays["images"]))
@@ -91,16 +85,14 @@ class ReadWeb:
         return frozenset(found)
 
     def _columns(
-        self, samples: Sequence[Sample], known: frozenset[int] | None
+        self, samples: Sequence[Sample], known: frozenset[int] | None, work: Work
     ) -> Iterator[Columns]:
         tells = known is not None and all(s.label != UNKNOWN for s in samples)
-        part = max(1, SHARD_BYTES // (self.images.channels * self.images.size**2))
-        for start in range(0, len(samples), part):
-            chosen = samples[start : start + part]
-            pictures = np.stack([decode(s, self.images, resize=True) for s in chosen])
-            columns: dict[str, Tensor] = {"images": torch.from_numpy(pictures)}
-            if tells and known is not None:
-                columns["vocabulary"] = torch.tensor([s.label in known for s in chosen])
+        for part in image_columns(samples, self.images, resize=True, work=work):
+            labels = part["labels"]
+            columns = {name: column for name, column in part.items() if name != "labels"}
+            if tells and known is not None and isinstance(labels, Tensor):
+                columns["vocabulary"] = torch.tensor([n in known for n in labels.tolist()])
             yield columns
 
 
@@ -128,17 +120,13 @@ def _parquet(source: Path, files: Sequence[Path]) -> list[Path]:
 
 
 def _rows(file: Path) -> list[Sample]:
-    table = read_parquet(file)
-    pictures = encoded_pictures(table, str(file))
-    label = next((n for n in LABEL_COLUMNS if n in table.column_names), None)
-    labels: list[int | None] = table.column(label).to_pylist() if label else [None] * len(table)
-    samples: list[Sample] = []
-    for row, (encoded, number) in enumerate(zip(pictures, labels, strict=True)):
-        if not isinstance(encoded, bytes):
-            raise BadData(f"{file}: row {row}: has no image; complete or remove it")
-        known = number if isinstance(number, int) else UNKNOWN
-        samples.append(Sample(f"{file}: row {row}", encoded, known))
-    return samples
+    images = ParquetImages(file, str(file))
+    each = list(images.samples())
+    labels = parquet_labels(images) or [None] * len(each)
+    return [
+        Sample(image.where, image, label if isinstance(label, int) else UNKNOWN)
+        for image, label in zip(each, labels, strict=True)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +149,7 @@ class MostConfident:
         work: Work,
     ) -> Mapping[str, Columns]:
         pool, teacher = inputs["web"], inputs["teacher"].module
-        assert isinstance(pool, TensorData)
+        assert isinstance(pool, RowData)
         with torch.no_grad():
             confidence = torch.cat(
                 [
@@ -170,4 +158,4 @@ class MostConfident:
                 ]
             )
         count = max(1, round(self.share * len(pool)))
-        return {"web": pool.rows(confidence.topk(count).indices.sort().values)}
+        return {"web": pool.select(confidence.topk(count).indices.sort().values)}

@@ -1,12 +1,11 @@
 """Data: sized, batchable from a generator; in memory, as rows of another, or as a folder of shards.
 
-A data artifact is a folder of safetensors and parquet shards and `data.json`: tensors in
-safetensors (memory-mapped when
-opened), text and nested columns in parquet. A batch holds tensors only: `id: [B]` always, ragged
-columns packed as
-`<name>: [total, ...]` with `<name>_offsets: [B + 1]`. Text is read by `table()`.
+A batch holds tensors only: `id: [B]` always, ragged columns packed as `<name>: [total, ...]` with
+`<name>_offsets: [B + 1]`. Text is read by `table()`. Which rows a batch is made of is planned first
+and read later, here or in another process (stillhouse.data.loader).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -14,10 +13,15 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
+from stillhouse.data.encoded import Encoded
+from stillhouse.data.loader import batches_of
 from stillhouse.errors import BadData
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+ROWS = "rows"
+Plan = Mapping[str, Tensor]  # what a batch is read by: int64 [B] each, a value a row
 
 
 @runtime_checkable
@@ -40,6 +44,35 @@ class Table(Protocol):
     def table(self) -> "pa.Table": ...
 
 
+class PlannedData(ABC):
+    """Data of which each batch is a plan first: small, pure in the generator, and read later."""
+
+    @property
+    @abstractmethod
+    def stored(self) -> bool:
+        """Whether reading a batch is work for other processes: files to read, images to decode."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def plan(self, size: int, *, rng: Generator | None) -> Iterator[Plan]:
+        """One pass of plans for global batches, as `Data.batches`. Part of a plan, the same rows of
+        each of its tensors, is a plan of that part of the batch.
+        """
+
+    @abstractmethod
+    def read(self, plan: Plan) -> dict[str, Tensor]:
+        """The batch of a plan."""
+
+    def share(self, plan: Plan, *, rank: int, nproc: int) -> Plan:
+        """The part of a plan that one of `nproc` processes reads: every nproc-th row."""
+        return {name: value[rank::nproc] for name, value in plan.items()}
+
+    def batches(self, size: int, *, rng: Generator | None) -> Iterator[Mapping[str, Tensor]]:
+        return batches_of(self.read, self.plan(size, rng=rng), stored=self.stored)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ragged:
     """A column of samples of any length: sample i is values[offsets[i]:offsets[i + 1]]."""
@@ -60,15 +93,16 @@ class Ragged:
         )
 
 
-Columns = Mapping[str, "Tensor | Ragged | list[str]"]
+Column = Tensor | Ragged | list[str] | Encoded
+Columns = Mapping[str, Column]
 
 
 def select(columns: Columns, index: Tensor) -> Columns:
     """The rows `index` of columns, text included."""
-    picked: dict[str, Tensor | Ragged | list[str]] = {}
+    picked: dict[str, Column] = {}
     for name, column in columns.items():
         match column:
-            case Ragged():
+            case Ragged() | Encoded():
                 picked[name] = column.rows(index)
             case Tensor():
                 picked[name] = column[index]
@@ -77,28 +111,67 @@ def select(columns: Columns, index: Tensor) -> Columns:
     return picked
 
 
-class TensorData:
+class RowData(PlannedData):
+    """Data whose rows are found by their place: in memory (TensorData) or in shards (StoredData).
+
+    `columns` are those that are not encoded; a column of shards is read when it is asked for.
+    """
+
+    @property
+    @abstractmethod
+    def columns(self) -> Mapping[str, Tensor | Ragged | list[str]]: ...
+
+    @abstractmethod
+    def rows(self, index: Tensor) -> dict[str, Tensor]:
+        """The batch of these rows."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> Columns:
+        """These rows of all columns, text included, what is encoded as it is."""
+
+    def plan(self, size: int, *, rng: Generator | None) -> Iterator[Plan]:
+        order = (
+            torch.randperm(len(self), generator=rng) if rng is not None else torch.arange(len(self))
+        )
+        return ({ROWS: index} for index in order.split(size))
+
+    def read(self, plan: Plan) -> dict[str, Tensor]:
+        return self.rows(plan[ROWS])
+
+    def table(self) -> "pa.Table":
+        import pyarrow as pa
+
+        columns = self.columns.items()
+        return pa.table({name: column for name, column in columns if isinstance(column, list)})
+
+
+class TensorData(RowData):
     """Columns held in memory or memory-mapped. An `id` column 0 ... N-1 is added where there is
     none.
 
-    Raises BadData when columns differ in length or a floating column holds NaN (checked by
-    `checked`).
+    Raises BadData when columns differ in length.
     """
 
-    def __init__(self, columns: Columns) -> None:
+    def __init__(self, columns: Mapping[str, Tensor | Ragged | list[str]]) -> None:
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
             raise BadData(f"columns differ in length: {lengths}")
-        self.columns: dict[str, Tensor | Ragged | list[str]] = dict(columns)
         self._length = next(iter(lengths.values()), 0)
-        if "id" not in self.columns:
-            self.columns["id"] = torch.arange(self._length)
+        self._columns = dict(columns)
+        self._columns.setdefault("id", torch.arange(self._length))
 
     def __len__(self) -> int:
         return self._length
 
+    @property
+    def columns(self) -> dict[str, Tensor | Ragged | list[str]]:
+        return self._columns
+
+    @property
+    def stored(self) -> bool:
+        return False
+
     def rows(self, index: Tensor) -> dict[str, Tensor]:
-        """The batch of these rows."""
         batch: dict[str, Tensor] = {}
         for name, column in self.columns.items():
             if isinstance(column, Tensor):
@@ -108,19 +181,24 @@ class TensorData:
                 batch[name], batch[f"{name}_offsets"] = picked.values, picked.offsets
         return batch
 
-    def batches(self, size: int, *, rng: Generator | None) -> Iterator[Mapping[str, Tensor]]:
-        order = (
-            torch.randperm(len(self), generator=rng) if rng is not None else torch.arange(len(self))
-        )
-        for index in order.split(size):
-            yield self.rows(index)
+    def select(self, index: Tensor) -> Columns:
+        return select(self.columns, index)
 
-    def table(self) -> "pa.Table":
-        import pyarrow as pa
 
-        return pa.table(
-            {name: column for name, column in self.columns.items() if isinstance(column, list)}
-        )
+def in_memory(data: RowData) -> TensorData:
+    """The same rows, decoded and held in memory; data that are already as they are."""
+    if isinstance(data, TensorData):
+        return data
+    batch = data.rows(torch.arange(len(data)))
+    columns: dict[str, Tensor | Ragged | list[str]] = {
+        name: Ragged(values=value, offsets=batch[f"{name}_offsets"])
+        if f"{name}_offsets" in batch
+        else value
+        for name, value in batch.items()
+        if name.removesuffix("_offsets") not in batch or not name.endswith("_offsets")
+    }
+    texts = {name: c for name, c in data.columns.items() if isinstance(c, list)}
+    return TensorData({**columns, **texts})
 
 
 def rows_of(batch: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
@@ -141,18 +219,24 @@ def row_of(batch: Mapping[str, Tensor], name: str, row: int) -> Tensor:
     return batch[name][start:stop]
 
 
-class Rows:
+class Rows(PlannedData):
     """Rows of other data, by index; ids are those of the other data."""
 
-    def __init__(self, data: TensorData, index: Tensor) -> None:
+    def __init__(self, data: RowData, index: Tensor) -> None:
         self.data, self.index = data, index
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def batches(self, size: int, *, rng: Generator | None) -> Iterator[Mapping[str, Tensor]]:
+    @property
+    def stored(self) -> bool:
+        return self.data.stored
+
+    def plan(self, size: int, *, rng: Generator | None) -> Iterator[Plan]:
         order = (
             torch.randperm(len(self), generator=rng) if rng is not None else torch.arange(len(self))
         )
-        for picked in order.split(size):
-            yield self.data.rows(self.index[picked])
+        return ({ROWS: self.index[picked]} for picked in order.split(size))
+
+    def read(self, plan: Plan) -> dict[str, Tensor]:
+        return self.data.read(plan)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
-from stillhouse.data.data import Ragged, TensorData, rows_of
+from stillhouse.data.data import ROWS, Plan, PlannedData, RowData, rows_of
 from stillhouse.errors import BadData, BadSetting
 
 # a batch's column: the number of the set that a row comes from, in the order of the mix
@@ -50,7 +50,7 @@ class Mix:
     def ports(self) -> tuple[str, ...]:
         return tuple(self.parts)
 
-    def open(self, data: Mapping[str, TensorData]) -> "MixedData":
+    def open(self, data: Mapping[str, RowData]) -> "MixedData":
         return MixedData(data, self)
 
 
@@ -68,7 +68,7 @@ class Beside:
         if len(set(self.ports)) < max(2, len(self.ports)):
             raise BadSetting(f"beside: name two sets or more, each once (got {self.ports})")
 
-    def open(self, data: Mapping[str, TensorData]) -> "DataBeside":
+    def open(self, data: Mapping[str, RowData]) -> "DataBeside":
         return DataBeside(data, self)
 
 
@@ -81,10 +81,10 @@ class NoData:
         return ()
 
 
-class MixedData:
+class MixedData(PlannedData):
     """The rows of a `Mix`; its length is that of a pass."""
 
-    def __init__(self, data: Mapping[str, TensorData], mix: Mix) -> None:
+    def __init__(self, data: Mapping[str, RowData], mix: Mix) -> None:
         self.sets, self.parts = [data[port] for port in mix.parts], list(mix.parts.values())
         for port, one in data.items():
             if len(one) == 0:
@@ -105,40 +105,57 @@ class MixedData:
         passes = (-(-len(s) * whole // part) for s, part in zip(self.sets, self.parts, strict=True))
         return max(passes)
 
-    def batches(self, size: int, *, rng: Generator | None) -> Iterator[Mapping[str, Tensor]]:
+    @property
+    def stored(self) -> bool:
+        return any(one.stored for one in self.sets)
+
+    def plan(self, size: int, *, rng: Generator | None) -> Iterator[Plan]:
         """One pass; without `rng` each row of each set once, set after set."""
         if rng is None:
             for number, one in enumerate(self.sets):
                 for index in torch.arange(len(one)).split(size):
-                    yield self._rows(number, index, torch.zeros_like(index))
+                    source = torch.full_like(index, number)
+                    yield {ROWS: index, SOURCE: source, REPEAT: torch.zeros_like(index)}
             return
         orders = _orders(self.sets, rng)
         seen = [0] * len(self.sets)
         for first in range(0, len(self), size):
-            rows = torch.arange(first, min(first + size, len(self)))
-            source = self.pattern[rows % len(self.pattern)]
-            batches: list[dict[str, Tensor]] = []
+            places = torch.arange(first, min(first + size, len(self)))
+            source = self.pattern[places % len(self.pattern)]
+            index, repeat = torch.empty_like(source), torch.empty_like(source)
             for number, order in enumerate(orders):
-                if count := int((source == number).sum()):
-                    index, repeat = order.rows(seen[number], count)
+                of = source == number
+                if count := int(of.sum()):
+                    index[of], repeat[of] = order.rows(seen[number], count)
                     seen[number] += count
-                    batches.append(self._rows(number, index, repeat))
-            # back from set after set to the order in which the pattern has them
-            places = source.argsort(stable=True).argsort()
-            yield rows_of(_joined(batches), places)
+            yield {ROWS: index, SOURCE: source, REPEAT: repeat}
 
-    def _rows(self, number: int, index: Tensor, repeat: Tensor) -> dict[str, Tensor]:
-        batch = self.sets[number].rows(index)
+    def share(self, plan: Plan, *, rank: int, nproc: int) -> Plan:
+        """Every nproc-th row of each set: sets alternate in a batch."""
+        rows = plan[SOURCE].argsort(stable=True)[rank::nproc].sort().values
+        return {name: value[rows] for name, value in plan.items()}
+
+    def read(self, plan: Plan) -> dict[str, Tensor]:
+        source = plan[SOURCE]
+        batches = [
+            self._rows(number, {name: value[source == number] for name, value in plan.items()})
+            for number in source.unique().tolist()
+        ]
+        # back from set after set to the order of the plan
+        return rows_of(_joined(batches), source.argsort(stable=True).argsort())
+
+    def _rows(self, number: int, plan: Plan) -> dict[str, Tensor]:
+        batch = self.sets[number].read(plan)
         batch["id"] = batch["id"] + self.first_ids[number]
         for name, like in self.fill[number].items():
-            batch[name] = like.expand(len(index), *like.shape[1:])
-        return {**batch, SOURCE: torch.full_like(index, number), REPEAT: repeat}
+            batch[name] = like.expand(len(plan[ROWS]), *like.shape[1:])
+        return {**batch, SOURCE: plan[SOURCE], REPEAT: plan[REPEAT]}
 
 
-class DataBeside:
+class DataBeside(PlannedData):
     """The rows of a `Beside`; its length is that of the largest set."""
 
-    def __init__(self, data: Mapping[str, TensorData], beside: Beside) -> None:
+    def __init__(self, data: Mapping[str, RowData], beside: Beside) -> None:
         self.sets = {port: data[port] for port in beside.ports}
         for port, one in self.sets.items():
             if len(one) == 0:
@@ -147,17 +164,25 @@ class DataBeside:
     def __len__(self) -> int:
         return max(len(one) for one in self.sets.values())
 
-    def batches(self, size: int, *, rng: Generator | None) -> Iterator[Mapping[str, Tensor]]:
+    @property
+    def stored(self) -> bool:
+        return any(one.stored for one in self.sets.values())
+
+    def plan(self, size: int, *, rng: Generator | None) -> Iterator[Plan]:
         orders = _orders(list(self.sets.values()), rng)
         for first in range(0, len(self), size):
             count = min(size, len(self) - first)
             found = [order.rows(first, count) for order in orders]
-            batch: dict[str, Tensor] = {REPEAT: found[0][1]}
-            for (port, one), (index, _) in zip(self.sets.items(), found, strict=True):
-                rows = one.rows(index)
-                batch.setdefault("id", rows["id"])
-                batch |= {f"{port}.{name}": value for name, value in rows.items()}
-            yield batch
+            plan = {REPEAT: found[0][1]}
+            yield plan | {p: index for p, (index, _) in zip(self.sets, found, strict=True)}
+
+    def read(self, plan: Plan) -> dict[str, Tensor]:
+        batch: dict[str, Tensor] = {REPEAT: plan[REPEAT]}
+        for port, one in self.sets.items():
+            rows = one.rows(plan[port])
+            batch.setdefault("id", rows["id"])
+            batch |= {f"{port}.{name}": value for name, value in rows.items()}
+        return batch
 
 
 class _Order:
@@ -190,7 +215,7 @@ class _Order:
         return torch.randperm(self.length, generator=rng)
 
 
-def _orders(sets: list[TensorData], rng: Generator | None) -> list[_Order]:
+def _orders(sets: list[RowData], rng: Generator | None) -> list[_Order]:
     seeds = [None if rng is None else int(torch.randint(2**62, (), generator=rng)) for _ in sets]
     return [_Order(len(one), seed) for one, seed in zip(sets, seeds, strict=True)]
 
@@ -219,29 +244,29 @@ def _joined(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return joined
 
 
-def _ids(data: TensorData, port: str) -> Tensor:
+def _ids(data: RowData, port: str) -> Tensor:
     ids = data.columns["id"]
     if not isinstance(ids, Tensor) or ids.ndim != 1 or ids.is_floating_point():
         raise BadData(f"mix: column 'id' of '{port}' holds no whole numbers; name it otherwise")
     return ids
 
 
-def _kinds(data: TensorData) -> dict[str, str]:
-    """Type and size of a row of each column of a batch."""
+def _kinds(first: Mapping[str, Tensor]) -> dict[str, str]:
+    """Type and size of a row of each column, of a batch of one row."""
     kinds: dict[str, str] = {}
-    for name, column in data.columns.items():
-        if not isinstance(column, list):
-            values = column.values if isinstance(column, Ragged) else column
-            ragged = "ragged " if isinstance(column, Ragged) else ""
+    for name, values in first.items():
+        if name.removesuffix("_offsets") not in first or not name.endswith("_offsets"):
+            ragged = "ragged " if f"{name}_offsets" in first else ""
             kinds[name] = f"{ragged}{str(values.dtype).removeprefix('torch.')} "
             kinds[name] += str(list(values.shape[1:]))
     return kinds
 
 
-def _filled(data: Mapping[str, TensorData], mix: Mix) -> list[dict[str, Tensor]]:
+def _filled(data: Mapping[str, RowData], mix: Mix) -> list[dict[str, Tensor]]:
     """By set, one row [1, ...] of each column that it lacks; raises BadData where sets differ."""
     fill = mix.fill or {}
-    kinds = {port: _kinds(data[port]) for port in mix.parts}
+    firsts = {port: data[port].rows(torch.zeros(1, dtype=torch.int64)) for port in mix.parts}
+    kinds = {port: _kinds(first) for port, first in firsts.items()}
     owners = {name: port for port in reversed(list(mix.parts)) for name in kinds[port]}
     rows: list[dict[str, Tensor]] = []
     for port in mix.parts:
@@ -255,13 +280,12 @@ def _filled(data: Mapping[str, TensorData], mix: Mix) -> list[dict[str, Tensor]]
                         f"'{port}'; read both alike"
                     )
                 continue
-            column = data[owner].columns[name]
-            if name not in fill or not isinstance(column, Tensor):
+            if name not in fill or f"{name}_offsets" in firsts[owner]:
                 raise BadData(
                     f"mix: '{owner}' has a column '{name}' and '{port}' has none; leave it out of "
                     f"'{owner}', or say in `fill` what '{port}' gets"
                 )
-            row[name] = _filler(name, column, fill[name])
+            row[name] = _filler(name, firsts[owner][name], fill[name])
         rows.append(row)
     if odd := sorted(set(fill) - set(owners)):
         raise BadData(f"mix: fill names '{odd[0]}', which no set has")

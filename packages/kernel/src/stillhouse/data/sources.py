@@ -8,6 +8,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from stillhouse.data.notes import note
 from stillhouse.errors import BadData
@@ -15,6 +16,16 @@ from stillhouse.errors import BadData
 # what archives, NAS and desktops leave beside data, and whatever begins with a dot
 CLUTTER = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini")
 HEAD = 1 << 12  # bytes that are compared before whole files are
+
+
+@runtime_checkable
+class Row(Protocol):
+    """Encoded bytes in a row of a file, read when they are asked for."""
+
+    def read(self) -> bytes: ...
+
+
+Content = Path | bytes | Row  # of a sample
 
 
 def hidden(name: str) -> bool:
@@ -107,11 +118,11 @@ def check_keys(splits: Mapping[str, Iterable[tuple[str, Hashable]]]) -> None:
                 )
 
 
-def check_apart(splits: Mapping[str, Sequence[tuple[str, Path | bytes]]]) -> None:
+def check_apart(splits: Mapping[str, Sequence[tuple[str, Content]]]) -> None:
     """Raises BadData where a file, given as (where, content), has the bytes of one in another
     split: a score on it would be no test.
 
-    Of encoded rows (bytes) published benchmarks have a few: those are counted in a line.
+    Of encoded rows published benchmarks have a few: those are counted in a line.
     """
     same = shared(splits)
     for (where, content), first in same:
@@ -123,7 +134,7 @@ def check_apart(splits: Mapping[str, Sequence[tuple[str, Path | bytes]]]) -> Non
         note(f"{len(same)} image(s) are in two splits with the same bytes ({where}: {first})")
 
 
-def copied(samples: Iterable[tuple[str, Path | bytes]]) -> set[str]:
+def copied(samples: Iterable[tuple[str, Content]]) -> set[str]:
     """Where the samples are, given as (where, content), whose bytes another has too: none of them
     can be held out for a test.
     """
@@ -132,17 +143,17 @@ def copied(samples: Iterable[tuple[str, Path | bytes]]) -> set[str]:
 
 
 def shared(
-    splits: Mapping[str, Sequence[tuple[str, Path | bytes]]],
-) -> list[tuple[tuple[str, Path | bytes], str]]:
+    splits: Mapping[str, Sequence[tuple[str, Content]]],
+) -> list[tuple[tuple[str, Content], str]]:
     """Samples whose bytes an earlier split has, each with where it has them.
 
     Whole files are read only where size and first bytes agree.
     """
-    heads: dict[Hashable, list[tuple[str, tuple[str, Path | bytes]]]] = defaultdict(list)
+    heads: dict[Hashable, list[tuple[str, tuple[str, Content]]]] = defaultdict(list)
     for split, samples in splits.items():
         for sample in samples:
             heads[_head(sample[1])].append((split, sample))
-    twice: list[tuple[tuple[str, Path | bytes], str]] = []
+    twice: list[tuple[tuple[str, Content], str]] = []
     for alike in heads.values():
         if len({split for split, _ in alike}) > 1:
             twice += _twice(alike)
@@ -150,8 +161,8 @@ def shared(
 
 
 def _twice(
-    alike: Iterable[tuple[str, tuple[str, Path | bytes]]],
-) -> Iterator[tuple[tuple[str, Path | bytes], str]]:
+    alike: Iterable[tuple[str, tuple[str, Content]]],
+) -> Iterator[tuple[tuple[str, Content], str]]:
     seen: dict[bytes, tuple[str, str]] = {}
     for split, sample in alike:
         other, first = seen.setdefault(_whole(sample[1]), (split, sample[0]))
@@ -159,16 +170,21 @@ def _twice(
             yield sample, first
 
 
-def _head(content: Path | bytes) -> tuple[int, bytes]:
+def _head(content: Content) -> tuple[int, bytes]:
     """How many bytes it has, and the first of them, hashed."""
-    if isinstance(content, bytes):
-        return len(content), hashlib.sha256(content[:HEAD]).digest()
+    if not isinstance(content, Path):
+        found = _bytes(content)
+        return len(found), hashlib.sha256(found[:HEAD]).digest()
     with content.open("rb") as stream:
         return os.fstat(stream.fileno()).st_size, hashlib.sha256(stream.read(HEAD)).digest()
 
 
-def _whole(content: Path | bytes) -> bytes:
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).digest()
+def _whole(content: Content) -> bytes:
+    if not isinstance(content, Path):
+        return hashlib.sha256(_bytes(content)).digest()
     with content.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
+
+
+def _bytes(content: bytes | Row) -> bytes:
+    return content if isinstance(content, bytes) else content.read()

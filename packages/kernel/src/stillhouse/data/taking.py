@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from stillhouse.data.data import Columns, TensorData, select
+from stillhouse.data.data import Columns, RowData
 from stillhouse.errors import BadData, BadSetting, UnknownName
 from stillhouse.work import Work
 
@@ -31,14 +31,14 @@ class Take:
     def __call__(self, inputs: Mapping[str, Any], *, work: Work) -> Mapping[str, Columns]:
         # Any: what each input's opener returns
         data = inputs["data"]
-        if not isinstance(data, TensorData):
+        if not isinstance(data, RowData):
             raise BadData("take: port 'data' must be a stage's data")
         index = (
             self._balanced(data, work.rng) if self.by else _drawn(len(data), self.rows, work.rng)
         )
-        return {"train": select(data.columns, index)}
+        return {"train": data.select(index)}
 
-    def _balanced(self, data: TensorData, rng: Generator) -> Tensor:
+    def _balanced(self, data: RowData, rng: Generator) -> Tensor:
         column = data.columns.get(self.by)
         if not isinstance(column, Tensor) or column.ndim != 1:
             flat = [n for n, c in data.columns.items() if isinstance(c, Tensor) and c.ndim == 1]

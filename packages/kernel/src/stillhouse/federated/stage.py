@@ -10,7 +10,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from stillhouse.artifact import Artifact, Built, Model
-from stillhouse.data.data import TensorData
+from stillhouse.data.data import RowData, TensorData, in_memory
 from stillhouse.errors import BadData, BadRecipe, BadSetting, ClientLost, UnknownName
 from stillhouse.federated.clients import Client, Party, Plan
 from stillhouse.federated.engines import check_engine
@@ -186,13 +186,13 @@ class Federate(BaseStage):
         )
 
     def _transfer(self, inputs: Mapping[str, Artifact]) -> TensorData:
-        return TensorData({}) if self.rule is None else self._data(TRANSFER, inputs)
+        return TensorData({}) if self.rule is None else in_memory(self._data(TRANSFER, inputs))
 
-    def _data(self, port: str, inputs: Mapping[str, Artifact]) -> TensorData:
+    def _data(self, port: str, inputs: Mapping[str, Artifact]) -> RowData:
         """The opened data of a port, its labels checked."""
         where = f"stage '{self.name}': port '{port}'"
         data = inputs[port].open()
-        if not isinstance(data, TensorData):
+        if not isinstance(data, RowData):
             raise BadRecipe(f"{where} must be a stage's data (got {self.inputs[port]})")
         labels = _labels(data)
         if len(data) == 0:
@@ -226,6 +226,6 @@ def _by_length(name: str) -> tuple[int, str]:
     return len(name), name
 
 
-def _labels(data: TensorData) -> Tensor | None:
+def _labels(data: RowData) -> Tensor | None:
     labels = data.columns.get("labels")
     return labels if isinstance(labels, Tensor) else None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from stillhouse.data.data import Data, TensorData
+from stillhouse.data.data import Data, RowData
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.metrics.metric import Metric
 from stillhouse.metrics.scores import Score
@@ -128,7 +128,7 @@ class Scatter:
 
 def column_of(data: Data, name: str) -> Tensor:
     """A column of numbers, [N] float64; raises UnknownName or BadData."""
-    if not isinstance(data, TensorData):
+    if not isinstance(data, RowData):
         raise BadData("rank correlations are of a table's columns")
     column = named(data.columns, name, what="column", where="rank correlations")
     if not isinstance(column, Tensor) or column.ndim != 1:

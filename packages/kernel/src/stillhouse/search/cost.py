@@ -10,7 +10,7 @@ import torch
 from torch import Generator, nn
 
 from stillhouse.artifact import Built, Model
-from stillhouse.data.data import Data, Rows, TensorData
+from stillhouse.data.data import Data, RowData, Rows
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.leftovers import temporary
 from stillhouse.metrics.metric import Metric
@@ -170,7 +170,7 @@ class SearchTime(Metric):
         """Seconds a step: what more steps take longer, so that a training's start is left out."""
         score = self.contest.trained
         long, short = replace(score, steps=self.timed_steps), replace(score, steps=1)
-        if not isinstance(data, TensorData):
+        if not isinstance(data, RowData):
             raise BadData("search time needs data in memory or in shards")
         few = Rows(data, torch.arange(min(len(data), self.timed_steps * score.batch)))
         self._train(short, teacher, few, drawn[:1], ctx)  # a first training is slower

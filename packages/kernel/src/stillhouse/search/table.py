@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from stillhouse.artifact import Model
-from stillhouse.data.data import Columns, TensorData
+from stillhouse.data.data import Columns, RowData
 from stillhouse.errors import BadSetting
 from stillhouse.objectives.inputs import named
 from stillhouse.search.proxies import (
@@ -70,7 +70,7 @@ class ScoreTable:
     def __call__(
         self, inputs: Mapping[str, Any], *, work: Work
     ) -> Mapping[str, Columns]:  # Any: what each input's opener returns
-        trials: TensorData = named(inputs, "trials", what="input", where="table of scores")
+        trials: RowData = named(inputs, "trials", what="input", where="table of scores")
         encodings, target = trials.columns["encoding"], trials.columns["score"]
         assert isinstance(encodings, list)
         assert isinstance(target, Tensor)

@@ -10,7 +10,7 @@ import torch
 from stillhouse.artifact import Artifact, Built, Model, save_model
 from stillhouse.assets import assets_of
 from stillhouse.cache import Cache, CachedRole, stored
-from stillhouse.data.data import Data, TensorData
+from stillhouse.data.data import Data, RowData, TensorData
 from stillhouse.data.sampling import Beside, Mix, NoData
 from stillhouse.digest import digest, known_digest
 from stillhouse.engine import fit
@@ -196,10 +196,10 @@ class Train(BaseStage):
         """What batches are made of, and a context with its digest as that of "data"."""
         if self.data is None:
             return open_set("data", inputs["data"], stage=self.name), ctx
-        sets = dict[str, TensorData]()
+        sets = dict[str, RowData]()
         for port in self.data_ports:
             one = open_set(port, inputs[port], stage=self.name)
-            assert isinstance(one, TensorData)
+            assert isinstance(one, RowData)
             sets[port] = one
         data: Data = TensorData({"id": torch.arange(self.batch)})  # what no data give: ids
         if not isinstance(self.data, NoData):

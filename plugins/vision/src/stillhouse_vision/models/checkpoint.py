@@ -13,7 +13,7 @@ from torch import Generator
 
 from stillhouse.artifact import Built, Model, load_model
 from stillhouse.class_order import balanced_rows, check_names, check_predictions, class_names
-from stillhouse.data.data import TensorData
+from stillhouse.data.data import RowData
 from stillhouse.errors import BadData
 from stillhouse.weights import State, adopt, as_named
 from stillhouse.work import Work
@@ -72,21 +72,22 @@ class LoadCheckpoint:
                 )
 
     @torch.no_grad()
-    def _try(self, built: Built, data: TensorData, rng: Generator) -> None:
-        images, labels = (data.columns[name] for name in ("images", "labels"))
-        assert isinstance(images, torch.Tensor)
+    def _try(self, built: Built, data: RowData, rng: Generator) -> None:
+        labels = data.columns["labels"]
         assert isinstance(labels, torch.Tensor)
         rows = balanced_rows(labels, rng=rng)
         predicted = [
-            built.module({"images": images[part]})["logits"].argmax(1) for part in rows.split(BATCH)
+            built.module({"images": data.rows(part)["images"]})["logits"].argmax(1)
+            for part in rows.split(BATCH)
         ]
         spec = ImageSpec.of(built.spec.kwargs["images"])
+        size = data.rows(rows[:1])["images"].shape[-1]
         check_predictions(
             torch.cat(predicted),
             labels[rows],
             ImageSpec.of(self.model.kwargs["images"]).names,
             classes=int(self.model.kwargs["classes"]),
-            causes=f"mean={_values(spec.mean)} std={_values(spec.std)} size={images.shape[-1]}",
+            causes=f"mean={_values(spec.mean)} std={_values(spec.std)} size={size}",
             go_on=GO_ON,
         )
 

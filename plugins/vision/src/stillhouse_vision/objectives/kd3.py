@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from stillhouse.data.data import Data, Rows, TensorData
+from stillhouse.data.data import Data, RowData, Rows
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.metrics import Score
 from stillhouse.objectives.features import hint_loss
@@ -150,8 +150,10 @@ class KD3:
         step: int,
         work: Work,
     ) -> Data:
-        if not isinstance(data, TensorData):
-            raise BadData(f"a pool to select from must be TensorData (got {type(data).__name__})")
+        if not isinstance(data, RowData):
+            raise BadData(
+                f"a pool to select from must be a stage's data (got {type(data).__name__})"
+            )
         if self.selection == "none":
             return Rows(data, torch.arange(len(data)))
         alpha = self.alpha(step)
@@ -183,7 +185,7 @@ class KD3:
         and the teacher's weight in the choice.
         """
         assert isinstance(chosen, Rows)
-        assert isinstance(data, TensorData)
+        assert isinstance(data, RowData)
         known = data.columns.get(VOCABULARY)
         told: dict[str, float] = {}
         if isinstance(known, Tensor):
