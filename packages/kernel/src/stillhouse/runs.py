@@ -275,7 +275,7 @@ class _Place:
         with _held(lock, self.stage, self.runs), storage(folder):
             with writing(folder) as out:
                 ctx, started, clock = self._context(out), time.time(), time.monotonic()
-                with covered(self.stage.name, self.modules):
+                with covered(self.stage.name, self.modules, value_code):
                     result = self._result(ctx)
                 self._check_inputs()
                 write_text(
@@ -314,7 +314,7 @@ class _Place:
             )
 
     def _scratch_run(self) -> Mapping[str, Artifact]:
-        with temporary() as out, covered(self.stage.name, self.modules):
+        with temporary() as out, covered(self.stage.name, self.modules, value_code):
             self.stage.run(self.inputs, self._context(out))
         return {}
 

@@ -32,18 +32,28 @@ NAME = re.compile(r"(?!.*\b__)[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za
 
 # the stage that runs, and the modules that its key covers
 _COVERED: ContextVar[tuple[str, Collection[str]] | None] = ContextVar("covered", default=None)
+_CODE: ContextVar[Callable[[object], str] | None] = ContextVar("code", default=None)
 
 
 @contextlib.contextmanager
-def covered(stage: str, modules: Collection[str]) -> Generator[None]:
+def covered(
+    stage: str, modules: Collection[str], code: Callable[[object], str] | None = None
+) -> Generator[None]:
     """While `stage` runs: what it reads may name these modules only, for its key covers no other
-    code.
+    code; `code` gives the digest of the code that a value can reach.
     """
-    token = _COVERED.set((stage, modules))
+    token, other = _COVERED.set((stage, modules)), _CODE.set(code)
     try:
         yield
     finally:
         _COVERED.reset(token)
+        _CODE.reset(other)
+
+
+def code_of(value: object) -> str:
+    """Digest of the code that a value can reach; "" where no stage runs."""
+    code = _CODE.get()
+    return code(value) if code is not None else ""
 
 
 def builder(name: str) -> "Callable[..., nn.Module]":

@@ -1,19 +1,22 @@
 """A whole plugin in one file, for the kernel's own tests: its entry point is seen while this folder is on sys.path."""
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
 from stillhouse.artifact import Built, Model
 from stillhouse.cache import Cache
 from stillhouse.data.data import Columns
+from stillhouse.data.encoded import Decoder
 from stillhouse.domain import Domain
-from stillhouse.errors import ClientLost
+from stillhouse.errors import BadData, ClientLost
 from stillhouse.federated import Federate, KnFu, Plan
 from stillhouse.metrics import Classification, Profile
 from stillhouse.objectives.objective import Composed, Optimizer, Phase, Tensors, Weighted
@@ -69,6 +72,24 @@ class Shift:
     def __call__(self, batch: Tensors) -> Tensors:
         amount = torch.sin((batch["id"] * 7 + batch["view"] * 3 + self.seed).float())
         return {**batch, "images": batch["images"] + amount[:, None, None, None]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unzip(Decoder):
+    """Float images [3, 8, 8] of compressed bytes, with `plus` added."""
+
+    plus: float = 0.0
+
+    @property
+    def version(self) -> str:
+        return f"zlib {zlib.ZLIB_VERSION}"
+
+    def __call__(self, encoded: bytes, row: Mapping[str, Tensor], where: str) -> Tensor:
+        try:
+            values = np.frombuffer(zlib.decompress(encoded), np.float32)
+        except zlib.error as error:
+            raise BadData(f"{where}: cannot be decompressed ({error})") from error
+        return torch.from_numpy(values.reshape(3, 8, 8) + np.float32(self.plus))
 
 
 def images() -> dict[str, Tensor]:

@@ -70,7 +70,7 @@ def with_spares(columns: Columns, spares: int, rng: Generator) -> Columns:
     drawn = [_drawn(classes, name, spares, rng) for name in names]
     chosen = [one for row in drawn for one in row]
     offsets = _offsets(map(len, drawn))
-    made: dict[str, Tensor | Ragged | list[str]] = dict(columns)
+    made = dict(columns)
     for name in ROWS:
         none = objects[0].rows[name][None][:0]
         values = torch.cat([none, *(one.rows[name][None] for one in chosen)])

@@ -149,15 +149,19 @@ class TensorData(RowData):
     """Columns held in memory or memory-mapped. An `id` column 0 ... N-1 is added where there is
     none.
 
-    Raises BadData when columns differ in length.
+    Raises BadData when columns differ in length or are encoded.
     """
 
-    def __init__(self, columns: Mapping[str, Tensor | Ragged | list[str]]) -> None:
+    def __init__(self, columns: Columns) -> None:
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
             raise BadData(f"columns differ in length: {lengths}")
         self._length = next(iter(lengths.values()), 0)
-        self._columns = dict(columns)
+        self._columns = dict[str, Tensor | Ragged | list[str]]()
+        for name, column in columns.items():
+            if isinstance(column, Encoded):
+                raise BadData(f"column '{name}': encoded; write it as a data artifact, and read it")
+            self._columns[name] = column
         self._columns.setdefault("id", torch.arange(self._length))
 
     def __len__(self) -> int:

@@ -16,7 +16,7 @@ from stillhouse.data.data import Columns, Ragged, RowData, select
 from stillhouse.data.encoded import Decoder, Encoded
 from stillhouse.digest import canonical, digest
 from stillhouse.errors import BadData, ContractError, CorruptArtifact, StaleInput
-from stillhouse.trusted import check_arguments, decoder_class
+from stillhouse.trusted import check_arguments, code_of, decoder_class
 
 Array = NDArray[Any]  # Any: of whatever dtype a column has
 
@@ -49,13 +49,11 @@ class ShardFile:
 
 def decoder_record(decoder: Any) -> dict[str, Any]:  # Any: a Decoder, a dataclass; JSON
     """What data.json says of a decoder: how to make it, and what decides its bits."""
-    from stillhouse.code import value_code
-
     return {
         "build": canonical(type(decoder), at="decoder")["name"],
         "kwargs": {f.name: getattr(decoder, f.name) for f in fields(decoder)},
         "version": decoder.version,
-        "code": value_code(decoder),
+        "code": code_of(decoder),
     }
 
 
@@ -351,14 +349,14 @@ def _tensor(values: Array, column: StoredColumn) -> Tensor:
 
 
 def _decoder(path: Path, record: Mapping[str, Any]) -> Decoder:  # Any: JSON
-    from stillhouse.code import value_code
-
+    """Its code is compared while a stage runs, which is when keys are made of it."""
     name, kwargs = record["build"], record["kwargs"]
     build = decoder_class(name)
     check_arguments(build, kwargs, name=name)
     decoder = build(**kwargs)
     again = "run the stage that made the data again"
-    if value_code(decoder) != record.get("code"):
+    here, made = code_of(decoder), record.get("code")
+    if here and made and here != made:
         raise StaleInput(f"{path}: the code of its decoder {name} changed; {again}")
     if decoder.version != record.get("version"):
         raise StaleInput(
