@@ -9,7 +9,6 @@ import contextlib
 import multiprocessing
 import os
 import pickle
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -79,7 +78,8 @@ def start_early() -> None:
 
 
 def _is_script() -> bool:
-    main = sys.modules.get("__main__")
+    import __main__ as main  # as it is now: a test runner may have changed it
+
     named = getattr(getattr(main, "__spec__", None), "name", None)
     path = str(getattr(main, "__file__", "") or "")
     return named is None and path.endswith(".py")
