@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Generator
 
 from stillhouse.data.data import TensorData, rows_of
+from stillhouse.digest import digest
 from stillhouse.errors import BadData, BadRecipe, BadSetting, UnknownName
 from stillhouse.objectives.features import hint_loss
 from stillhouse.objectives.objective import Optimizer, Phase, Weighted
@@ -284,6 +285,13 @@ def trained(module, rows, steps, *, models=None, **given):
         optimizer.step()
         values.append(loss.item())
     return values[0], values[-1], terms
+
+
+def test_what_a_detector_learns_is_composed_once_and_is_no_part_of_the_digest():
+    objective, fresh = (Detection(phases=PHASES, grid=SMALL_GRID) for _ in range(2))
+    assert objective.composed is objective.composed
+    assert objective == fresh
+    assert digest(objective) == digest(fresh)
 
 
 def test_a_detector_learns_a_few_scenes():

@@ -83,19 +83,6 @@ def assistive_loss(
     return (torch.where(d > t, positive, near) * (t - d).abs()).mean()
 
 
-def main_loss(
-    prediction: Float[Tensor, "B C"],
-    truth: Float[Tensor, "B C"],
-    tolerant: Float[Tensor, "B C"],
-    *,
-    variant: Variant,
-) -> SampleMean:
-    """The main loss of arXiv 2111.07047 in either form; `paper` does not look at `tolerant`."""
-    if known_variant(variant) == "paper":
-        return paper_main_loss(prediction, truth)
-    return released_main_loss(prediction, truth, tolerant)
-
-
 def paper_main_loss(prediction: Float[Tensor, "B C"], truth: Float[Tensor, "B C"]) -> SampleMean:
     """d up to 1/2 and d^2 + 1/4 beyond (arXiv 2111.07047, read off its figure).
 
@@ -226,30 +213,3 @@ RELEASED = TwoTeacher(
     tough=Assistance(positive=1.9, negative=-0.45),
     tolerant=Assistance(positive=1.8, negative=-0.40),
 )
-
-
-def two_teacher_loss(
-    prediction: Float[Tensor, "B C"],
-    truth: Float[Tensor, "B C"],
-    tough: Float[Tensor, "B C"],
-    tolerant: Float[Tensor, "B C"],
-    *,
-    variant: Variant,
-) -> dict[str, Tensor]:
-    """KD-Loss of arXiv 2111.07047: main, tough and tolerant, each times its weight, and total,
-    their sum.
-
-    `paper`: the figures' numbers (`PAPER`; main_weight is a reconstruction). `released`: those of
-    the authors' code (`RELEASED`). The assistive terms, and even the total, may be below 0.
-    """
-    outputs = {
-        "student": {COLUMN: prediction},
-        "tough": {COLUMN: tough},
-        "tolerant": {COLUMN: tolerant},
-    }
-    loss = PAPER if known_variant(variant) == "paper" else RELEASED
-    terms = {
-        name: part.weight * part.term(outputs, {COLUMN: truth})
-        for name, part in loss.losses().items()
-    }
-    return {**terms, "total": torch.stack(list(terms.values())).sum()}

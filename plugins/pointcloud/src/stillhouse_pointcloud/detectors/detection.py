@@ -3,6 +3,7 @@
 B: clouds. A: anchors of a map. Weights and forms of PointPillars (arXiv 1812.05784, sec. 2.3).
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -153,7 +154,7 @@ class Detection:
         if clash := sorted(set(PARTS) & set(self.losses)):
             raise BadSetting(f"detection: a loss is called '{clash[0]}', as one of its own parts")
 
-    @property
+    @functools.cached_property  # each step asks; no field, so no digest sees it
     def composed(self) -> Composed:
         """All terms, of a batch with pillars and targets."""
         labels = f"batch.{LABELS}"

@@ -1,5 +1,6 @@
 """Training a detector of mmdetection3d by its own losses and whatever is added."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -35,7 +36,7 @@ class DetectorTraining:
         if OWN in self.losses:
             raise BadSetting(f"detection: a loss is called '{OWN}', as the detector's own")
 
-    @property
+    @functools.cached_property  # each step asks; no field, so no digest sees it
     def composed(self) -> Composed:
         """All terms, of a batch with voxels."""
         own = Weighted(term=Term(role_loss, f"{self.student}.loss"), weight=self.weight)
