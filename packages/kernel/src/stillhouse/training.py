@@ -15,7 +15,7 @@ from stillhouse.data.loader import batches_of
 from stillhouse.data.sampling import REPEAT, DataBeside, MixedData
 from stillhouse.digest import text_digest
 from stillhouse.errors import BadData, BadSetting, UnknownName
-from stillhouse.objectives.objective import Objective, Tensors
+from stillhouse.objectives.objective import Objective, Tensors, roles_read
 from stillhouse.recipe import Context, silent
 
 PLAIN = "plain."  # begins the name of a column as it was before augmentation
@@ -216,6 +216,9 @@ def check(
         for role in phase.trains:
             if role not in models:
                 raise UnknownName("role", role, models, where=f"{where}: phase '{name}'")
+    for role in roles_read(objective):
+        if role not in models:
+            raise UnknownName("role", role, models, where=f"{where}: a term reads")
     if setup.batch % ctx.nproc:
         raise BadSetting(
             f"{where}: batch {setup.batch} cannot be split over {ctx.nproc} processes; "

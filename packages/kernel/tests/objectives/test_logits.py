@@ -242,7 +242,10 @@ def test_terms_call_their_functions():
     [
         (lambda: Term(kd_loss, *READS, temperature=0.0), r"temperature must be > 0 \(got 0.0\)"),
         (lambda: kd(logits(1), logits(2), -1.0), r"temperature must be > 0 \(got -1.0\)"),
-        (lambda: dkd(logits(1), logits(2), math.nan), r"temperature must be > 0 \(got nan\)"),
+        (
+            lambda: dkd(logits(1), logits(2), math.nan),
+            r"temperature must be a finite number > 0 \(got nan\)",
+        ),
         (lambda: decoupled(alpha=-1.0), r"alpha must be >= 0 \(got -1.0\)"),
         (lambda: decoupled(beta=-8.0), r"beta must be >= 0 \(got -8.0\)"),
         (

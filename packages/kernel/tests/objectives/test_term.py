@@ -3,9 +3,12 @@
 import copy
 import dataclasses
 import inspect
+import math
 import pickle
 from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,8 +25,11 @@ from stillhouse.errors import (
 )
 from stillhouse.objectives import (
     Composed,
+    Count,
     Optimizer,
     Phase,
+    Positive,
+    Range,
     SampleMean,
     Term,
     Weighted,
@@ -43,6 +49,7 @@ from stillhouse.objectives import (
     statistics,
     supervised,
 )
+from stillhouse.objectives.inputs import fraction, not_negative, positive
 
 LOGITS = ("student.logits", "teacher.logits")
 PHASE = Phase(trains=("student",), optimizer=Optimizer(lr=0.1))
@@ -74,11 +81,16 @@ def test_a_loss_of_ones_own_is_a_term_and_reads_as_many_tensors_as_it_likes():
     (lambda: Term(kd_loss, *LOGITS, temprature=4.0), UnknownName,
      r"term kd_loss: unknown hyperparameter 'temprature'. Did you mean 'temperature'\?"),
     (lambda: Term(kd_loss, *LOGITS, temperature=0), BadSetting, r"temperature must be > 0 \(got 0\)"),
-    (lambda: Term(kd_loss, *LOGITS, temperature="4"), BadSetting, "must be > 0 .got '4'"),
+    (lambda: Term(kd_loss, *LOGITS, temperature="4"), BadSetting, "must be a finite number > 0 .got '4'"),
     (lambda: Term(kd_loss, "logits", "teacher.logits", temperature=4.0), BadRecipe,
      "reads 'logits'; say of what, as in 'student.logits' or 'batch.labels'"),
     (lambda: Term(at_stages_loss, ("student.a",), ()), BadRecipe, "pair up one to one .got 1 and 0"),
     (lambda: Term(nn.MSELoss(), *LOGITS), BadRecipe, "must be a module-level function .got MSELoss"),
+    (lambda: Term(lambda x: x, LOGITS[0]), BadRecipe, "term <lambda>: a lambda or a function defined"),
+    (lambda: Term(nested(), LOGITS[0]), BadRecipe, "term inner: .* move the loss to a module"),
+    (lambda: Term(torch.dot, *LOGITS), BadRecipe, "dot: a function of C, whose parameters cannot"),
+    (lambda: Term(kd_loss, LOGITS[0], 3, temperature=4.0), BadRecipe, "term kd_loss: reads 3; say of"),
+    (lambda: Term(at_stages_loss, ("student.a",), (None,)), BadRecipe, "reads None; say of what"),
 ])  # fmt: skip
 def test_what_a_loss_does_not_take_is_refused_when_the_term_is_made(
     make: Callable[[], Term], error: type[StillhouseError], message: str
@@ -86,6 +98,73 @@ def test_what_a_loss_does_not_take_is_refused_when_the_term_is_made(
     with pytest.raises(error, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def nested() -> Callable[..., Tensor]:
+    def inner(x: Tensor) -> Tensor:
+        return x
+
+    return inner
+
+
+def ranged_loss(
+    x: Tensor,
+    *,
+    width: Positive = 1.0,
+    order: Count = 1,
+    levels: Annotated[tuple[int, ...], Range(least=1)] = (1,),
+    floor: Positive | None = None,
+    start: Annotated[float | None, Range(least=0, below=1)] = None,
+    kind: Literal["a", "b"] | None = "a",
+    margin: float = 0.0,
+    steps: Count | Literal["all"] = 1,
+) -> Tensor:
+    return x
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("width", 2), ("width", np.float32(0.5)), ("width", np.int64(2)), ("order", np.int64(2)),
+    ("levels", (4, 2)), ("levels", [1]), ("floor", None), ("floor", 0.1), ("start", None), ("start", 0),
+    ("kind", None), ("kind", "b"), ("margin", -3), ("steps", "all"), ("steps", 2),
+])  # fmt: skip
+def test_what_an_annotation_allows(name: str, value: object):
+    term = Term(ranged_loss, "student.x", **{name: value})
+    assert term.hyperparameters[name] == value
+    assert digest(term)  # a number of NumPy is kept as one of Python
+
+
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("width", True, "width must be a finite number > 0 (got True)"),
+    ("width", math.inf, "width must be a finite number > 0 (got inf)"),
+    ("width", None, "width must be a finite number > 0 (got None)"),
+    ("width", (1.0,), "width must be a finite number > 0 (got (1.0,))"),
+    ("width", {}, "width must be a finite number > 0 (got {})"),
+    ("width", np.float32(-1), "width must be > 0 (got -1.0)"),
+    ("order", 2.0, "order must be a whole number >= 1 (got 2.0)"),
+    ("order", True, "order must be a whole number >= 1 (got True)"),
+    ("order", 0, "order must be >= 1 (got 0)"),
+    ("levels", (2, 1.5), "levels must be one or more whole numbers >= 1 (got (2, 1.5))"),
+    ("levels", (2, 0), "levels must be one or more numbers >= 1 (got (2, 0))"),
+    ("levels", 2, "levels must be one or more numbers >= 1 (got 2)"),
+    ("floor", 0.0, "floor must be > 0 or None (got 0.0)"),
+    ("start", 1, "start must be >= 0 and < 1 or None (got 1)"),
+    ("kind", "c", "kind must be one of a, b or None (got 'c')"),
+    ("margin", math.nan, "margin must be a finite number (got nan)"),
+    ("margin", False, "margin must be a finite number (got False)"),
+    ("steps", "some", "steps must be a whole number >= 1 or all (got 'some')"),
+])  # fmt: skip
+def test_what_an_annotation_refuses(name: str, value: object, message: str):
+    for _ in range(2):  # what was refused once is refused again
+        with pytest.raises(BadSetting) as caught:
+            Term(ranged_loss, "student.x", **{name: value})
+        assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("check", [positive, not_negative, fraction])
+@pytest.mark.parametrize("value", [True, math.inf, math.nan, "1", None])
+def test_what_is_no_finite_number_is_in_no_range(check: Callable[..., None], value: object):
+    with pytest.raises(BadSetting, match=rf"weight must be a finite number .* \(got {value}\)"):
+        check("weight", value)
 
 
 def test_a_range_is_told_by_the_signature_alone():
@@ -212,6 +291,10 @@ def test_what_a_role_does_not_give_is_named_with_what_it_gives():
 @pytest.mark.parametrize(("changes", "message"), [
     ({"feeds": {}, "losses": {"own": Weighted(term=Term(F.mse_loss, "student.y", "batch.x"))}},
      "phase 'main' trains 'projector', which no term reads; they read student"),
+    ({"feeds": {"projector": ("batch.x",)}},
+     "feeds: 'projector': 'batch.x' need not be fed: a role gets every column .* read 'x' there"),
+    ({"feeds": {"projector": ("student",)}}, "feeds: 'projector': reads 'student'; say of what"),
+    ({"feeds": {"projector": "student.y"}}, "feeds: 'projector': give a tuple of names"),
     ({"feeds": {"memory": ("student.y",)}}, "feeds give to 'memory', which no term reads"),
     ({"feeds": {"projector": ("student.y",), "student": ("projector.z",)}},
      "feeds: 'student' is fed by itself .student <- projector <- student"),

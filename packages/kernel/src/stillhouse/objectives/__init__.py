@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         NotNegative,
         NotPositive,
         Positive,
-        Range,
         SampleMean,
         Share,
         check_declared,
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
         lm_sampled_kd_loss,
         lm_sparse_kd_loss,
     )
+    from stillhouse.objectives.limits import Range
     from stillhouse.objectives.logits import (
         dist_loss,
         dkd_loss,
@@ -104,7 +104,6 @@ _NAMES = {
         "NotNegative",
         "NotPositive",
         "Positive",
-        "Range",
         "SampleMean",
         "Share",
         "check_declared",
@@ -125,6 +124,7 @@ _NAMES = {
         "lm_sampled_kd_loss",
         "lm_sparse_kd_loss",
     ),
+    "limits": ("Range",),
     "logits": (
         "dist_loss",
         "dkd_loss",

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from stillhouse.objectives.declared import Positive, Range, check_declared
+from stillhouse.objectives.declared import Positive, check_declared
 from stillhouse.objectives.inputs import full, product
+from stillhouse.objectives.limits import Range
 
 Samples = Annotated[int, Range(least=2)]
 

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from stillhouse.objectives.declared import Range, SampleMean, check_declared
+from stillhouse.objectives.declared import SampleMean, check_declared
 from stillhouse.objectives.inputs import full
+from stillhouse.objectives.limits import Range
 
 Maps = Sequence[Float[Tensor, "B _ _ _"]]  # one a stage, each of its own size
 Embedded = Sequence[Float[Tensor, "B _ ..."]]  # maps, and embeddings [B, C]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.errors import BadData, BadSetting, UnknownName
+from stillhouse.objectives.limits import Number, Range
 
 Value = TypeVar("Value")
 
@@ -25,21 +26,24 @@ def pick(outputs: Mapping[str, Mapping[str, Tensor]], role: str, output: str) ->
 
 
 def positive(name: str, value: float) -> None:
-    """Raises BadSetting unless value > 0 (NaN too)."""
-    if not value > 0:
-        raise BadSetting(f"{name} must be > 0 (got {value})")
+    """Raises BadSetting unless value is a finite number > 0."""
+    _check(name, value, Range(above=0))
 
 
 def not_negative(name: str, value: float) -> None:
-    """Raises BadSetting unless value >= 0 (NaN too)."""
-    if not value >= 0:
-        raise BadSetting(f"{name} must be >= 0 (got {value})")
+    """Raises BadSetting unless value is a finite number >= 0."""
+    _check(name, value, Range(least=0))
 
 
 def fraction(name: str, value: float) -> None:
-    """Raises BadSetting unless 0 <= value < 1 (NaN too)."""
-    if not 0 <= value < 1:
-        raise BadSetting(f"{name} must be >= 0 and < 1 (got {value})")
+    """Raises BadSetting unless value is a number with 0 <= value < 1."""
+    _check(name, value, Range(least=0, below=1))
+
+
+def _check(name: str, value: float, inside: Range) -> None:
+    limit = Number(ranges=(inside,))
+    if not limit.holds(value):
+        raise BadSetting(f"{name} must be {limit.text(value)} (got {value})")
 
 
 def full(x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from stillhouse.objectives.features import (
     ofd_stages_loss,
     reviewkd_loss,
 )
+from stillhouse.objectives.limits import is_number
 from stillhouse.objectives.objective import Weighted
 from stillhouse.objectives.projectors import (
     ContrastiveMemory,
@@ -235,7 +236,7 @@ def crd(
         "student": given.student.embedding,
         "teacher": given.teacher.embedding,
         "samples": given.samples,
-        "negatives": min(int(negatives), given.samples - 1),
+        "negatives": min(whole("negatives", negatives, objective="crd"), given.samples - 1),
         "temperature": temperature,
     }
     return ZooEntry(
@@ -243,6 +244,13 @@ def crd(
         roles={"memory": Model(build=ContrastiveMemory, kwargs=kwargs)},
         feeds={"memory": EMBEDDINGS},
     )
+
+
+def whole(name: str, value: float, *, objective: str) -> int:
+    """A number that counts, which settings hold as a float; raises BadSetting for 2.5."""
+    if not is_number(value) or value != int(value):
+        raise BadSetting(f"objective '{objective}': {name} must be a whole number (got {value})")
+    return int(value)
 
 
 def with_ce(weight: float, **losses: Weighted) -> dict[str, Weighted]:

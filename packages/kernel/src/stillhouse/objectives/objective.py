@@ -17,7 +17,7 @@ from stillhouse.errors import BadRecipe, BadSetting, ContractError
 from stillhouse.metrics.scores import Score
 from stillhouse.objectives.groups import Grouping, one_group
 from stillhouse.objectives.inputs import pick
-from stillhouse.objectives.term import BATCH, Term, outputs_of, owner_of
+from stillhouse.objectives.term import BATCH, Term, check_name, outputs_of, owner_of
 
 if TYPE_CHECKING:
     from stillhouse.work import Work
@@ -200,9 +200,10 @@ class Composed:
 
     What the terms read says which roles there are. A role in `feeds` reads outputs of other roles
     beside the batch: its forward gets each of its names, "<role>.<output>", and "seed" (int64, []),
-    drawn from the step's generator, for any noise it needs. A role that is not trained in the phase
+    drawn from the step's generator, for any noise it needs; the columns of the batch are there
+    without being named. A role that is not trained in the phase
     runs without a graph, unless it is fed by a trained one. Raises BadRecipe for a role that is
-    trained or fed and read by no term.
+    trained or fed and read by no term, and for a feed that names none's output.
     """
 
     phases: Mapping[str, Phase]
@@ -210,6 +211,8 @@ class Composed:
     feeds: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
     def __post_init__(self) -> None:
+        for role, names in self.feeds.items():
+            _check_feed(role, names)
         roles = self.roles
         used = {
             role: f"phase '{name}' trains" for name, p in self.phases.items() for role in p.trains
@@ -237,7 +240,7 @@ class Composed:
             raise BadRecipe(f"feeds: '{role}' is fed by itself ({' <- '.join((*ahead, role))})")
         for name in self.feeds.get(role, ()):
             self._place(owner_of(name), found, (*ahead, role))
-        if role not in found and role != BATCH:
+        if role not in found and role != BATCH:  # of a term
             found.append(role)
 
     def _reads(self) -> tuple[str, ...]:
@@ -287,6 +290,38 @@ class Composed:
             weight = loss.at(progress) if loss.warmup else loss.weight
             terms[name] = weight * loss.term(outputs, batch)
         return terms
+
+
+@runtime_checkable
+class Composing(Protocol):
+    """An objective that makes the terms of a `Composed` itself, and runs their roles."""
+
+    @property
+    def composed(self) -> Composed: ...
+
+
+def roles_read(objective: object) -> tuple[str, ...]:
+    """The roles that the terms of an objective read, where it is composed of terms."""
+    match objective:
+        case Composed():
+            return objective.roles
+        case Composing():
+            return objective.composed.roles
+        case _:
+            return ()
+
+
+def _check_feed(role: str, names: object) -> None:
+    where = f"feeds: '{role}'"
+    if not isinstance(names, tuple | list):
+        raise BadRecipe(f"{where}: give a tuple of names, as in ('student.hint2',) (got {names!r})")
+    for name in names:  # pyright: ignore[reportUnknownVariableType]
+        check_name(name, where=where)
+        if owner_of(str(name)) == BATCH:  # pyright: ignore[reportUnknownArgumentType]
+            raise BadRecipe(
+                f"{where}: '{name}' need not be fed: a role gets every column of the batch by its "
+                f"own name; read '{outputs_of(BATCH, (str(name),))[0]}' there"  # pyright: ignore[reportUnknownArgumentType]
+            )
 
 
 def _fed(

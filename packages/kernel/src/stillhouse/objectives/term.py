@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import numbers
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ class Term:
     def __init__(self, loss: Loss, /, *reads: Reads, **hyperparameters: Any) -> None:
         object.__setattr__(self, "loss", loss)
         object.__setattr__(self, "reads", reads)
-        object.__setattr__(self, "hyperparameters", hyperparameters)
+        plain = {name: _plain(value) for name, value in hyperparameters.items()}
+        object.__setattr__(self, "hyperparameters", plain)
         _check(self)
 
     def __call__(
@@ -77,6 +79,15 @@ def owner_of(name: str) -> str:
     return name.partition(".")[0]
 
 
+def check_name(name: object, *, where: str) -> None:
+    """Raises BadRecipe unless a name is "<role>.<output>" or "batch.<column>"."""
+    owner, _, output = name.partition(".") if isinstance(name, str) else ("", "", "")
+    if not owner or not output:
+        raise BadRecipe(
+            f"{where}: reads {name!r}; say of what, as in 'student.logits' or 'batch.labels'"
+        )
+
+
 def outputs_of(owner: str, names: tuple[str, ...]) -> tuple[str, ...]:
     """What the names read of a role, or of "batch", each once."""
     split = (name.partition(".") for name in names)
@@ -87,12 +98,14 @@ def _check(term: Term) -> None:
     if not isinstance(term.loss, types.FunctionType | types.BuiltinFunctionType):
         raise BadRecipe(f"term: the loss must be a module-level function (got {term.loss!r})")
     where = f"term {term.loss.__name__}"
-    for name in term.names:
-        owner, _, output = name.partition(".")
-        if not owner or not output:
-            raise BadRecipe(
-                f"{where}: reads '{name}'; say of what, as in 'student.logits' or 'batch.labels'"
-            )
+    if "<lambda>" in term.loss.__qualname__ or "<locals>" in term.loss.__qualname__:
+        raise BadRecipe(
+            f"{where}: a lambda or a function defined inside another cannot be hashed; move the "
+            "loss to a module"
+        )
+    for read in term.reads:
+        for name in read if isinstance(read, tuple) else (read,):
+            check_name(name, where=where)
     counts = [len(read) for read in term.reads if not isinstance(read, str)]
     if counts and (0 in counts or len(set(counts)) > 1):
         raise BadRecipe(
@@ -109,6 +122,20 @@ def _check(term: Term) -> None:
     except TypeError as error:
         raise BadRecipe(f"{where}: {error}") from error
     check_declared(term.loss, **term.hyperparameters)
+
+
+def _plain(value: Any) -> Any:  # Any: JSON values, and numbers of NumPy, which no digest takes
+    match value:
+        case bool() | int() | float():
+            return value
+        case numbers.Integral():
+            return int(value)
+        case numbers.Real():
+            return float(value)
+        case tuple() | list():
+            return type(value)(map(_plain, value))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        case _:
+            return value
 
 
 def _by_name(found: inspect.Signature, *, after: int) -> list[str]:

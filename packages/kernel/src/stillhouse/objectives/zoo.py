@@ -18,7 +18,15 @@ from stillhouse.objectives import methods
 from stillhouse.objectives.declared import Loss
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.logits import dist_loss, dkd_loss, kd_loss
-from stillhouse.objectives.methods import EMBEDDINGS, WARMUP, Channels, Pair, ZooEntry, with_ce
+from stillhouse.objectives.methods import (
+    EMBEDDINGS,
+    WARMUP,
+    Channels,
+    Pair,
+    ZooEntry,
+    whole,
+    with_ce,
+)
 from stillhouse.objectives.objective import Weighted
 from stillhouse.objectives.relations import cc_loss, pkt_loss
 from stillhouse.objectives.term import Term
@@ -53,7 +61,12 @@ class Plain:
                 f"objective '{name}' needs at least {self.classes} classes (got {given.classes}): "
                 "with 2 it keeps little or nothing of the teacher's confidence; use kd"
             )
-        own = {k: type(v)(numbers.get(k, v)) for k, v in self.hyperparameters.items()}
+        own = {
+            k: whole(k, numbers.get(k, v), objective=name)
+            if type(v) is int
+            else type(v)(numbers.get(k, v))
+            for k, v in self.hyperparameters.items()
+        }
         loss = Weighted(
             term=Term(self.loss, *self.reads, **own),
             weight=numbers.get("weight", self.weight),

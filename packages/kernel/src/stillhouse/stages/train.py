@@ -16,8 +16,12 @@ from stillhouse.digest import digest, known_digest
 from stillhouse.engine import fit
 from stillhouse.errors import BadRecipe, OutOfMemory, UnknownName
 from stillhouse.loading import copy_into
+<<<<<<< HEAD
 from stillhouse.objectives.objective import Composed, Objective, Refreshing
 from stillhouse.packing import check_reads
+=======
+from stillhouse.objectives.objective import Objective, Refreshing, roles_read
+>>>>>>> 156cb1a (Read unions, whole numbers and NumPy's in what a loss declares; refuse roles and feeds that no training has)
 from stillhouse.profile import process_peak_mib
 from stillhouse.recipe import MICRO_BATCHES, BaseStage, Context, Resource, Result
 from stillhouse.refreshing import declared
@@ -84,10 +88,10 @@ class Train(BaseStage):
         for role in self.outputs:
             if role.removesuffix("-ema") not in roles:
                 raise UnknownName("role", role, roles, where=f"{where}: trains")
-        if isinstance(self.objective, Composed):
-            for role in self.objective.roles:
-                if role not in roles:
-                    raise UnknownName("role", role, roles, where=f"{where}: a term reads")
+        bases = {port for role, port in self.bases.items() if port != role} - {*self.fresh}
+        for role in roles_read(self.objective):
+            if role not in roles - bases:
+                raise UnknownName("role", role, roles - bases, where=f"{where}: a term reads")
         for what, names in (("cache", tuple(self.cache)), ("plain", self.plain)):
             for role in names:
                 if role not in roles & {*self.inputs} or role in self.outputs:
