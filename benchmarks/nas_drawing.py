@@ -8,8 +8,6 @@ from typing import Any
 import plots
 from matplotlib.axes import Axes
 
-from stillhouse.work import Work
-
 Record = Mapping[str, Any]  # Any: JSON
 
 PANELS = (
@@ -25,7 +23,7 @@ def draw(result: Record, path: Path) -> None:
     """A row a proxy, a panel a correlation; the dashed line is the number of parameters."""
     everything = result["parts"][0]
     proxies: Record = everything["proxies"]
-    drawn = plots.figure(11, 1.2 + 0.26 * len(proxies), work=Work())
+    drawn = plots.figure(11, 1.2 + 0.26 * len(proxies))
     for place, (axes, (key, label)) in enumerate(
         zip(drawn.subplots(1, len(PANELS), sharey=True), PANELS, strict=True)
     ):
@@ -56,7 +54,7 @@ def intervals(axes: Axes, found: Sequence[Record | None], ours: Sequence[bool]) 
 
 def scatter(lines: Sequence[Record], columns: Mapping[str, Sequence[float]], path: Path) -> None:
     """Test error (log) over a few scores: a dot an architecture, darker with more MACs."""
-    drawn = plots.figure(11, 6, work=Work())
+    drawn = plots.figure(11, 6)
     error = [100 - line["accuracy"] for line in lines]
     millions = [value / 1e6 for value in columns["macs"]]
     for axes, name in zip(drawn.subplots(2, 3, sharey=True).flat, SHOWN, strict=True):

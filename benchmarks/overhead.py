@@ -24,7 +24,6 @@ from overhead_contestants import CHANGED
 from rounds import Worker, interleaved, paired, summary, write
 
 from stillhouse.code import code_version
-from stillhouse.work import Work
 
 ROOT = Path(__file__).parent.parent
 PEERS = ("torchdistill==1.1.5", "nvidia-modelopt==0.47.0", "requests")
@@ -154,7 +153,7 @@ def table(record: Record) -> str:
 
 def draw(contestants: Mapping[str, Record], path: Path) -> None:
     base = contestants["bare"]["cpu_ms_rounds"]
-    drawn = plots.figure(10.5, 2.6, work=Work())
+    drawn = plots.figure(10.5, 2.6)
     left, right = drawn.subplots(1, 2, width_ratios=[3, 2])
     others = {name: one for name, one in contestants.items() if name != "bare"}
     plots.strip(left, _rows(others, base), "CPU time an iteration, of the plain loop")

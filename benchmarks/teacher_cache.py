@@ -345,7 +345,7 @@ def draw(pairs: Sequence[Record], path: Path) -> None:
         for one in pairs
         for name, text in (("without", "without"), ("with", "with"))
     ]
-    drawn = plots.figure(8, 0.9 + 0.6 * len(rows), work=Work())
+    drawn = plots.figure(8, 0.9 + 0.6 * len(rows))
     axes = drawn.subplots()
     plots.strip(axes, rows, f"CPU seconds an epoch of {ROWS} pictures (after the fill)")
     axes.set_xlim(left=0)
