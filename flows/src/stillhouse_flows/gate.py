@@ -9,10 +9,9 @@ import yaml
 
 from stillhouse.errors import BadSetting, UnknownName
 from stillhouse.metrics.scores import Score
-from stillhouse.recipe import OUTSIDE, Recipe, Stage
+from stillhouse.recipe import OUTSIDE, Recipe, Scoring, Stage
 from stillhouse.report.document import Document, Row
 from stillhouse.report.statistics import Summary
-from stillhouse.stages.evaluate import Evaluate
 
 EXAMPLE = "gate: {RECIPE: {minimum: {accuracy: 0.9}, not_worse: [accuracy]}}"
 
@@ -170,9 +169,8 @@ def scores_of_recipe(recipe: Recipe) -> dict[str, tuple[str, ...]]:
 
 
 def _given(stage: Stage) -> Iterator[str]:
-    if isinstance(stage, Evaluate):
-        for metric in (*stage.metrics, *stage.measures):
-            yield from (score.name for score in metric.scores())
+    if isinstance(stage, Scoring):
+        yield from (score.name for _, score in stage.declarations())
 
 
 def decide(report: Document, gate: Gate, promoted: Standard | None) -> Decision:

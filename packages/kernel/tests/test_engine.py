@@ -506,6 +506,14 @@ def test_an_objective_without_a_term_says_so(tmp_path: Path) -> None:
         fit(objective, toy_models(), toy_data(), setup=toy_setup(), ctx=toy_context(tmp_path))
 
 
+def test_a_role_that_a_term_reads_and_the_training_lacks_is_named(tmp_path: Path) -> None:
+    models = toy_models()
+    ctx = toy_context(tmp_path)
+    del models["teacher"]
+    with pytest.raises(UnknownName, match=r"a term reads: unknown role 'teacher'.* Valid: student"):
+        fit(toy_objective(), models, toy_data(), setup=toy_setup(), ctx=ctx)
+
+
 def test_phase_needs_a_role() -> None:
     with pytest.raises(BadSetting, match="trains names no role"):
         Phase(trains=(), optimizer=toy_phase().optimizer)

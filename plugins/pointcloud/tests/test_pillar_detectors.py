@@ -14,6 +14,7 @@ from stillhouse.errors import BadData, BadRecipe, BadSetting, UnknownName
 from stillhouse.objectives.features import hint_loss
 from stillhouse.objectives.objective import Optimizer, Phase, Weighted
 from stillhouse.objectives.term import Term
+from stillhouse.stages import Train
 from stillhouse.work import Work
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.detectors import (
@@ -292,6 +293,18 @@ def test_what_a_detector_learns_is_composed_once_and_is_no_part_of_the_digest():
     assert objective.composed is objective.composed
     assert objective == fresh
     assert digest(objective) == digest(fresh)
+
+
+def test_a_role_that_a_term_reads_and_the_stage_lacks_is_refused():
+    objective = Detection(phases=PHASES, grid=SMALL_GRID, losses=HINT)
+    with pytest.raises(UnknownName, match="a term reads: unknown role 'teacher'"):
+        Train(
+            name="student",
+            objective=objective,
+            inputs={"data": "data.train", "student": "first.student"},
+            steps=1,
+            batch=1,
+        )
 
 
 def test_a_detector_learns_a_few_scenes():

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from stillhouse.artifact import Artifact
 from stillhouse.bounds import check_bound
 from stillhouse.errors import BadRecipe, UnknownName
-from stillhouse.metrics.scores import Declared
+from stillhouse.metrics.scores import Declaration, Declared, check_once
 from stillhouse.references import Ref, reference
 
 Scale = Literal["tiny", "small", "paper"]
@@ -137,6 +137,13 @@ class Stage(Protocol):
     def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Result: ...
 
 
+@runtime_checkable
+class Scoring(Protocol):
+    """A stage that gives scores, such as an Evaluate; `declarations` are who declares each."""
+
+    def declarations(self) -> Sequence[Declaration]: ...
+
+
 class BaseStage:
     """What most stages have in common: one process, no GPU, references by port."""
 
@@ -221,6 +228,7 @@ class Recipe:
             seen.add(stage.name)
             ports |= {f"{stage.name}.{port}" for port in stage.outputs}
         self._check_names(seen)
+        self._check_scores()
 
     @property
     def baseline(self) -> str:
@@ -247,6 +255,25 @@ class Recipe:
             raise BadRecipe(f'{where}: one row must be of kind "baseline" (found: {found})')
         if self.method and self.method not in self.rows:
             raise UnknownName("method's row", self.method, self.rows, where=where)
+
+    def _check_scores(self) -> None:
+        """Raises BadRecipe where a score of the rows, or of a study, is declared in two ways."""
+        rows = [name for row in self.rows.values() for name in row.stages]
+        listed = [
+            ("the rows", rows),
+            *((f"study '{t}'", names) for t, names in self.studies.items()),
+        ]
+        stages = {stage.name: stage for stage in self.stages}
+        for where, names in listed:
+            check_once(
+                (
+                    (f"{owner} of stage '{name}'", score)
+                    for name in dict.fromkeys(names)
+                    if isinstance(stage := stages[name], Scoring)
+                    for owner, score in stage.declarations()
+                ),
+                where=f"recipe '{self.name}': {where}",
+            )
 
     def stage(self, name: str) -> Stage:
         """The stage of that name; raises UnknownName with the nearest."""

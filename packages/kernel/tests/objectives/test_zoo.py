@@ -204,3 +204,12 @@ def test_messages():
     far = Channels(hints=(8,), sizes=(7,), embedding=6)
     with pytest.raises(BadSetting, match=r"'at': no stage of the student \(sizes \[8, 4, 2\]\)"):
         ZOO["at"](STUDENT, far, 5, 20)
+
+
+@pytest.mark.parametrize(("name", "number"), [("cc", "order"), ("crd", "negatives")])
+def test_a_number_that_counts_is_not_cut_off(name: str, number: str):
+    method = zoo_method(name)
+    method(STUDENT, TEACHER, CLASSES, SAMPLES, **{number: 3.0})
+    message = rf"objective '{name}': {number} must be a whole number \(got 2.5\)"
+    with pytest.raises(BadSetting, match=message):
+        method(STUDENT, TEACHER, CLASSES, SAMPLES, **{number: 2.5})

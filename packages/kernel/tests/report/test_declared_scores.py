@@ -256,3 +256,22 @@ def test_a_report_of_schema_1_is_read(tmp_path: Path) -> None:
     del record["rows"]
     with pytest.raises(CorruptArtifact, match="here: not a report"):
         parse(json.dumps(record), where="here")
+
+
+def test_a_score_that_two_declare_in_two_ways_is_refused_when_the_recipe_is_built() -> None:
+    other = Score(name="fid", better="lower", label="Frechet distance")
+    one, two = Frechet(value=1.0), Frechet(value=1.0, declared=(other,))
+    apart = "label 'FID' by Frechet{}, and label 'Frechet distance' by Frechet{}; rename one"
+    table = Lines(lines={"a": one, "b": two})
+    with pytest.raises(BadRecipe) as caught:
+        Evaluate(name="e", metrics=(table,), inputs={"data": "data.test"})
+    assert apart.format(" in row 'a'", " in row 'b'") in str(caught.value)
+    assert str(caught.value).startswith("stage 'e': score 'fid' is declared in two ways: ")
+    given = recipe()
+    kd = Evaluate(name="kd", metrics=(two,), inputs={"data": "data.test"})
+    stages = [kd if stage.name == "kd" else stage for stage in given.stages]
+    with pytest.raises(
+        BadRecipe, match="recipe 'sampled': the rows: score 'fid' is decl"
+    ) as caught:
+        dataclasses.replace(given, stages=stages)
+    assert apart.format(" of stage 'teacher'", " of stage 'kd'") in str(caught.value)

@@ -1,7 +1,7 @@
 """What a score is: which way is better, its unit, and its name for people."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from stillhouse.errors import BadRecipe
@@ -84,3 +84,24 @@ def by_name(scores: Iterable[Score]) -> dict[str, Score]:
                 "rename one"
             )
     return found
+
+
+Declaration = tuple[str, Score]  # who declares it, for a message
+
+
+def check_once(declared: Iterable[Declaration], *, where: str) -> None:
+    """Raises BadRecipe, naming both, where two declare a name in two ways."""
+    first: dict[str, Declaration] = {}
+    for owner, score in declared:
+        known, before = first.setdefault(score.name, (owner, score))
+        if before != score:
+            names = [each.name for each in fields(Score)]
+            apart = [name for name in names if getattr(before, name) != getattr(score, name)]
+            one, other = (
+                ", ".join(f"{name} {getattr(each, name)!r}" for name in apart)
+                for each in (before, score)
+            )
+            raise BadRecipe(
+                f"{where}: score '{score.name}' is declared in two ways: {one} by {known}, and "
+                f"{other} by {owner}; rename one, or declare them alike"
+            )

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -14,8 +14,9 @@ from stillhouse.data.data import Data, TensorData
 from stillhouse.digest import path_digest
 from stillhouse.errors import BadData, BadRecipe
 from stillhouse.json_files import read_json
+from stillhouse.metrics.declarations import declarations
 from stillhouse.metrics.metric import Metric, check_metric, uncounted
-from stillhouse.metrics.scores import Declared, Score, by_name
+from stillhouse.metrics.scores import Declaration, Declared, Score, by_name, check_once
 from stillhouse.objectives.objective import Models
 from stillhouse.recipe import PLOTS, BaseStage, Context, Resource, Result, resource_of
 from stillhouse.stages.ports import Roles, open_role, open_set
@@ -68,6 +69,12 @@ class Evaluate(BaseStage):
                 )
         for metric in (*self.metrics, *self.measures):
             check_metric(metric, where=f"stage '{self.name}'")
+        check_once(self.declarations(), where=f"stage '{self.name}'")
+
+    def declarations(self) -> Sequence[Declaration]:
+        """Each score that it may give, with who declares it."""
+        every = (*self.metrics, *self.measures)
+        return [each for metric in every for each in declarations(metric)]
 
     @property
     def data_ports(self) -> tuple[str, ...]:

@@ -16,12 +16,8 @@ from stillhouse.digest import digest, known_digest
 from stillhouse.engine import fit
 from stillhouse.errors import BadRecipe, OutOfMemory, UnknownName
 from stillhouse.loading import copy_into
-<<<<<<< HEAD
-from stillhouse.objectives.objective import Composed, Objective, Refreshing
-from stillhouse.packing import check_reads
-=======
 from stillhouse.objectives.objective import Objective, Refreshing, roles_read
->>>>>>> 156cb1a (Read unions, whole numbers and NumPy's in what a loss declares; refuse roles and feeds that no training has)
+from stillhouse.packing import check_reads
 from stillhouse.profile import process_peak_mib
 from stillhouse.recipe import MICRO_BATCHES, BaseStage, Context, Resource, Result
 from stillhouse.refreshing import declared
