@@ -4,7 +4,6 @@ N: tokens. D: width of the hidden states. V: classes, the vocabulary. n: tokens 
 """
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +22,7 @@ CHUNK = 512  # tokens: 312 MB of float32 logits at 152,000 classes
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Head:
     """Logits [*N, V] that are not computed yet: x = scale (hidden weight^T + bias), then
-    softcap tanh(x / softcap) where `softcap` is finite.
+    softcap tanh(x / softcap) where `softcap` is given.
 
     Under autocast, or in bf16, the product is of that type; losses compute in float32.
     """
@@ -32,7 +31,7 @@ class Head:
     weight: Float[Tensor, "V D"]
     bias: Float[Tensor, " V"] | None = None
     scale: float = 1.0
-    softcap: float = math.inf
+    softcap: float | None = None
 
     def logits(self) -> Float[Tensor, "*N V"]:
         """All of them at once."""
@@ -41,7 +40,7 @@ class Head:
     def of(self, product: Float[Tensor, "*N V"]) -> Float[Tensor, "*N V"]:
         """The logits of hidden weight^T + bias."""
         x = product if self.scale == 1 else product * self.scale
-        return x if math.isinf(self.softcap) else self.softcap * torch.tanh(x / self.softcap)
+        return x if self.softcap is None else self.softcap * torch.tanh(x / self.softcap)
 
 
 Target = Tensor | Head

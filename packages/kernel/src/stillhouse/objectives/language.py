@@ -7,7 +7,6 @@ classes. k: classes that are kept of the teacher. Every loss is a mean over the 
 `Head`; inf: none).
 """
 
-import math
 from functools import partial
 
 from jaxtyping import Bool, Float, Integer
@@ -29,7 +28,7 @@ def lm_cross_entropy_loss(
     *,
     chunk: Count = CHUNK,
     scale: float = 1.0,
-    softcap: Positive = math.inf,
+    softcap: Positive | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the next token with the label, mean over labels that are not -100."""
     check_declared(lm_cross_entropy_loss, chunk=chunk, softcap=softcap)
@@ -47,9 +46,9 @@ def lm_kd_loss(
     temperature: Positive,
     chunk: Count = CHUNK,
     scale: float = 1.0,
-    softcap: Positive = math.inf,
+    softcap: Positive | None = None,
     teacher_scale: float = 1.0,
-    teacher_softcap: Positive = math.inf,
+    teacher_softcap: Positive | None = None,
 ) -> Float[Tensor, ""]:
     """`kd_loss` (Hinton et al. 2015, arXiv 1503.02531) of tokens, from both's hidden states."""
     check_declared(
@@ -78,7 +77,7 @@ def lm_sparse_kd_loss(
     temperature: Positive,
     chunk: Count = CHUNK,
     scale: float = 1.0,
-    softcap: Positive = math.inf,
+    softcap: Positive | None = None,
 ) -> Float[Tensor, ""]:
     """`sparse_kd_loss` of tokens: the k likeliest classes of the teacher, and their rest."""
     check_declared(lm_sparse_kd_loss, temperature=temperature, chunk=chunk, softcap=softcap)
@@ -98,7 +97,7 @@ def lm_sampled_kd_loss(
     temperature: Positive,
     chunk: Count = CHUNK,
     scale: float = 1.0,
-    softcap: Positive = math.inf,
+    softcap: Positive | None = None,
 ) -> Float[Tensor, ""]:
     """`sampled_kd_loss` of tokens (arXiv 2503.16870): k drawn classes of the teacher, unbiased."""
     check_declared(lm_sampled_kd_loss, temperature=temperature, chunk=chunk, softcap=softcap)
