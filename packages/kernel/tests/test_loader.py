@@ -13,15 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from stillhouse.cache import Cache, Source, cached
 from stillhouse.data.data import Ragged, RowData, TensorData, in_memory
 from stillhouse.data.encoded import Encoded
-from stillhouse.data.loader import WORKERS, batches_of, one_thread, workers
+from stillhouse.data.loader import batches_of, one_thread, workers
 from stillhouse.data.notes import noted
 from stillhouse.data.sampling import Mix
 from stillhouse.data.shards import load_data, save_data
 from stillhouse.data.stored import StoredData
 from stillhouse.engine import fit
 from stillhouse.errors import BadData, BadSetting, CorruptArtifact, StaleInput
+from stillhouse.recipe import WORKERS
 from stillhouse.trusted import covered
 
 from .toys import (
@@ -173,6 +175,23 @@ def test_a_mix_of_shards_and_memory_is_the_same_by_workers(
     assert mixed.stored
     alone = some_batches(mixed, 0, monkeypatch)
     assert all(map(same, some_batches(mixed, 2, monkeypatch), alone))
+
+
+def test_a_teacher_cache_is_filled_alike_from_memory_and_by_workers(
+    tmp_path: Path, stored: RowData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def served(data: RowData, name: str) -> Tensor:
+        source = Source(
+            role="r", data=name, code="c", device="cpu", batch=8, cache=Cache(), augment=Shift()
+        )
+        ctx = toy_context(tmp_path / name)
+        role = cached("teacher", toy_models()["teacher"], data, [0, 1], source, ctx=ctx)
+        ids = torch.arange(ROWS)
+        return role({"id": ids, "view": ids % 2})["logits"]
+
+    wanted = served(toy_data(ROWS), "memory")
+    monkeypatch.setenv(WORKERS, "2")
+    assert torch.equal(served(stored, "stored"), wanted)
 
 
 def test_a_worker_that_is_killed_costs_a_line(

@@ -8,8 +8,9 @@ stopped; a shard that does not match the manifest is computed again, never serve
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stillhouse.artifact import Built
-from stillhouse.data.data import Data, rows_of
+from stillhouse.data.data import Data, Plan, PlannedData, rows_of
+from stillhouse.data.loader import batches_of
 from stillhouse.data.sampling import MixedData
-from stillhouse.digest import digest, file_digest
+from stillhouse.digest import digest, file_digest, file_digests
 from stillhouse.errors import ContractError
 from stillhouse.fidelity import settled
 from stillhouse.files import fsync, share, storage, write_text
@@ -29,7 +31,7 @@ from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Tensors
 from stillhouse.packing import Output, StoredType, check_storage, name_of, pack, unpack
 from stillhouse.recipe import Context, Event
-from stillhouse.training import Augment, Setup, pass_length
+from stillhouse.training import Augment, Prepared, Setup, pass_length
 
 SHARD_ROWS = 4096
 IN_MEMORY = 256 << 20  # bytes of one view's outputs that are joined in memory when opened
@@ -223,23 +225,30 @@ class _Fill:
     def asked(self, view: int) -> Iterator[Tensors]:
         """The role's outputs, batch by batch."""
         self.module.to(self.ctx.device)
-        for batch in self.data.batches(self.batch, rng=None):
-            yield self._outputs(batch, view)
+        plans = (plan for chunk in self._chunks() for plan in chunk)
+        for batch in self._batches(plans, view):
+            yield self._outputs(batch)
 
     def view(self, view: int) -> list[dict[str, Tensor]]:
-        """The shards of a view, in order; those missing or damaged are computed."""
+        """The shards of a view, in order; those missing or damaged are computed, of batches that
+        are read once each, as they are needed.
+        """
         folder = self.folder / f"view-{view}"
         folder.mkdir(exist_ok=True)
-        manifest = folder / "manifest.json"
-        known = _read_manifest(manifest)
+        manifest, chunks = folder / "manifest.json", list(self._chunks())
+        known, files = _read_manifest(manifest), [folder / _name(n) for n in range(len(chunks))]
+        found = _whole_shards(files, known)
+        missing = [plan for n, chunk in enumerate(chunks) if found[n] is None for plan in chunk]
+        if missing and self.source.augment is not None:
+            self._check_augment(missing[0], view)
+        batches = self._batches(missing, view)
         shards: list[dict[str, Tensor]] = []
-        for number, batches in enumerate(self._chunks()):
-            name = f"{number:05d}.safetensors"
-            shard = _read_shard(folder / name, known.get(name))
+        for number, (file, chunk) in enumerate(zip(files, chunks, strict=True)):
+            shard = found[number]
             if shard is None:
-                shard = self._compute(batches, view)
-                _write_shard(folder / name, shard)
-                known[name] = file_digest(folder / name)
+                shard = self._compute(islice(batches, len(chunk)), view)
+                _write_shard(file, shard)
+                known[file.name] = file_digest(file)
                 write_text(
                     manifest, json.dumps({"key": self.source.key, "shards": known}, indent=1)
                 )
@@ -248,38 +257,42 @@ class _Fill:
             shards.append(shard)
         return shards
 
-    def _chunks(self) -> Iterator[list[Tensors]]:
-        size = max(1, SHARD_ROWS // self.batch)
-        chunk: list[Tensors] = []
-        for batch in self.data.batches(self.batch, rng=None):
-            chunk.append(batch)
-            if len(chunk) == size:
-                yield chunk
-                chunk = []
-        if chunk:
-            yield chunk
+    def _chunks(self) -> Iterator[list[Plan]]:
+        """What the batches of each shard are read by; of data that plan nothing, the batches."""
+        planned = isinstance(self.data, PlannedData)
+        plans = self.data.plan if planned else self.data.batches
+        each, size = iter(plans(self.batch, rng=None)), max(1, SHARD_ROWS // self.batch)
+        return iter(lambda: list(islice(each, size)), [])
+
+    def _batches(self, plans: Iterable[Plan], view: int) -> Iterator[Tensors]:
+        """The batches of plans at a view, augmented."""
+        read = Prepared(data=self.data, augment=self.source.augment, plain=False, views=view + 1)
+        stored = isinstance(self.data, PlannedData) and self.data.stored
+        return batches_of(read, ((plan, view) for plan in plans), stored=stored)
+
+    def _check_augment(self, plan: Plan, view: int) -> None:
+        augment = self.source.augment
+        read = Prepared(data=self.data, augment=None, plain=False, views=view + 1)
+        plain = read((plan, view))
+        assert augment is not None
+        _check_pure(augment, plain, augment(plain))
 
     @torch.no_grad()
-    def _compute(self, batches: Sequence[Tensors], view: int) -> dict[str, Tensor]:
+    def _compute(self, batches: Iterable[Tensors], view: int) -> dict[str, Tensor]:
         self.module.to(self.ctx.device)
         parts = [self._packed(batch, view) for batch in batches]
         self.computed += sum(len(part["id"]) for part in parts)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _packed(self, batch: Tensors, view: int) -> dict[str, Tensor]:
-        found, packed = self._outputs(batch, view), {"id": batch["id"]}
+        found, packed = self._outputs(batch), {"id": batch["id"]}
         for output in self.cache.outputs:
             value = named(found, name_of(output), what="output", where=self.where)
             packed |= pack(output, value, self.cache, ids=batch["id"], view=view)
         return packed
 
-    def _outputs(self, batch: Tensors, view: int) -> Tensors:
-        seen: Tensors = {**batch, "view": torch.full_like(batch["id"], view)}
-        if self.source.augment is not None:
-            plain, seen = seen, self.source.augment(seen)
-            if self.computed == 0:
-                _check_pure(self.source.augment, plain, seen)
-        return self.module({name: value.to(self.ctx.device) for name, value in seen.items()})
+    def _outputs(self, batch: Tensors) -> Tensors:
+        return self.module({name: value.to(self.ctx.device) for name, value in batch.items()})
 
     def _report(self, view: int, number: int) -> None:
         done = min(len(self.data), (number + 1) * max(1, SHARD_ROWS // self.batch) * self.batch)
@@ -309,10 +322,20 @@ def _read_manifest(path: Path) -> dict[str, Any]:  # Any: file name -> sha256
         return {}
 
 
-def _read_shard(path: Path, expected: str | None) -> dict[str, Tensor] | None:
-    if expected is None or not path.is_file() or file_digest(path) != expected:
-        return None
-    return load_file(str(path))
+def _name(number: int) -> str:
+    return f"{number:05d}.safetensors"
+
+
+def _whole_shards(
+    files: Sequence[Path], known: Mapping[str, str]
+) -> list[dict[str, Tensor] | None]:
+    """The shards that are what their manifest says."""
+    there = [file for file in files if file.name in known and file.is_file()]
+    digests = file_digests(there)
+    return [
+        load_file(str(file)) if file in digests and digests[file] == known[file.name] else None
+        for file in files
+    ]
 
 
 def _write_shard(path: Path, shard: Mapping[str, Tensor]) -> None:

@@ -128,13 +128,14 @@ def path_digest(path: Path) -> str:
     where they changed since the last time (stillhouse.memo).
     """
     if path.is_file():
-        return _digests([path])[path]
+        return file_digests([path])[path]
     found = tree(path)
-    digests = _digests([each for each in found if not each.is_dir()])
+    digests = file_digests([each for each in found if not each.is_dir()])
     return text_digest("\n".join(_line(path, each, digests.get(each)) for each in found))
 
 
-def _digests(files: Sequence[Path]) -> dict[Path, str]:
+def file_digests(files: Sequence[Path]) -> dict[Path, str]:
+    """sha256 of each file's bytes; large ones are read where they changed (stillhouse.memo)."""
     from stillhouse.memo import Memo
 
     memo, digests = Memo(files), dict[Path, str]()

@@ -24,6 +24,8 @@ MICRO_BATCHES = "STILLHOUSE_MICRO_BATCHES"
 OLDER_MICRO_BATCHES = "STILLHOUSE_SLICES"  # as it was called; still read
 # the one that names the roles whose weights are shared out among the processes
 SHARD = "STILLHOUSE_SHARD"
+# how many processes read the batches of data that are decoded row by row
+WORKERS = "STILLHOUSE_WORKERS"
 # and the one that says how often a training stage writes a checkpoint
 CHECKPOINT_SECONDS = "STILLHOUSE_CHECKPOINT_SECONDS"
 # where the clients of a federation run, unless the command line says it

@@ -34,6 +34,19 @@ Engine = Annotated[
     ),
 ]
 
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Processes that read and decode large data; the results are the same by any number. "
+        "Default: one less than the processors.",
+    ),
+]
+Verify = Annotated[
+    bool,
+    typer.Option("--verify", help="Hash every byte of the inputs, also of unchanged large files."),
+]
+
 
 def run(
     recipe: RecipeName,
@@ -57,6 +70,8 @@ def run(
     engine: Engine = "",
     hooks: Hooks = [],  # noqa: B006
     track: Track = "",
+    workers: Workers = None,
+    verify: Verify = False,
     report: Annotated[bool, typer.Option(help="Write the report when all is done.")] = True,
     open_: Open = False,
 ) -> None:
@@ -65,6 +80,7 @@ def run(
     from stillhouse.inputs import check_present
     from stillhouse.runs import outside_refs
 
+    read_data_by(workers, verify=verify)
     target = make_target(recipe, scale, assignments)
     check_present(outside_refs(target.recipe), target.root)
     chosen = choose_device(device)
@@ -95,6 +111,8 @@ def run(
         words += ["--engine", engine] if engine else []
         words += [word for hook in hooks for word in ("--hook", hook)]
         words += ["--track", track] if track else []
+        words += ["--workers", str(workers)] if workers is not None else []
+        words += ["--verify"] if verify else []
         again = shlex.join(words)
         print(f"\nInterrupted; what is finished is kept. Go on with: {again}", file=sys.stderr)
         raise typer.Exit(stopping.exit_code) from None
@@ -148,6 +166,8 @@ def stage(
     engine: Engine = "",
     hooks: Hooks = [],  # noqa: B006
     track: Track = "",
+    workers: Workers = None,
+    verify: Verify = False,
     json: Annotated[
         bool, typer.Option("--json", help="Progress as lines of JSON, for another program.")
     ] = False,
@@ -168,6 +188,7 @@ def stage(
     from stillhouse.runs import run_stage
 
     end_with_agent()
+    read_data_by(workers, verify=verify)
     if settings:
         target = target_of(recipe, settings)
     else:
@@ -222,6 +243,17 @@ def choose_engine(name: str, stages: "Sequence[Stage]") -> str:
     if name:
         print(f"--engine {name}: no federated stage here; ignored", file=sys.stderr)
     return "local"
+
+
+def read_data_by(workers: int | None, *, verify: bool) -> None:
+    """Set for this process and its children how data are read."""
+    from stillhouse.memo import VERIFY
+    from stillhouse.recipe import WORKERS
+
+    if workers is not None:
+        os.environ[WORKERS] = str(workers)
+    if verify:
+        os.environ[VERIFY] = "1"
 
 
 def check_shard(roles: "Sequence[str]", nproc: int, stages: "Sequence[Stage]") -> None:

@@ -21,13 +21,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stillhouse.data.notes import note
 from stillhouse.errors import BadSetting, StillhouseError
+from stillhouse.recipe import WORKERS
 
 Request = TypeVar("Request")
 Batch = Mapping[str, Tensor]
 Read = Callable[[Request], Batch]
 
-# the environment variable that says how many processes read batches; "" leaves it to `workers`
-WORKERS = "STILLHOUSE_WORKERS"
 MOST_WORKERS = 8
 AHEAD = 2  # batches that each worker has ready
 SHARED = "/dev/shm"
