@@ -259,8 +259,7 @@ class _Fill:
 
     def _chunks(self) -> Iterator[list[Plan]]:
         """What the batches of each shard are read by; of data that plan nothing, the batches."""
-        planned = isinstance(self.data, PlannedData)
-        plans = self.data.plan if planned else self.data.batches
+        plans = self.data.plan if isinstance(self.data, PlannedData) else self.data.batches
         each, size = iter(plans(self.batch, rng=None)), max(1, SHARD_ROWS // self.batch)
         return iter(lambda: list(islice(each, size)), [])
 
