@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stillhouse.errors import BadSetting
 from stillhouse.objectives.logits import kd_loss
-from stillhouse.objectives.sparse import sampled_kd_loss, sparse_kd_loss
+from stillhouse.objectives.sparse import fused_kd_loss, sampled_kd_loss, sparse_kd_loss
 from stillhouse.objectives.term import Term
 from stillhouse.sparse import drawn, likeliest
 
@@ -36,7 +36,11 @@ def graded(loss: Callable[[Tensor], Tensor], student: Tensor) -> tuple[Tensor, T
     return value.detach(), *torch.autograd.grad(value, x)
 
 
-BOTH = pytest.mark.parametrize("loss", [of_top, of_draw])
+def of_all(student: Tensor, teacher: Tensor, _k: int, temperature: float) -> Tensor:
+    return fused_kd_loss(student, teacher, temperature=temperature)
+
+
+BOTH = pytest.mark.parametrize("loss", [of_top, of_draw, of_all])
 
 
 def test_sparse_kd_by_hand():

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         sp_loss,
     )
     from stillhouse.objectives.sparse import (
+        fused_kd_loss,
         sampled_kd_loss,
         sparse_kd_loss,
     )
@@ -152,6 +153,7 @@ _NAMES = {
         "sp_loss",
     ),
     "sparse": (
+        "fused_kd_loss",
         "sampled_kd_loss",
         "sparse_kd_loss",
     ),
@@ -176,11 +178,11 @@ __all__ = [
     "Objective", "Optimizer", "Phase", "Positive", "Range", "SampleMean", "Share", "Step", "Term",
     "Weighted", "ZOO", "at_loss", "at_stages_loss", "cc_loss", "check_declared", "chunked",
     "crd_loss", "crd_sides_loss", "cross_entropy_loss", "dist_loss", "diswot_relation_loss",
-    "diswot_semantic_loss", "dkd_loss", "hcl_loss", "hint_loss", "ickd_loss", "info_nce_loss",
-    "kd_loss", "kdsvd_loss", "lm_cross_entropy_loss", "lm_kd_loss", "lm_sampled_kd_loss",
-    "lm_sparse_kd_loss", "mgd_loss", "nst_loss", "ofd_loss", "ofd_stages_loss", "pkt_loss",
-    "reviewkd_loss", "rkd_angle_loss", "rkd_distance_loss", "role_loss", "sampled_kd_loss",
-    "sp_loss", "sparse_kd_loss", "standardized", "zoo_method",
+    "diswot_semantic_loss", "dkd_loss", "fused_kd_loss", "hcl_loss", "hint_loss", "ickd_loss",
+    "info_nce_loss", "kd_loss", "kdsvd_loss", "lm_cross_entropy_loss", "lm_kd_loss",
+    "lm_sampled_kd_loss", "lm_sparse_kd_loss", "mgd_loss", "nst_loss", "ofd_loss",
+    "ofd_stages_loss", "pkt_loss", "reviewkd_loss", "rkd_angle_loss", "rkd_distance_loss",
+    "role_loss", "sampled_kd_loss", "sp_loss", "sparse_kd_loss", "standardized", "zoo_method",
 ]  # fmt: skip
 
 

@@ -37,6 +37,12 @@ class Head:
         """All of them at once."""
         return self.of(F.linear(self.hidden, self.weight, self.bias))
 
+    def into(self, room: Float[Tensor, "n V"], rows: Tensor | slice) -> Float[Tensor, "m V"]:
+        """hidden weight^T + bias of rows, in memory that is there."""
+        given = self.hidden[rows]
+        product = torch.mm(given, self.weight.T, out=room[: len(given)])
+        return product if self.bias is None else product.add_(self.bias)
+
     def of(self, product: Float[Tensor, "*N V"]) -> Float[Tensor, "*N V"]:
         """The logits of hidden weight^T + bias."""
         x = product if self.scale == 1 else product * self.scale
@@ -194,8 +200,10 @@ class _Chunked(torch.autograd.Function):
         head, targets = _cast(job.student, dtype), [_cast(t, dtype) for t in job.targets]
         assert isinstance(head, Head)
         with torch.autocast(device, enabled=False):
+            # one tensor for the products of all chunks: new memory costs as much as work on it
+            room = head.weight.new_empty(min(job.chunk, job.count), len(head.weight))
             for rows, share in job.chunks():
-                product = F.linear(head.hidden[rows], head.weight, head.bias)
+                product = head.into(room, rows).detach()
                 with torch.set_grad_enabled(any(needs)):
                     product.requires_grad_(any(needs))
                     told = [_of(target, rows) for target in targets]

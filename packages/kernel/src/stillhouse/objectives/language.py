@@ -4,7 +4,7 @@ The student gives "hidden", what goes into its head, and "head", the head's weig
 tokens are never in memory at once (`chunked`). N: tokens, over any number of axes. D: width. V:
 classes. k: classes that are kept of the teacher. Every loss is a mean over the tokens of `mask`
 (over all without one), in nats. `chunk` counts tokens; `scale` and `softcap` are the student's (see
-`Head`; inf: none).
+`Head`; None: none).
 """
 
 from functools import partial
@@ -14,8 +14,7 @@ from torch import Tensor
 
 from stillhouse.objectives.chunked import CHUNK, Head, chunked
 from stillhouse.objectives.declared import Count, Positive, check_declared
-from stillhouse.objectives.logits import kd_loss
-from stillhouse.objectives.sparse import sampled_kd_loss, sparse_kd_loss
+from stillhouse.objectives.sparse import fused_kd_loss, sampled_kd_loss, sparse_kd_loss
 from stillhouse.objectives.supervised import cross_entropy_loss
 
 IGNORED = -100  # the label of a token that does not count
@@ -62,7 +61,7 @@ def lm_kd_loss(
     teacher = Head(
         hidden=teacher_hidden, weight=teacher_head, scale=teacher_scale, softcap=teacher_softcap
     )
-    loss = partial(kd_loss, temperature=temperature)
+    loss = partial(fused_kd_loss, temperature=temperature)
     return chunked(loss, student, teacher, mask=mask, chunk=chunk)
 
 
