@@ -149,3 +149,13 @@ def test_terms_read_what_a_cache_keeps():
 def test_values_out_of_range(loss: Callable[..., Tensor]):
     with pytest.raises(BadSetting, match="temperature must be > 0"):
         Term(loss, "student.logits", "a.index", "a.log_p", "a.rest", temperature=0.0)
+
+
+def test_kd_of_all_classes_is_the_same_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch):
+    student, teacher = logits(1), logits(2)
+    whole = graded(lambda x: of_all(x, teacher, 40, 2.0), student)
+    monkeypatch.setattr("stillhouse.objectives.sparse.BLOCK", 80)  # two rows
+    for one, other in zip(
+        graded(lambda x: of_all(x, teacher, 40, 2.0), student), whole, strict=True
+    ):
+        torch.testing.assert_close(one, other)

@@ -148,12 +148,6 @@ class _Job:
             yield part if self.kept is None else self.kept[part], (stop - start) / self.count
 
 
-def _of(target: Target, rows: Tensor | slice) -> Tensor:
-    if isinstance(target, Head):
-        return target.of(F.linear(target.hidden[rows], target.weight, target.bias))
-    return target[rows]
-
-
 class _Sums:
     """The gradients of one pass, of what needs any."""
 
@@ -201,12 +195,22 @@ class _Chunked(torch.autograd.Function):
         assert isinstance(head, Head)
         with torch.autocast(device, enabled=False):
             # one tensor for the products of all chunks: new memory costs as much as work on it
-            room = head.weight.new_empty(min(job.chunk, job.count), len(head.weight))
+            rooms = [
+                one.weight.new_empty(min(job.chunk, job.count), len(one.weight))
+                for one in (head, *targets)
+                if isinstance(one, Head)
+            ]
             for rows, share in job.chunks():
-                product = head.into(room, rows).detach()
+                room = iter(rooms)
+                product = head.into(next(room), rows).detach()
                 with torch.set_grad_enabled(any(needs)):
                     product.requires_grad_(any(needs))
-                    told = [_of(target, rows) for target in targets]
+                    told = [
+                        target.of(target.into(next(room), rows))
+                        if isinstance(target, Head)
+                        else target[rows]
+                        for target in targets
+                    ]
                     value = share * job.loss(head.of(product), *told)
                 total += value.detach()
                 if any(needs):

@@ -7,6 +7,7 @@ which has to be the loss's. The gradient is computed with the value, in memory t
 is no second derivative.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from stillhouse.objectives.declared import Positive, SampleMean, check_declared
 from stillhouse.objectives.inputs import full
+
+BLOCK = 1 << 22  # numbers that are worked on at a time on a CPU
 
 
 def fused_kd_loss(
@@ -87,6 +90,13 @@ def sampled_kd_loss(
     return temperature**2 * (crossed - full(entropy).mean())
 
 
+def _blocks(x: Tensor) -> Iterator[slice]:
+    """Rows to work on at a time: on a CPU as many as its caches may hold; else all."""
+    size = max(1, BLOCK // x.shape[1]) if x.device.type == "cpu" else max(1, len(x))
+    for start in range(0, len(x), size):
+        yield slice(start, min(start + size, len(x)))
+
+
 def _flat(logits: Tensor) -> Tensor:
     return logits.reshape(-1, logits.shape[-1])
 
@@ -101,14 +111,16 @@ class _Whole(torch.autograd.Function):
         teacher: Tensor,
         temperature: float,
     ) -> Tensor:
-        log_s, log_t = (
-            (x if temperature == 1 else x / temperature).log_softmax(1) for x in (logits, teacher)
-        )
-        t = log_t.exp()
-        value = torch.linalg.vecdot(t, log_t.sub_(log_s))
-        ctx.save_for_backward(log_s.exp_().sub_(t))
-        ctx.scale = 1 / (temperature * max(1, len(t)))
-        return value.mean()
+        gradient, values = torch.empty_like(logits), logits.new_empty(len(logits))
+        for rows in _blocks(logits):
+            log_s = (logits[rows] / temperature).log_softmax(1)
+            log_t = (teacher[rows] / temperature).log_softmax(1)
+            t = log_t.exp()
+            values[rows] = torch.linalg.vecdot(t, log_t.sub_(log_s))
+            torch.sub(log_s.exp_(), t, out=gradient[rows])
+        ctx.save_for_backward(gradient)
+        ctx.scale = 1 / (temperature * max(1, len(logits)))
+        return values.mean()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
