@@ -22,6 +22,7 @@ from stillhouse_flows.hush import hush_dvc
 from stillhouse_flows.outside import stale
 from stillhouse_flows.process_group import die_with_parent
 from stillhouse_flows.sources import check_code
+from stillhouse_flows.warm import APP, inherited, words_of
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -95,21 +96,48 @@ def run_stage(root: Path, address: str) -> StageResult:
     from dvc.repo import Repo
 
     hush_dvc()
-    before = _key(root, address)
+    _fork_commands()
     # without waiting, a finished training is thrown away when another DVC holds the lock at its end
     with Repo(str(root), _wait_for_lock=True) as repo:
+        _, before = _read(repo, address)
         watch = _watching(repo)
         done = _reproduce(repo, address)
-        stage = _one(repo, address)
+        repo._reset()  # pyright: ignore[reportPrivateUsage]
+        # DVC hashes what a stage reads again after it ran: its lock names inputs that were not used
+        stage, after = _read(repo, address)
         outs = tuple(_out(repo, out) for out in stage.outs)
-        reads = [dep.fs_path for dep in stage.deps]
-    # DVC hashes what a stage reads again after it ran: its lock names inputs that were not used
-    moved = stale(root, map(Path, reads))
-    if moved or _key(root, address) != before:
+        moved = stale(root, [Path(dep.fs_path) for dep in stage.deps])
+    if moved or after != before:
         what = ", ".join(moved) or "its inputs"
         raise ChildError(CHANGED, f"{address}: {what} changed while it ran; nothing it left counts")
     status: Status = ("restored" if watch() else "ran") if done else "unchanged"
     return StageResult(stage=address, status=status, key=before, outs=outs)
+
+
+def _fork_commands() -> None:
+    """Have DVC's `stillhouse` commands forked from the zygote that this process is of."""
+    warm = inherited()
+    if warm is None:
+        return
+    from dvc.stage import run
+    from dvc.stage.exceptions import StageCmdFailedError
+
+    cold: Any = run._run  # pyright: ignore  # Any: DVC's functions are untyped
+
+    def command(executable: Any, line: str, **options: Any) -> None:  # Any: as for Popen
+        env, cwd = options["env"], Path(options["cwd"])
+        words, me = words_of(line, env), os.getpid()
+        if words is None or not (
+            forked := warm.fork(APP, words, env=env, cwd=cwd, files=(1, 2), leader=me, learn=True)
+        ):
+            cold(executable, line, **options)
+            return
+        code = forked.wait()
+        forked.close()
+        if code:
+            raise StageCmdFailedError(line, code if code > 0 else 128 - code)  # as a shell has it
+
+    run._run = command  # pyright: ignore
 
 
 def restore(root: Path, address: str) -> bool:
@@ -177,21 +205,19 @@ def _one(repo: "Repo", address: str) -> "Stage":
     return stage
 
 
-def _key(root: Path, address: str) -> str:
-    """sha256 of the stage's command, parameters and dependencies as they are now."""
+def _read(repo: "Repo", address: str) -> tuple["Stage", str]:
+    """The stage, and the sha256 of its command, parameters and dependencies as they are now."""
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
     from dvc.stage.serialize import to_single_stage_lockfile
 
-    with Repo(str(root), _wait_for_lock=True) as repo:
-        try:
-            stage = _one(repo, address)
-            stage.save_deps()
-            lock = dict(to_single_stage_lockfile(stage))
-        except DvcException as error:
-            raise ChildError(REFUSED, _one_line(error)) from error
+    try:
+        stage = _one(repo, address)
+        stage.save_deps()
+        lock = dict(to_single_stage_lockfile(stage))
+    except DvcException as error:
+        raise ChildError(REFUSED, _one_line(error)) from error
     lock.pop("outs", None)
-    return hashlib.sha256(json.dumps(lock, sort_keys=True).encode()).hexdigest()
+    return stage, hashlib.sha256(json.dumps(lock, sort_keys=True).encode()).hexdigest()
 
 
 def _out(repo: "Repo", out: Any) -> Out:  # Any: DVC's Output is untyped

@@ -4,9 +4,10 @@ Its tasks are derived from the generated dvc.yaml when it starts. DVC is the onl
 Prefect keeps no result. A flow run that Prefect retries opens its workspace again and goes on.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -33,11 +34,12 @@ from stillhouse_flows.failures import drop_earlier
 from stillhouse_flows.local import settle
 from stillhouse_flows.overdue import drop_overdue
 from stillhouse_flows.parameters import Device, Pools, RecipeName, Ref, ScaleName, SettingValues
-from stillhouse_flows.process import Children, StageFailed, run_stage, share_cores
+from stillhouse_flows.process import Children, StageFailed, ask, run_stage, share_cores
 from stillhouse_flows.project import INPUTS, StageSpec, plan
 from stillhouse_flows.remote import check_pools, send
 from stillhouse_flows.request import Request
 from stillhouse_flows.run import Finished, Run, check_request, opened, results_message, start
+from stillhouse_flows.warm import Warm, zygote
 from stillhouse_flows.worktree import RunWorkspace, forget, workspace
 
 # one stage at a time: each uses every core, and beside another its latencies would not be its own
@@ -111,15 +113,18 @@ def distill(
     project = project_root()
     if not ref:  # at another commit other settings may hold; `settled` looks there
         check_request(project, request)
-    with workspace(project, request.label(), ref=ref, number=number) as space:
-        run = settled(space, request, device)
+    with (
+        workspace(project, request.label(), ref=ref, number=number) as space,
+        ExitStack() as stack,
+    ):
+        run, warm = settled(space, request, device, stack)
         name_run(run)
         tell(run.headline())
         check_pools(run, pools or {})
         stages = plan(space.root, run.prepared.pipeline)
         line = Line(
             run=run,
-            children=Children(),
+            children=Children(warm),
             board=Board(len(stages)),
             device=device,
             pools=pools or {},
@@ -147,29 +152,41 @@ def distill(
         )
         if push:
             push_to_remote(carried)
-        register(run)
+        register(run, warm)
         tell(words)
         return run.finished(commit)
 
 
-def settled(space: RunWorkspace, request: Request, device: str) -> Run:
-    """The run; where there can be none, for wrong input, nothing is left of its workspace."""
+def settled(
+    space: RunWorkspace, request: Request, device: str, stack: ExitStack
+) -> tuple[Run, Warm | None]:
+    """The run, and a zygote of its code that lives as long as `stack`; where there can be none, for
+    wrong input, nothing is left of its workspace.
+    """
+    recipe = request.recipe.partition("@")[0]
     try:
-        return opened(space, request, device)
+        env = space.environment(device)
+        warm = stack.enter_context(zygote(recipe, env=env, cwd=space.root))
+        run = opened(space, request, device, warm=warm)
     except StillhouseError:
         if not space.started():
             forget(space)
         raise
+    if warm:
+        warm.read_code(recipe)
+    return run, warm
 
 
-def register(run: Run) -> None:
+def register(run: Run, warm: Warm | None) -> None:
     """Have `report`, `export`, `predict` and `compare` of the project find this run."""
-    from stillhouse.newest import register_run  # imports torch
-    from stillhouse.runs import Runs
-
-    space, chosen = run.space, run.prepared
-    runs = Runs(root=space.root, recipe=chosen.recipe, variant=chosen.variant)
-    register_run(space.project, runs)
+    words = {
+        "project": str(run.space.project),
+        "root": str(run.space.root),
+        "recipe": run.prepared.recipe,
+        "variant": run.prepared.variant,
+    }
+    module = "stillhouse_flows.registering"
+    ask(module, json.dumps(words), env=run.env, cwd=run.space.root, warm=warm)
 
 
 def name_run(run: Run) -> None:

@@ -9,12 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 from stillhouse.errors import TRY_AGAIN, StillhouseError
 from stillhouse.leftovers import temporary
 from stillhouse_flows.child import FAILED, LOCKED, StageResult, result_from
 from stillhouse_flows.process_group import kill_group
 from stillhouse_flows.project import StageSpec
+from stillhouse_flows.warm import Forked, Warm, main_of
 
 Say = Callable[[str], None]
 LOCK_TRIES, LOCK_SECONDS = 6, 0.5
@@ -41,12 +44,16 @@ def share_cores(workers: int) -> None:
 
 
 class Children:
-    """The process groups of one run. `kill` ends them all, and no other starts after it."""
+    """The process groups of one run. `kill` ends them all, and no other starts after it.
 
-    def __init__(self) -> None:
+    With a zygote (`warm`) those of this interpreter are forked from it where they can be.
+    """
+
+    def __init__(self, warm: Warm | None = None) -> None:
         self.lock = threading.Lock()
-        self.running: set[subprocess.Popen[str]] = set()
+        self.running: set[subprocess.Popen[str] | Forked] = set()
         self.closed = False
+        self.warm = warm
 
     def run(
         self,
@@ -64,28 +71,17 @@ class Children:
         with self.lock:
             if self.closed:
                 raise StageFailed("the run was stopped", crashed=False)
-            child = subprocess.Popen(
-                command,
-                cwd=cwd,
-                env=dict(env),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-                pass_fds=tuple(files),
-            )
+            child, output = self._start(command, env, cwd, files)
             self.running.add(child)
-        threading.Thread(target=_end_with, args=[child.pid], daemon=True).start()
+        if isinstance(child, subprocess.Popen):  # a zygote does it itself
+            threading.Thread(target=_end_with, args=[child.pid], daemon=True).start()
         # a thread of Prefect's cannot be interrupted: the clock is kept here
         clock = threading.Timer(timeout, kill_group, [child.pid]) if timeout else None
         try:
             if clock:
                 clock.start()
-            assert child.stdout is not None
-            with child.stdout:
-                for line in child.stdout:
+            with output:
+                for line in output:
                     say(line.rstrip("\n"))
             return child.wait()
         finally:
@@ -95,6 +91,40 @@ class Children:
             child.wait()
             with self.lock:
                 self.running.discard(child)
+            if isinstance(child, Forked):
+                child.close()
+
+    def _start(
+        self, command: Sequence[str], env: Mapping[str, str], cwd: Path, files: Sequence[int]
+    ) -> "tuple[subprocess.Popen[str] | Forked, IO[str]]":
+        """A process in a group of its own, and what it writes."""
+        if self.warm and (found := main_of(command)):
+            ours, theirs = os.pipe()
+            module, words = found
+            try:
+                forked = self.warm.fork(
+                    module, words, env=env, cwd=cwd, files=(theirs, theirs, *files)
+                )
+            finally:
+                os.close(theirs)
+            output = os.fdopen(ours, errors="replace")
+            if forked:
+                return forked, output
+            output.close()
+        child = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            pass_fds=tuple(files),
+        )
+        assert child.stdout is not None
+        return child, child.stdout
 
     def kill(self) -> None:
         """End every group at once."""
@@ -207,19 +237,35 @@ def answer(make: Callable[[], str]) -> int:
     return 0
 
 
-def ask(module: str, request: str, *, env: Mapping[str, str], cwd: Path) -> str:
+def ask(
+    module: str, request: str, *, env: Mapping[str, str], cwd: Path, warm: Warm | None = None
+) -> str:
     """What `python -m module REQUEST` prints; raises StillhouseError with its own error line."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, request],
-        cwd=cwd,
-        env=dict(env),
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode == 0:
-        return done.stdout
-    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    code, printed, complained = _answer_of(module, request, env, cwd, warm)
+    if code == 0:
+        return printed
+    lines = complained.strip().splitlines() or [f"exit code {code}"]
     named = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
     if not named:
-        sys.stderr.write(done.stderr)
+        sys.stderr.write(complained)
     raise StillhouseError((named or [f"{module}: {lines[-1]}"])[-1])
+
+
+def _answer_of(
+    module: str, request: str, env: Mapping[str, str], cwd: Path, warm: Warm | None
+) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error."""
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+        files = (out.fileno(), err.fileno())
+        forked = warm.fork(module, [request], env=env, cwd=cwd, files=files) if warm else None
+        if forked:
+            code = forked.wait()
+            forked.close()
+        else:
+            command = [sys.executable, "-m", module, request]
+            code = subprocess.run(
+                command, cwd=cwd, env=dict(env), stdout=out, stderr=err, check=False
+            ).returncode
+        out.seek(0)
+        err.seek(0)
+        return code, out.read(), err.read()

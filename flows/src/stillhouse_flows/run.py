@@ -16,6 +16,7 @@ from stillhouse_flows.outside import leads_out
 from stillhouse_flows.process import ask
 from stillhouse_flows.request import Prepared, Request, prepared_from
 from stillhouse_flows.sources import source_folders
+from stillhouse_flows.warm import Warm
 from stillhouse_flows.worktree import RunWorkspace
 
 # what a run commits although git ignores runs/; the rest is in DVC's cache by dvc.lock
@@ -88,13 +89,14 @@ class Run:
         return [path for name in REPORTS if (path := self.page.with_name(name)).is_file()]
 
 
-def opened(space: RunWorkspace, request: Request, device: str) -> Run:
+def opened(space: RunWorkspace, request: Request, device: str, *, warm: Warm | None = None) -> Run:
     """Settle the request inside the workspace, with the workspace's own code."""
     env = space.environment(device)
     for ref in _files(request.settings.values()):  # before anybody looks at them
         _check_file(space.project, ref)
     words = json.dumps(asdict(request))
-    prepared = prepared_from(ask("stillhouse_flows.prepare", words, env=env, cwd=space.root))
+    said = ask("stillhouse_flows.prepare", words, env=env, cwd=space.root, warm=warm)
+    prepared = prepared_from(said)
     for name in prepared.data:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise BadSetting(f"'data:{name}': leads out of data/; use file:<path> for other files")
