@@ -1,11 +1,14 @@
 """`stillhouse flow`: runs in workspaces of their own, and the DVC pipelines they are made of."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stillhouse_flows import clean_cli, compare_cli, deploy_cli
-from stillhouse_flows.foreground import begin, check_request, one_line
+from stillhouse_flows.foreground import begin, one_line, ready
+
+if TYPE_CHECKING:
+    from stillhouse_flows.request import Request
 
 app = typer.Typer(
     name="flow",
@@ -60,11 +63,9 @@ def run(
     open_: Annotated[bool, typer.Option("--open", help="Show the report in the browser.")] = False,
 ) -> None:
     """Run a recipe as a Prefect flow in a workspace of its own; results are commits on runs/*."""
-    from stillhouse_flows.server import ensure_api
-
-    inputs = _flow_inputs(recipe, scale, assignments, device, ref)
+    inputs, request = _flow_inputs(recipe, scale, assignments, device, ref)
     with one_line():
-        ensure_api()
+        ready([request], ref)
         from stillhouse_flows.flow import with_workers
 
         finished = with_workers(workers)(**inputs, push=push)
@@ -76,8 +77,8 @@ def run(
 
 def _flow_inputs(
     recipe: str, scale: str, assignments: list[str], device: str, ref: str
-) -> dict[str, Any]:  # Any: a flow's parameters
-    """Check the inputs of a flow, and set up this process for it."""
+) -> "tuple[dict[str, Any], Request]":  # Any: a flow's parameters
+    """The inputs of a flow, and what they ask for; sets up this process for it."""
     from stillhouse.settings import parse_assignments
     from stillhouse_flows.request import Request
 
@@ -85,8 +86,14 @@ def _flow_inputs(
     request = Request(recipe=recipe, scale=scale, settings=settings)
     begin(device, ref)
     _check_device(device)
-    check_request(request, ref)
-    return {"recipe": recipe, "scale": scale, "settings": settings, "device": device, "ref": ref}
+    inputs = {
+        "recipe": recipe,
+        "scale": scale,
+        "settings": settings,
+        "device": device,
+        "ref": ref,
+    }
+    return inputs, request
 
 
 def _check_device(device: str) -> None:
@@ -165,11 +172,9 @@ def watch(
     force: Annotated[bool, typer.Option("--force", help="Run though nothing has changed.")] = False,
 ) -> None:
     """Run a recipe when what it reads has changed; promote its student if it passes the gate."""
-    from stillhouse_flows.server import ensure_api
-
-    inputs = _flow_inputs(recipe, scale, assignments, device, ref)
+    inputs, request = _flow_inputs(recipe, scale, assignments, device, ref)
     with one_line():
-        ensure_api()
+        ready([request], ref)
         from stillhouse_flows.watch import watch as flow
 
         flow(**inputs, push=push, code=code, force=force)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from stillhouse.errors import BadSetting
-from stillhouse_flows.foreground import begin, check_request, one_line
+from stillhouse_flows.foreground import begin, one_line, ready
 
 
 def compare(
@@ -33,15 +33,12 @@ def compare(
 ) -> None:
     """Run recipes, variants or settings side by side, and compare their reports."""
     from stillhouse_flows.request import Request
-    from stillhouse_flows.server import ensure_api
 
     runs: Any = requests(recipes, scale, assignments, vary)  # Any: checked by Prefect
     checked = [Request(**each) for each in runs]
     begin(device, ref)
-    for request in checked:
-        check_request(request, ref)
     with one_line():
-        ensure_api()
+        ready(checked, ref)
         from stillhouse_flows.compare import compare as flow
         from stillhouse_flows.compare import spread
 

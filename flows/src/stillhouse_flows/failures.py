@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillhouse.files import storage, write_text
 from stillhouse_flows.branches import Repository, repository
-from stillhouse_flows.candidates import RunBranch, run_branches
 from stillhouse_flows.git import git
 from stillhouse_flows.worktree import RunWorkspace, discard, idle, run_lock, workspaces
+
+if TYPE_CHECKING:
+    from stillhouse_flows.candidates import RunBranch
 
 FIRST, LONGEST = timedelta(hours=1), timedelta(days=7)
 
@@ -73,6 +75,8 @@ def drop_earlier(space: RunWorkspace, ref: str, reason: str) -> list[str]:
     """Remove branch and workspace of earlier runs of this recipe, whatever their settings, that
     failed for this reason.
     """
+    from stillhouse_flows.candidates import run_branches  # imports torch
+
     repo, name = repository(space.project), ref.partition("@")[0]
     failed = [b for b in run_branches(repo) if b.failed and b.title.partition("@")[0] == name]
     # a reason may name the log, in the run's own workspace
@@ -83,6 +87,8 @@ def drop_earlier(space: RunWorkspace, ref: str, reason: str) -> list[str]:
 
 def repeated(project: Path) -> list[str]:
     """Failed runs after which the same recipe failed for the same reason; they could go."""
+    from stillhouse_flows.candidates import run_branches  # imports torch
+
     repo = repository(project)
     known, found = set[tuple[str, str]](), list[str]()
     for branch in run_branches(repo):  # newest first
@@ -103,7 +109,7 @@ def remove_run(project: Path, run: str) -> bool:
     return free
 
 
-def _cause(repo: Repository, branch: RunBranch) -> str:
+def _cause(repo: Repository, branch: "RunBranch") -> str:
     said = git(repo.top, "log", "-1", "--format=%b", f"refs/heads/runs/{branch.run}")
     return _plain(said, branch.run, branch.title)
 

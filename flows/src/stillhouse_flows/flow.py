@@ -38,7 +38,7 @@ from stillhouse_flows.process import Children, StageFailed, ask, run_stage, shar
 from stillhouse_flows.project import INPUTS, StageSpec, plan
 from stillhouse_flows.remote import check_pools, send
 from stillhouse_flows.request import Request
-from stillhouse_flows.run import Finished, Run, check_request, opened, results_message, start
+from stillhouse_flows.run import Finished, Run, opened, results_message, start
 from stillhouse_flows.warm import Warm, zygote
 from stillhouse_flows.worktree import RunWorkspace, forget, workspace
 
@@ -111,8 +111,6 @@ def distill(
     request = Request(recipe=recipe, scale=scale, settings=settings or {})
     number = str(flow_run.id).replace("-", "")[-12:]
     project = project_root()
-    if not ref:  # at another commit other settings may hold; `settled` looks there
-        check_request(project, request)
     with (
         workspace(project, request.label(), ref=ref, number=number) as space,
         ExitStack() as stack,
@@ -173,7 +171,7 @@ def settled(
             forget(space)
         raise
     if warm:
-        warm.read_code(recipe)
+        warm.get_ready(recipe)
     return run, warm
 
 

@@ -1,13 +1,17 @@
 """A flow in the foreground of somebody's terminal: what they may read, and how it ends."""
 
 import contextlib
+import json
 import logging
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from stillhouse.errors import StillhouseError
 from stillhouse_flows.server import no_server
 
 if TYPE_CHECKING:
@@ -32,15 +36,34 @@ def begin(device: str, ref: str) -> None:
     os.environ.setdefault(INPUTS, os.sep)
 
 
-def check_request(request: "Request", ref: str) -> None:
-    """Refuse what cannot run before a server is started for it; at another commit other settings
-    may hold, and the run itself looks there.
+def check_requests(requests: "Sequence[Request]", ref: str) -> None:
+    """Refuse what cannot run, before there is a run of it; at another commit other settings may
+    hold, and the run itself looks there.
     """
     from stillhouse.places import project_root
-    from stillhouse_flows import run
+    from stillhouse_flows.process import ask
 
-    if not ref:
-        run.check_request(project_root(), request)
+    if ref:
+        return
+    record = {"project": str(project_root()), "requests": [asdict(each) for each in requests]}
+    words = json.dumps(record)
+    ask("stillhouse_flows.checking", words, env=os.environ, cwd=Path.cwd())
+
+
+def ready(requests: "Sequence[Request]", ref: str) -> None:
+    """Have a Prefect API, and refuse what cannot run: both take seconds, and go side by side."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from stillhouse_flows.server import ensure_api
+
+    with ThreadPoolExecutor(1) as pool:
+        checked = pool.submit(check_requests, requests, ref)
+        try:
+            ensure_api()
+        except StillhouseError:
+            checked.result()  # whoever asked can put this right sooner
+            raise
+        checked.result()
 
 
 @contextlib.contextmanager

@@ -85,8 +85,10 @@ class Warm:
             return None
         return Forked(pid=pid, reply=reply)
 
-    def read_code(self, recipe: str) -> None:
-        """Have it read the code of a recipe, whenever it has nothing else to do."""
+    def get_ready(self, recipe: str) -> None:
+        """Have it read a recipe's code and import what a report needs, when it has nothing else to
+        do.
+        """
         self._send({"recipe": recipe}, [])
 
     def _send(self, record: Mapping[str, Any], files: Sequence[int]) -> bool:  # Any: JSON

@@ -46,6 +46,8 @@ PRELOADED = (
     *("dvc.repo", "dvc.repo.reproduce", "dvc.stage.cache", "dvc.stage.run"),
     *("dvc.stage.serialize", "dvc.logger", "dvc.utils.serialize", "dvc_data.hashfile.cache"),
 )
+# imported while others work
+REPORT = ("stillhouse.report.pages", "stillhouse.report.terminal", "stillhouse.cli.tables")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,7 @@ class Zygote:
     running: dict[int, Running] = field(default_factory=dict[int, Running])
     ended: dict[int, Running] = field(default_factory=dict[int, Running])  # by their reply's file
     learned: deque[str] = field(default_factory=deque[str])
+    recipe: str = ""  # whose code is still to read
     safe: bool = True
 
 
@@ -151,7 +154,8 @@ def _probe() -> bool:
 
 def _serve(zygote: Zygote) -> tuple[Job, list[int]] | None:
     """One turn: ends, then a request, else one more module; in a new process alone, its job."""
-    ready: list[tuple[int, int]] = zygote.poll.poll(0 if zygote.learned else None)
+    busy = bool(zygote.learned or zygote.recipe)
+    ready: list[tuple[int, int]] = zygote.poll.poll(0 if busy else None)
     for number, _ in ready:
         if number in zygote.running:
             _report(zygote, number)
@@ -159,7 +163,7 @@ def _serve(zygote: Zygote) -> tuple[Job, list[int]] | None:
             _reap(zygote, number)
     if any(number == zygote.server.fileno() for number, _ in ready):
         return _request(zygote)
-    if not ready and zygote.learned:
+    if busy and not ready:
         _learn(zygote)
     return None
 
@@ -171,14 +175,13 @@ def _request(zygote: Zygote) -> tuple[Job, list[int]] | None:
         zygote.learned.extend(name for name in message["modules"] if name not in sys.modules)
         return None
     if "recipe" in message:
-        with suppress(Exception):  # whoever needs the keys will say what is wrong
-            warm_code(message["recipe"])
-            gc.freeze()
+        zygote.recipe = message["recipe"]
+        zygote.learned.extend(REPORT)
         return None
     reply, *files = files
     words: Any = {**message, "argv": tuple(message["argv"])}
     job = Job(**words)
-    while job.learn and zygote.learned:
+    while job.learn and (zygote.learned or zygote.recipe):
         _learn(zygote)
     with socket.socket(fileno=reply) as answer:
         refused = _refusal(zygote, job)
@@ -266,9 +269,16 @@ def _reap(zygote: Zygote, number: int) -> None:
 
 
 def _learn(zygote: Zygote) -> None:
-    """Import one module that a stage has imported; after the last, see that a fork still works."""
-    with suppress(Exception):  # some are known by another name only
-        importlib.import_module(zygote.learned.popleft())
+    """Do one thing that forks need not do then: read the recipe's code, or import a module; after
+    the last, see that a fork still works.
+    """
+    # whoever needs the keys will say what is wrong; some modules are known by another name only
+    with suppress(Exception):
+        if zygote.recipe:
+            recipe, zygote.recipe = zygote.recipe, ""
+            warm_code(recipe)
+        else:
+            importlib.import_module(zygote.learned.popleft())
     if not zygote.learned:
         zygote.safe = zygote.safe and _probe()
         gc.freeze()
