@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -15,7 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from stillhouse.batching import bound_bytes, fitting, micro_batches, peak_bytes
 from stillhouse.data.data import Data, rows_of
+from stillhouse.data.notes import note
 from stillhouse.errors import BadSetting
 from stillhouse.metrics.known import MACS, MEMORY, PARAMETERS, SIZE, latency
 from stillhouse.metrics.metric import Metric
@@ -191,7 +194,8 @@ class Profile(Metric):
 @dataclass(frozen=True, kw_only=True)
 class Latency(Metric):
     """latency_b<size>_ms: median seconds of `runs` forwards after a warm-up, in milliseconds, at
-    each batch size.
+    each batch size; in micro-batches, one after another, where a batch does not fit the memory
+    (see `stillhouse.batching`).
     """
 
     role: str = "student"
@@ -213,8 +217,8 @@ class Latency(Metric):
         return [latency(size) for size in self.batches]
 
     def _median(self, module: nn.Module, data: Data, size: int) -> float:
-        batch = first_batch(data, size, _device(module))
-        times = [_timed(module, batch) for _ in range(WARMUP + self.runs)]
+        batches = _fitting_batches(module, data, size)
+        times = [_timed(module, batches) for _ in range(WARMUP + self.runs)]
         return 1000 * statistics.median(times[WARMUP:])
 
 
@@ -249,8 +253,7 @@ class Latencies(Metric):
     def _medians(self, models: Models, data: Data, size: int) -> dict[str, float]:
         times: dict[str, list[float]] = {line: [] for line in self.lines}
         batches = {
-            line: first_batch(data, size, _device(models[role]))
-            for line, role in self.lines.items()
+            line: _fitting_batches(models[role], data, size) for line, role in self.lines.items()
         }
         for _ in range(WARMUP + self.runs):
             for line, role in self.lines.items():
@@ -258,11 +261,36 @@ class Latencies(Metric):
         return {line: 1000 * statistics.median(t[WARMUP:]) for line, t in times.items()}
 
 
-def _timed(module: nn.Module, batch: Tensors) -> float:
-    on_gpu = batch["id"].is_cuda
+def _fitting_batches(module: nn.Module, data: Data, size: int) -> list[Tensors]:
+    """The first `size` samples as one batch, or as micro-batches that fit the memory."""
+    batch = first_batch(data, size, _device(module))
+    if size > 1 and batch["id"].is_cuda:
+        while not _fits(module, batch, size):
+            size = -(-size // 2)
+    elif size > 1:
+        size = fitting(module, rows_of(batch, torch.arange(1)), size)
+    if size < (asked := len(batch["id"])):
+        note(f"{latency(asked).name}: {asked} samples do not fit the memory; {size} at a time")
+    return micro_batches(batch, size)
+
+
+def _fits(module: nn.Module, batch: Tensors, size: int) -> bool:
+    """Whether the GPU's memory suffices for a forward of `size` samples, or it is a single one."""
+    try:
+        _timed(module, micro_batches(batch, size)[:1])
+    except torch.OutOfMemoryError:
+        if size == 1:
+            raise
+        return False
+    return True
+
+
+def _timed(module: nn.Module, batches: Sequence[Tensors]) -> float:
+    on_gpu = batches[0]["id"].is_cuda
     start = time.perf_counter()
     with torch.no_grad():
-        module(batch)
+        for batch in batches:
+            module(batch)
     if on_gpu:
         torch.cuda.synchronize()
     return time.perf_counter() - start
@@ -271,7 +299,8 @@ def _timed(module: nn.Module, batch: Tensors) -> float:
 @dataclass(frozen=True, kw_only=True)
 class Memory(Metric):
     """peak_memory_mib of one forward at `batch` samples: allocated on CUDA, weights and live
-    tensors on CPU.
+    tensors on CPU. What would not fit the memory (see `stillhouse.batching`) is not run on the CPU:
+    its peak is that of two samples and what one more adds, for each of the others.
     """
 
     role: str = "student"
@@ -289,23 +318,19 @@ class Memory(Metric):
 
 def _cuda_peak(module: nn.Module, batch: Tensors) -> int:
     torch.cuda.reset_peak_memory_stats()
-    _timed(module, batch)
+    _timed(module, [batch])
     return torch.cuda.max_memory_allocated()
 
 
 def _cpu_peak(module: nn.Module, batch: Tensors) -> int:
-    """Weights, buffers and the most activation bytes alive at once, by torch's tracker."""
-    from torch.distributed._tools.mem_tracker import MemTracker  # slow to import
-
-    frozen = [p for p in module.parameters() if not p.requires_grad]
-    module.requires_grad_(True)  # the tracker hooks into each parameter's gradient
-    tracker = MemTracker()
-    tracker.track_external(module)
-    with torch.no_grad(), tracker:
-        module(batch)
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    return int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
+    """Weights, buffers and the most bytes of other tensors alive at once."""
+    held = {t.untyped_storage() for t in chain(module.parameters(), module.buffers())}
+    weights, count = sum(storage.nbytes() for storage in held), len(batch["id"])
+    if count < 3:
+        return weights + peak_bytes(module, batch)
+    one, two = (peak_bytes(module, rows_of(batch, torch.arange(n))) for n in (1, 2))
+    whole = two + (count - 2) * (two - one)
+    return weights + (whole if whole > bound_bytes() else peak_bytes(module, batch))
 
 
 def process_peak_mib(device: str) -> float:

@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stillhouse.batching import each_batch
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.metrics import Metric, Score
 from stillhouse.objectives.inputs import full, named, pick, positive
-from stillhouse.objectives.objective import Models
+from stillhouse.objectives.objective import Models, Tensors
 from stillhouse.work import Work
 from stillhouse_landmarks.layouts import layout_of
 
@@ -124,13 +125,14 @@ def face_errors(
         raise BadData("the evaluation data hold no face")
     # a model that runs outside torch has no parameters, and reads from the CPU
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    errors: list[Tensor] = []
-    for rows in data.batches(batch, rng=None):
+
+    def errors(rows: Tensors) -> Tensor:
         moved = {name: value.to(device) for name, value in rows.items()}
         predicted = pick({role: module(moved)}, role, "landmarks").float().cpu()
         truth = named(rows, "landmarks", what="column", where="batch")
-        errors.append(nme(as_points(predicted), as_points(truth), normalizer=normalizer))
-    return torch.cat(errors)
+        return nme(as_points(predicted), as_points(truth), normalizer=normalizer)
+
+    return torch.cat(list(each_batch(data, errors, most=batch, device=device)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +140,7 @@ class Landmarks(Metric):
     """Scores of `role`'s "landmarks" [B, 2P] against the batch's, all fractions: nme_error,
     failure_rate_error (NME above `limit`) and auc (of the CED up to `limit`).
 
-    `batch` is only the evaluation's batch size.
+    `batch` is only the most faces that are computed at a time.
     """
 
     role: str = "student"

@@ -6,12 +6,14 @@ M: true boxes of a scene. D: boxes found in it. The rules are those of KITTI's d
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 from jaxtyping import Float, Integer
 from numpy import ndarray
 
+from stillhouse.batching import each_batch
 from stillhouse.data.data import Data, row_of
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.metrics import Metric, Score
@@ -209,12 +211,13 @@ def found_scenes(
         raise BadData("the evaluation data hold no cloud")
     module = detector(models, role)
     device = next(models[role].parameters()).device
-    scenes: list[Scene] = []
-    for rows in data.batches(batch, rng=None):
+
+    def scenes(rows: Tensors) -> list[Scene]:
         moved = {name: value.to(device) for name, value in rows.items()}
         found = module.boxes(module(moved), picking)
-        scenes += [scene_of(rows, row, one, within) for row, one in enumerate(found)]
-    return scenes
+        return [scene_of(rows, row, one, within) for row, one in enumerate(found)]
+
+    return list(chain.from_iterable(each_batch(data, scenes, most=batch, device=device)))
 
 
 def scene_of(batch: Tensors, row: int, found: Found, within: Area | None) -> Scene:

@@ -46,9 +46,14 @@ def threshold_of(module: nn.Module) -> float:
 
 
 def on_device(batch: Tensors, module: nn.Module) -> dict[str, Tensor]:
-    """The batch on the module's device; a model that runs outside torch reads from the CPU."""
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    """The batch on the module's device."""
+    device = device_of(module)
     return {name: value.to(device) for name, value in batch.items()}
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module reads from: the CPU, if it runs outside torch."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 def embedded(sam: Sam, batch: Tensors) -> Float[Tensor, "B C G G"]:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from stillhouse.batching import each_batch
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.metrics import Metric, Score
@@ -21,6 +22,7 @@ from stillhouse.work import Work
 from stillhouse_sam.asking import (
     ask_boxes,
     ask_points,
+    device_of,
     embedded,
     on_device,
     sam_of,
@@ -110,10 +112,11 @@ def _each(
 ) -> Tensor:
     """What `ious` says of each batch on the role's device, together, on the CPU."""
     module = named(models, role, what="role", where="IoU")
-    with torch.no_grad():
-        return _some(
-            [ious(module, on_device(rows, module)).cpu() for rows in data.batches(batch, rng=None)]
-        )
+
+    def found(rows: Tensors) -> Tensor:
+        return ious(module, on_device(rows, module)).cpu()
+
+    return _some(list(each_batch(data, found, most=batch, device=device_of(module))))
 
 
 def _some(parts: list[Tensor]) -> Tensor:

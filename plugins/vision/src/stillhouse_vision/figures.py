@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor
 
-from stillhouse.data.data import Data
-from stillhouse.objectives.objective import Models
+from stillhouse.batching import each_batch
+from stillhouse.data.data import Data, TensorData
+from stillhouse.objectives.objective import Models, Tensors
 from stillhouse.work import Work
 
 if TYPE_CHECKING:
@@ -39,10 +40,14 @@ class Predictions:
         batch = next(iter(data.batches(self.columns * self.rows, rng=rng)))
         device = next(models[self.roles[0]].parameters()).device
         images = batch["images"]
-        predicted = {
-            role: models[role]({"images": images.to(device)})["logits"].argmax(1).tolist()
-            for role in self.roles
-        }
+
+        def classes(rows: Tensors) -> Tensor:
+            shown = {"images": rows["images"].to(device)}
+            return torch.stack([models[role](shown)["logits"].argmax(1) for role in self.roles])
+
+        shown = TensorData({"images": images})
+        found = torch.cat(list(each_batch(shown, classes, most=len(images), device=device)), dim=1)
+        predicted = dict(zip(self.roles, found.tolist(), strict=True))
         figure = Figure(figsize=(1.35 * self.columns, 1.9 * self.rows), layout="constrained")
         axes = figure.subplots(self.rows, self.columns, squeeze=False).flatten()
         for place, axis in enumerate(axes):

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor
 
+from stillhouse.batching import each_batch
 from stillhouse.data.data import Data
+from stillhouse.errors import BadData
 from stillhouse.metrics import Metric, Score
 from stillhouse.metrics.known import AGREEMENT
-from stillhouse.objectives.objective import Models
+from stillhouse.objectives.objective import Models, Tensors
 from stillhouse.work import Work
 from stillhouse_vision.objectives.kd3 import IN_VOCABULARY, VOCABULARY
 from stillhouse_vision.objectives.selection import select_instances
@@ -82,7 +84,6 @@ class KeptPictures:
         from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
         predictions = _predicted(models, data, self.alpha, self.cutoff, self.batch)
-        images = torch.cat([b["images"] for b in data.batches(self.batch, rng=None)])
         rng = Generator().manual_seed(self.seed)
         figure = Figure(figsize=(1.35 * self.columns, 3.6 * self.rows), layout="constrained")
         grid = figure.add_gridspec(2, 1)
@@ -92,7 +93,9 @@ class KeptPictures:
             part = figure.add_subfigure(grid[place])
             found = mask.nonzero()[:, 0]
             part.suptitle(f"{title}: {len(found)} of {len(mask)}", fontsize=11)
-            chosen = found[torch.randperm(len(found), generator=rng)].tolist()
+            drawn = torch.randperm(len(found), generator=rng)[: self.rows * self.columns]
+            chosen = found[drawn].tolist()
+            images = self._images(data, chosen)
             axes = part.subplots(self.rows, self.columns, squeeze=False).flatten()
             for axis in axes:
                 axis.set_axis_off()
@@ -101,6 +104,15 @@ class KeptPictures:
                     axis, images[row], int(predictions.teacher[row]), int(predictions.student[row])
                 )
         return figure
+
+    def _images(self, data: Data, rows: Sequence[int]) -> Mapping[int, Tensor]:
+        """The images of these rows, without holding those of all."""
+        found: dict[int, Tensor] = {}
+        for number, batch in enumerate(data.batches(self.batch, rng=None)):
+            first = number * self.batch
+            images = batch["images"]
+            found |= {r: images[r - first].clone() for r in rows if 0 <= r - first < len(images)}
+        return found
 
     def _show(self, axis: "Axes", picture: Tensor, teacher: int, student: int) -> None:
         axis.imshow(picture.expand(3, -1, -1).permute(1, 2, 0).numpy(), interpolation="nearest")
@@ -113,19 +125,22 @@ class KeptPictures:
 
 def _predicted(models: Models, data: Data, alpha: float, cutoff: float, batch: int) -> _Predicted:
     device = next(models["student"].parameters()).device
-    parts: dict[str, list[Tensor]] = {"teacher": [], "student": [], VOCABULARY: []}
-    for given in data.batches(batch, rng=None):
+
+    def outputs(given: Tensors) -> dict[str, Tensor]:
         images = {"images": given["images"].to(device)}
-        for role in ("teacher", "student"):
-            parts[role].append(models[role](images)["logits"].cpu())
-        if VOCABULARY in given:
-            parts[VOCABULARY].append(given[VOCABULARY])
-    teacher, student = torch.cat(parts["teacher"]), torch.cat(parts["student"])
+        found = {role: models[role](images)["logits"].cpu() for role in ("teacher", "student")}
+        return found | ({VOCABULARY: given[VOCABULARY]} if VOCABULARY in given else {})
+
+    parts = list(each_batch(data, outputs, most=batch, device=device))
+    if not parts:
+        raise BadData("the pool holds no image")
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    teacher, student = whole["teacher"], whole["student"]
     kept = torch.zeros(len(teacher), dtype=torch.bool)
     kept[select_instances(teacher, student, alpha=alpha, cutoff=cutoff)] = True
     return _Predicted(
         teacher=teacher.argmax(1),
         student=student.argmax(1),
         kept=kept,
-        vocabulary=torch.cat(parts[VOCABULARY]) if parts[VOCABULARY] else None,
+        vocabulary=whole.get(VOCABULARY),
     )

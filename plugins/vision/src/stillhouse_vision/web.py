@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stillhouse.batching import each_batch
 from stillhouse.data.data import Columns, RowData
 from stillhouse.data.images import IMAGE_SUFFIXES
 from stillhouse.data.sources import note_left_out, visible_files
 from stillhouse.data.splits import split_of
 from stillhouse.errors import BadData, BadSetting
+from stillhouse.objectives.objective import Tensors
 from stillhouse.work import Work
 from stillhouse_vision.data import parquet_labels
 from stillhouse_vision.images import ParquetImages, Sample, image_columns
@@ -136,7 +138,7 @@ class MostConfident:
     """
 
     share: float = 0.5
-    batch: int = 250  # only how many pictures go through the teacher at a time
+    batch: int = 250  # only the most pictures that go through the teacher at a time
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -150,12 +152,11 @@ class MostConfident:
     ) -> Mapping[str, Columns]:
         pool, teacher = inputs["web"], inputs["teacher"].module
         assert isinstance(pool, RowData)
-        with torch.no_grad():
-            confidence = torch.cat(
-                [
-                    teacher(batch)["logits"].softmax(1).amax(1)
-                    for batch in pool.batches(self.batch, rng=None)
-                ]
-            )
+
+        def confident(batch: Tensors) -> Tensor:
+            return teacher(batch)["logits"].softmax(1).amax(1)
+
+        found = each_batch(pool, confident, most=self.batch, device="cpu")
+        confidence = torch.cat(list(found))
         count = max(1, round(self.share * len(pool)))
         return {"web": pool.select(confidence.topk(count).indices.sort().values)}

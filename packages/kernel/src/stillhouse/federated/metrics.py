@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
+from stillhouse.batching import each_batch
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData
 from stillhouse.federated.fusion import effective_neighbours
@@ -17,7 +18,7 @@ from stillhouse.federated.server import Exchange
 from stillhouse.metrics.metric import Metric
 from stillhouse.metrics.scores import FRACTION, Score
 from stillhouse.objectives.inputs import named
-from stillhouse.objectives.objective import Models
+from stillhouse.objectives.objective import Models, Tensors
 from stillhouse.work import Work
 
 MIB = 2**20
@@ -53,7 +54,8 @@ class FederatedAccuracy(Metric):
 
     alma_accuracy: mean over the clients of `personal_accuracy`. global_accuracy: mean over the
     clients of `balanced_accuracy`. The two trade off: a client that only knows its own classes is
-    good at the first and bad at the second. `batch` is only the evaluation's batch size.
+    good at the first and bad at the second. `batch` is only the most rows that are
+    computed at a time.
     """
 
     clients: tuple[str, ...]
@@ -61,15 +63,16 @@ class FederatedAccuracy(Metric):
     batch: int = 250
 
     def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
-        right: list[Tensor] = []
-        labels: list[Tensor] = []
-        weights: list[Tensor] = []
-        for batch in data.batches(self.batch, rng=None):
-            labels.append(batch["labels"])
-            weights.append(named(batch, self.weights, what="column", where="test data"))
-            right.append(torch.stack([self._right(models, name, batch) for name in self.clients]))
-        if not right:
+
+        def outputs(batch: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+            weights = named(batch, self.weights, what="column", where="test data")
+            right = torch.stack([self._right(models, name, batch) for name in self.clients])
+            return right, weights, batch["labels"]
+
+        rows = list(each_batch(data, outputs, most=self.batch, device=work.device))
+        if not rows:
             raise BadData("the evaluation data hold no sample")
+        right, weights, labels = zip(*rows, strict=True)
         answers, shares = torch.cat(right, dim=1), torch.cat(weights)
         if shares.shape[1:] != (len(self.clients),):
             raise BadData(

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stillhouse.batching import each_batch
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData
 from stillhouse.metrics.known import ACCURACY, AGREEMENT, CALIBRATION, NLL, TOP5
 from stillhouse.metrics.metric import Metric
 from stillhouse.metrics.scores import Score
-from stillhouse.objectives.objective import Models
+from stillhouse.objectives.objective import Models, Tensors
 from stillhouse.work import Work
 
 TOP5_FROM = 10  # with fewer classes nearly every top-5 guess is right
@@ -23,7 +24,7 @@ class Classification(Metric):
 
     accuracy; top5_accuracy (from 10 classes on); nll_loss (nats, mean); calibration_error (15 bins,
     L1); with a `teacher`, teacher_agreement: how often both predict the same class.
-    `batch` is only the evaluation's batch size.
+    `batch` is only the most rows that are computed at a time.
     """
 
     role: str = "student"
@@ -55,12 +56,14 @@ class Classification(Metric):
 
     def _outputs(self, models: Models, data: Data) -> tuple[Tensor, Tensor, Tensor]:
         device = next(models[self.role].parameters()).device
-        rows: list[tuple[Tensor, Tensor, Tensor]] = []
-        for batch in data.batches(self.batch, rng=None):
+
+        def outputs(batch: Tensors) -> tuple[Tensor, Tensor, Tensor]:
             moved = {name: value.to(device) for name, value in batch.items()}
             logits = models[self.role](moved)["logits"].float()
             taught = models[self.teacher](moved)["logits"] if self.teacher else logits
-            rows.append((logits.cpu(), batch["labels"], taught.argmax(1).cpu()))
+            return logits.cpu(), batch["labels"], taught.argmax(1).cpu()
+
+        rows = list(each_batch(data, outputs, most=self.batch, device=device))
         if not rows:
             raise BadData("the evaluation data hold no sample")
         logits, labels, taught = (torch.cat(column) for column in zip(*rows, strict=True))

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stillhouse.batching import each_batch
 from stillhouse.data.data import Data
 from stillhouse.errors import BadData
 from stillhouse.metrics import Metric, Score
-from stillhouse.objectives.objective import Models
+from stillhouse.objectives.objective import Models, Tensors
 from stillhouse.work import Work
 from stillhouse_landmarks.metrics import Normalizer, as_points, face_errors, nme, nme_score
 from stillhouse_landmarks.shape import ShapeModel
@@ -84,16 +85,19 @@ class TeacherGap(Metric):
 
     def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         device = next(models[self.teacher].parameters()).device
-        total, count = 0.0, 0
-        for rows in data.batches(self.batch, rng=None):
+
+        def gap(rows: Tensors) -> Tensor:
             moved = {name: value.to(device) for name, value in rows.items()}
             ours, theirs = (
                 as_points(models[role](moved)["landmarks"].float().cpu())
                 for role in (self.student, self.teacher)
             )
             truth = as_points(rows["landmarks"])
-            gap = nme(ours - theirs + truth, truth, normalizer=self.normalizer)
-            total, count = total + float(gap.sum()), count + len(gap)
+            return nme(ours - theirs + truth, truth, normalizer=self.normalizer)
+
+        total, count = 0.0, 0
+        for found in each_batch(data, gap, most=self.batch, device=device):
+            total, count = total + float(found.sum()), count + len(found)
         if count == 0:
             raise BadData("the evaluation data hold no face")
         return {"teacher_nme_error": total / count}

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from stillhouse.batching import each_batch
 from stillhouse.data.data import Data, RowData, Rows
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.metrics import Score
@@ -167,8 +168,8 @@ class KD3:
     def pool_logits(self, models: Models, data: Data, *, view: int) -> tuple[Tensor, Tensor]:
         """Both networks' logits [M, K] on the whole pool, in its order, on the CPU."""
         device = next(models["student"].parameters()).device
-        rows: list[tuple[Tensor, Tensor]] = []
-        for given in data.batches(self.pool_batch, rng=None):
+
+        def logits(given: Tensors) -> tuple[Tensor, Tensor]:
             batch: Tensors = {**given, "view": torch.full_like(given["id"], view)}
             if self.select_augment is not None:
                 batch = self.select_augment(batch)
@@ -176,7 +177,9 @@ class KD3:
             teacher = models["teacher"](batch)["logits"]
             features: Tensors = models["student"](batch)
             projected = models["projector"]({self.student_map: features[self.student_map]})
-            rows.append((teacher.cpu(), models["head"](projected)["logits"].cpu()))
+            return teacher.cpu(), models["head"](projected)["logits"].cpu()
+
+        rows = each_batch(data, logits, most=self.pool_batch, device=device)
         teacher_logits, student_logits = zip(*rows, strict=True)
         return torch.cat(teacher_logits), torch.cat(student_logits)
 

@@ -1,0 +1,182 @@
+"""Claim: a whole `stillhouse run vision/distill` on 8,000 JPEGs of 256 x 256 pixels (1.6 GB
+decoded), evaluation included, takes at most 1.5 GiB of anonymous memory.
+
+    uv run python benchmarks/data_memory.py
+    uv run python benchmarks/data_memory.py --images 200000 --pixels 512 --keep /large/disk
+
+Smooth images with grain are written by Pillow (quality 90) into a folder a class: below a temporary
+folder, or below `--keep`, where they are taken again. The run is the command line's, at scale tiny
+with few steps. Memory: `Anonymous` of /proc/<pid>/smaps_rollup, summed over the process and all its
+children, five times a second; what is mapped from files is not in it, since the kernel drops that
+where memory is short.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from multiprocessing import Pool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image
+from rounds import write
+
+from stillhouse.environment import environment
+
+ROOT = Path(__file__).parent.parent
+CLASSES, QUALITY, GOAL_MIB, SECONDS = 10, 90, 1536, 0.2
+STAGE = re.compile(r"^stage ([a-z0-9-]+): done")
+
+Record = Mapping[str, Any]  # Any: JSON
+
+
+def write_image(job: tuple[Path, int, int]) -> int:
+    """One image; bytes of its file. Classes differ in brightness: there is something to learn."""
+    path, number, pixels = job
+    rng = np.random.default_rng(number)
+    coarse = rng.uniform(0, 255, (8, 8, 3)) * 0.5 + 64 + 12 * (number % CLASSES - CLASSES / 2)
+    smooth = Image.fromarray(coarse.clip(0, 255).astype(np.uint8)).resize(
+        (pixels, pixels), Image.Resampling.BICUBIC
+    )
+    grain = rng.normal(0, 12, (pixels, pixels, 1))
+    seen = (np.asarray(smooth, dtype=np.float32) + grain).clip(0, 255).astype(np.uint8)
+    Image.fromarray(seen).save(path, quality=QUALITY)
+    return path.stat().st_size
+
+
+def make_images(folder: Path, count: int, pixels: int) -> int:
+    """`count` images in a folder a class; bytes of all files."""
+    for number in range(CLASSES):
+        (folder / f"class{number}").mkdir(parents=True, exist_ok=True)
+    paths = (folder / f"class{n % CLASSES}" / f"{n:07d}.jpg" for n in range(count))
+    jobs = [(path, number, pixels) for number, path in enumerate(paths)]
+    there = [job for job in jobs if job[0].is_file()]
+    with Pool(len(os.sched_getaffinity(0))) as pool:
+        made = pool.imap_unordered(write_image, (j for j in jobs if not j[0].is_file()), 64)
+        return sum(made) + sum(job[0].stat().st_size for job in there)
+
+
+def anonymous_mib(pid: int) -> float:
+    """Of a process and all its children, in MiB; those that have just ended have none."""
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for one in (process, *process.children(recursive=True)):
+            with contextlib.suppress(OSError):
+                text = Path(f"/proc/{one.pid}/smaps_rollup").read_text()
+                found = re.search(r"^Anonymous:\s+(\d+) kB", text, re.MULTILINE)
+                total += int(found[1]) if found else 0
+    return total / 1024
+
+
+@dataclass
+class Peaks:
+    """The most memory by stage, in MiB: that between the lines with which two stages end."""
+
+    pid: int
+    peak: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict[str, float])
+    over: bool = False
+
+    def watch(self) -> None:
+        while not self.over:
+            self.peak = max(self.peak, anonymous_mib(self.pid))
+            time.sleep(SECONDS)
+
+    def ended(self, stage: str) -> None:
+        self.stages[stage], self.peak = self.peak, 0.0
+
+
+@contextlib.contextmanager
+def watched(pid: int) -> Iterator[Peaks]:
+    peaks = Peaks(pid)
+    thread = threading.Thread(target=peaks.watch)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        peaks.over = True
+        thread.join()
+
+
+def run(images: Path, folder: Path, given: argparse.Namespace) -> tuple[Record, float]:
+    """Peaks by stage in MiB, and the seconds of the whole run."""
+    settings = {
+        "data": f"file:{images}",
+        "size": given.pixels,
+        "teacher_steps": given.steps,
+        "steps": given.steps,
+        "augment": "crop-flip",
+    }
+    command = [str(Path(sys.executable).with_name("stillhouse")), "run", "vision/distill"]
+    command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    places = {"STILLHOUSE_ROOT": str(folder), "STILLHOUSE_HOME": str(folder / "home")}
+    start = time.monotonic()
+    with subprocess.Popen(
+        command,
+        env={**os.environ, **places, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        with watched(process.pid) as peaks:
+            for line in process.stdout:
+                print(f"  {line}", end="", flush=True)
+                if found := STAGE.match(line):
+                    peaks.ended(found[1])
+            peaks.ended("report")
+    if process.returncode:
+        raise SystemExit(f"error: the run ended with {process.returncode}")
+    return peaks.stages, time.monotonic() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Memory of a run on many images.")
+    parser.add_argument("--images", type=int, default=8000)
+    parser.add_argument("--pixels", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=20, help="of teacher and students")
+    parser.add_argument("--keep", type=Path, help="where the images stay")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "data-memory")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        images = given.keep or Path(folder) / "images"
+        size = make_images(images, given.images, given.pixels)
+        print(f"{given.images:,} images of {given.pixels} px: {size / 2**20:,.0f} MiB")
+        root = Path(folder) / "root"
+        root.mkdir()
+        peaks, seconds = run(images, root, given)
+    highest = max(peaks.values())
+    record: Record = {
+        "claim": f"the run takes at most {GOAL_MIB} MiB of anonymous memory",
+        "setting": {
+            "images": given.images,
+            "pixels": given.pixels,
+            "jpeg_mib": size / 2**20,
+            "decoded_mib": given.images * 3 * given.pixels**2 / 2**20,
+            "steps": given.steps,
+        },
+        "environment": environment("cpu"),
+        "peak_mib": highest,
+        "peak_mib_by_stage": peaks,
+        "seconds": seconds,
+        "verdict": {"reached": highest <= GOAL_MIB},
+    }
+    write(given.out / f"{given.images}x{given.pixels}.json", record)
+    for stage, peak in peaks.items():
+        print(f"{stage:24}{peak:9,.0f} MiB")
+    print(f"{'highest':24}{highest:9,.0f} MiB, {seconds:,.0f} s")
+
+
+if __name__ == "__main__":
+    main()
