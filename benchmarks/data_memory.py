@@ -66,17 +66,23 @@ def make_images(folder: Path, count: int, pixels: int) -> int:
         return sum(made) + sum(job[0].stat().st_size for job in there)
 
 
-def anonymous_mib(pid: int) -> float:
-    """Of a process and all its children, in MiB; those that have just ended have none."""
-    total = 0
+def memory_mib(pid: int) -> dict[str, float]:
+    """Of a process and all its children, in MiB; those that have just ended have none.
+
+    "anonymous" is the sum of what each has, pages that a fork left in common counted in each;
+    "own" counts a page once, and adds the shared memory through which workers hand over batches.
+    """
+    found = dict.fromkeys(("Anonymous", "Pss_Anon", "Pss_Shmem"), 0)
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         for one in (process, *process.children(recursive=True)):
             with contextlib.suppress(OSError):
                 text = Path(f"/proc/{one.pid}/smaps_rollup").read_text()
-                found = re.search(r"^Anonymous:\s+(\d+) kB", text, re.MULTILINE)
-                total += int(found[1]) if found else 0
-    return total / 1024
+                for name, kib in re.findall(r"^(\w+): +(\d+) kB", text, re.MULTILINE):
+                    if name in found:
+                        found[name] += int(kib)
+    own = found["Pss_Anon"] + found["Pss_Shmem"]
+    return {"anonymous": found["Anonymous"] / 1024, "own": own / 1024}
 
 
 @dataclass
@@ -84,17 +90,18 @@ class Peaks:
     """The most memory by stage, in MiB: that between the lines with which two stages end."""
 
     pid: int
-    peak: float = 0.0
-    stages: dict[str, float] = field(default_factory=dict[str, float])
+    peak: Record = field(default_factory=dict[str, float])
+    stages: dict[str, Record] = field(default_factory=dict[str, Record])
     over: bool = False
 
     def watch(self) -> None:
         while not self.over:
-            self.peak = max(self.peak, anonymous_mib(self.pid))
+            found = memory_mib(self.pid)
+            self.peak = {name: max(v, self.peak.get(name, 0.0)) for name, v in found.items()}
             time.sleep(SECONDS)
 
     def ended(self, stage: str) -> None:
-        self.stages[stage], self.peak = self.peak, 0.0
+        self.stages[stage], self.peak = self.peak, {}
 
 
 @contextlib.contextmanager
@@ -110,7 +117,7 @@ def watched(pid: int) -> Iterator[Peaks]:
 
 
 def run(images: Path, folder: Path, given: argparse.Namespace) -> tuple[Record, float]:
-    """Peaks by stage in MiB, and the seconds of the whole run."""
+    """The most memory by stage in MiB, and the seconds of the whole run."""
     settings = {
         "data": f"file:{images}",
         "size": given.pixels,
@@ -156,7 +163,7 @@ def main() -> None:
         root = Path(folder) / "root"
         root.mkdir()
         peaks, seconds = run(images, root, given)
-    highest = max(peaks.values())
+    highest = {n: max(p.get(n, 0.0) for p in peaks.values()) for n in ("anonymous", "own")}
     record: Record = {
         "claim": f"the run takes at most {GOAL_MIB} MiB of anonymous memory",
         "setting": {
@@ -170,12 +177,12 @@ def main() -> None:
         "peak_mib": highest,
         "peak_mib_by_stage": peaks,
         "seconds": seconds,
-        "verdict": {"reached": highest <= GOAL_MIB},
+        "verdict": {"reached": highest["anonymous"] <= GOAL_MIB},
     }
     write(given.out / f"{given.images}x{given.pixels}.json", record)
-    for stage, peak in peaks.items():
-        print(f"{stage:24}{peak:9,.0f} MiB")
-    print(f"{'highest':24}{highest:9,.0f} MiB, {seconds:,.0f} s")
+    for stage, peak in {**peaks, "highest": highest}.items():
+        print(f"{stage:24}" + "".join(f"{name:>12}{mib:7,.0f} MiB" for name, mib in peak.items()))
+    print(f"{seconds:,.0f} s")
 
 
 if __name__ == "__main__":

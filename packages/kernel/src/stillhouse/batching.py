@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from stillhouse.data.data import Data, rows_of
+from stillhouse.data.data import Data, PlannedData, rows_of
 from stillhouse.data.notes import note
 from stillhouse.errors import BadSetting, OutOfMemory
 from stillhouse.objectives.objective import Tensors
@@ -38,10 +38,8 @@ def each_batch(
     first row once and twice. Raises OutOfMemory where a single row does not fit.
     """
     size = most
-    if most > 1 and torch.device(device).type == "cpu":
-        for first in data.batches(1, rng=None):
-            size = fitting(compute, first, most)
-            break
+    if most > 1 and torch.device(device).type == "cpu" and (first := first_rows(data, 1)):
+        size = fitting(compute, first, most)
     for batch in data.batches(size, rng=None):
         waiting = micro_batches(batch, size)
         while waiting:
@@ -52,6 +50,13 @@ def each_batch(
                 continue
             del waiting[0]
             yield found[0]
+
+
+def first_rows(data: Data, size: int) -> Tensors:
+    """The first `size` rows, or as many as there are, read in this process; empty without any."""
+    if isinstance(data, PlannedData):
+        return next((data.read(plan) for plan in data.plan(size, rng=None)), {})
+    return next(iter(data.batches(size, rng=None)), {})
 
 
 def micro_batches(batch: Tensors, size: int) -> list[Tensors]:

@@ -16,10 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from stillhouse.batching import bound_bytes, fitting, micro_batches, peak_bytes
+from stillhouse.batching import bound_bytes, first_rows, fitting, micro_batches, peak_bytes
 from stillhouse.data.data import Data, rows_of
 from stillhouse.data.notes import note
-from stillhouse.errors import BadSetting
+from stillhouse.errors import BadData, BadSetting
 from stillhouse.metrics.known import MACS, MEMORY, PARAMETERS, SIZE, latency
 from stillhouse.metrics.metric import Metric
 from stillhouse.metrics.scores import Score
@@ -30,8 +30,9 @@ WARMUP = 5
 
 
 def first_batch(data: Data, size: int, device: torch.device) -> Tensors:
-    """The first `size` samples, repeated where there are fewer."""
-    batch = next(iter(data.batches(size, rng=None)))
+    """The first `size` samples, repeated where there are fewer; BadData where there is none."""
+    if not (batch := first_rows(data, size)):
+        raise BadData("the evaluation data hold no sample")
     rows = torch.arange(size) % len(batch["id"])
     return {name: value.to(device) for name, value in rows_of(batch, rows).items()}
 
