@@ -35,6 +35,7 @@ from stillhouse.environment import environment
 
 ROOT = Path(__file__).parent.parent
 CLASSES, QUALITY, GOAL_MIB, SECONDS = 10, 90, 1536, 0.2
+HELD_OUT = 0.025  # of the images, for the evaluation: 200 of 8,000
 STAGE = re.compile(r"^stage ([a-z0-9-]+): done")
 
 Record = Mapping[str, Any]  # Any: JSON
@@ -121,6 +122,7 @@ def run(images: Path, folder: Path, given: argparse.Namespace) -> tuple[Record, 
     settings = {
         "data": f"file:{images}",
         "size": given.pixels,
+        "held_out": HELD_OUT,
         "teacher_steps": given.steps,
         "steps": given.steps,
         "augment": "crop-flip",
