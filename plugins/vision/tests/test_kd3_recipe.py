@@ -203,7 +203,8 @@ def test_study_counts_what_is_kept_and_what_is_dropped() -> None:
         assert scores[line, "in_vocabulary_rate"] == pytest.approx(share)
         both = sum(agree[i] for i in rows) / len(rows)
         assert scores[line, "teacher_agreement"] == pytest.approx(both)
-    figure = KeptPictures(alpha=0.5, cutoff=0.9, names=("a", "b", "c"))(models, data, work=Work())
+    drawing = KeptPictures(alpha=0.5, cutoff=0.9, names=("a", "b", "c"), batch=7)
+    figure = drawing(models, data, work=Work())
     titles = [part.get_suptitle() for part in figure.subfigs]
     assert titles == [f"Kept: {len(kept)} of 40", f"Dropped: {len(dropped)} of 40"]
     texts = [axis.texts[0].get_text() for axis in figure.subfigs[1].axes if axis.texts]

@@ -1,7 +1,7 @@
 """Federate: what leaves a client, rounds by hand, resumption to the same bits, messages."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from stillhouse.artifact import Artifact, Built, Model, load_model, save_model
 from stillhouse.checkpoint import last_checkpoint
@@ -508,6 +508,22 @@ def test_the_picture_of_labels_shows_what_the_test_rows_are_weighed_by() -> None
     ]
     with pytest.raises(BadData, match="the evaluation data hold no sample"):
         ClientLabels()({}, TensorData({}), work=Work())
+
+
+def test_the_picture_of_labels_does_not_read_all_test_images_at_once() -> None:
+    class Watched(TensorData):
+        most = 0
+
+        def batches(self, size: int, *, rng: Generator | None) -> Iterator[Mapping[str, Tensor]]:
+            for batch in super().batches(size, rng=rng):
+                self.most = max(self.most, len(batch["id"]))
+                yield batch
+
+    labels = torch.arange(600) % 3
+    data = Watched({"labels": labels, "weights": torch.ones(600, 2)})
+    (axes, _) = ClientLabels()({}, data, work=Work()).axes
+    assert axes.images[0].get_array().tolist() == [[200.0] * 3] * 2
+    assert data.most < 600
 
 
 GROUPS, MEMBERS, LOCAL = ((0, 1), (2, 3)), (2, 2), 24

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 NUMBERED = 12
 # a cell darker than this takes white ink
 DARK = 0.5
+ROWS = 250  # of the test data, images and all, that are read at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +48,12 @@ class ClientLabels:
     def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         if len(data) == 0:
             raise BadData("the evaluation data hold no sample")
-        batch = next(iter(data.batches(len(data), rng=None)))
-        labels = batch["labels"]
-        weights = named(batch, self.weights, what="column", where="test data").float()
+        rows = [
+            (batch["labels"], named(batch, self.weights, what="column", where="test data"))
+            for batch in data.batches(ROWS, rng=None)
+        ]
+        labels, weights = (torch.cat(column) for column in zip(*rows, strict=True))
+        weights = weights.float()
         shares = weights.new_zeros(int(labels.max()) + 1, weights.shape[1])
         return _matrix(shares.index_add(0, labels, weights).T, across="class", label="share")
 
