@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing import Pool
 from pathlib import Path
@@ -106,7 +106,7 @@ class Peaks:
 
 
 @contextlib.contextmanager
-def watched(pid: int) -> Iterator[Peaks]:
+def watched(pid: int) -> Generator[Peaks]:
     peaks = Peaks(pid)
     thread = threading.Thread(target=peaks.watch)
     thread.start()

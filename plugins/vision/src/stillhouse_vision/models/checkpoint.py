@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from stillhouse.artifact import Built, Model, load_model
+from stillhouse.batching import each_batch
 from stillhouse.class_order import balanced_rows, check_names, check_predictions, class_names
-from stillhouse.data.data import RowData
+from stillhouse.data.data import RowData, Rows
 from stillhouse.errors import BadData
+from stillhouse.objectives.objective import Tensors
 from stillhouse.weights import State, adopt, as_named
 from stillhouse.work import Work
 from stillhouse_vision.models.catalogue import output_shapes
@@ -30,7 +32,7 @@ RESNET_NAMES = (
     (re.compile(r"\.downsample\."), ".shortcut."),
     (re.compile(r"^(linear|fc)\."), "head."),
 )
-BATCH = 100  # images that are looked at together
+BATCH = 100  # the most images that are looked at together
 GO_ON = "set check_teacher=false to go on with it as it is"
 
 
@@ -71,15 +73,15 @@ class LoadCheckpoint:
                     "set teacher_model and classes to those of the given model"
                 )
 
-    @torch.no_grad()
     def _try(self, built: Built, data: RowData, rng: Generator) -> None:
         labels = data.columns["labels"]
         assert isinstance(labels, torch.Tensor)
         rows = balanced_rows(labels, rng=rng)
-        predicted = [
-            built.module({"images": data.rows(part)["images"]})["logits"].argmax(1)
-            for part in rows.split(BATCH)
-        ]
+
+        def classes(batch: Tensors) -> Tensor:
+            return built.module({"images": batch["images"]})["logits"].argmax(1)
+
+        predicted = list(each_batch(Rows(data, rows), classes, most=BATCH, device="cpu"))
         spec = ImageSpec.of(built.spec.kwargs["images"])
         size = data.rows(rows[:1])["images"].shape[-1]
         check_predictions(
