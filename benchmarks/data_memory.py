@@ -35,6 +35,7 @@ from stillhouse.environment import environment
 
 ROOT = Path(__file__).parent.parent
 CLASSES, QUALITY, GOAL_MIB, SECONDS = 10, 90, 1536, 0.2
+BATCH = 8  # of a step: what a training takes is up to its batch
 HELD_OUT = 0.025  # of the images, for the evaluation: 200 of 8,000
 STAGE = re.compile(r"^stage ([a-z0-9-]+): done")
 
@@ -125,7 +126,9 @@ def run(images: Path, folder: Path, given: argparse.Namespace) -> tuple[Record, 
         "held_out": HELD_OUT,
         "teacher_steps": given.steps,
         "steps": given.steps,
+        "batch": BATCH,
         "augment": "crop-flip",
+        "cache": False,  # the teacher would go over all images for a few steps
     }
     command = [str(Path(sys.executable).with_name("stillhouse")), "run", "vision/distill"]
     command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
@@ -174,6 +177,8 @@ def main() -> None:
             "jpeg_mib": size / 2**20,
             "decoded_mib": given.images * 3 * given.pixels**2 / 2**20,
             "steps": given.steps,
+            "batch": BATCH,
+            "held_out": HELD_OUT,
         },
         "environment": environment("cpu"),
         "peak_mib": highest,
