@@ -44,6 +44,7 @@ def test_what_reaches_nothing_is_refused(
     ["temperature=4"],  # the preset's own value
     ["names=a,b,c", "classes=3"],  # neither can be made without the other
     ["objective=crd", "samples=9"],
+    ["precision=fast"],
     ["milestones=0.5", "warmup=0.1", "precision=bf16", "cache=false", "mean=0.1", "std=0.2"],
 ])  # fmt: skip
 def test_what_reaches_something_is_not(given: Sequence[str]) -> None:

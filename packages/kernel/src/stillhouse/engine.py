@@ -9,7 +9,7 @@ import contextlib
 import operator
 import time
 from collections.abc import Generator, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
@@ -25,6 +25,7 @@ from stillhouse.frozen import Bits, check_frozen, frozen_bits
 from stillhouse.objectives.objective import Objective, Refreshing, Tensors
 from stillhouse.recipe import Context, Event
 from stillhouse.resuming import Progress
+from stillhouse.speeding import Speed, undo
 from stillhouse.training import Place, Setup, Watcher
 from stillhouse.turns import Curves, Turn
 from stillhouse.work import Work
@@ -48,13 +49,15 @@ class _Job:
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
     """What a training says of itself: the means of the loss terms since the last row of the
-    curves and that row, a row a logged step, what each refresh chose, where it went on.
+    curves and that row, a row a logged step, what each refresh chose, where it went on, and how
+    roles ran in precision "fast".
     """
 
     last: Mapping[str, float]
     curves: Sequence[Mapping[str, float]]
     refreshes: Sequence[refreshing.Refresh]
     resumed_at: int | None
+    fast: Mapping[str, Any] = field(default_factory=dict[str, Any])  # Any: JSON values
 
 
 def fit(
@@ -82,11 +85,14 @@ def fit(
     with torch.random.fork_rng(), _loop(job) as loop:
         loop.run()
         check_frozen(before, models, stage=ctx.stage)  # on the device, before they leave it
+        if loop.speed:
+            loop.speed.check()
     return Fitted(
         last=loop.curves.last,
         curves=tuple(loop.curves.rows),
         refreshes=tuple(loop.refreshes),
         resumed_at=loop.resumed_at,
+        fast=loop.speed.record if loop.speed else {},
     )
 
 
@@ -103,6 +109,10 @@ class _Loop:
             for name, phase in job.objective.phases.items()
         ]
         self.terms = self.turns[0].cast(job.objective.terms)
+        self.roles = dict(job.models)  # as they run
+        self.speed: Speed | None = None
+        if setup.precision == "fast":
+            self.speed = Speed(objective=job.objective, turns=self.turns, ctx=ctx)
         self.place = Place()
         self.chosen: Data = job.data
         self.rng = torch.Generator()
@@ -139,6 +149,7 @@ class _Loop:
         batches = training.batches_from(place, self.chosen, job.setup, job.ctx)
         # asked once: whether something is of a runtime protocol takes nine calls
         watcher, selects = self.watcher, isinstance(job.objective, Refreshing)
+        waiting = self.speed is not None
         try:
             while place.step < job.setup.steps:
                 if selects and refreshing.due(job.objective, place):
@@ -146,6 +157,9 @@ class _Loop:
                     batches.close()
                     batches = training.batches_from(place, self.chosen, job.setup, job.ctx)
                 batch = next(batches)
+                if waiting and self.speed:
+                    waiting = False
+                    self._begin(self.speed, batch)
                 if watcher:
                     watcher.before(place.step, batch)
                 self._step(batch)
@@ -155,6 +169,11 @@ class _Loop:
                 self._watch(place.step)
         finally:
             batches.close()  # ends the workers
+
+    def _begin(self, speed: Speed, batch: Tensors) -> None:
+        """Run roles in fast forms from here on."""
+        speed.begin(self.job.models, batch, steps=self.steps - self.step)
+        self.roles |= speed.forms
 
     def _step(self, batch: Tensors) -> None:
         step, ctx = self.place.step, self.job.ctx
@@ -178,7 +197,7 @@ class _Loop:
         pieces = training.micro_batches(batch, parts) if parts > 1 else ((batch, 1.0),)
         for part, share in pieces:
             found = self.terms(
-                turn.name, job.models, part, step=step, steps=job.setup.steps, rng=rng
+                turn.name, self.roles, part, step=step, steps=job.setup.steps, rng=rng
             )
             if isinstance(found, (dict, Mapping)):  # dict first: no call of Python
                 if not found:
@@ -282,6 +301,8 @@ class _Loop:
         tensors, record = self._progress().state(job.ctx)
         if job.ctx.rank == 0:
             record["fingerprint"] = job.fingerprint()
+            if self.speed:
+                record["fast"] = self.speed.record
             Checkpoints(ctx=job.ctx).save(self.place.step, tensors, record)
 
     def resume(self) -> None:
@@ -294,6 +315,8 @@ class _Loop:
         made: Mapping[str, Any] = record.get("fingerprint", {})  # Any: JSON values
         check_fingerprint(ctx.stage, ctx.checkpoints, made, job.fingerprint())
         self._progress().restore(tensors, record, ctx)
+        if self.speed:
+            self.speed.record = record["fast"]
         self._choose(self.place.index)
         done = self.place.step
         self.resumed_at = done
@@ -336,6 +359,8 @@ def _loop(job: _Job) -> Generator[_Loop]:
             )
     finally:
         for role, module in job.models.items():
+            if job.setup.precision == "fast" and role not in sharded:
+                undo(module)
             if role not in sharded:
                 module.to("cpu").eval()
         for parameter in trainable:  # as it came; integers have no gradient

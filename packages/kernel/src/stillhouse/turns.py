@@ -1,8 +1,10 @@
 """A phase at run time, and the running means of its loss terms."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -13,12 +15,26 @@ from stillhouse import parallel
 from stillhouse.checkpoint import pack_optimizer, unpack_optimizer
 from stillhouse.errors import ContractError
 from stillhouse.objectives.groups import optimizer_groups
-from stillhouse.objectives.objective import Phase, Tensors
+from stillhouse.objectives.objective import Optimizer, Phase, Tensors
 from stillhouse.training import Precision, finite
 
 Given = ParamSpec("Given")
 Value = TypeVar("Value")
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def half_of(precision: Precision, device: str) -> torch.dtype | None:
+    """What a training's arithmetic is in where that is not fp32."""
+    return HALVES.get("bf16" if precision == "fast" and device != "cpu" else precision)
+
+
+def fused(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]]) -> torch.optim.Optimizer:
+    """The optimizer as one kernel for all parameters, where torch has that; else as it is."""
+    takes = inspect.signature(optimizer.build).parameters
+    if "fused" in takes and not {"fused", "foreach"} & optimizer.kwargs.keys():
+        with contextlib.suppress(RuntimeError):  # not of these parameters, or on this device
+            return replace(optimizer, kwargs={**optimizer.kwargs, "fused": True}).new(groups)
+    return optimizer.new(groups)
 
 
 class Turn:
@@ -37,17 +53,19 @@ class Turn:
         self.awake = [models[role] for role in phase.trains]
         self.frozen = {role: module for role, module in models.items() if role not in phase.trains}
         rates = {r: phase.optimizer.lr * phase.lr_scale.get(r, 1.0) for r in phase.trains}
-        self.optimizer = phase.optimizer.new(
+        groups = [
             group
             for role, rate in rates.items()
             for group in optimizer_groups(phase.grouping, role, models[role], rate)
-        )
+        ]
+        fast = precision == "fast"
+        self.optimizer = fused(phase.optimizer, groups) if fast else phase.optimizer.new(groups)
         self.base = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         kind = device.partition(":")[0]
         self.autocast: AbstractContextManager[Any] = contextlib.nullcontext()
-        if precision != "fp32":
-            self.autocast = torch.autocast(kind, HALVES[precision])
+        if half := half_of(precision, device):
+            self.autocast = torch.autocast(kind, half)
         # bf16 has the range of fp32 and needs no loss scaling
         self.scaler = torch.amp.GradScaler(kind) if precision == "fp16" else None
         self.averages = {

@@ -280,6 +280,18 @@ def test_interrupted_says_how_to_go_on(stillhouse, project) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ((), f"{NAME}: --fast needs a setting 'precision', and this recipe has none"),
+        (("--set", "precision=bf16"), "--fast is --set precision=fast; leave out one of the two"),
+    ],
+)
+def test_fast_is_a_precision_that_a_recipe_must_have(stillhouse, project, words, reason) -> None:
+    code, _, err = stillhouse("run", NAME, "--fast", *words)
+    assert (code, err) == (2, f"error: {reason}\n")
+
+
 def interrupt_when_training(project: Path) -> None:
     """Ctrl-C for this process, once the teacher's stage writes its folder aside."""
     deadline = time.monotonic() + 120

@@ -55,6 +55,14 @@ def run(
         list[str],
         typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated."),
     ] = [],  # noqa: B006
+    fast: Annotated[
+        bool,
+        typer.Option(
+            "--fast",
+            help="The same training faster, to the same accuracy but not to the same bits: "
+            "--set precision=fast.",
+        ),
+    ] = False,
     device: Device = "auto",
     nproc: Annotated[
         int, typer.Option(min=1, help="Processes a training stage is spread over.")
@@ -81,7 +89,8 @@ def run(
     from stillhouse.runs import outside_refs
 
     read_data_by(workers, verify=verify)
-    target = make_target(recipe, scale, assignments)
+    given = [*assignments, *(_fast(recipe, assignments) if fast else [])]
+    target = make_target(recipe, scale, given)
     check_present(outside_refs(target.recipe), target.root)
     chosen = choose_device(device)
     check_shard(shard, nproc, target.recipe.stages)
@@ -106,6 +115,7 @@ def run(
     except KeyboardInterrupt:
         words = ["stillhouse", "run", recipe, *(["--scale", scale] if scale else [])]
         words += [word for pair in assignments for word in ("--set", pair)]
+        words += ["--fast"] if fast else []
         words += ["--nproc", str(nproc)] if nproc > 1 else []
         words += [word for role in shard for word in ("--shard", role)]
         words += ["--engine", engine] if engine else []
@@ -116,6 +126,17 @@ def run(
         again = shlex.join(words)
         print(f"\nInterrupted; what is finished is kept. Go on with: {again}", file=sys.stderr)
         raise typer.Exit(stopping.exit_code) from None
+
+
+def _fast(recipe: str, assignments: "Sequence[str]") -> list[str]:
+    """What --fast assigns; raises BadSetting where the recipe or another assignment forbids it."""
+    from stillhouse.settings import parse_assignments, settings_class
+
+    if "precision" in parse_assignments(assignments):
+        raise BadSetting("--fast is --set precision=fast; leave out one of the two")
+    if "precision" not in settings_class(recipe.partition("@")[0]).model_fields:
+        raise BadSetting(f"{recipe}: --fast needs a setting 'precision', and this recipe has none")
+    return ["precision=fast"]
 
 
 def _run_stages(

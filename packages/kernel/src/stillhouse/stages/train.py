@@ -190,7 +190,8 @@ class Train(BaseStage):
             curves=fitted.curves,
             measured=self._measured(ctx, seconds, fitted.resumed_at or 0)
             | ({"refreshes": list(fitted.refreshes)} if fitted.refreshes else {})
-            | ({"teacher_cache": records} if records else {}),
+            | ({"teacher_cache": records} if records else {})
+            | ({"fast": fitted.fast} if fitted.fast else {}),
             resumed_at=fitted.resumed_at,
             declared=declared(self.objective),
         )
