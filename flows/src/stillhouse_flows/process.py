@@ -71,8 +71,12 @@ class Children:
         with self.lock:
             if self.closed:
                 raise StageFailed("the run was stopped", crashed=False)
-            child, output = self._start(command, env, cwd, files)
+        # a zygote may be importing: `kill` waits for no answer of it
+        child, output = self._start(command, env, cwd, files)
+        with self.lock:
             self.running.add(child)
+            if self.closed:
+                kill_group(child.pid)
         if isinstance(child, subprocess.Popen):  # a zygote does it itself
             threading.Thread(target=_end_with, args=[child.pid], daemon=True).start()
         # a thread of Prefect's cannot be interrupted: the clock is kept here
