@@ -192,6 +192,26 @@ def test_without_a_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch)
     assert "there is no C++ compiler" in found.refused["compiled"]
 
 
+def test_what_compiling_takes_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    faster_each_time(monkeypatch)
+    monkeypatch.setattr(nn.Module, "compile", lambda _module: None)
+    found = Role(module=network(), batch=batch(), steps=10**9).choose()
+    assert found.measures == ["folded", "channels_last", "compiled"]
+    assert found.compile_seconds is not None
+    assert " s to compile" in found.line("teacher")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_cuda_all_runs_in_bf16_and_is_saved_in_fp32(tmp_path: Path) -> None:
+    given = models()
+    ctx = toy_context(tmp_path, device="cuda")
+    found = fit(objective(), given, toy_data(), setup=setup(), ctx=ctx)
+    assert "tried" not in {**found.fast["teacher"]["refused"], **found.fast["student"]["refused"]}
+    for value in given["student"].state_dict().values():
+        assert value.device.type == "cpu"
+        assert value.dtype in (torch.float32, torch.int64)
+
+
 def test_a_compiler_that_fails_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_module: nn.Module) -> None:
         raise RuntimeError("no backend\nand a long trace")

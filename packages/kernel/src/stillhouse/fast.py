@@ -35,16 +35,21 @@ TRIES = 3
 
 @dataclass(kw_only=True)
 class Chosen:
-    """How a role runs: its measures; why others do not; milliseconds of a batch before and now."""
+    """How a role runs: its measures; why others do not; milliseconds of a batch before and now;
+    what compiling took.
+    """
 
     measures: list[str] = field(default_factory=list[str])
     refused: dict[str, str] = field(default_factory=dict[str, str])
     ms: dict[str, float] = field(default_factory=dict[str, float])
+    compile_seconds: float | None = None  # with the first forward; None: nothing was compiled
 
     def line(self, role: str) -> str:
         """What a person should know of it."""
         how = ", ".join(self.measures) or "as it is"
         times = f" ({self.ms['plain']:.1f} -> {self.ms['fast']:.1f} ms a batch)" if self.ms else ""
+        if self.compile_seconds is not None:
+            times += f", {self.compile_seconds:.0f} s to compile"
         why = "".join(f"; not {name}: {reason}" for name, reason in self.refused.items())
         return f"fast: '{role}' runs {how}{times}{why}"
 
@@ -66,6 +71,11 @@ class Role:
     def kind(self) -> str:
         return self.device.partition(":")[0]
 
+    @property
+    def halved(self) -> bool:
+        """Whether the training runs this role in bf16, whatever its form."""
+        return self.trained and self.kind == "cuda"
+
     def choose(self) -> Chosen:
         """Try each measure on top of those that stay. Random numbers are drawn from as before."""
         found = Chosen()
@@ -79,7 +89,9 @@ class Role:
                 reason = self._pays(best) if measure == COMPILED else ""
                 tried = reason or self._tried((*found.measures, measure))
                 if not isinstance(tried, str):
-                    half = BF16 in (*found.measures, measure)
+                    if measure == COMPILED:
+                        found.compile_seconds = tried.first
+                    half = self.halved or BF16 in (*found.measures, measure)
                     reason = misfit(plain.outputs, tried.outputs, half=half)
                     if measure != FOLDED and not reason and tried.seconds >= best:
                         reason = f"no faster ({1000 * tried.seconds:.1f} ms a batch)"
@@ -140,17 +152,20 @@ class Role:
         try:
             made = self.form(measures)
             with self._autocast(measures):
+                start = time.perf_counter()
                 outputs: Tensors = made(self.batch)
+                _wait(self.kind)
+                first = time.perf_counter() - start
                 seconds = min(self._timed(made) for _ in range(TRIES))
         except Exception as error:  # a role's forward is anybody's, and so is a compiler
             reason = next(iter(str(error).splitlines()), "")
             return f"{type(error).__name__}: {reason}"[:200]
         named = self.reads or tuple(outputs)
-        return _Tried({n: v for n, v in outputs.items() if n in named}, seconds)
+        return _Tried({n: v for n, v in outputs.items() if n in named}, seconds, first)
 
     def _autocast(self, measures: Sequence[str]) -> contextlib.AbstractContextManager[object]:
-        """As the training runs it; the reference is in fp32."""
-        if self.kind == "cuda" and measures:
+        """As the training runs it; the reference of a frozen role is in fp32."""
+        if self.kind == "cuda" and (measures or self.trained):
             return torch.autocast("cuda", torch.bfloat16)
         return contextlib.nullcontext()
 
@@ -165,7 +180,8 @@ class Role:
 @dataclass(frozen=True)
 class _Tried:
     outputs: Tensors
-    seconds: float
+    seconds: float  # of a forward
+    first: float  # of the first one
 
 
 def _wait(kind: str) -> None:

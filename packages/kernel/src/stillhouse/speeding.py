@@ -82,11 +82,15 @@ class Speed:
                 self._lay_out(role, one.module)
             if COMPILED in measures:
                 one.module.compile()
-        elif measures:
+        elif measures or self._around(role, one):
             self.forms[role] = form = one.form(measures)
             self.bits[role] = bits_of(form)
             for turn in self.turns:
                 turn.frozen[role] = form
+
+    def _around(self, role: str, one: fast.Role) -> bool:
+        """Whether a role that is as it came must be kept out of the bf16 that is around it."""
+        return one.kind == "cuda" and "tried" not in self.record[role]["refused"]
 
     def _lay_out(self, role: str, module: nn.Module) -> None:
         fast.lay_out(module, torch.channels_last)
