@@ -46,11 +46,28 @@ def test_what_is_written_is_read(
     assert save_data(tmp_path / "again", columns()).digest == artifact.digest
 
 
-def test_a_stream_of_shards_counts_on(tmp_path: Path) -> None:
-    parts = iter([{"x": torch.zeros(2)}, {"x": torch.ones(3)}])
+@pytest.mark.parametrize(("size", "files"), [(1 << 20, "1 safetensors"), (10, "2 arrow")])
+def test_a_stream_of_parts_counts_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, files: str
+) -> None:
+    monkeypatch.setattr("stillhouse.data.shards.SHARD_BYTES", size)
+    parts = iter(
+        [
+            {"x": torch.zeros(2), "t": ["a", "b"], "r": ragged(1, 0)},
+            {"x": torch.ones(3), "t": ["c", "d", "e"], "r": ragged(0, 2, 1)},
+        ]
+    )
     data = load_data(save_data(tmp_path / "d", parts).path)
     assert data.columns["id"].tolist() == [0, 1, 2, 3, 4]
     assert data.columns["x"].tolist() == [0, 0, 1, 1, 1]
+    assert data.columns["t"] == ["a", "b", "c", "d", "e"]
+    assert data.columns["r"].offsets.tolist() == [0, 1, 1, 1, 3, 4]
+    count, suffix = files.split()
+    assert len(list((tmp_path / "d").glob(f"*.{suffix}"))) == int(count)
+
+
+def ragged(*lengths: int) -> Ragged:
+    return Ragged(values=torch.arange(sum(lengths)), offsets=torch.tensor([0, *lengths]).cumsum(0))
 
 
 def test_a_pass_has_every_row_once_and_the_seed_decides_the_order() -> None:

@@ -46,6 +46,7 @@ ROWS = 50
 def _plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(SITE))
     monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("stillhouse.data.shards.SHARD_BYTES", 100)  # so that each part is a shard
 
 
 def zipped(images: Tensor) -> Encoded:

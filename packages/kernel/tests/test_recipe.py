@@ -22,12 +22,11 @@ from stillhouse.digest import (
     text_digest,
 )
 from stillhouse.errors import BadData, BadRecipe, UnhashableRecipe, UnknownName
-from stillhouse.objectives.objective import Composed, Weighted
-from stillhouse.objectives.term import Term
+from stillhouse.objectives.objective import Composed
 from stillhouse.recipe import Recipe, Row
 from stillhouse.stages import Evaluate, Make, Train
 
-from .toys import Net, toy_objective
+from .toys import Net, toy_objective, toy_phase
 
 STUDENT = Model(build=Net, kwargs={"width": 4})
 
@@ -95,12 +94,12 @@ def test_a_function_inside_a_function_is_refused() -> None:
 
 
 def test_a_lambda_in_a_stage_is_named_by_its_place() -> None:
-    term = Term(lambda logits: logits.mean(), "student.logits")
-    broken = Composed(phases=toy_objective().phases, losses={"kd": Weighted(term=term)})
-    stage = train(objective=broken, inputs={"data": "builtin:x:y"}, fresh={"student": STUDENT})
-    with pytest.raises(
-        UnhashableRecipe, match=r"recipe.stages\[0\].objective.losses\['kd'\].term.loss: a lambda"
-    ):
+    phase = toy_phase(grouping=lambda name, module: ())
+    broken = Composed(phases={"main": phase}, losses=toy_objective().losses)
+    inputs = {"data": "builtin:x:y", "teacher": "builtin:x:z"}
+    stage = train(objective=broken, inputs=inputs, fresh={"student": STUDENT})
+    place = r"recipe.stages\[0\].objective.phases\['main'\].grouping: a lambda"
+    with pytest.raises(UnhashableRecipe, match=place):
         digest(Recipe(name="r", reference="", stages=[stage]))
 
 

@@ -157,10 +157,11 @@ def test_large_data_come_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write_faces(tmp_path, {"train": 11, "test": 2})
     whole = read(tmp_path)["train"]
     monkeypatch.setattr("stillhouse_landmarks.data.SHARD_BYTES", 4 * 3 * 16 * 16)
+    monkeypatch.setattr("stillhouse.data.shards.SHARD_BYTES", 100)
     made = ReadFaces(points=68, size=16)({"source": tmp_path}, work=Work.seeded(0))
     stored = save_data(tmp_path / "out", made["train"]).open()
     assert torch.equal(torch.as_tensor(stored.columns["landmarks"]), whole["landmarks"])
-    assert len(list((tmp_path / "out").glob("*.safetensors"))) == 3
+    assert len(list((tmp_path / "out").glob("*.arrow"))) == 3
 
 
 def break_pts(change: Callable[[str], str]) -> Callable[[Path], None]:

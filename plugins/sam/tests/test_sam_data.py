@@ -265,9 +265,10 @@ def test_shards_are_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     source = write_photos(tmp_path / "photos", {"train": 8, "val": 2})
     whole = read(source, scenes=3)
     monkeypatch.setattr(data, "SHARD_BYTES", 2 * 3 * 32**2 + 100)
+    monkeypatch.setattr("stillhouse.data.shards.SHARD_BYTES", 100)
     ports = ReadMasks(size=32, low=8, masks=3, scenes=3)({"source": source}, work=Work.seeded(0))
     save_data(tmp_path / "train", ports["train"])
-    assert len(list((tmp_path / "train").glob("*.safetensors"))) == 5
+    assert len(list((tmp_path / "train").glob("*.arrow"))) == 5
     loaded = load_data(tmp_path / "train")
     for name in ("images", "sizes", "masks", "mask_valid", "boxes"):
         assert torch.equal(loaded.columns[name], whole["train"][name])  # type: ignore[arg-type]

@@ -135,6 +135,7 @@ def test_images_that_are_many_are_kept_as_they_are_and_give_the_same_batches(
     decoded = save_data(tmp_path / "all", read(tmp_path, resize=True)["train"]).open()
     monkeypatch.setattr("stillhouse_vision.images.DECODED_BYTES", 100)
     monkeypatch.setattr("stillhouse_vision.images.SHARD_BYTES", 2 * len(given[0][0]))
+    monkeypatch.setattr("stillhouse.data.shards.SHARD_BYTES", 100)
     parts = reader({"source": tmp_path}, work=Work.seeded(0))["train"]
     assert not isinstance(parts, dict)
     stored = save_data(tmp_path / "out", parts).open()

@@ -38,7 +38,8 @@ def each_batch(
     first row once and twice. Raises OutOfMemory where a single row does not fit.
     """
     size = most
-    if most > 1 and torch.device(device).type == "cpu" and (first := first_rows(data, 1)):
+    first = first_rows(data, 1) if most > 1 and torch.device(device).type == "cpu" else {}
+    if first and len(first["id"]):
         size = fitting(compute, first, most)
     for batch in data.batches(size, rng=None):
         waiting = micro_batches(batch, size)

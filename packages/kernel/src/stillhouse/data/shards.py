@@ -7,7 +7,7 @@ they are written.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -33,21 +33,21 @@ from stillhouse.memo import remember_written
 OPEN_DATA = "stillhouse.data.shards:load_data"
 SCHEMA = "data.json"
 SHARD_ROWS = 65536
-SHARD_BYTES = 128 << 20  # of columns that come whole; a stream comes in the parts of its maker
+SHARD_BYTES = 128 << 20  # smaller parts are joined, larger ones that come whole are divided
 
 
 def save_data(path: Path, data: Columns | Iterable[Columns]) -> Artifact:
     """Write columns, or a stream of them, into the new folder `path`; an `id` column is added where
-    there is none. One part without encoded columns is decoded data, a shard; parts of a stream are
-    a shard each.
+    there is none. What fits one shard and is not encoded is decoded data in one file. Parts of a
+    stream that are smaller than a shard are joined.
 
     Raises BadData for columns of unequal length, parts of other columns, floating values that are
     not finite, or no rows at all.
     """
     path.mkdir(parents=True)
-    parts = iter(_split(cast(Columns, data)) if isinstance(data, Mapping) else data)
-    first = list(islice(parts, 2))
-    writer = _Writer(path)
+    whole = isinstance(data, Mapping)
+    parts = _split(cast(Columns, data)) if whole else _regrouped(data, where=path.name)
+    first, writer = list(islice(parts, 2)), _Writer(path)
     if len(first) == 1 and not any(isinstance(c, Encoded) for c in first[0].values()):
         record = writer.whole(first[0])
     else:
@@ -66,6 +66,45 @@ def _split(columns: Columns) -> Iterator[Columns]:
         yield columns if size == count else _slice(columns, a, min(a + size, count))
     if count == 0:
         yield columns
+
+
+def _regrouped(parts: Iterable[Columns], *, where: str) -> Iterator[Columns]:
+    """Parts of a stream, small ones with the same columns joined up to a shard's size."""
+    held, size = list[Columns](), 0
+    for part in parts:
+        _check(part, where)
+        more = _bytes(part)
+        if held and (size + more > SHARD_BYTES or _schema(part) != _schema(held[0])):
+            yield _joined(held)
+            held, size = [], 0
+        held.append(part)
+        size += more
+    if held:
+        yield _joined(held)
+
+
+def _joined(parts: Sequence[Columns]) -> Columns:
+    return (
+        parts[0]
+        if len(parts) == 1
+        else {name: _one([part[name] for part in parts]) for name in parts[0]}
+    )
+
+
+def _one(parts: Sequence[Any]) -> Any:  # Any: parts of one column, all of one kind
+    first = parts[0]
+    match first:
+        case Tensor():
+            return torch.cat(list(parts))
+        case list():
+            return [row for part in parts for row in part]
+        case Encoded():
+            values = [row for part in parts for row in part.values]
+            return Encoded(values=values, decoder=first.decoder)
+        case _:
+            lengths = torch.cat([part.offsets.diff() for part in parts])
+            offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+            return Ragged(values=torch.cat([part.values for part in parts]), offsets=offsets)
 
 
 def _bytes(columns: Columns) -> int:
