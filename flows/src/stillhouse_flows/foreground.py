@@ -58,8 +58,14 @@ def ready(requests: "Sequence[Request]", ref: str) -> None:
 
     with ThreadPoolExecutor(1) as pool:
         checked = pool.submit(check_requests, requests, ref)
+
+        def refused() -> None:
+            """Whoever asked need not wait for a server that nobody will need."""
+            if checked.done():
+                checked.result()
+
         try:
-            ensure_api()
+            ensure_api(refused)
         except StillhouseError:
             checked.result()  # whoever asked can put this right sooner
             raise

@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from http import HTTPStatus
 from http.client import HTTPException
@@ -58,14 +58,15 @@ ENVIRONMENT = {
 }
 
 
-def ensure_api() -> None:
-    """Have a Prefect API until this process ends; call it before Prefect is imported. Raises
-    StillhouseError where the user's own does not answer.
+def ensure_api(meanwhile: Callable[[], None] | None = None) -> None:
+    """Have a Prefect API until this process ends; call it before Prefect is imported. `meanwhile`
+    is called now and then while it starts. Raises StillhouseError where the user's own does not
+    answer, and what `meanwhile` raises.
     """
     if configured():
         check_answers()
     else:
-        _start(HOST, _free_port(), ENVIRONMENT)
+        _start(HOST, _free_port(), ENVIRONMENT, meanwhile)
 
 
 def ensure_server(host: str, port: int) -> "subprocess.Popen[bytes]":
@@ -80,7 +81,12 @@ def ensure_server(host: str, port: int) -> "subprocess.Popen[bytes]":
     return server
 
 
-def _start(host: str, port: int, settings: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+def _start(
+    host: str,
+    port: int,
+    settings: Mapping[str, str],
+    meanwhile: Callable[[], None] | None = None,
+) -> "subprocess.Popen[bytes]":
     log = Path(os.environ["PREFECT_HOME"]) / "server.log"
     with log.open("w") as stream:
         server = _launch(host, port, settings, stream)
@@ -89,7 +95,7 @@ def _start(host: str, port: int, settings: Mapping[str, str]) -> "subprocess.Pop
     os.environ[API] = f"http://{reached_at(host)}:{port}/api"
     # seconds of work, as the server's start is: done side by side
     importlib.import_module("prefect")
-    _wait_for(os.environ[API], server, log)
+    _wait_for(os.environ[API], server, log, meanwhile)
     return server
 
 
@@ -202,9 +208,16 @@ def _check_free(host: str, port: int) -> None:
         ) from error
 
 
-def _wait_for(api: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
+def _wait_for(
+    api: str,
+    server: "subprocess.Popen[bytes]",
+    log: Path,
+    meanwhile: Callable[[], None] | None,
+) -> None:
     end = time.monotonic() + STARTUP_SECONDS
     while time.monotonic() < end and server.poll() is None:
+        if meanwhile is not None:
+            meanwhile()
         try:
             with urllib.request.urlopen(f"{api}/health", timeout=10):
                 return
