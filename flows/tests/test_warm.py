@@ -279,3 +279,23 @@ def gone(mark: str) -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+def test_nothing_joins_the_group_of_a_process_that_was_killed(
+    shared: Warm, environ: dict[str, str], tmp_path: Path
+) -> None:
+    with (tmp_path / "out").open("w") as out:
+        files = (out.fileno(), out.fileno())
+        leader = shared.fork(
+            "zygote_jobs", ["sleep", "600.75"], env=environ, cwd=tmp_path, files=files
+        )
+        assert leader
+        os.killpg(leader.pid, signal.SIGKILL)
+        assert leader.wait() == -signal.SIGKILL
+        late = shared.fork(
+            "zygote_jobs", ["code", "0"], env=environ, cwd=tmp_path, files=files, leader=leader.pid
+        )
+    leader.close()
+    if late:
+        late.close()
+    assert late is None

@@ -215,6 +215,9 @@ def _refusal(zygote: Zygote, job: Job) -> str:
     """Why the job needs an interpreter of its own; empty where it does not."""
     if not zygote.safe:
         return "a fork cannot compute here"
+    # whoever asked was killed since: nobody would end what joined a group of the dead
+    if job.leader and all(each.pid != job.leader for each in zygote.running.values()):
+        return "its group has ended"
     mine, theirs = _fixed(zygote.env), _fixed(job.env)
     differ = [name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name)]
     return f"{', '.join(sorted(differ))} differs" if differ else ""
