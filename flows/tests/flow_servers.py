@@ -36,7 +36,13 @@ def start(project: "Project", env: Mapping[str, str], *words: str) -> "subproces
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # tests that run in a shell's background would hand on that Ctrl-C is ignored
+        preexec_fn=_hear_ctrl_c,
     )
+
+
+def _hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def free_port() -> int:
