@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import Literal, Protocol, runtime_checkable
 
@@ -146,12 +147,19 @@ class Prepared:
     plain: bool
     views: int
 
+    @cached_property
+    def _read(self) -> Callable[[Plan], Tensors] | None:
+        return self.data.read if isinstance(self.data, PlannedData) else None
+
+    @cached_property
+    def _several(self) -> bool:
+        return isinstance(self.data, MixedData | DataBeside)
+
     def __call__(self, request: tuple[Plan, int]) -> Tensors:
         """That of a plan, or of a batch that is read already, at a view."""
         plan, view = request
-        batch = self.data.read(plan) if isinstance(self.data, PlannedData) else plan
-        several = isinstance(self.data, MixedData | DataBeside)
-        views = (view + batch[REPEAT]) % self.views if several else view
+        batch = self._read(plan) if self._read else plan
+        views = (view + batch[REPEAT]) % self.views if self._several else view
         batch = {**batch, "view": torch.zeros_like(batch["id"]) + views}
         if self.augment is None:
             return batch
