@@ -12,21 +12,20 @@ the peers' environment of overhead.py, on CUDA and CPU in fp32, as it comes.
 
 import argparse
 import hashlib
-import itertools
 import math
 import os
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from overhead_core import CE, DECAY, KD, LR, MOMENTUM, TEMPERATURE, formula, sgd
-from rounds import Feed, State, Worker, interleaved, paired, summary, write
+from rounds import Feed, Passes, State, Worker, interleaved, paired, summary, write
 from torch import Tensor, nn
 
 ROOT = Path(__file__).parent.parent
@@ -73,7 +72,7 @@ PAIRS = {
 
 
 class Plain(nn.Module):
-    """A role as an ordinary network: pictures in, logits out."""
+    """A role as an ordinary network: images in, logits out."""
 
     def __init__(self, role: nn.Module) -> None:
         super().__init__()
@@ -117,8 +116,8 @@ class Contest:
             for number in range(BATCHES)
         ]
 
-    def feed(self, student: nn.Module, told: Mapping[str, Any]) -> Feed[dict[str, Tensor]]:
-        """`told` is filled while it trains (Any: JSON)."""
+    def feed(self, student: nn.Module, record: Mapping[str, Any]) -> Feed[dict[str, Tensor]]:
+        """`record` is filled while it trains (Any: JSON)."""
 
         def state() -> State:
             from stillhouse.environment import environment
@@ -127,7 +126,7 @@ class Contest:
             bits = hashlib.sha256(b"".join(v.numpy().tobytes() for v in values)).hexdigest()
             weights = torch.cat([v.flatten().double() for v in values])
             norm = float(weights.norm())
-            return {"sha256": bits, "norm": norm, **told, "environment": environment(self.device)}
+            return {"sha256": bits, "norm": norm, **record, "environment": environment(self.device)}
 
         return Feed(self.batches(), time.process_time if self.device == "cpu" else _clock, state)
 
@@ -155,20 +154,6 @@ def bare(contest: Contest) -> None:
         optimizer.zero_grad()
 
 
-class Passes:
-    """The feed as stillhouse Data."""
-
-    def __init__(self, size: int, batches: Iterator[Batch]) -> None:
-        self.size, self.feed = size, batches
-
-    def __len__(self) -> int:
-        return self.size * BATCHES
-
-    def batches(self, _size: int, *, rng: torch.Generator | None) -> Iterator[Batch]:
-        assert rng is not None
-        return itertools.islice(self.feed, BATCHES)
-
-
 def fitted(contest: Contest, precision: str) -> None:
     from stillhouse.engine import fit
     from stillhouse.objectives import (
@@ -183,7 +168,7 @@ def fitted(contest: Contest, precision: str) -> None:
     from stillhouse.recipe import Context
     from stillhouse.training import Setup
 
-    roles, told = contest.roles(), dict[str, Any]()  # Any: JSON
+    roles, record = contest.roles(), dict[str, Any]()  # Any: JSON
     optimizer = Optimizer(lr=LR, kwargs={"momentum": MOMENTUM, "weight_decay": DECAY})
     ce = Term(cross_entropy_loss, "student.logits", "batch.labels")
     kd = Term(kd_loss, "student.logits", "teacher.logits", temperature=TEMPERATURE)
@@ -191,9 +176,10 @@ def fitted(contest: Contest, precision: str) -> None:
         phases={"distill": Phase(trains=("student",), optimizer=optimizer)},
         losses={"ce": Weighted(term=ce, weight=CE), "kd": Weighted(term=kd, weight=KD)},
     )
-    data = Passes(contest.pair.batch, iter(contest.feed(roles["student"], told)))
+    feed = iter(contest.feed(roles["student"], record))
+    data = Passes(feed, size=contest.pair.batch, count=BATCHES)
     notes: list[str] = []
-    told["notes"] = notes
+    record["notes"] = notes
     with tempfile.TemporaryDirectory() as name:
         at = Path(name)
         ctx = Context(
@@ -277,13 +263,13 @@ def table(pairs: Record) -> str:
     for name, found in pairs.items():
         lines.append(f"{name:14}{'ms/step':>10}{'of bare':>24}{'of torchdistill':>24}")
         for who, one in found["contestants"].items():
-            told = [_told(one.get(f"speed_of_{base}")) for base in ("bare", "torchdistill")]
-            lines.append(f"{who:14}{one['ms']['median']:10.2f}{told[0]:>24}{told[1]:>24}")
+            speeds = [_shown(one.get(f"speed_of_{base}")) for base in ("bare", "torchdistill")]
+            lines.append(f"{who:14}{one['ms']['median']:10.2f}{speeds[0]:>24}{speeds[1]:>24}")
             lines += [f"    {note}" for note in one["state"].get("notes", ())]
     return "\n".join(lines)
 
 
-def _told(speed: Mapping[str, float] | None) -> str:
+def _shown(speed: Mapping[str, float] | None) -> str:
     if speed is None:
         return ""
     return f"{speed['median']:.3f} [{speed['median_low']:.3f}, {speed['median_high']:.3f}]"

@@ -13,13 +13,13 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from overhead_core import CE, DECAY, KD, LR, MOMENTUM, TEMPERATURE, formula, sgd
-from rounds import Feed, State, Worker, interleaved, paired, summary, write
+from rounds import Feed, Passes, State, Worker, interleaved, paired, summary, write
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -137,20 +137,6 @@ def bare(size: int, device: str, precision: str, _steps: int) -> None:
         optimizer.zero_grad()
 
 
-class Passes:
-    """The feed as stillhouse Data."""
-
-    def __init__(self, size: int, batches: Iterator[Batch]) -> None:
-        self.size, self.feed = size, batches
-
-    def __len__(self) -> int:
-        return self.size * BATCHES
-
-    def batches(self, _size: int, *, rng: torch.Generator | None) -> Iterator[Batch]:
-        assert rng is not None
-        return itertools.islice(self.feed, BATCHES)
-
-
 def fitted(size: int, device: str, precision: str, steps: int) -> None:
     from stillhouse.engine import fit
     from stillhouse.objectives import (
@@ -176,7 +162,8 @@ def fitted(size: int, device: str, precision: str, steps: int) -> None:
             "kd": Weighted(term=kd, weight=KD),
         },
     )
-    data = Passes(size, iter(feed(size, device, precision, models["student"])))
+    given = iter(feed(size, device, precision, models["student"]))
+    data = Passes(given, size=size, count=BATCHES)
     with tempfile.TemporaryDirectory() as name:
         at = Path(name)
         # a checkpoint is due every 60 s; here most of those pass while others have their round

@@ -122,8 +122,8 @@ def contestant(way: str, tokens: int, classes: int, chunk: int) -> Record:
 def measured(way: str, tokens: int, given: argparse.Namespace) -> Record:
     sizes = ["--tokens", str(tokens), "--classes", str(given.classes), "--chunk", str(given.chunk)]
     command = [sys.executable, __file__, "--way", way, *sizes]
-    told = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-    return json.loads(told.splitlines()[-1])
+    record = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    return json.loads(record.splitlines()[-1])
 
 
 def middle(rounds: list[Record], tokens: int) -> Record:

@@ -5,19 +5,18 @@ way its own documentation shows, without its metric logging. What had to be set 
 defaults for the same formula is in `CHANGED`.
 """
 
-import itertools
 import math
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import overhead_core as core
 import torch
-from rounds import Feed, State
+from rounds import Feed, Passes, State
 from torch import Tensor, nn
 
 CHANGED: Mapping[str, str] = {
@@ -40,20 +39,6 @@ class Rolled(core.Net):
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"logits": super().forward(batch["images"])}
-
-
-class Passes:
-    """The feed as stillhouse Data: a pass is as many batches as were made."""
-
-    def __init__(self, feed: Iterator[Mapping[str, Tensor]]) -> None:
-        self.feed = feed
-
-    def __len__(self) -> int:
-        return core.BATCH * core.BATCHES
-
-    def batches(self, _size: int, *, rng: torch.Generator | None) -> Iterator[Mapping[str, Tensor]]:
-        assert rng is not None
-        return itertools.islice(self.feed, core.BATCHES)
 
 
 def rolled(net: nn.Module, role: str) -> nn.Module:
@@ -134,7 +119,8 @@ def stillhouse(steps: int) -> None:
             checkpoint_seconds=math.inf,
         )
         setup = Setup(steps=steps, batch=core.BATCH)
-        fit(objective, models, Passes(iter(feed)), setup=setup, ctx=ctx)
+        data = Passes(iter(feed), size=core.BATCH, count=core.BATCHES)
+        fit(objective, models, data, setup=setup, ctx=ctx)
 
 
 def torchdistill(_steps: int) -> None:

@@ -5,6 +5,7 @@ steps over a pipe. So one long training is measured in slices, its start-up in n
 slices of all contestants alternate: a busy machine slows them alike.
 """
 
+import itertools
 import json
 import math
 import os
@@ -56,6 +57,20 @@ class Feed(Generic[Batch]):
     def _answer(self, record: State) -> None:
         self.answers.write(json.dumps(record) + "\n")
         self.answers.flush()
+
+
+class Passes(Generic[Batch]):
+    """A feed as stillhouse Data: a pass is `count` batches of `size`."""
+
+    def __init__(self, feed: Iterator[Batch], *, size: int, count: int) -> None:
+        self.feed, self.size, self.count = feed, size, count
+
+    def __len__(self) -> int:
+        return self.size * self.count
+
+    def batches(self, _size: int, *, rng: object) -> Iterator[Batch]:
+        assert rng is not None
+        return itertools.islice(self.feed, self.count)
 
 
 def _private_stdout() -> TextIO:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stillhouse.artifact import Built
-from stillhouse.data.data import Data, Plan, PlannedData, rows_of
+from stillhouse.data.data import Data, Plan, is_stored, plans_of, rows_of
 from stillhouse.data.loader import batches_of
 from stillhouse.data.sampling import MixedData
 from stillhouse.digest import digest, file_digest, file_digests
@@ -258,16 +258,15 @@ class _Fill:
         return shards
 
     def _chunks(self) -> Iterator[list[Plan]]:
-        """What the batches of each shard are read by; of data that plan nothing, the batches."""
-        plans = self.data.plan if isinstance(self.data, PlannedData) else self.data.batches
-        each, size = iter(plans(self.batch, rng=None)), max(1, SHARD_ROWS // self.batch)
+        """What the batches of each shard are read by."""
+        each, size = plans_of(self.data, self.batch, rng=None), max(1, SHARD_ROWS // self.batch)
         return iter(lambda: list(islice(each, size)), [])
 
     def _batches(self, plans: Iterable[Plan], view: int) -> Iterator[Tensors]:
         """The batches of plans at a view, augmented."""
         read = Prepared(data=self.data, augment=self.source.augment, plain=False, views=view + 1)
-        stored = isinstance(self.data, PlannedData) and self.data.stored
-        return batches_of(read, ((plan, view) for plan in plans), stored=stored)
+        requests = ((plan, view) for plan in plans)
+        return batches_of(read, requests, stored=is_stored(self.data))
 
     def _check_augment(self, plan: Plan, view: int) -> None:
         augment = self.source.augment

@@ -11,7 +11,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from stillhouse.data.data import Data, Plan, PlannedData, rows_of
+from stillhouse.data.data import OFFSETS, Data, Plan, PlannedData, is_stored, plans_of, rows_of
 from stillhouse.data.loader import batches_of
 from stillhouse.data.sampling import REPEAT, DataBeside, MixedData
 from stillhouse.digest import text_digest
@@ -20,7 +20,6 @@ from stillhouse.objectives.objective import Objective, Tensors, roles_read
 from stillhouse.recipe import Context, silent
 
 PLAIN = "plain."  # begins the name of a column as it was before augmentation
-OFFSETS = "_offsets"  # ends the name of the column that goes with a ragged one
 # "fast": fp32, bf16 on CUDA, and forms of the roles that compute the same faster (see fast.py)
 Precision = Literal["fp32", "bf16", "fp16", "fast"]
 
@@ -175,8 +174,8 @@ def batches_from(
     """
     read = Prepared(data=data, augment=setup.augment, plain=setup.plain, views=setup.views)
     cuda = ctx.device.startswith("cuda")
-    stored = isinstance(data, PlannedData) and data.stored
-    batches = batches_of(read, _requests(place, data, setup, ctx), stored=stored, pinned=cuda)
+    requests = _requests(place, data, setup, ctx)
+    batches = batches_of(read, requests, stored=is_stored(data), pinned=cuda)
     for batch in batches:
         if ctx.device != "cpu":
             batch = {name: v.to(ctx.device, non_blocking=True) for name, v in batch.items()}
@@ -190,12 +189,10 @@ def _requests(place: Place, data: Data, setup: Setup, ctx: Context) -> Iterator[
     while True:
         rng = torch.Generator().manual_seed(mix(setup.seed, ORDER, place.origin, epoch))
         view = (place.epochs_before + epoch) % setup.views
-        planned = isinstance(data, PlannedData)
-        each = data.plan(setup.batch, rng=rng) if planned else data.batches(setup.batch, rng=rng)
-        for plan in islice(each, skip, length):
+        for plan in islice(plans_of(data, setup.batch, rng=rng), skip, length):
             if ctx.nproc == 1:
                 yield plan, view
-            elif planned:
+            elif isinstance(data, PlannedData):
                 yield data.share(plan, rank=ctx.rank, nproc=ctx.nproc), view
             else:
                 yield rows_of(plan, torch.arange(ctx.rank, len(plan["id"]), ctx.nproc)), view

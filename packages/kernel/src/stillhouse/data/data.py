@@ -6,7 +6,7 @@ and read later, here or in another process (stillhouse.data.loader).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS = "rows"
+OFFSETS = "_offsets"  # ends the name of the column that goes with a ragged one
 Plan = Mapping[str, Tensor]  # what a batch is read by: int64 [B] each, a value a row
 
 
@@ -71,6 +72,17 @@ class PlannedData(ABC):
 
     def batches(self, size: int, *, rng: Generator | None) -> Iterator[Mapping[str, Tensor]]:
         return batches_of(self.read, self.plan(size, rng=rng), stored=self.stored)
+
+
+def is_stored(data: Data) -> bool:
+    """Whether reading a batch of data is work for other processes; not for data that plan none."""
+    return isinstance(data, PlannedData) and data.stored
+
+
+def plans_of(data: Data, size: int, *, rng: Generator | None) -> Iterator[Plan]:
+    """What each batch of a pass is read by; of data that plan nothing, the batches."""
+    plans = data.plan if isinstance(data, PlannedData) else data.batches
+    return iter(plans(size, rng=rng))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,10 +211,21 @@ def in_memory(data: RowData) -> TensorData:
         if f"{name}_offsets" in batch
         else value
         for name, value in batch.items()
-        if name.removesuffix("_offsets") not in batch or not name.endswith("_offsets")
+        if not is_offsets(name, batch)
     }
     texts = {name: c for name, c in data.columns.items() if isinstance(c, list)}
     return TensorData({**columns, **texts})
+
+
+def is_offsets(name: str, batch: Mapping[str, Tensor]) -> bool:
+    """Whether a column of a batch holds the offsets of a ragged one."""
+    return name.endswith(OFFSETS) and name.removesuffix(OFFSETS) in batch
+
+
+def joined_offsets(parts: Sequence[Tensor]) -> Tensor:
+    """The offsets of ragged columns one after the other."""
+    lengths = torch.cat([offsets.diff() for offsets in parts])
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
 def rows_of(batch: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """Batches read from plans, in this process or by worker processes: the same bits either way.
 
 Workers are torch's DataLoader with forkserver. The first batches are read here while they start; a
-worker that dies costs a line, and this process reads what it owed. Reading uses one thread
-everywhere, since the number of threads changes the last bits of floating operations.
+worker that dies costs a line, and this process reads what it owed. Stored data are read with one
+thread wherever that is, since the number of threads changes the last bits of floating operations.
 """
 
 import contextlib

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
-from stillhouse.data.data import ROWS, Plan, PlannedData, RowData, rows_of
+from stillhouse.data.data import (
+    ROWS,
+    Plan,
+    PlannedData,
+    RowData,
+    is_offsets,
+    joined_offsets,
+    rows_of,
+)
 from stillhouse.errors import BadData, BadSetting
 
 # a batch's column: the number of the set that a row comes from, in the order of the mix
@@ -236,9 +244,8 @@ def _joined(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     joined: dict[str, Tensor] = {}
     for name in batches[0]:
         values = [batch[name] for batch in batches]
-        if name.endswith("_offsets") and name.removesuffix("_offsets") in batches[0]:
-            lengths = torch.cat([value.diff() for value in values])
-            joined[name] = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        if is_offsets(name, batches[0]):
+            joined[name] = joined_offsets(values)
         else:
             joined[name] = torch.cat(values)
     return joined
@@ -255,7 +262,7 @@ def _kinds(first: Mapping[str, Tensor]) -> dict[str, str]:
     """Type and size of a row of each column, of a batch of one row."""
     kinds: dict[str, str] = {}
     for name, values in first.items():
-        if name.removesuffix("_offsets") not in first or not name.endswith("_offsets"):
+        if not is_offsets(name, first):
             ragged = "ragged " if f"{name}_offsets" in first else ""
             kinds[name] = f"{ragged}{str(values.dtype).removeprefix('torch.')} "
             kinds[name] += str(list(values.shape[1:]))

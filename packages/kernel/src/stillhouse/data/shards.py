@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stillhouse.artifact import Artifact
-from stillhouse.data.data import Column, Columns, Ragged, RowData, TensorData
+from stillhouse.data.data import Column, Columns, Ragged, RowData, TensorData, joined_offsets
 from stillhouse.data.encoded import Encoded
 from stillhouse.data.stored import ShardFile, StoredColumn, StoredData, decoder_record, write_shard
 from stillhouse.digest import path_digest
@@ -102,8 +102,7 @@ def _one(parts: Sequence[Any]) -> Any:  # Any: parts of one column, all of one k
             values = [row for part in parts for row in part.values]
             return Encoded(values=values, decoder=first.decoder)
         case _:
-            lengths = torch.cat([part.offsets.diff() for part in parts])
-            offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+            offsets = joined_offsets([part.offsets for part in parts])
             return Ragged(values=torch.cat([part.values for part in parts]), offsets=offsets)
 
 

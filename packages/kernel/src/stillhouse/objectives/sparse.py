@@ -101,7 +101,23 @@ def _flat(logits: Tensor) -> Tensor:
     return logits.reshape(-1, logits.shape[-1])
 
 
-class _Whole(torch.autograd.Function):
+class _WithGradient(torch.autograd.Function):
+    """A mean over rows whose forward keeps the gradient by its first argument, the logits."""
+
+    @staticmethod
+    def keep(ctx: Any, gradient: Tensor, temperature: float) -> None:  # Any: torch's context
+        """Keep the gradient of each row's value by its logits over the temperature."""
+        ctx.save_for_backward(gradient)
+        ctx.scale = 1 / (temperature * max(1, len(gradient)))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        others = len(ctx.needs_input_grad) - 1
+        return gradient * (grads[0] * ctx.scale), *(None,) * others
+
+
+class _Whole(_WithGradient):
     """KL of all classes, mean over rows, with its gradient."""
 
     @staticmethod
@@ -118,17 +134,11 @@ class _Whole(torch.autograd.Function):
             t = log_t.exp()
             values[rows] = torch.linalg.vecdot(t, log_t.sub_(log_s))
             torch.sub(log_s.exp_(), t, out=gradient[rows])
-        ctx.save_for_backward(gradient)
-        ctx.scale = 1 / (temperature * max(1, len(logits)))
+        _WithGradient.keep(ctx, gradient, temperature)
         return values.mean()
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * (grads[0] * ctx.scale), None, None
 
-
-class _Bucketed(torch.autograd.Function):
+class _Bucketed(_WithGradient):
     """KL of k classes and a bucket, mean over rows, with its gradient."""
 
     @staticmethod
@@ -150,17 +160,11 @@ class _Bucketed(torch.autograd.Function):
         # within the rest: softmax_j (1 - t_R / s_R) = softmax_j given the rest * (s_R - t_R)
         gradient = given.mul_((s_rest.exp() - t_rest.exp())[:, None])
         gradient.scatter_(1, index, s_kept.exp() - t.exp())
-        ctx.save_for_backward(gradient)
-        ctx.scale = 1 / (temperature * max(1, len(x)))
+        _WithGradient.keep(ctx, gradient, temperature)
         return value.mean()
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * (grads[0] * ctx.scale), None, None, None, None
 
-
-class _Crossed(torch.autograd.Function):
+class _Crossed(_WithGradient):
     """-sum of w ln softmax, mean over rows, with its gradient."""
 
     @staticmethod
@@ -175,14 +179,8 @@ class _Crossed(torch.autograd.Function):
         value = mass * s - (w * kept).sum(1)
         gradient = softmax.mul_(mass[:, None])
         gradient.scatter_add_(1, index, -w)
-        ctx.save_for_backward(gradient)
-        ctx.scale = 1 / (temperature * max(1, len(x)))
+        _WithGradient.keep(ctx, gradient, temperature)
         return value.mean()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * (grads[0] * ctx.scale), None, None, None
 
 
 def _given_rest(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from stillhouse.artifact import Artifact, Built, Model, save_model
 from stillhouse.assets import assets_of
 from stillhouse.cache import Cache, CachedRole, stored
-from stillhouse.data.data import Data, PlannedData, RowData, TensorData
+from stillhouse.data.data import Data, RowData, TensorData, is_stored
 from stillhouse.data.loader import start_early
 from stillhouse.data.sampling import Beside, Mix, NoData
 from stillhouse.digest import digest, known_digest
@@ -155,7 +155,7 @@ class Train(BaseStage):
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Result:
         data, ctx = self._opened(inputs, ctx)
-        if isinstance(data, PlannedData) and data.stored:
+        if is_stored(data):
             start_early()  # while the roles are loaded
         built = self._roles(inputs)
         models = Roles({role: b.module for role, b in built.items()}, stage=self.name)
