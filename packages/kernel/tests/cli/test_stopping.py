@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stillhouse.cli.stopping import Stopping
+from stillhouse.cli.stopping import SIGNALS, Stopping
 from stillhouse.leftovers import asides, dead_temporaries, remove_asides, temporary
 
 NAME = "spirals/distill"
@@ -153,16 +153,27 @@ def test_the_next_run_of_a_stage_removes_what_a_killed_one_left(stillhouse, proj
 
 def test_a_signal_that_a_library_swallowed_stops_the_run_after_the_stage() -> None:
     stopping = Stopping()
-    before = signal.getsignal(signal.SIGTERM)
-    with stopping:
-        stopping.check()
-        with contextlib.suppress(BaseException):  # as some exporters do
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
-        with pytest.raises(KeyboardInterrupt):
+    try:
+        with stopping:
             stopping.check()
-    assert stopping.exit_code == 143
-    assert signal.getsignal(signal.SIGTERM) == before
+            with contextlib.suppress(BaseException):  # as some exporters do
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            with pytest.raises(KeyboardInterrupt):
+                stopping.check()
+        assert stopping.exit_code == 143
+        for number in SIGNALS:  # the next signal ends the process, whatever it is doing
+            assert signal.getsignal(number) == stopping._stop
+    finally:
+        for number, handler in stopping.before.items():
+            signal.signal(number, handler)
+
+
+def test_a_command_that_nothing_stopped_gives_the_handlers_back() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with Stopping():
+        assert [signal.getsignal(number) for number in SIGNALS] != before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_names_that_only_look_alike_are_left_alone(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ class Stopping:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self.signal:
+            return  # the command is ending: another signal shall end it at once, without words
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
