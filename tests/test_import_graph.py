@@ -51,7 +51,7 @@ def test_modules_import_each_other_in_no_circle(package: Path) -> None:
         name: {other for other in imported(ast.parse(file.read_text())) if other in files} - {name}
         for name, file in files.items()
     }
-    assert len(graph) > 3
+    assert graph
     # a package that is named where one of its modules is imported from is no import of its names
     for name, others in graph.items():
         graph[name] = {o for o in others if not any(p.startswith(f"{o}.") for p in others | {name})}

@@ -45,7 +45,10 @@ def test_every_documented_command_exists(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on PATH")
-@pytest.mark.parametrize("plugin", ["vision", "landmarks", "sam", "pointcloud"])
+@pytest.mark.parametrize(
+    "plugin",
+    ["vision", "landmarks", "sam", "pointcloud", "clip", "language", "diffusion", "contracts"],
+)
 def test_a_plugin_installs_alone(plugin: str) -> None:
     command = ["uv", "export", "--frozen", "--offline", "--no-default-groups", "--extra", plugin]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

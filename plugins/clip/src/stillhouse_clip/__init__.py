@@ -1,0 +1,1 @@
+"""Image and text embedding models: VLM-OOD and DC-CLIP."""

@@ -1,0 +1,1 @@
+"""Smart contracts: AF-STip, a reconstruction."""
