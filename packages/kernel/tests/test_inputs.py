@@ -61,8 +61,9 @@ def test_run_refuses_it_too(
     assert said.err.startswith(f"error: 'file:gone': {tmp_path}/gone is not there")
     assert said.out == ""
     assert main(["run", "toy/toy", "--set", f"data={tmp_path}"]) == 2
-    assert "data: begins with none of data:, file:, builtin:, hub:; for a file or folder say " in (
-        said := capsys.readouterr().err
+    assert (
+        "data: begins with none of data:, file:, builtin:, hub:, package:; for a file or folder say "
+        in (said := capsys.readouterr().err)
     )
     assert f"say file:{tmp_path}" in said
     assert not (tmp_path / "runs").exists()

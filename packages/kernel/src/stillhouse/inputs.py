@@ -1,5 +1,5 @@
 """What a stage's ports refer to outside the recipe: project data, files, built-in arrays, hub
-repositories.
+repositories, files of packages.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ from typing import Any, cast
 from stillhouse.artifact import Artifact
 from stillhouse.digest import arrays_digest, known_digest
 from stillhouse.errors import BadData, BadRecipe, MissingData, MissingExtra
+from stillhouse.packages import SCHEME, fetch, package_file
 from stillhouse.trusted import array_maker
 
 OPEN_PATH = "stillhouse.inputs:as_path"
@@ -19,8 +20,8 @@ PROJECT = "STILLHOUSE_PROJECT"  # set in a run's workspace: the project it was m
 
 
 def outside(ref: str, root: Path) -> Artifact:
-    """The artifact of "data:", "file:", "builtin:" or "hub:" references; raises MissingData with
-    how to get it.
+    """The artifact of "data:", "file:", "builtin:", "hub:" or "package:" references; raises
+    MissingData with how to get it.
     """
     scheme, _, rest = ref.partition(":")
     match scheme:
@@ -37,15 +38,19 @@ def outside(ref: str, root: Path) -> Artifact:
             )
         case "hub":
             return _path_artifact(_hub(rest))
+        case "package":
+            return _path_artifact(fetch(ref))
         case _:
             raise BadRecipe(
-                f"'{ref}': inputs start with data:, file:, builtin: or hub:, or name a stage's port"
+                f"'{ref}': inputs start with data:, file:, builtin:, hub: or package:, or name a "
+                "stage's port"
             )
 
 
 def raw_input(ref: str, root: Path) -> Any:  # Any: a Path, or arrays by name
-    """What a "data:", "file:", "builtin:" or "hub:" reference names, without its digest. Where
-    `root` is a run's workspace that has no such file yet, the project it was made from is asked.
+    """What a "data:", "file:", "builtin:", "hub:" or "package:" reference names, without its
+    digest. Where `root` is a run's workspace that has no such file yet, the project it was made
+    from is asked.
 
     Raises as `outside`.
     """
@@ -60,6 +65,8 @@ def raw_input(ref: str, root: Path) -> Any:  # Any: a Path, or arrays by name
             return builtin(Path(rest))
         case "hub":
             return _hub(rest)
+        case "package":
+            return fetch(ref)
         case _:
             return outside(ref, root)  # which says what is wrong
 
@@ -72,8 +79,8 @@ def _first_there(roots: Sequence[Path], find: Callable[[Path], Path]) -> Path:
 
 
 def check_present(refs: Iterable[str], root: Path) -> None:
-    """Raise MissingData for every "data:" or "file:" reference that leads to nothing, before
-    anything is read or run.
+    """Raise MissingData for every "data:" or "file:" reference that leads to nothing, and BadRecipe
+    for a "package:" reference that cannot be read, before anything is read or run.
     """
     missing = list[str]()
     for ref in refs:
@@ -82,6 +89,8 @@ def check_present(refs: Iterable[str], root: Path) -> None:
                 raw_input(ref, root)
             except MissingData as error:
                 missing.append(str(error))
+        elif ref.startswith(SCHEME):
+            package_file(ref)
     if missing:
         raise MissingData("; ".join(missing))
 

@@ -18,7 +18,7 @@ Scale = Literal["tiny", "small", "paper"]
 Kind = Literal["teacher", "baseline", "student", "compressed"]
 Resource = Literal["cpu", "gpu"]
 SCALES: tuple[Scale, ...] = ("tiny", "small", "paper")
-OUTSIDE = ("data:", "file:", "builtin:", "hub:")
+OUTSIDE = ("data:", "file:", "builtin:", "hub:", "package:")
 # the environment variable that says in how many micro-batches each training batch goes
 MICRO_BATCHES = "STILLHOUSE_MICRO_BATCHES"
 OLDER_MICRO_BATCHES = "STILLHOUSE_SLICES"  # as it was called; still read
@@ -116,8 +116,8 @@ class Stage(Protocol):
     def seed(self) -> int: ...
     @property
     def inputs(self) -> Mapping[str, str]:
-        """Port -> "stage.port", "data:<path>", "file:<path>", "builtin:<module:function>" or
-        "hub:<id>".
+        """Port -> "stage.port", "data:<path>", "file:<path>", "builtin:<module:function>",
+        "hub:<id>" or "package:<name>==<version>/<member>#sha256=<digest>".
         """
         ...
 

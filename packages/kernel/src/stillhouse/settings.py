@@ -15,9 +15,10 @@ import pydantic
 
 from stillhouse.digest import digest
 from stillhouse.domain import recipe_function
-from stillhouse.errors import BadSetting, UnknownName
+from stillhouse.errors import BadRecipe, BadSetting, UnknownName
 from stillhouse.inputs import check_present, raw_input
 from stillhouse.json_files import fault, read_json
+from stillhouse.packages import SCHEME, package_file
 from stillhouse.params import read_params, read_yaml
 from stillhouse.places import project_root
 from stillhouse.recipe import OUTSIDE, SCALES, Recipe, Scale
@@ -50,10 +51,16 @@ def _reference(value: str) -> str:
         raise ValueError(
             f"begins with none of {', '.join(OUTSIDE)}; for a file or folder say file:{value}"
         )
+    if value.startswith(SCHEME):
+        try:
+            package_file(value)
+        except BadRecipe as error:
+            raise ValueError(str(error)) from error
     return value
 
 
-# what a recipe reads from outside: "data:...", "file:...", "builtin:...", "hub:...", or nothing
+# what a recipe reads from outside: "data:...", "file:...", "builtin:...", "hub:...",
+# "package:...", or nothing
 Input = Annotated[str, pydantic.AfterValidator(_reference)]
 
 

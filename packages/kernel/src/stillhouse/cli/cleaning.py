@@ -29,6 +29,7 @@ KINDS = {
     "workspace": "workspaces/*/*",
     "checkpoint": "checkpoints/*",
     "teacher cache": "teacher-cache/*/*",
+    "package file": "packages/*",
 }
 
 
@@ -54,7 +55,8 @@ def clean(
         bool, typer.Option("--dry-run", help="Only say what would be freed.")
     ] = False,
 ) -> None:
-    """Free old workspaces, checkpoints and teacher caches, and what killed runs left behind.
+    """Free old workspaces, checkpoints, teacher caches and files of packages, and what killed runs
+    left behind.
 
     Finished runs and models are never touched, nor what a run that still goes has locked.
     """
