@@ -1,0 +1,1 @@
+"""Recipes of image and text embedding models."""
