@@ -159,3 +159,16 @@ def test_kd_of_all_classes_is_the_same_in_blocks_of_rows(monkeypatch: pytest.Mon
         graded(lambda x: of_all(x, teacher, 40, 2.0), student), whole, strict=True
     ):
         torch.testing.assert_close(one, other)
+
+
+def test_a_class_that_the_teacher_excludes_adds_nothing() -> None:
+    """0 ln 0 is 0: torch's kl_div of logarithms gives NaN there, though its gradient is right."""
+    teacher = torch.tensor([[0.0, -torch.inf, 0.0], [1.0, 2.0, 3.0]])
+    student = torch.tensor([[0.5, 3.0, -0.5], [0.1, 0.2, 0.3]], requires_grad=True)
+    loss = fused_kd_loss(student, teacher, temperature=1.0)
+    (gradient,) = torch.autograd.grad(loss, student)
+    t, log_s = teacher.softmax(1), student.log_softmax(1)
+    first = (0.5 * (math.log(0.5) - log_s[0, [0, 2]])).sum()
+    second = (t[1] * (t[1].log() - log_s[1])).sum()
+    assert loss.item() == pytest.approx(((first + second) / 2).item(), abs=1e-6)
+    torch.testing.assert_close(gradient, (student.softmax(1) - t).detach() / 2)

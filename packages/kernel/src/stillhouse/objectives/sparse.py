@@ -132,7 +132,12 @@ class _Whole(_WithGradient):
             log_s = (logits[rows] / temperature).log_softmax(1)
             log_t = (teacher[rows] / temperature).log_softmax(1)
             t = log_t.exp()
-            values[rows] = torch.linalg.vecdot(t, log_t.sub_(log_s))
+            gap = log_t.sub_(log_s)
+            value = torch.linalg.vecdot(t, gap)
+            if not bool(value.isfinite().all()):
+                # a class that the teacher excludes: 0 (-inf - ...) is 0 here, not NaN
+                value = torch.linalg.vecdot(t, gap.masked_fill_(t == 0, 0.0))
+            values[rows] = value
             torch.sub(log_s.exp_(), t, out=gradient[rows])
         _WithGradient.keep(ctx, gradient, temperature)
         return values.mean()

@@ -1,0 +1,1 @@
+"""Causal language models: the kernel's contract, loading, tokens, generation, scoring, export."""
