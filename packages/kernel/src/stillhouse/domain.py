@@ -24,8 +24,9 @@ class Domain:
 
     `needs` are import names of the packages the recipes need beyond the plugin's own dependencies.
     `predict` is "module:function" of `(model: Built, inputs: Sequence[Path]) ->
-    Sequence[Mapping[str, Any]]`:
-    a table row an input; empty where the domain has no such thing.
+    Sequence[Mapping[str, Any]]`, a table row an input; `Sequence[str]` takes texts, `Sequence[Path
+    | str]` both, and keyword-only parameters are options of the command line. Empty where the
+    domain has no such thing.
     """
 
     name: str

@@ -76,8 +76,10 @@ def stillhouse(
 
 
 app.command("list", cls=_Command)(list_)
-for command in (show, run, stage, report, compare, export, predict, doctor, clean):
+for command in (show, run, stage, report, compare, export, doctor, clean):
     app.command()(command)
+# options that a domain's predictions take stand among its inputs
+app.command(context_settings={"ignore_unknown_options": True})(predict)
 app.add_typer(new, name="new")
 
 

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.artifact import SPEC, Built, load_model
+from stillhouse.cli.given import Given
 from stillhouse.domain import Domain, domains, load_function
 from stillhouse.errors import BadSetting, MissingData, PluginError, UnknownName
 from stillhouse.quantize.onnx_network import ONNX, load_onnx
 
 
-def predictions(student: str, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]:
-    """A row an input, or more, as the domain likes; Any: what a cell shows."""
-    for path in inputs:
-        if not path.exists():
-            raise MissingData(f"{path} is not there; give existing files")
+def predictions(student: str, words: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+    """A row an input, or more, as the domain likes. `words` are inputs and, as "--name value" or
+    "--name=value", options that the domain's function takes by name. Any: what a cell shows.
+    """
+    given = Given.of(words)
     path = Path(student)
     built = _exported(path)
     if built is not None:
@@ -29,7 +30,8 @@ def predictions(student: str, inputs: Sequence[Path]) -> Sequence[Mapping[str, A
         raise BadSetting(
             f"domain '{name}' has no predictions to print; its students can be exported"
         )
-    return load_function(found.predict, where=f"domain '{name}'")(built, inputs)
+    where = f"domain '{name}'"
+    return given.call(load_function(found.predict, where=where), built, where)
 
 
 def _exported(path: Path) -> Built | None:

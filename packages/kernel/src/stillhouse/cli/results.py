@@ -124,8 +124,12 @@ def predict(
         ),
     ],
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="Files, or folders of them.")
-    ],
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Files, folders of them, or texts; and options of the domain, as in --labels a,b.",
+        ),
+    ] = [],  # noqa: B006
     form: Annotated[
         Literal["table", "json", "csv"], typer.Option("--format", help="How rows are printed.")
     ] = "table",
