@@ -4,8 +4,18 @@ from stillhouse_clip.objectives.contrastive import (
     scaled_contrastive_loss,
     symmetric_contrastive_loss,
 )
+from stillhouse_clip.objectives.distillation import (
+    anchor_distillation_loss,
+    embedding_distillation_loss,
+    feature_distillation_loss,
+    zero_shot_rows,
+)
 
 __all__ = [
+    "anchor_distillation_loss",
+    "embedding_distillation_loss",
+    "feature_distillation_loss",
     "scaled_contrastive_loss",
     "symmetric_contrastive_loss",
+    "zero_shot_rows",
 ]
