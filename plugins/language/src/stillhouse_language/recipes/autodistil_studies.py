@@ -1,0 +1,137 @@
+"""The studies of language/autodistil."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from stillhouse.references import Ref, out
+from stillhouse.search.correlations import RankCorrelations, Scatter
+from stillhouse.stages import Evaluate, Make
+from stillhouse_language.proxy import RelationScore
+from stillhouse_language.recipes.autodistil_settings import WHOLE, AutoDistil
+from stillhouse_language.studies import Choices, HeldOutLoss, RankSubnets, TaskTable
+from stillhouse_language.tuning import Lesson
+
+if TYPE_CHECKING:
+    from stillhouse_language.recipes.autodistil import Parts
+
+TABLE: Mapping[str, str] = {
+    "chosen": "chosen by the search",
+    "largest": "largest under the budget",
+    "hand": "hand-made",
+}
+ALONE = "labels alone"
+PROXIES = ("relation", "parameters", "macs")
+
+
+def studies(settings: AutoDistil, parts: "Parts") -> dict[str, Sequence[Evaluate]]:
+    """Evaluations by heading of the report."""
+    return {
+        "What was chosen": [_choices(parts)],
+        "Relation loss on held-out text": [_losses(settings, parts)],
+        "How scores rank fine-tuned subnets": [_ranking(settings, parts)],
+        "Tasks, few labels and many": [_tasks(settings, parts)],
+    }
+
+
+def _choices(parts: "Parts") -> Evaluate:
+    metric = Choices(spaces=parts.settings.sub_spaces(), choices=parts.choices())
+    return Evaluate(name="choices", metrics=(metric,), inputs={"data": parts.search["trials"]})
+
+
+def _losses(settings: AutoDistil, parts: "Parts") -> Evaluate:
+    """The SuperLMs beside what they began as, and beside the one of K = 1."""
+    spaces = settings.sub_spaces().spaces
+    roles: dict[str, Ref] = {}
+    lines: dict[str, tuple[str, str]] = {}
+    for name in spaces:
+        begun, done = f"slices-{name}", f"superlm-{name}"
+        roles |= {begun: out(parts.slices[name]), done: out(parts.superlms[name])}
+        lines |= {f"{name}, teacher's slices": (name, begun), f"{name}, SuperLM": (name, done)}
+    for row, search in parts.whole.items():
+        ref = next(r for port, r in search.inputs.items() if port == f"superlm-{WHOLE}")
+        assert isinstance(ref, Ref)
+        roles[row] = ref
+        long = "equal compute" if row.endswith("long") else "equal steps"
+        lines |= {f"{name}, K = 1, {long}": (name, row) for name in spaces}
+    metric = HeldOutLoss(
+        lines=dict(sorted(lines.items(), key=lambda line: list(spaces).index(line[1][0]))),
+        spaces=spaces,
+        score=_all_held(settings, parts),
+    )
+    inputs = {"data": parts.text["held"], "teacher": parts.teacher, **roles}
+    return Evaluate(name="relation-loss", metrics=(metric,), inputs=inputs)
+
+
+def _all_held(settings: AutoDistil, parts: "Parts") -> RelationScore:
+    """The search's score on all rows that are held out."""
+    score = parts.search.score
+    assert isinstance(score, RelationScore)
+    return replace(score, rows=settings.held)
+
+
+def _ranking(settings: AutoDistil, parts: "Parts") -> Evaluate:
+    task = parts.tasks[0]
+    score = parts.search.score
+    assert isinstance(score, RelationScore)
+    make = RankSubnets(
+        spaces=settings.sub_spaces(),
+        score=score,
+        lesson=Lesson(tuning=parts.tuning(), head=parts.head(), labels=settings.ranked_labels),
+        count=settings.ranked,
+        seeds=settings.ranked_seeds,
+    )
+    ranked = Make(
+        name="ranked",
+        make=make,
+        inputs={
+            "held": parts.text["held"],
+            "teacher": parts.teacher,
+            "train": task["train"],
+            "test": task["test"],
+            **parts.superlm_inputs(),
+        },
+        ports=("subnets",),
+    )
+    return Evaluate(
+        name="ranking",
+        metrics=(RankCorrelations(lines=PROXIES),),
+        plots=(Scatter(lines=PROXIES),),
+        inputs={"data": out(ranked)},
+    )
+
+
+def _tasks(settings: AutoDistil, parts: "Parts") -> Evaluate:
+    few = parts.tuning()
+    many = replace(few, steps=settings.many_steps)
+    lessons: dict[str, tuple[str, str, Lesson]] = {}
+    labels: dict[str, str] = {}
+    for name in settings.tasks:
+        ports = f"{name}-train", f"{name}-test"
+        for count, tuning, title in (
+            (settings.few, few, f"{settings.few}"),
+            (settings.many, many, f"{settings.many}" if settings.many else "all"),
+        ):
+            lesson = Lesson(tuning=tuning, head=parts.head(), labels=count)
+            lessons[f"{name}_{title}"] = (*ports, lesson)
+            labels[f"{name}_{title}"] = f"{name}, {title} labels"
+    encoders = parts.encoders()
+    lines = {ALONE: "chosen"} | {title: role for role, title in TABLE.items()}
+    metric = TaskTable(
+        lines=lines,
+        lessons=lessons,
+        labels=labels,
+        seeds=settings.table_seeds,
+        fresh=(ALONE,),
+    )
+    data = {
+        f"{name}-{port}": task[port]
+        for name, task in zip(settings.tasks, parts.tasks, strict=True)
+        for port in ("train", "test")
+    }
+    return Evaluate(
+        name="tasks",
+        metrics=(metric,),
+        inputs={**data, **{role: encoders[role] for role in TABLE}},
+        data=tuple(data),
+    )

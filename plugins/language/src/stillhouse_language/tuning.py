@@ -1,0 +1,114 @@
+"""Fine-tuning of encoders on labelled tasks: its objective, and many of them in one stage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stillhouse.batching import each_batch
+from stillhouse.checkpoint import State
+from stillhouse.data.data import Columns, Data, RowData, TensorData
+from stillhouse.engine import fit
+from stillhouse.errors import BadData, BadSetting
+from stillhouse.objectives.groups import NoDecay
+from stillhouse.objectives.objective import Composed, Cosine, Optimizer, Phase, Tensors, Weighted
+from stillhouse.objectives.supervised import cross_entropy_loss
+from stillhouse.objectives.term import Term
+from stillhouse.training import Setup, mix
+from stillhouse.work import Work
+from stillhouse_language.classifier import AddHead, classes_of
+from stillhouse_language.texts import drawn
+
+DRAW, HEAD = 1, 2  # what a training's seed is for, beside its batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How a classifier is fine-tuned: `steps` of AdamW on batches of `batch` rows, cosine to 0
+    after a warm-up of a tenth, clip 1.0; `fresh_lr` is the rate of a network of fresh weights.
+    """
+
+    steps: int
+    batch: int
+    lr: float
+    fresh_lr: float
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch) < 1:
+            raise BadSetting(
+                f"fine-tuning: steps and batch must be >= 1 (got {self.steps} and {self.batch})"
+            )
+
+    def objective(self, *, fresh: bool = False) -> Composed:
+        optimizer = Optimizer(
+            build=torch.optim.AdamW,
+            lr=self.fresh_lr if fresh else self.lr,
+            kwargs={"weight_decay": self.weight_decay},
+        )
+        phase = Phase(
+            trains=("student",),
+            optimizer=optimizer,
+            schedule=Cosine(warmup=0.1),
+            clip_norm=1.0,
+            grouping=NoDecay(),
+        )
+        term = Term(cross_entropy_loss, "student.logits", "batch.labels")
+        return Composed(phases={"student": phase}, losses={"ce": Weighted(term=term)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """One fine-tuning of an encoder: a head, `labels` rows of the task (0: all), `tuning`."""
+
+    tuning: Tuning
+    head: AddHead
+    labels: int
+
+    def accuracy(self, encoder: nn.Module, train: RowData, test: Data, work: Work) -> float:
+        """On `test` after the last step; rows, head and batches are drawn by the work's seed."""
+        rng = torch.Generator().manual_seed(mix(work.seed, DRAW))
+        rows = labelled(train, self.labels, rng)
+        spec, module = self.head.made(encoder, classes_of(train), seed=mix(work.seed, HEAD))
+        del spec
+        models: dict[str, nn.Module] = {"student": module}
+        setup = Setup(steps=self.tuning.steps, batch=self.tuning.batch, seed=work.seed)
+        objective = self.tuning.objective(fresh=self.head.fresh)
+        with torch.random.fork_rng(), torch.enable_grad():
+            module.requires_grad_(True)
+            fit(objective, models, TensorData(rows), setup=setup, ctx=work.ctx)
+        return accuracy(models["student"].to(work.device), test, device=work.device)
+
+
+def labelled(train: RowData, count: int, rng: torch.Generator) -> Columns:
+    """`count` rows, classes balanced (0: all)."""
+    labels = train.columns["labels"]
+    assert isinstance(labels, Tensor)
+    return drawn(train.select(torch.arange(len(train))), count, by=labels, rng=rng)
+
+
+def accuracy(model: nn.Module, data: Data, *, device: str, batch: int = 128) -> float:
+    """The share of rows whose largest logit is their label's; raises BadData without rows."""
+
+    def right(rows: Tensors) -> Tensor:
+        moved = {name: value.to(device) for name, value in rows.items()}
+        return (model(moved)["logits"].argmax(1) == moved["labels"]).cpu()
+
+    with torch.no_grad():
+        found = list(each_batch(data, right, most=batch, device=device))
+    if not found:
+        raise BadData("the evaluation data hold no sample")
+    return float(torch.cat(found).double().mean())
+
+
+def record_of(value: float) -> State:
+    """What a training of many leaves: no tensor, and its accuracy."""
+    return {}, {"accuracy": value}
+
+
+def means(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and the standard error of the mean (0 of one value)."""
+    numbers = torch.tensor(values, dtype=torch.float64)
+    error = numbers.std() / len(values) ** 0.5 if len(values) > 1 else torch.zeros(())
+    return float(numbers.mean()), float(error)
