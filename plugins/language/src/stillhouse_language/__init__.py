@@ -15,7 +15,6 @@ domain = Domain(
     summary="language models: small encoders and small generators from large ones",
     recipes={"autodistil": "stillhouse_language.recipes.autodistil:autodistil"},
     predict="stillhouse_language.predict:predict",
-    texts=True,
 )
 
 # public name -> its module, imported when the name is first used: the domain itself stays light
