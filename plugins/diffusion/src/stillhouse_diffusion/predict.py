@@ -1,0 +1,1 @@
+"""Images of exported one-step students, by class."""
