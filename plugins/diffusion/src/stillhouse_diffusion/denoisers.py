@@ -175,12 +175,7 @@ def edm_unet(
     outside in, `layers` residual layers each, self-attention where a block's map has a side in
     `attention`. Raises BadSetting for an image that cannot be halved so often.
     """
-    downs = len(widths) - 1
-    if size % 2**downs:
-        raise BadSetting(
-            f"images of {size} pixels cannot be halved {downs} times; give fewer widths than "
-            f"{len(widths)} or another size"
-        )
+    check_halved(size, widths)
     attends = [size // 2**i in attention for i in range(len(widths))]
     unet = UNet2DModel(
         sample_size=size,
@@ -195,6 +190,16 @@ def edm_unet(
         num_class_embeds=classes,
     )
     return Edm(UNet(unet), sigma_data=sigma_data, bf16=bf16)
+
+
+def check_halved(size: int, widths: Sequence[int]) -> None:
+    """Raises BadSetting for an image that cannot be halved once between two blocks."""
+    downs = len(widths) - 1
+    if downs < 0 or size % 2**downs:
+        raise BadSetting(
+            f"images of {size} pixels cannot be halved {downs} times; give other than "
+            f"{len(widths)} widths or another size"
+        )
 
 
 def edm_mlp(

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from stillhouse.artifact import Model
 from stillhouse.recipe import Scale
 from stillhouse.settings import Input, Settings
-from stillhouse_diffusion.denoisers import edm_mlp, edm_unet
+from stillhouse_diffusion.denoisers import check_halved, edm_mlp, edm_unet
 from stillhouse_diffusion.partition import check_students
 from stillhouse_diffusion.phases import Features, Noise
 from stillhouse_diffusion.recipes.rows import Row, parse_row
@@ -121,6 +121,8 @@ class Distillation(Settings):
         for row in parsed:
             check_students(self.classes, row.students)
         self.noise()
+        for widths in (self.widths, self.student_widths):
+            check_halved(self.size, widths)
         return self
 
     @property
@@ -179,11 +181,13 @@ class Msd(Distillation):
     presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {
         "tiny": {
             **DIGITS,
-            "teacher_steps": 400,
-            "tsm_steps": 60,
-            "dm_steps": 50,
+            "teacher_steps": 150,
+            "teacher_lr": 4e-3,
+            "ema": 0.95,
+            "tsm_steps": 25,
+            "dm_steps": 20,
             "adm_steps": 10,
-            "rows": ("k1", "k1-x2", "k2", "k2-random", "k2-half-pairs", "k2-adm"),
+            "rows": ("k1", "k1-x2", "k2", "k2-half-pairs", "k2-adm"),
             "heun_steps": 8,
             "samples": 200,
             "pairs": 128,
