@@ -80,8 +80,8 @@ def test_equal_steps_and_equal_compute() -> None:
     totals = {row: made.stage(f"{row}-0").convert.training_steps for row in ("k1", "k1-x2", "k2")}
     assert totals["k1-x2"] == totals["k2"] == 2 * totals["k1"]
     # stage 0 counts once, whatever the number of students
-    half = made.stage("k2-half-pairs-0").convert.training_steps
-    assert half == totals["k2"] + make_settings(NAME, "tiny").tsm_steps
+    half = made.stage("k1-half-pairs-0").convert.training_steps
+    assert half == totals["k1"] + make_settings(NAME, "tiny").tsm_steps
 
 
 def test_the_fake_score_learns_every_step_and_the_generator_every_fifth() -> None:
@@ -93,17 +93,17 @@ def test_the_fake_score_learns_every_step_and_the_generator_every_fifth() -> Non
 
 def test_pairs_are_those_of_all_labels_beside_the_part() -> None:
     made = recipe()
-    stage = made.stage("k2-half-pairs-0-s1")
+    stage = made.stage("k1-half-pairs-0-s0")
     assert stage.data == Beside(ports=("part", "pairs"))
-    assert (stage.inputs["part"], stage.inputs["pairs"]) == ("blocks-2.part1", "pairs.train")
+    assert (stage.inputs["part"], stage.inputs["pairs"]) == ("blocks-1.part0", "pairs.train")
     assert stage.objective.phases["student"].every == 1
     assert stage.objective.regression == 0.25
 
 
 def test_stage_2_restarts_from_stage_1() -> None:
     made = recipe()
-    stage = made.stage("k2-adm-0-s0")
-    assert (stage.inputs["student"], stage.inputs["fake"]) == ("k2-0-s0.student", "k2-0-s0.fake")
+    stage = made.stage("k1-adm-0-s0")
+    assert (stage.inputs["student"], stage.inputs["fake"]) == ("k1-0-s0.student", "k1-0-s0.fake")
     assert stage.objective.phases["fake"].trains == ("fake", "discriminator")
     assert isinstance(stage.objective, MatchDistribution)
     assert stage.objective.adversarial == 3e-3

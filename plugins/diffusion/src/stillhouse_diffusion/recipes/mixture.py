@@ -47,7 +47,7 @@ def mixture(settings: Mixture) -> Recipe:
         name="turns",
         metrics=(Cost(role=f"student-{settings.method}"),),
         inputs={**tested, **made.roles()},
-        measures=(Latencies(lines=lines, batches=(1, 1024), runs=10),),
+        measures=(Latencies(lines=lines, batches=(1, 1024), runs=5),),
         plots=(PlaneGrid(lines=lines),),
     )
     title = f"One-step points, {parse_row(settings.method).title}"
@@ -66,6 +66,6 @@ def _scores(settings: Mixture, inputs: dict[str, str], role: str) -> Scores:
         role=role,
         metrics=(PlaneDistance(role=role, bins=settings.bins), Profile(role=role), Cost(role=role)),
         inputs=inputs,
-        measures=(Latency(role=role, runs=10),),
+        measures=(Latency(role=role, runs=5),),
         data=("data", "pairs"),
     )

@@ -7,7 +7,7 @@ import torch
 from stillhouse.artifact import Model
 from stillhouse.card import Card
 from stillhouse.comparison import Comparison, Scores
-from stillhouse.metrics import Latencies, Latency, Memory, Profile
+from stillhouse.metrics import Latencies, Latency, Profile
 from stillhouse.objectives import cross_entropy_loss
 from stillhouse.objectives.groups import Only
 from stillhouse.objectives.objective import Composed, Cosine, Optimizer, Phase, Weighted
@@ -48,7 +48,7 @@ def msd(settings: Msd) -> Recipe:
         name="turns",
         metrics=(Cost(role=f"student-{settings.method}"),),
         inputs={**tested, **roles},
-        measures=(Latencies(lines=lines, batches=(1, 32), runs=10),),
+        measures=(Latencies(lines=lines, batches=(1, 32), runs=5),),
         figures=(SampleGrid(lines=lines, columns=settings.grid),),
     )
     parts = Evaluate(
@@ -106,7 +106,7 @@ def _scores(inputs: dict[str, str], role: str) -> Scores:
         role=role,
         metrics=(Fidelity(role=role), Profile(role=role), Cost(role=role)),
         inputs=inputs,
-        measures=(Latency(role=role, runs=10), Memory(role=role)),
+        measures=(Latency(role=role, runs=5),),
         data=("data", "reference", "held"),
     )
 
