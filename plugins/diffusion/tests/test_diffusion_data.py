@@ -105,7 +105,7 @@ def test_the_mixture_is_eight_circles_of_eight_points() -> None:
 
 
 def test_conditions_ask_for_each_class_alike() -> None:
-    made = Conditions(rows=25, classes=10, shape=(1, 2, 2))({}, work=Work.seeded(1))["test"]
+    made: Any = Conditions(rows=25, classes=10, shape=(1, 2, 2))({}, work=Work.seeded(1))["test"]
     assert torch.bincount(made["labels"]).tolist() == [3] * 5 + [2] * 5
     assert made["noise"].shape == (25, 1, 2, 2)
     assert balanced_labels(8, 12, 10).tolist() == [8, 9, 0, 1]

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -29,9 +30,9 @@ def test_karras_sigmas_by_hand() -> None:
 
 
 def test_karras_sigmas_are_those_of_diffusers_backwards() -> None:
-    from diffusers import EDMEulerScheduler
+    from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 
-    scheduler = EDMEulerScheduler(sigma_min=0.002, sigma_max=80, rho=7)
+    scheduler: Any = EDMEulerScheduler(sigma_min=0.002, sigma_max=80, rho=7)
     scheduler.set_timesteps(18)
     ours = karras_sigmas(18, low=0.002, high=80, rho=7).flip(0)
     torch.testing.assert_close(ours, scheduler.sigmas[:-1].float(), rtol=1e-4, atol=1e-6)

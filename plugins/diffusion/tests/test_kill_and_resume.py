@@ -102,7 +102,7 @@ def test_pairs_killed_in_the_middle_are_the_same_and_not_made_twice(tmp_path: Pa
     next(parts)
     parts.close()  # dies behind its first part
     calls: list[int] = []
-    teacher.module.register_forward_hook(lambda *_: calls.append(1))
+    teacher.module.register_forward_hook(lambda module, given, found: calls.append(1))
     again = list(make({"teacher": teacher}, work=work)["train"])
     assert len(calls) == 2
     for one, other in zip(whole, again, strict=True):

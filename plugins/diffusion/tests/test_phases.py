@@ -58,7 +58,8 @@ def adversarial(**kwargs: Any) -> MatchDistribution:
         "student": Phase(trains=("student",), optimizer=ADAM, every=2),
         "fake": Phase(trains=("fake", "discriminator"), optimizer=ADAM),
     }
-    return MatchDistribution(phases=phases, noise=NOISE, **{"adversarial": 3e-3, **kwargs})
+    given: dict[str, Any] = {"adversarial": 3e-3, **kwargs}
+    return MatchDistribution(phases=phases, noise=NOISE, **given)
 
 
 def test_pixels_lie_between_minus_one_and_one() -> None:
@@ -82,7 +83,8 @@ def test_noise_levels_are_those_of_edm() -> None:
 
 
 def test_noise_that_is_none_is_refused() -> None:
-    for given in ({"std": 0.0}, {"low": 3.0, "high": 2.0}, {"levels": 3}):
+    wrong: list[dict[str, Any]] = [{"std": 0.0}, {"low": 3.0, "high": 2.0}, {"levels": 3}]
+    for given in wrong:
         with pytest.raises(BadSetting):
             Noise(**given)
 
@@ -166,17 +168,20 @@ def test_the_generator_step_leaves_no_gradient_to_the_guidance(
     """The student's adversarial term goes through fake score and discriminator: nothing of it is
     left in their gradients when their own phase begins.
     """
-    models, left = roles(), list[Any]()
-    original = MatchDistribution._fake
+    models, left, seen = roles(), list[Any](), list[str]()
+    original = MatchDistribution.terms
 
-    def looking(self: MatchDistribution, given: Any, part: Any, draws: Any) -> Any:
-        parameters = [*models["fake"].parameters(), *models["discriminator"].parameters()]
-        left.extend(p.grad for p in parameters if p.grad is not None and bool(p.grad.any()))
-        return original(self, given, part, draws)
+    def looking(self: MatchDistribution, phase: str, *given: Any, **more: Any) -> Any:
+        if phase == "fake":
+            seen.append(phase)
+            parameters = [*models["fake"].parameters(), *models["discriminator"].parameters()]
+            left.extend(p.grad for p in parameters if p.grad is not None and bool(p.grad.any()))
+        return original(self, phase, *given, **more)
 
-    monkeypatch.setattr(MatchDistribution, "_fake", looking)
+    monkeypatch.setattr(MatchDistribution, "terms", looking)
     fitted(adversarial(), models, tmp_path)
     assert left == []
+    assert len(seen) == 4
 
 
 def test_the_teacher_stays_and_both_others_move(tmp_path: Any) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import diffusers
 import torch
@@ -117,7 +117,7 @@ def write_pipeline(folder: Path, students: RoutedStudents) -> None:
     denoiser = first.denoiser
     assert isinstance(denoiser, Edm)
     for name, student in zip(names, students.students, strict=True):
-        cast("Any", _unet(student)).save_pretrained(folder / name)
+        _unet(student).save_pretrained(folder / name)
     index: dict[str, Any] = {  # Any: JSON values
         "_class_name": [PIPELINE_CODE, "OneStepPipeline"],
         "_diffusers_version": diffusers.__version__,

@@ -63,8 +63,9 @@ class Lite0(nn.Module):
 
         super().__init__()
         self.side = side
-        self.backbone = timm.create_model(LITE0, num_classes=0)
-        self.head = nn.Linear(int(self.backbone.num_features), classes)
+        backbone: Any = timm.create_model(LITE0, num_classes=0)  # Any: timm types no attribute
+        self.backbone: nn.Module = backbone
+        self.head = nn.Linear(int(backbone.num_features), classes)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         images = pixels(batch["images"])

@@ -40,8 +40,10 @@ class SampleGrid:
         batch = data.rows(torch.arange(min(self.columns, len(data))))
         given = {name: batch[name].to(work.device) for name in ("noise", "labels")}
         columns, labels = len(batch["labels"]), batch["labels"].tolist()
-        figure = Figure(figsize=(2.2 + 0.8 * columns, 0.85 * len(self.lines) + 0.3))
-        figure.subplots_adjust(left=2.2 / (2.2 + 0.8 * columns), right=0.995, bottom=0.01, top=0.92)
+        margin = 0.3 + 0.065 * max(map(len, self.lines))  # inches, for the titles
+        width, height = margin + 0.8 * columns, 0.85 * len(self.lines) + 0.3
+        figure = Figure(figsize=(width, height))
+        figure.subplots_adjust(left=margin / width, right=0.995, bottom=0.01, top=1 - 0.25 / height)
         axes = figure.subplots(len(self.lines), columns, squeeze=False)
         for row, (line, role) in enumerate(self.lines.items()):
             module = models[role]

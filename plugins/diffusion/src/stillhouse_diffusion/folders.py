@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import diffusers
 import torch
-from diffusers import UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import nn
 
 from stillhouse.artifact import Built, Model, save_model

@@ -46,7 +46,12 @@ class Sampler:
     def __call__(self, inputs: Mapping[str, Any], out: Path, *, work: Work) -> None:
         spec, denoiser = _placed(inputs["teacher"])
         noise = self.noise
-        numbers = {"steps": self.steps, "low": noise.low, "high": noise.high, "rho": noise.rho}
+        numbers: dict[str, Any] = {  # Any: JSON values
+            "steps": self.steps,
+            "low": noise.low,
+            "high": noise.high,
+            "rho": noise.rho,
+        }
         kwargs = {**numbers, "denoiser": recorded(spec), "shape": list(self.shape)}
         module = HeunSampler(denoiser, **numbers)
         save_model(out, Built(spec=Model(build=heun_sampler, kwargs=kwargs), module=module))

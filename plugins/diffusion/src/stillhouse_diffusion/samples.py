@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,8 @@ def digits() -> Mapping[str, NDArray[np.uint8] | NDArray[np.int64]]:
     """uint8 images [N, 1, 8, 8] and labels 0..9 of scikit-learn's scans, shuffled once."""
     from sklearn.datasets import load_digits
 
-    pixels, labels = load_digits(return_X_y=True)
+    bunch: Any = load_digits()  # Any: scikit-learn types none of it
+    pixels, labels = bunch.data, bunch.target
     order = np.random.default_rng(SEED).permutation(len(labels))
     images = np.rint(pixels.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)[order]
     labels = labels[order].astype(np.int64)

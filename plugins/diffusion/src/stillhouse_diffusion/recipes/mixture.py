@@ -29,7 +29,7 @@ def mixture(settings: Mixture) -> Recipe:
     numbers from memory, which are uncertain.
     """
     builder = Builder(settings=settings)
-    inputs = {
+    inputs: dict[str, str] = {
         "data": conditions(settings)["test"],
         "pairs": out(builder.pairs(2 * settings.samples)),
     }

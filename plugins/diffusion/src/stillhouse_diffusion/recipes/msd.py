@@ -78,7 +78,7 @@ def _comparison(settings: Msd, builder: Builder, features: Stage) -> Comparison:
         inputs={**_real(settings), "features": out(features)},
         ports=("train", "test"),
     )
-    inputs = {
+    inputs: dict[str, str] = {
         "data": conditions(settings)["test"],
         "reference": real["train"],
         "held": real["test"],

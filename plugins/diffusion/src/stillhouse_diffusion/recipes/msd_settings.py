@@ -121,8 +121,6 @@ class Distillation(Settings):
         for row in parsed:
             check_students(self.classes, row.students)
         self.noise()
-        for widths in (self.widths, self.student_widths):
-            check_halved(self.size, widths)
         return self
 
     @property
@@ -177,6 +175,12 @@ class Msd(Distillation):
     )
     feature_lr: float = Field(2e-3, gt=0, description="learning rate of the feature network")
     grid: int = Field(10, ge=1, le=100, description="columns of the grids of samples")
+
+    @model_validator(mode="after")
+    def _halved(self) -> "Msd":
+        for widths in (self.widths, self.student_widths):
+            check_halved(self.size, widths)
+        return self
 
     presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {
         "tiny": {

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -10,7 +9,7 @@ from stillhouse.artifact import Model
 from stillhouse.data.sampling import Beside
 from stillhouse.objectives.objective import Constant, Cosine, Optimizer, Phase
 from stillhouse.recipe import Stage
-from stillhouse.references import Ref, out
+from stillhouse.references import Ref, out, reference
 from stillhouse.stages import Convert, Make, Train
 from stillhouse_diffusion.data import ReadLabelled
 from stillhouse_diffusion.denoisers import Discriminator
@@ -56,7 +55,8 @@ class Builder:
     def train(self) -> Ref:
         return read_data(self.settings)["train"]
 
-    def phase(self, role: str, lr: float, **more: Any) -> Phase:  # Any: fields of a phase
+    def phase(self, *trains: str, lr: float, every: int = 1, ema: float = 0.0) -> Phase:
+        """One optimizer of all roles that learn at once; with `ema` each has an average."""
         s = self.settings
         schedule = Constant(warmup=s.warmup) if s.constant else Cosine(warmup=s.warmup)
         optimizer = Optimizer(
@@ -64,8 +64,14 @@ class Builder:
             lr=lr,
             kwargs={"betas": [0.9, 0.999], "weight_decay": s.decay},
         )
-        given = {"trains": (role,), **more}
-        return Phase(optimizer=optimizer, schedule=schedule, clip_norm=s.clip, **given)
+        return Phase(
+            trains=trains,
+            optimizer=optimizer,
+            schedule=schedule,
+            clip_norm=s.clip,
+            every=every,
+            ema=dict.fromkeys(trains, ema) if ema else {},
+        )
 
     def teacher(self) -> Stage:
         """The denoiser trained here, or one of a diffusers folder."""
@@ -80,7 +86,7 @@ class Builder:
                 bf16=s.precision == "bf16",
             )
             return Convert(name="teacher", convert=load, inputs={"folder": s.teacher})
-        phase = self.phase("teacher", s.teacher_lr, ema={"teacher": s.ema} if s.ema else {})
+        phase = self.phase("teacher", lr=s.teacher_lr, ema=s.ema)
         return Train(
             name="teacher",
             objective=DenoiseImages(phases={"teacher": phase}, noise=s.noise()),
@@ -93,7 +99,8 @@ class Builder:
     def denoiser(self) -> Ref:
         """The teacher as a denoiser: its average, where it has one."""
         stage = self.teacher()
-        return stage.__getitem__("teacher-ema") if "teacher-ema" in stage.outputs else out(stage)
+        average = "teacher-ema"
+        return reference(stage, average) if average in stage.outputs else out(stage)
 
     def sampler(self) -> Convert:
         """The teacher as a sampler."""
@@ -130,7 +137,7 @@ class Builder:
         return Train(
             name=f"tsm-{seed}",
             objective=MatchScores(
-                phases={"student": self.phase("student", s.tsm_lr)}, noise=s.noise()
+                phases={"student": self.phase("student", lr=s.tsm_lr)}, noise=s.noise()
             ),
             inputs={"data": self.train, "teacher": self.denoiser()},
             fresh={"student": s.network(s.student_widths)},
@@ -148,8 +155,8 @@ class Builder:
         s = self.settings
         ratio = 1 if row.pairs else s.ratio
         phases = {
-            "student": self.phase("student", s.dm_lr, every=ratio),
-            "fake": self.phase("fake", s.fake_lr),
+            "student": self.phase("student", lr=s.dm_lr, every=ratio),
+            "fake": self.phase("fake", lr=s.fake_lr),
         }
         student: Mapping[str, str] = {} if row.half else {"student": self.denoiser()}
         fresh: Mapping[str, Model] = {}
@@ -179,8 +186,8 @@ class Builder:
     def _adm(self, row: Row, number: int, first: Train) -> Train:
         s = self.settings
         phases = {
-            "student": self.phase("student", s.adm_lr, every=s.ratio),
-            "fake": self.phase("fake", s.adm_lr, trains=("fake", "discriminator")),
+            "student": self.phase("student", lr=s.adm_lr, every=s.ratio),
+            "fake": self.phase("fake", "discriminator", lr=s.adm_lr),
         }
         return Train(
             name=f"{row.name}-{first.seed}-s{number}",
