@@ -15,9 +15,8 @@ from stillhouse.objectives.objective import Optimizer, Phase
 from stillhouse_language.arte.objectives import Dpo, dpo_loss, pair_log_probs
 from stillhouse_language.causal.log_probs import packed_log_probs, sequence_log_probs
 from stillhouse_language.causal.ragged import ragged
+from stillhouse_language.causal.samples import config, model, tokenizer
 from stillhouse_language.causal.tokens import labels_of
-
-from .small_models import config, model, tokenizer
 
 
 def test_log_probs_by_hand() -> None:

@@ -7,18 +7,31 @@ from stillhouse.domain import Domain
 
 if TYPE_CHECKING:
     from stillhouse_language.architecture import Architecture, kept_layers, macs, parameter_count
+    from stillhouse_language.arte.irt import TwoParameter, fit_2pl
+    from stillhouse_language.arte.objectives import dpo_loss
+    from stillhouse_language.arte.preferences import preference_scores, quartile_pairs
+    from stillhouse_language.causal.log_probs import sequence_log_probs
     from stillhouse_language.relations import relation_loss
     from stillhouse_language.subnets import extract, subnet
 
 domain = Domain(
     name="language",
     summary="language models: small encoders and small generators from large ones",
-    recipes={"autodistil": "stillhouse_language.recipes.autodistil:autodistil"},
+    recipes={
+        "arte": "stillhouse_language.recipes.arte:arte",
+        "autodistil": "stillhouse_language.recipes.autodistil:autodistil",
+    },
     predict="stillhouse_language.predict:predict",
 )
 
 # public name -> its module, imported when the name is first used: the domain itself stays light
 _MODULE = {
+    "TwoParameter": "arte.irt",
+    "dpo_loss": "arte.objectives",
+    "fit_2pl": "arte.irt",
+    "preference_scores": "arte.preferences",
+    "quartile_pairs": "arte.preferences",
+    "sequence_log_probs": "causal.log_probs",
     "Architecture": "architecture",
     "extract": "subnets",
     "kept_layers": "architecture",
@@ -29,8 +42,9 @@ _MODULE = {
 }
 
 __all__ = [
-    "Architecture", "domain", "extract", "kept_layers", "macs", "parameter_count", "relation_loss",
-    "subnet",
+    "Architecture", "TwoParameter", "domain", "dpo_loss", "extract", "fit_2pl", "kept_layers",
+    "macs", "parameter_count", "preference_scores", "quartile_pairs", "relation_loss",
+    "sequence_log_probs", "subnet",
 ]  # fmt: skip
 
 

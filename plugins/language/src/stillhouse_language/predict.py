@@ -8,13 +8,25 @@ import torch
 
 from stillhouse.artifact import Built
 from stillhouse.errors import BadData, MissingData
+from stillhouse_language.causal.predict import continued, is_generator
 from stillhouse_language.readers import KINDS, kind_of, read_texts
 from stillhouse_language.tokenizing import model_tokenizer, padded, padding_of
 
 SHOWN = 60  # characters of a text in a row
 
 
-def predict(model: Built, inputs: Sequence[Path | str]) -> Sequence[Mapping[str, Any]]:
+def predict(
+    model: Built, inputs: Sequence[Path | str], *, longest: int = 64, temperature: float = 0.0
+) -> Sequence[Mapping[str, Any]]:
+    """A row a text: what a generator writes behind it (`continued`: at most `longest` tokens, drawn
+    at a `temperature`), or its class by a classifier (`classified`).
+    """
+    if is_generator(model):
+        return continued(model, inputs, longest=longest, temperature=temperature)
+    return classified(model, inputs)
+
+
+def classified(model: Built, inputs: Sequence[Path | str]) -> Sequence[Mapping[str, Any]]:
     """A row a text: its class and the probability of each class. An input is a text, or a file or
     folder of texts (`read_texts`). Raises BadData for a text longer than the model reads, and for a
     model that is no text classifier.

@@ -64,11 +64,12 @@ def quartile_pairs(
 def rationale_pairs(scores: Float[Tensor, "Q R"], *, least: float = 0.0) -> Integer[Tensor, "P 3"]:
     """Question, most and least preferred rationale of each question (ARTE, step 3). Questions
     whose scores differ by nothing, or by less than `least`, are left out; of equal scores the
-    first rationale is taken.
+    first rationale is taken. A rationale whose score is NaN is none of either.
     """
     if not (math.isfinite(least) and least >= 0):
         raise BadSetting(f"rationale pairs: least must be >= 0 (got {least})")
-    best, worst = scores.max(1), scores.min(1)
+    best = scores.nan_to_num(nan=-torch.inf).max(1)
+    worst = scores.nan_to_num(nan=torch.inf).min(1)
     gap = best.values - worst.values
     kept = ((gap > 0) & (gap >= least - 1e-6)).nonzero()[:, 0]
     return torch.stack([kept, best.indices[kept], worst.indices[kept]], 1)

@@ -15,7 +15,14 @@ import torch
 from stillhouse.artifact import Built, Model, save_model
 from stillhouse.errors import BadData, MissingData, StillhouseError
 from stillhouse.work import Work
-from stillhouse_language.causal.model import ATTENTION, CausalLM, causal_lm, config_of
+from stillhouse_language.causal.model import (
+    ATTENTION,
+    DTYPES,
+    CausalLM,
+    Dtype,
+    causal_lm,
+    config_of,
+)
 from stillhouse_language.causal.tokens import ASSET, Tokenizer, check_tokenizer
 
 GGUF, MAGIC = ".gguf", b"GGUF"
@@ -28,9 +35,11 @@ class LoadCausalLM:
     """A `convert`: the port "weights", a folder of transformers or a GGUF file, as a model with its
     tokenizer. With a port "tokenizer", a folder, that is taken instead.
 
-    GGUF weights are dequantized to float32. No code that comes with a model is run. Raises BadData
-    or MissingData, one line.
+    GGUF weights are dequantized. The weights are held in `dtype`. No code that comes with a model
+    is run. Raises BadData or MissingData, one line.
     """
+
+    dtype: Dtype = "float32"
 
     def __call__(self, inputs: Mapping[str, Any], out: Path, *, work: Work) -> None:
         given = inputs["weights"]
@@ -39,10 +48,10 @@ class LoadCausalLM:
             return
         network, tokenizer = load_network(Path(given), inputs.get("tokenizer"))
         config = config_of(network)
-        module = CausalLM(network.float())
+        module = CausalLM(network.to(DTYPES[self.dtype]))
         with tempfile.TemporaryDirectory() as folder:
             files = tokenizer_files(tokenizer, Path(folder))
-            spec = Model(build=causal_lm, kwargs={"config": config})
+            spec = Model(build=causal_lm, kwargs={"config": config, "dtype": self.dtype})
             save_model(out, Built(spec=spec, module=module, assets={ASSET: files}))
 
 

@@ -5,7 +5,7 @@ vocabulary. D: width of the hidden states.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -110,11 +110,18 @@ def _base_name(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
-def causal_lm(config: Mapping[str, Any]) -> CausalLM:  # Any: JSON values
+Dtype = Literal["float32", "bfloat16"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def causal_lm(
+    config: Mapping[str, Any],  # Any: JSON values
+    dtype: Dtype = "float32",
+) -> CausalLM:
     """A fresh model of a transformers configuration with its "model_type"; no code of a repository
     is run. Raises BadSetting for one that makes no causal language model.
     """
-    return CausalLM(_network(config))
+    return CausalLM(_network(config, dtype))
 
 
 def adapted_lm(
@@ -122,6 +129,7 @@ def adapted_lm(
     rank: int,
     alpha: float,
     targets: list[str],
+    dtype: Dtype = "float32",
 ) -> AdaptedLM:
     """`causal_lm` with LoRA (Hu et al. 2021, arXiv 2106.09685) of `rank`, scaled by alpha / rank,
     in the linear layers whose names end in one of `targets` ("all-linear": all but the head).
@@ -129,7 +137,7 @@ def adapted_lm(
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    network = _network(config)
+    network = _network(config, dtype)
     wanted: Any = "all-linear" if targets == ["all-linear"] else targets
     if isinstance(wanted, str):
         wanted = sorted({name.rpartition(".")[2] for name in linear_layers(network)})
@@ -176,8 +184,7 @@ def merged(model: CausalLM) -> CausalLM:
 
 def adapted(spec: Model, *, rank: int, alpha: float, targets: tuple[str, ...]) -> Model:
     """The spec of a model with adapters, from that of its base."""
-    config = {**spec.kwargs["config"]}
-    kwargs = {"config": config, "rank": rank, "alpha": alpha, "targets": [*targets]}
+    kwargs = {**spec.kwargs, "rank": rank, "alpha": alpha, "targets": [*targets]}
     return Model(build=adapted_lm, kwargs=kwargs)
 
 
@@ -193,7 +200,7 @@ def head_of(model: nn.Module, outputs: Mapping[str, Tensor]) -> Head:
     )
 
 
-def _network(config: Mapping[str, Any]) -> Any:  # Any: JSON values; a PreTrainedModel
+def _network(config: Mapping[str, Any], dtype: Dtype) -> Any:  # Any: as above; a PreTrainedModel
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind = str(config.get("model_type"))
@@ -201,7 +208,7 @@ def _network(config: Mapping[str, Any]) -> Any:  # Any: JSON values; a PreTraine
     try:
         read = AutoConfig.for_model(kind, **kept)
         return AutoModelForCausalLM.from_config(
-            read, attn_implementation=ATTENTION, dtype=torch.float32, trust_remote_code=False
+            read, attn_implementation=ATTENTION, dtype=DTYPES[dtype], trust_remote_code=False
         )
     except (ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0][:200]

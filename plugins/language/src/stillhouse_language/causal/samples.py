@@ -1,4 +1,4 @@
-"""Small language models with a tokenizer of words and digits, for tests."""
+"""A small language model with a tokenizer of words and digits, for tests and examples."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from stillhouse.artifact import Built, Model
 from stillhouse_language.arte.vocabulary import word_tokenizer
 from stillhouse_language.causal.loading import tokenizer_files
 from stillhouse_language.causal.model import CausalLM, causal_lm
-from stillhouse_language.causal.tokens import ASSET, Tokenizer, open_tokenizer
+from stillhouse_language.causal.tokens import ASSET, Tokenizer
 
 
 def tokenizer() -> Tokenizer:
@@ -42,6 +42,3 @@ def built(folder: Path, **changes: Any) -> Built:
     files = tokenizer_files(tokenizer(), folder)
     spec = Model(build=causal_lm, kwargs={"config": config(**changes)})
     return Built(spec=spec, module=model(**changes), assets={ASSET: files})
-
-
-__all__ = ["built", "config", "model", "open_tokenizer", "tokenizer"]
