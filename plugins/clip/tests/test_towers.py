@@ -24,7 +24,7 @@ def test_what_runs_follows_from_the_columns() -> None:
     tokens = torch.randint(1, 300, (3, 5))
     seen, read = module({"images": images}), module({"tokens": tokens})
     assert seen["embedding"].shape == read["text"].shape == (3, 8)
-    assert seen["map"].shape == (3, 16, 32)
+    assert seen["map"].shape == (3, 4, 32)
     assert read["text_map"].shape == (3, 5, 16)
     assert "text" not in seen
     assert "embedding" not in read

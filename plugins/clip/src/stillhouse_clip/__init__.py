@@ -5,7 +5,7 @@ from stillhouse.domain import Domain
 domain = Domain(
     name="clip",
     summary="image and text in one space: small students that know classes they never saw",
-    recipes={},
+    recipes={"dc_clip": "stillhouse_clip.recipes.dc_clip:dc_clip"},
 )
 
 __all__ = ["domain"]

@@ -185,6 +185,11 @@ class BertTower(nn.Module):
         self.bert = BertEncoder(spec)
         self.head = nn.Linear(spec.width, dim) if dim else nn.Identity()
 
+    @property
+    def length(self) -> int:
+        """The most tokens that it reads."""
+        return self.spec.context
+
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ids = batch["tokens"]
         if ids.shape[1] > self.spec.context:
@@ -207,15 +212,6 @@ class BertTower(nn.Module):
             return ids
         prefix = torch.tensor(self.spec.prefix, device=ids.device).expand(len(ids), -1)
         return torch.cat([ids[:, :1], prefix, ids[:, 1:]], dim=1)
-
-
-def bert_tower(
-    *,
-    text: Mapping[str, Any],  # Any: TextSpec.json()
-    dim: int = 0,
-) -> nn.Module:
-    """A text tower in BERT's form with fresh weights."""
-    return BertTower(TextSpec.of(text), dim)
 
 
 def layers_taken(of: int, count: int) -> Sequence[int]:

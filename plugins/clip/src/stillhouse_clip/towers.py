@@ -31,7 +31,9 @@ class ConvNet(nn.Module):
 
     def __init__(self, width: int, *, size: int) -> None:
         super().__init__()
-        first = 2 if size >= 48 else 1
+        first = 2 if size >= 32 else 1
+        # fewer channels than a vector holds, in channels_last: oneDNN's backward corrupts the heap
+        self.plain = width % 8 > 0
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 3, first, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
         )
@@ -46,7 +48,7 @@ class ConvNet(nn.Module):
         self.width = ends[-1]
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.stages(self.stem(images))
+        return self.stages(self.stem(images.contiguous() if self.plain else images))
 
 
 class _Block(nn.Module):
@@ -191,6 +193,11 @@ class _Layer(nn.Module):
         return x + self.mlp(self.after(x))
 
 
+def context_length(text: nn.Module) -> int:
+    """The most tokens that a text tower reads: its attribute `length`."""
+    return int(getattr(text, "length"))  # noqa: B009  of any module
+
+
 class TwoTowers(nn.Module):
     """An image tower and a text tower into one space; which of them runs is said by the batch's
     columns "images" and "tokens".
@@ -199,6 +206,7 @@ class TwoTowers(nn.Module):
     def __init__(self, image: nn.Module, text: nn.Module) -> None:
         super().__init__()
         self.image, self.text = image, text
+        self.length = context_length(text)
         self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST)))
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

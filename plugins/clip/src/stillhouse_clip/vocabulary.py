@@ -16,7 +16,9 @@ into smaller ones.
 import copy
 import functools
 import json
+import math
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,7 @@ Json = dict[str, Any]  # Any: JSON values
 Keep = Literal["whole", "alphabet", "used"]
 METASPACE, CONTINUED = "\u2581", "##"
 CONTINUING, LEADING = 0x80, 0xC0  # bytes of UTF-8 in between go on with a character
+PADS = ("<pad>", "[PAD]")
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 
 
@@ -73,6 +76,15 @@ def opened(tokenizer: Json) -> "Tokenizer":
         return Tokenizer.from_str(json.dumps(tokenizer))
     except Exception as error:  # the library raises plain Exceptions
         raise BadData(f"tokenizer: {error}") from error
+
+
+def pad_id(tokenizer: Json) -> int:
+    """The id of the padding token; raises BadData where there is none."""
+    ids = _ids(tokenizer)
+    for name in PADS:
+        if name in ids:
+            return ids[name]
+    raise BadData(f"tokenizer: has no padding token (looked for {', '.join(PADS)})")
 
 
 def size_of(tokenizer: Json) -> int:
@@ -123,6 +135,29 @@ def unigram(
             "byte_fallback": False,
         },
     }
+
+
+def counted_unigram(texts: Sequence[str], *, most: int = 4000, longest: int = 6) -> Json:
+    """A small Unigram tokenizer of texts in any languages: their characters, and of the pieces of
+    2 to `longest` characters and the whole words that come twice or more the `most` that fill most
+    of the texts; a piece's score is the log of its share. The same on every machine.
+    """
+    counts: Counter[str] = Counter()
+    for text in texts:
+        for word in unicodedata.normalize("NFKC", text).split():
+            marked = METASPACE + word
+            places = range(len(marked))
+            spans = {
+                (i, j) for i in places for j in range(i + 1, min(i + longest, len(marked)) + 1)
+            }
+            counts.update(marked[i:j] for i, j in spans | {(0, len(marked))})
+    total = sum(counts.values())
+    ranked = sorted(counts.items(), key=lambda item: (-item[1] * len(item[0]), item[0]))
+    chosen = [item for item in ranked if len(item[0]) > 1 and item[1] > 1][:most]
+    pieces = [(name, 0.0) for name in SPECIAL]
+    pieces += [(piece, math.log(count * len(piece) / total)) for piece, count in chosen]
+    pieces += [(piece, math.log(n / total) - 5) for piece, n in ranked if len(piece) == 1]
+    return unigram(pieces, {name: i for i, name in enumerate(SPECIAL)}, [{"type": "NFKC"}])
 
 
 def trimmed(tokenizer: Json, texts: Iterable[str], *, keep: Keep) -> Trimmed:

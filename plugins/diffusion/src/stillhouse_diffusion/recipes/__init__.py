@@ -1,1 +1,0 @@
-"""The plugin's recipes, one file each."""
