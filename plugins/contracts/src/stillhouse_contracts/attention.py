@@ -24,13 +24,15 @@ def double_normalise(
     """Softmax over the tokens L, then each token's row divided by its sum over the slots S: Guo et
     al. 2021. Tokens where `mask` is False (padding) take no part and have zeros.
     """
-    if mask is not None:
-        inside = mask.reshape(mask.shape[0], *(1,) * (scores.dim() - 3), mask.shape[1], 1)
-        scores = scores.masked_fill(~inside, float("-inf"))
-        columns = scores.softmax(-2).nan_to_num(0.0)  # a text that is padding alone has no token
-    else:
+    if mask is None:
         columns = scores.softmax(-2)
-    return columns / (columns.sum(-1, keepdim=True) + EPSILON)
+    else:
+        inside = mask.reshape(mask.shape[0], *(1,) * (scores.dim() - 3), mask.shape[1], 1)
+        lowest = torch.finfo(scores.dtype).min
+        # of a text that is padding alone the softmax is even, and nothing of it is kept
+        columns = scores.masked_fill(~inside, lowest).softmax(-2) * inside
+    # no sum with so small a number: torch's exporter takes that for nothing, and padding is 0 / 0
+    return columns / columns.sum(-1, keepdim=True).clamp_min(EPSILON)
 
 
 def external_attention(
@@ -60,9 +62,11 @@ class AdaptiveFusion(nn.Module):
     with normalisation and ReLU, one on another: C. 4. A gate a channel, g = sigmoid(W_g [mean O,
     mean C]), and LayerNorm(x + g O + (1 - g) C).
 
-    `normalisation` of the convolutions: "batch", whose running statistics a data-free distillation
-    may use, or "layer", which has none (a student's statistics of noise would spoil it). Raises
-    BadSetting where `heads` does not divide the width.
+    The scores are B x expand heads x L x slots numbers: what the block costs.
+
+    `normalisation` of the convolutions: "batch", whose running statistics (padding counts as
+    zeros) a data-free distillation may use, or "layer", which has none (a student's statistics of
+    noise would spoil it). Raises BadSetting where `heads` does not divide the width.
     """
 
     def __init__(

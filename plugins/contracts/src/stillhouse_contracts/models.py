@@ -3,8 +3,9 @@ two networks of the field as controls.
 
 B: batch. L: tokens. V: vocabulary. E: width of a token's vector. C: types of vulnerability.
 
-A network reads batch["tokens"], int64 [B, L], 0 where there is padding; or, for distillation
-without data, "mixture", float [B, L, V], soft tokens, or "vectors", float [B, L, E]. It gives
+A network reads batch["tokens"], int64 [B, L], 0 where there is padding (behind a text's end); or,
+for distillation without data, "mixture", float [B, L, V], soft tokens, or "vectors", float
+[B, L, E], which with "tokens" beside them end where those do. It gives
 "logits" [B, C], a sigmoid a type, and "features" [B, D] in front of the head.
 
 What is official: a teacher with feature extraction and adaptive fusion, a light student. Widths,
@@ -13,18 +14,24 @@ inferred.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from stillhouse.artifact import Model
-from stillhouse.errors import BadSetting, UnknownName
+from stillhouse.artifact import Built, Model
+from stillhouse.errors import BadData, BadSetting, UnknownName
+from stillhouse.weights import adopt
+from stillhouse.work import Work
 from stillhouse_contracts.attention import AdaptiveFusion, masked_max, masked_mean
 from stillhouse_contracts.tokens import VOCABULARY
+from stillhouse_contracts.usage import detected_by
 
 Backbone = Literal["none", "gru", "conv", "transformer"]
 ATTENTION_HEADS = 4
+HALF = 0.5
 
 
 class TokenVectors(nn.Module):
@@ -41,11 +48,13 @@ class TokenVectors(nn.Module):
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         if "vectors" in batch:
             vectors = batch["vectors"]
+            if "tokens" in batch:  # of a text that noise distorts: it ends where it ended
+                return vectors, batch["tokens"] != 0
             return vectors, torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
         if "mixture" in batch:
             mixture = batch["mixture"]
             # what is mostly padding is padding
-            return mixture @ self.table, mixture[..., 0] < 0.5
+            return mixture @ self.table, mixture[..., 0] < HALF
         tokens = batch["tokens"]
         return self.table[tokens], tokens != 0
 
@@ -280,3 +289,31 @@ def model(name: str, *, types: Sequence[str], length: int, vectors: int, **chang
             raise UnknownName("argument", key, kwargs, where=f"model '{name}'")
     given = {"types": list(types), "length": length, "vectors": vectors}
     return Model(build=build, kwargs={**kwargs, **changes, **given})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenDetector:
+    """A `convert`: a given detector at the port "checkpoint", a folder with model.json, or weights
+    for `model`. Raises BadData for one of other types or another length.
+    """
+
+    model: Model
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Any],  # Any: Built or Path
+        out: Path,
+        *,
+        work: Work,
+    ) -> None:
+        adopt(inputs["checkpoint"], out, spec=self.model, check=self._check)
+
+    def _check(self, source: Built) -> None:
+        wanted, found = detected_by(self.model), detected_by(source.spec)
+        if found is None:
+            raise BadData("the given teacher is no detector in contracts; give one that is")
+        if found != wanted:
+            raise BadData(
+                f"the given teacher reads {found[1]} tokens and detects {', '.join(found[0])}; set "
+                "length and types alike"
+            )

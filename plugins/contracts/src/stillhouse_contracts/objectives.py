@@ -123,8 +123,8 @@ def _batch_norms(network: nn.Module) -> Iterator[nn.BatchNorm1d]:
 def student_terms(
     student: Logits, teacher: Logits, *, alpha: float, temperature: float
 ) -> Mapping[str, Tensor]:
-    """The student's loss in every data-free mode: alpha T² KL, and (1 - alpha) cross-entropy to what
-    the teacher decides.
+    """The student's loss on samples without labels: alpha T² KL, and (1 - alpha) cross-entropy to
+    what the teacher decides.
     """
     return {
         "kd": alpha * binary_kd_loss(student, teacher, temperature=temperature),

@@ -7,8 +7,7 @@ operators and the language's own names are kept.
 """
 
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Sequence
 
 PAD, UNKNOWN, NUMBER, BIG, ADDRESS, TEXT, HEX = "<pad>", "<unk>", "NUM", "BIG", "ADDR", "STR", "HEX"
 NAMES = 32  # of each kind that are told apart; the others are the last one
@@ -50,17 +49,21 @@ OPERATORS = _words(
     """
 )
 
+# operators of one character, and what is no Solidity, are the last alternative
 LEXEME = re.compile(
-    r"(?P<space>\s+|//[^\n\r]*|/\*[\s\S]*?(?:\*/|\Z))"
-    r"|(?P<hexadecimal>(?:hex|unicode)?(?:\"(?:\\[\s\S]|[^\"\\\n])*\"?|'(?:\\[\s\S]|[^'\\\n])*'?))"
-    r"|(?P<number>0[xX][0-9a-fA-F_]+|(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE]-?\d+)?)"
-    r"|(?P<name>[A-Za-z_$][\w$]*)"
-    r"|(?P<operator>" + "|".join(re.escape(each) for each in OPERATORS) + r")"
-    r"|(?P<other>.)"
+    r"(?!(?:hex|unicode)[\"'])[A-Za-z_$][\w$]*"
+    r"|//[^\n\r]*|/\*[\s\S]*?(?:\*/|\Z)"
+    r"|(?:hex|unicode)?(?:\"(?:\\[\s\S]|[^\"\\\n])*\"?|'(?:\\[\s\S]|[^'\\\n])*'?)"
+    r"|0[xX][0-9a-fA-F_]+|(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE]-?\d+)?"
+    r"|" + "|".join(re.escape(each) for each in OPERATORS if len(each) > 1) + r"|\S"
 )
-CALLED = re.compile(r"(?:\s|//[^\n\r]*|/\*[\s\S]*?\*/)*[({]")
 SIZED = re.compile(r"(bytes|u?int|u?fixed)\d+(?:x\d+)?")
+COMMENTS = ("//", "/*")
 DECLARES = {"function", "modifier", "event", "constructor", "emit"}
+CALLED = (["("], ["{"])
+QUOTES = ('"', "'")
+ADDRESS_LENGTH = 42  # 0x and 20 bytes
+LONGEST_SMALL = 9  # digits of a number that is no BIG
 
 
 def _numbered(kind: str) -> tuple[str, ...]:
@@ -77,68 +80,63 @@ VOCABULARY: tuple[str, ...] = (
 )
 IDS = {token: number for number, token in enumerate(VOCABULARY)}
 OWN = {*KEYWORDS, *TYPES, *UNITS, *BUILTINS}
+FIXED = {token: token for token in (*OWN, *OPERATORS, *KEPT_NUMBERS)}
 
 
-class Token(NamedTuple):
-    """A normalised token, and where what it stands for begins in the text."""
-
-    text: str
-    start: int
-
-
-def lexemes(source: str) -> Iterator[Token]:
+def lexemes(source: str) -> list[str]:
     """Tokens of Solidity as they are written, without comments; what is no Solidity is one token a
     character.
     """
-    for found in LEXEME.finditer(source):
-        if found.lastgroup != "space":
-            yield Token(found.group(), found.start())
+    found: list[str] = LEXEME.findall(source)
+    return [text for text in found if not text.startswith(COMMENTS)]
 
 
-def tokens(source: str) -> list[Token]:
+def tokens(source: str) -> list[str]:
     """The normalised tokens of a piece of Solidity: a function, as a rule. Numbers are given to
     names from 0 on in each piece.
     """
-    names: dict[str, str] = {}
-    counts = {FUNCTION: 0, VARIABLE: 0}
-    found: list[Token] = []
-    before = ""
-    for match in LEXEME.finditer(source):
-        kind, text = match.lastgroup, match.group()
-        if kind == "space":
-            continue
-        if kind == "name":
-            normal = text if text in OWN else names.get(text) or _name(text, before, match, counts)
-            if text not in OWN:
-                names[text] = normal
-        elif kind == "operator":
-            normal = text
-        elif kind == "number":
-            normal = _number(text)
-        else:
-            normal = TEXT if kind == "hexadecimal" else UNKNOWN
-        found.append(Token(normal, match.start()))
-        before = text
+    written = lexemes(source)
+    known, counts = dict(FIXED), {FUNCTION: 0, VARIABLE: 0}
+    found: list[str] = []
+    for place, text in enumerate(written):
+        normal = known.get(text)
+        if normal is None:
+            if text[0].isalpha() or text[0] in "_$":
+                normal = known[text] = _name(written, place, counts)
+            else:
+                normal = _literal(text)
+        found.append(normal)
     return found
 
 
-def _name(text: str, before: str, match: re.Match[str], counts: dict[str, int]) -> str:
+def encode(source: str) -> list[int]:
+    """The places in the vocabulary of the normalised tokens."""
+    return [IDS[token] for token in tokens(source)]
+
+
+def normalise(source: str) -> str:
+    """A piece of Solidity as its normalised tokens, separated by spaces: what duplicates share."""
+    return " ".join(tokens(source))
+
+
+def _name(written: Sequence[str], place: int, counts: dict[str, int]) -> str:
+    text = written[place]
     if sized := SIZED.fullmatch(text):
         return sized[1]
-    called = before in DECLARES or CALLED.match(match.string, match.end()) is not None
+    if text.endswith(QUOTES):
+        return TEXT  # hex"00"
+    declared = place > 0 and written[place - 1] in DECLARES
+    called = declared or written[place + 1 : place + 2] in CALLED
     kind = FUNCTION if called else VARIABLE
     number, counts[kind] = counts[kind], counts[kind] + 1
     return f"{kind}{min(number, NAMES - 1)}"
 
 
-def _number(text: str) -> str:
-    if text in KEPT_NUMBERS:
-        return text
+def _literal(text: str) -> str:
+    if text[0] in QUOTES:
+        return TEXT
+    if not (text[0].isdigit() or text[0] == "."):
+        return UNKNOWN
     if text[:2] in ("0x", "0X"):
-        return ADDRESS if len(text) == 42 else HEX
-    return BIG if len(text) > 9 or "e" in text.lower() else NUMBER
-
-
-def normalise(source: str) -> str:
-    """A piece of Solidity as its normalised tokens, separated by spaces: what duplicates share."""
-    return " ".join(token.text for token in tokens(source))
+        return ADDRESS if len(text) == ADDRESS_LENGTH else HEX
+    return BIG if len(text) > LONGEST_SMALL or "e" in text.lower() else NUMBER

@@ -21,7 +21,9 @@ QUERY = "\n".join(
 HOLDERS = ("contract_declaration", "library_declaration", "interface_declaration")
 PRAGMA = re.compile(r"pragma\s+solidity\s+([^;]+);")
 # a function that stands alone is no program of the grammar: it is read as part of one
-ALONE = re.compile(r"\s*(?:function|constructor|fallback|receive|modifier)\b")
+ALONE = re.compile(
+    r"(?:\s|//[^\n]*\n|/\*[\s\S]*?\*/)*(?:function|constructor|fallback|receive|modifier)\b"
+)
 HEAD, TAIL = "contract Fragment {", "\n}"
 
 

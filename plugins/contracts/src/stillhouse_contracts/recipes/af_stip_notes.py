@@ -1,0 +1,41 @@
+"""Where contracts/af_stip comes from, and how much of it is a reconstruction."""
+
+PAPER = (
+    "Reconstruction of AF-STip: Wang, Jiang 2024, Knowledge Migration Framework for Smart Contract "
+    "Vulnerability Detection (arXiv 2412.11175), of which only the abstract and reviews were to be "
+    "had"
+)
+# what each student is given
+RECEIVES = (
+    "What the student's side is given. noise: the teacher's weights, among them the embedding "
+    "table and BatchNorm statistics; no contract. generator: the same, and the public vocabulary. "
+    "perturbed: the teacher's training contracts, distorted; it is NOT data-free. public: "
+    "contracts without labels that are in no other part, and the teacher's answers. kd and "
+    "supervised: the training contracts with their labels. The test contracts only score."
+)
+NOTES = (
+    "Official, by the abstract and two reviews: comments stripped, fragments, fixed vectors by "
+    "Word2Vec and FastText; a teacher with feature extraction and adaptive fusion (query "
+    "enhancement, external memory, multi-stage convolution); a light student, STip; distillation "
+    "and classification losses on pseudo-samples that Gaussian noise distorts. All equations, "
+    "widths, data sets and settings are inferred.",
+    RECEIVES,
+    "One network with a sigmoid a type stands for the paper's detector a type. Its data, the four "
+    "types and the code are not public.",
+    "A function is normalised (names numbered, comments and literals gone) and, where it is longer "
+    "than the network reads, cut to the tokens nearest to key statements. By default a token's "
+    "vector is a fixed number of the vocabulary's order, learned from no contract; with "
+    "`embedding=word2vec` it is learned from the teacher's training contracts, and goes with the "
+    "teacher's weights.",
+    "Parts are drawn by text: no function has the tokens of one in another part, which the field's "
+    "usual random split does not see to. The cross-validation shows both, and by contract.",
+    "The student normalises by LayerNorm: BatchNorm statistics of noise would not fit contracts. "
+    "Noise has the balance of the teacher's own answers: of more noise than needed that is kept of "
+    "which it is surest for each type and for none.",
+    "Labels are those of the data's authors: analysis tools agree on many of them, nobody has read "
+    "them all; functions of flagged contracts without a label count as free of flaws.",
+)
+CAUTION = (
+    "The rows noise, perturbed and generator answer different questions: see the notes for what "
+    "each is given. Perturbed is not data-free."
+)
