@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillhouse.artifact import SPEC, WEIGHTS, Artifact
-from stillhouse.assets import FOLDER as ASSETS
 from stillhouse.digest import path_digest
 from stillhouse.errors import BadSetting, CorruptArtifact, MissingData
 from stillhouse.files import writing
@@ -45,11 +44,13 @@ def student_of(target: "Target") -> Artifact:
 
 def export_student(target: "Target", to: str, out: Path) -> list[Path]:
     """Copy the student's files of one format, and what belongs to both (model card, export.json,
-    assets and what a plugin adds), into the new folder `out`; whole, or not at all.
+    assets and what a plugin adds, folders among it), into the new folder `out`; whole, or not at
+    all. A student of several networks may have an ONNX file each instead of one.
     """
     folder = student_of(target).path
     there = _names(folder)
-    for name in FILES[to]:
+    several = to == "onnx" and any(name.endswith(".onnx") for name in there)
+    for name in () if several else FILES[to]:
         if name not in there:
             raise MissingData(
                 f"{target.ref} was exported without {name}: there is {', '.join(there)}"
@@ -61,9 +62,9 @@ def export_student(target: "Target", to: str, out: Path) -> list[Path]:
         for name in names:
             # not their permissions: the files of a stage may be DVC's, which are read-only
             shutil.copyfile(folder / name, aside / name)
-        if (folder / ASSETS).is_dir():
-            shutil.copytree(folder / ASSETS, aside / ASSETS, copy_function=shutil.copyfile)
-            names.append(ASSETS)
+        for below in sorted(path for path in folder.iterdir() if path.is_dir()):
+            shutil.copytree(below, aside / below.name, copy_function=shutil.copyfile)
+            names.append(below.name)
     return [out / name for name in names]
 
 
