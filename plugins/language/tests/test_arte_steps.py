@@ -287,9 +287,13 @@ def test_pairs_prefer_the_best_style_under_the_naive_prompt(tmp_path: Path) -> N
         assert one == TASK.naive(question) + answered(question, "steps")
         assert other == TASK.naive(question) + answered(question, "easy")
     assert texts(reverse["train"], "chosen") == rejected
-    assert torch.equal(  # pyright: ignore
-        reverse["train"]["chosen.reference"], found["train"]["rejected.reference"]
+    swapped, given_first = (
+        reverse["train"]["chosen.reference"],
+        found["train"]["rejected.reference"],
     )
+    assert isinstance(swapped, Tensor)
+    assert isinstance(given_first, Tensor)
+    assert torch.equal(swapped, given_first)
 
 
 def test_pairs_that_do_not_fit_are_counted_aloud(tmp_path: Path) -> None:
@@ -352,6 +356,61 @@ def test_items_and_preferences_are_measured_and_kept(tmp_path: Path) -> None:
     third = replace(ctx, checkpoints=tmp_path / "third", digests={"student": "d"})
     fresh = collect(given, work=Work.of(third, 0))
     assert not torch.equal(fresh["preferences"]["likelihood"], found["likelihood"])  # pyright: ignore
+
+
+class DiesError(Exception):
+    """A kill."""
+
+
+def test_killed_scoring_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = inputs(tmp_path)
+    given["drafts"] = grid(3)
+    given["items"] = given["validation"]
+    collect = CollectPreferences(answering=Answering(mode="generate", longest=12))
+    ctx = Context(stage="x", out=tmp_path, checkpoints=tmp_path / "a", caches=tmp_path / "none")
+    whole = collect(given, work=Work.of(ctx, 0))["preferences"]
+    asked, answers = list[str](), Answering.answers
+
+    def dying(self: Answering, student: Any, task: Any, before: str, items: Any) -> Any:
+        if len(asked) == 9:
+            raise DiesError
+        asked.append(before)
+        return answers(self, student, task, before, items)
+
+    monkeypatch.setattr(Answering, "answers", dying)
+    again = Work.of(replace(ctx, checkpoints=tmp_path / "b"), 0)
+    with pytest.raises(DiesError):
+        collect(given, work=again)
+    asked.clear()
+    resumed = collect(given, work=again)["preferences"]
+    assert len(asked) == 4  # of 12 drafts, four a part: two parts were kept
+    for name in ("correct", "likelihood"):
+        one, other = resumed[name], whole[name]
+        assert isinstance(one, Tensor)
+        assert isinstance(other, Tensor)
+        assert torch.equal(one, other)
+
+
+def test_killed_writing_goes_on_to_the_same_texts(tmp_path: Path) -> None:
+    class Dies(Writes):
+        def write(self, prompts: Sequence[str], **options: Any) -> list[str]:
+            if len(self.asked) >= 6:
+                raise DiesError
+            return super().write(prompts, **options)
+
+    texts = (listed("1+1+1+1", "2+2+2+2"), listed("3+3+3+3"), listed("0+0+0+1", "0+1+0+1"))
+    how = Elicit(questions=5, asked=2, prompts=2)
+    ctx = Context(stage="x", out=tmp_path, checkpoints=tmp_path / "a", caches=tmp_path / "none")
+    known = set[str]()
+    work = Work.of(ctx, 0)
+    with pytest.raises(DiesError):
+        new_questions(replace(how, questions=6), Dies(*texts), TASK, [], known, work, of=how)
+    later = Writes(*texts)
+    found = new_questions(how, later, TASK, [], known, work, of=how)
+    assert [q for q, _ in found] == ["1+1+1+1", "2+2+2+2", "3+3+3+3", "0+0+0+1", "0+1+0+1"]
+    assert later.asked == []  # all rounds were kept
 
 
 def test_choosing_takes_the_likeliest_option(tmp_path: Path) -> None:
@@ -438,7 +497,7 @@ class Server(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, *_: Any) -> None: ...
+    def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def prompts() -> list[list[int]]:
 
 
 def drawn(**changes: Any) -> list[str]:
-    options = {"max_new": 6} | changes
+    options: dict[str, Any] = {"max_new": 6} | changes
     rng = torch.Generator().manual_seed(0)
     return generate(model(), tokenizer(), prompts(), sampling=Sampling(**options), rng=rng)
 

@@ -125,11 +125,18 @@ class Elicit:
                 for part in work.parts(
                     f"rationales-{task.name}-{place}", len(asked), compute, of=self, size=32
                 )
-                for text in part["text"]
+                for text in written_in(part)
             ]
             for question, ((text, target), made) in enumerate(zip(asked, written, strict=True)):
                 rows.append(draft_row(task, question, text, target, style, str(made)))
         return sorted(rows, key=lambda row: row["question_id"])  # stable: styles in their order
+
+
+def written_in(part: Columns) -> list[str]:
+    """The texts of a kept part."""
+    found = part["text"]
+    assert isinstance(found, list)
+    return found
 
 
 def draft_row(
@@ -263,7 +270,7 @@ def new_questions(
     for number in range(how.rounds):
         name = f"questions-{task.name}-{number}"
         for part in work.parts(name, how.prompts, compute, of=of, size=how.prompts):
-            for text in part["text"]:
+            for text in written_in(part):
                 for question, target in parse_questions(str(text)):
                     written += 1
                     if (mark := fingerprint(question)) not in seen:

@@ -15,7 +15,7 @@ from stillhouse.objectives.objective import Models
 from stillhouse.work import Work
 from stillhouse_language.arte.answering import Answering
 from stillhouse_language.arte.arithmetic import styles_of
-from stillhouse_language.arte.drafting import ModelWriter, pairs_of
+from stillhouse_language.arte.drafting import ModelWriter, pairs_of, written_in
 from stillhouse_language.arte.objectives import CHOSEN, REJECTED, pair_log_probs
 from stillhouse_language.arte.reading import TASKS
 from stillhouse_language.arte.tasks import (
@@ -84,7 +84,7 @@ class Accuracy(Metric):
 
             name = f"answers-{self.role}-{task.name}"
             parts = work.parts(name, len(items), compute, of=self, size=self.batch)
-            written = [str(text) for part in parts for text in part["text"]]
+            written = [text for part in parts for text in written_in(part)]
             pairs = [
                 (parse_answer(text), answer)
                 for text, (_, answer) in zip(written, items, strict=True)

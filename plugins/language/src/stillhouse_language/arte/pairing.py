@@ -35,7 +35,7 @@ class Drafts:
 
     task: Task
     questions: Sequence[tuple[str, str]]  # question, target
-    responses: Sequence[Sequence[str]]
+    responses: Sequence[Sequence[str]]  # by question and style
     styles: Sequence[str]
     correct: Tensor  # [Q, R, A]
     likelihood: Tensor  # [Q, R, A]
@@ -149,9 +149,9 @@ class BuildPairs:
         _, scores = drafts.scores(self.by)
         seeds = pairs_of(inputs["seeds"], drafts.task.name)
         prompt = drafts.task.questions(seeds, self.asked)
-        texts = [tagged(1, *each) for each in drafts.questions]
+        listed = [tagged(1, *each) for each in drafts.questions]
         found = quartile_pairs(scores, k=self.question_pairs, rng=rng)
-        return [(prompt, texts[best], texts[worst]) for best, worst in found.tolist()]
+        return [(prompt, listed[best], listed[worst]) for best, worst in found.tolist()]
 
     def _references(self, model: CausalLM, columns: Columns, work: Work) -> dict[str, Column]:
         whole = TensorData(columns)
@@ -181,13 +181,14 @@ def fitting_pairs(tokenizer: Tokenizer, pairs: Sequence[Pair], longest: int) -> 
     rows, long = list[Row](), 0
     for prompt, chosen, rejected in pairs:
         before = tokenizer.prompt(prompt)
-        sides = [[*tokenizer.ids(text), tokenizer.end] for text in (chosen, rejected)]
-        if not before or min(map(len, sides)) < 2:
+        best = [*tokenizer.ids(chosen), tokenizer.end]
+        worst = [*tokenizer.ids(rejected), tokenizer.end]
+        if not before or min(len(best), len(worst)) < 2:
             raise BadData("pairs: a prompt or response is empty")
-        if len(before) + max(map(len, sides)) > longest:
+        if len(before) + max(len(best), len(worst)) > longest:
             long += 1
             continue
-        rows.append((before, *sides))
+        rows.append((before, best, worst))
     if long:
         note(f"pairs: {long} of {len(pairs)} left out, longer than {longest:,} tokens")
     if len(rows) < 2:

@@ -20,6 +20,7 @@ from stillhouse_language.arte.drafting import (
     known_questions,
     new_questions,
     pairs_of,
+    written_in,
 )
 from stillhouse_language.arte.pairing import Drafts, Prefer, drafts_of
 from stillhouse_language.arte.reading import TASKS
@@ -138,7 +139,7 @@ class WriteExamples:
                 return {"text": writer.write(prompts, sampling=sampling, rng=rng)}
 
             parts = work.parts(f"examples-{task.name}", len(asked), compute, of=self, size=32)
-            written = [str(text) for part in parts for text in part["text"]]
+            written = [text for part in parts for text in written_in(part)]
             for (question, target), text in zip(asked, written, strict=True):
                 if answer := parse_answer(text):
                     examples.append((task.name, question, text, ""))
