@@ -21,8 +21,6 @@ class TestContracts(DomainSuite):
             "teacher_steps=8",
             "folds=2",
             "fold_learners=logistic",
-            "shots=8",
-            "shot_seeds=1",
         )
     }
 
