@@ -43,9 +43,9 @@ def bert(model: Encoder) -> Any:  # Any: of transformers
         num_attention_heads=a.heads,
         intermediate_size=a.inner,
         max_position_embeddings=a.positions,
-        attn_implementation="eager",
     )
     other = BertModel(config).eval()
+    other.set_attn_implementation("eager")
     other.load_state_dict(model.state_dict())
     return other
 
@@ -121,8 +121,9 @@ def test_a_subnet_shares_its_weights_and_what_it_leaves_out_gets_no_gradient() -
     model, cut = encoder(), FULL.cut(layers=2, width=8, inner=16, heads=2)
     part = subnet(model, cut)
     assert {p.data_ptr() for p in part.parameters()} == {p.data_ptr() for p in model.parameters()}
-    sum(value.square().sum() for value in part.projections(batch()).values()).backward()
-    layers = model.encoder["layer"]
+    found = part.projections(batch()).values()
+    torch.stack([value.square().sum() for value in found]).sum().backward()
+    layers: Any = model.encoder["layer"]  # Any: a ModuleList of layers
     first, skipped, last = (layers[i] for i in (0, 1, 3))
     assert all(p.grad is None for p in skipped.parameters())
     gradient = first.attention["output"].dense.weight.grad

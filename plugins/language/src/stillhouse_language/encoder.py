@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stillhouse.errors import BadData
 from stillhouse_language.architecture import Architecture, kept_layers
+from stillhouse_language.lookup import looked_up
 
 Tensors = Mapping[str, Tensor]
 PROJECTIONS = ("query", "key", "value")
@@ -107,14 +108,15 @@ class Encoder(nn.Module):
 
 
 def encode(
-    model: Encoder, a: Architecture, batch: Tensors, *, whole: bool = True
+    model: Encoder, a: Architecture, batch: Tensors, *, whole: bool = True, in_place: bool = False
 ) -> dict[str, Tensor]:
     """The outputs of the subnet `a` of `model`, whose weights it reads in place: the first width
     columns and rows of all that touches the residual stream, the first inner units, the leftmost
-    heads, and the kept layers. Not `whole`: of the last layer its projections alone.
+    heads, and the kept layers. Not `whole`: of the last layer its projections alone. `in_place`:
+    the gradient of the words' table is added where it is (`looked_up`).
     """
     drop = model.dropout if model.training else 0.0
-    mask, hidden = batch["mask"], _embedded(model, a, batch["tokens"])
+    mask, hidden = batch["mask"], _embedded(model, a, batch["tokens"], in_place)
     hidden = F.dropout(hidden, drop, model.training)
     keys = mask.bool()[:, None, None, :]
     stack: Any = model.encoder["layer"]  # Any: a ModuleList of Layers
@@ -128,14 +130,19 @@ def encode(
     return outputs
 
 
-def _embedded(model: Encoder, a: Architecture, tokens: Tensor) -> Tensor:
+def _embedded(model: Encoder, a: Architecture, tokens: Tensor, in_place: bool) -> Tensor:
     length, e = tokens.shape[1], model.embeddings
     if not torch.compiler.is_exporting() and length > model.architecture.positions:
         most = model.architecture.positions
         raise BadData(f"a text of {length} tokens: the model reads {most}; give shorter texts")
     places = torch.arange(length, device=tokens.device)
+    words = e.word_embeddings.weight
+    if in_place and torch.is_grad_enabled() and words.requires_grad:
+        found = looked_up(words, tokens, a.width)
+    else:
+        found = F.embedding(tokens, _columns(words, a.width))
     summed = (
-        F.embedding(tokens, _columns(e.word_embeddings.weight, a.width))
+        found
         + F.embedding(places, _columns(e.position_embeddings.weight, a.width))
         + _columns(e.token_type_embeddings.weight, a.width)[0]
     )

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from stillhouse.artifact import Built, Model, save_model
 from stillhouse.errors import BadData, MissingData
@@ -26,6 +25,8 @@ from stillhouse_language.tokenizing import (
     model_tokenizer,
     new_tokenizer,
     open_tokenizer,
+    padded,
+    padding_of,
 )
 
 if TYPE_CHECKING:
@@ -159,17 +160,16 @@ def _adopt(module: Encoder, state: Mapping[str, torch.Tensor], where: str) -> No
     module.load_state_dict({name: state[name].float() for name in wanted})
 
 
-def difference(module: nn.Module, model: "PreTrainedModel", tokenizer: Path) -> float:
+def difference(module: Encoder, model: "PreTrainedModel", tokenizer: Path) -> float:
     """The largest difference of the last hidden states of real tokens, on two short texts."""
-    from stillhouse_language.tokenizing import encoded
-
-    opened_tokenizer = open_tokenizer(tokenizer)
-    batch = encoded(opened_tokenizer, PROBE, length=24)
-    found, theirs = module.eval(), model.eval()
+    words, length = open_tokenizer(tokenizer), min(24, module.architecture.positions)
+    rows = [words.encode(text).ids[:length] for text in PROBE]
+    batch = padded(rows, length=max(map(len, rows)), padding=padding_of(words))
+    ours, theirs = module.eval(), model.eval()
     with torch.no_grad():
-        ours = found(batch)["hidden"]
+        found = ours(batch)["hidden"]
         other = theirs(input_ids=batch["tokens"], attention_mask=batch["mask"]).last_hidden_state
-    return float((ours - other)[batch["mask"].bool()].abs().max())
+    return float((found - other)[batch["mask"].bool()].abs().max())
 
 
 def geometry(model: "PreTrainedModel") -> dict[str, int]:

@@ -51,6 +51,14 @@ def read_rows(file: Path, *, heads: Sequence[str] = ()) -> Iterator[Row]:
             raise BadData(f"{file}: holds no rows; rows are read from files that end in {known}")
 
 
+def first_cells(file: Path) -> list[str]:
+    """What stands in the first line of a TSV or CSV file; nothing of another one."""
+    kind = kind_of(file)
+    if kind not in TABLES:
+        return []
+    return _text(file).partition("\n")[0].rstrip("\r").split("\t" if kind == ".tsv" else ",")
+
+
 def read_texts(source: Path, *, column: str = "text") -> Iterator[str]:
     """Paragraphs of plain text (blank lines part them; a line of its own is one where there are
     none), and the `column` of rows, of a file or of all files below a folder; empty ones are left

@@ -82,7 +82,7 @@ class Sandwich:
         names = ("largest", "smallest")
         drawn = sampled(self.space, draws=self.draws, seed=self.seed, step=step)
         for number, architecture in enumerate(drawn):
-            found = subnet(student, architecture).projections(batch)
+            found = subnet(student, architecture).projections(batch, in_place=True)
             name = names[number] if number < len(names) else "random"
             yield {name: self.loss(targets, found, mask)}
 

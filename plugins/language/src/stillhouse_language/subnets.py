@@ -26,9 +26,11 @@ class Subnet(nn.Module):
     def forward(self, batch: Tensors) -> dict[str, Tensor]:
         return encode(self.model, self.architecture, batch)
 
-    def projections(self, batch: Tensors) -> dict[str, Tensor]:
-        """ "query", "key" and "value" of the last kept layer alone."""
-        return encode(self.model, self.architecture, batch, whole=False)
+    def projections(self, batch: Tensors, *, in_place: bool = False) -> dict[str, Tensor]:
+        """ "query", "key" and "value" of the last kept layer alone. `in_place`: for a backward pass
+        that adds to `grad`, without a gradient of the size of the vocabulary beside it.
+        """
+        return encode(self.model, self.architecture, batch, whole=False, in_place=in_place)
 
 
 def subnet(model: Encoder, architecture: Architecture) -> Subnet:

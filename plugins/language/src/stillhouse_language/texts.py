@@ -17,7 +17,7 @@ from stillhouse.training import mix
 from stillhouse.work import Work
 from stillhouse_language.encoder import Encoder
 from stillhouse_language.encoders import texts_of
-from stillhouse_language.readers import KINDS, Row, kind_of, read_rows, read_texts
+from stillhouse_language.readers import KINDS, Row, first_cells, kind_of, read_rows, read_texts
 from stillhouse_language.tokenizing import encoded, model_tokenizer, padded, padding_of, pieces
 
 IGNORED = -100  # the target of a token that no loss counts
@@ -154,10 +154,9 @@ def _file_rows(file: Path, name: str) -> list[Example]:
 
 
 def _table(file: Path) -> list[Row]:
-    rows = list(read_rows(file))
-    if rows and len(rows[0]) == len(COLA) and not set(LABELS) & set(rows[0]):
-        return list(read_rows(file, heads=COLA))
-    return rows
+    cells = first_cells(file)
+    bare = len(cells) == len(COLA) and cells[1] in ("0", "1")
+    return list(read_rows(file, heads=COLA if bare else ()))
 
 
 def _example(row: Row, file: Path, number: int) -> Example:

@@ -22,6 +22,8 @@ NOTES = (
     "by the same loss for as many steps as a SuperLM, after MiniLM.",
     "'random' is another subnet of the search's table in each seed; the other students are one "
     "network whose labels, batches and head are drawn anew.",
+    "Scale small has its settings and its data; its learning rates and steps have not been tried "
+    "in a whole run yet.",
     "Row 'labels alone': the chosen shape with fresh weights, at a learning rate of its own.",
     "A teacher trained here (tiny) learned masked words of the same text for a short time.",
 )

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from stillhouse.recipe import Scale
 from stillhouse.references import Ref, out
 from stillhouse.search.correlations import RankCorrelations, Scatter
 from stillhouse.stages import Evaluate, Make
@@ -21,6 +22,7 @@ TABLE: Mapping[str, str] = {
     "hand": "hand-made",
 }
 ALONE = "labels alone"
+RESAMPLES: Mapping[Scale, int] = {"tiny": 100, "small": 1000, "paper": 1000}
 PROXIES = ("relation", "parameters", "macs")
 
 
@@ -95,7 +97,7 @@ def _ranking(settings: AutoDistil, parts: "Parts") -> Evaluate:
     )
     return Evaluate(
         name="ranking",
-        metrics=(RankCorrelations(lines=PROXIES),),
+        metrics=(RankCorrelations(lines=PROXIES, resamples=RESAMPLES[settings.scale]),),
         plots=(Scatter(lines=PROXIES),),
         inputs={"data": out(ranked)},
     )
