@@ -15,6 +15,7 @@ NEEDS = ("onnxruntime", "numpy", "pillow")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_exports_own_readme_runs_without_stillhouse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
