@@ -26,8 +26,8 @@ class ReadClasses:
     """A `make`: the port "source" (and "descriptions") to six ports.
 
     train, validation: images of known classes, labels 0 ... K - 1. unseen: images of classes that
-    are never trained on, labels 0 ... U - 1. shots: `shots` other images of each of those, the first
-    in order, labels K ... K + U - 1. classes: name, description, known, first the known ones.
+    are never trained on, labels 0 ... U - 1. shots: `shots` other images of each of those, the
+    first in order, labels K ... K + U - 1. classes: name, description, known, first the known ones.
     every: what a teacher that is trained here sees, labels 0 ... K + U - 1: training images of all
     classes of built-in data, of other data those of the known.
 
@@ -178,10 +178,8 @@ def listed_classes(file: Path, described: Path | None) -> list[ClassText]:
         raise BadData(f"{file}: expected a list of classes")
     more = {} if described is None else described_by(described)
     found = list[ClassText]()
-    used: dict[str, int] = {}
     for row in rows:
         name, wnid = plain_name(str(row["en"])), str(row["wnid"])
-        used[name] = used.get(name, 0) + 1
         if described is not None and wnid not in more:
             raise BadData(f"{described}: describes no class {wnid} ('{name}'), which {file} lists")
         text = more.get(wnid, str(row.get("description") or ""))

@@ -37,7 +37,8 @@ def retrieval_few_shot(
     """Logits with a cache of few labelled images, after Tip-Adapter (Zhang et al. 2022, arXiv
     2207.09519), as the published code of VLM-OOD has it: cos(s, w_c) + alpha * sum over the images
     m of class c of exp(-beta (1 - cos(s, f_m))). The cosine is not divided by a temperature.
-    `cache` are the teacher's embeddings. Nothing is trained. Raises BadData for a label that is no class.
+    `cache` are the teacher's embeddings. Nothing is trained. Raises BadData for a label that is no
+    class.
     """
     if len(cache_labels) and not 0 <= int(cache_labels.min()) <= int(cache_labels.max()) < len(
         text
