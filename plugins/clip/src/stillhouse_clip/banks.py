@@ -31,7 +31,7 @@ class Bank(nn.Module):
 
     def __init__(self, *, names: Sequence[str], dim: int, known: int) -> None:
         super().__init__()
-        self.known = known
+        self.names, self.known = tuple(names), known
         self.register_buffer("rows", torch.zeros(len(names), dim))
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -119,18 +119,22 @@ class ZeroShot(nn.Module):
     temperature.
     """
 
-    def __init__(self, tower: nn.Module, classes: nn.Module, temperature: float) -> None:
+    def __init__(self, tower: nn.Module, classes: Bank, temperature: float) -> None:
         super().__init__()
         self.tower, self.bank, self.temperature = tower, classes, temperature
 
     @property
     def rows(self) -> Tensor:
         """The class texts, [C, D]."""
-        return self.bank.get_buffer("rows")
+        return self.bank.rows
 
     @property
     def known(self) -> int:
-        return int(getattr(self.bank, "known"))  # noqa: B009  of any module
+        return self.bank.known
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.bank.names
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         embedding = self.tower({"images": batch["images"]})["embedding"]
