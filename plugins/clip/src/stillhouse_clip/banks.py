@@ -15,12 +15,12 @@ from stillhouse.artifact import Built, Model, recorded, save_model, spec_of
 from stillhouse.data.data import Columns
 from stillhouse.errors import BadData
 from stillhouse.work import Work
+from stillhouse_clip.labels import prompts_of
 from stillhouse_clip.objectives.vlm_ood import TEMPERATURE, unit
 from stillhouse_clip.recipes.own_teacher import text_column
 from stillhouse_clip.tokens import ASSET, tokenized
 from stillhouse_clip.towers import context_length
 
-PROMPT = "a photo of {}"
 TEXTS = 64  # computed at a time, each kept
 
 
@@ -42,22 +42,6 @@ class Bank(nn.Module):
 def bank(*, names: Sequence[str], dim: int, known: int) -> nn.Module:
     """An empty bank of these classes."""
     return Bank(names=names, dim=dim, known=known)
-
-
-def prompts_of(names: Sequence[str], descriptions: Sequence[str] | None = None) -> list[str]:
-    """What a text tower reads of each class: "a photo of <name>", with its description behind " . "
-    where they are enriched. Raises BadData for a class without a description.
-    """
-    plain = [PROMPT.format(name) for name in names]
-    if descriptions is None:
-        return plain
-    for name, description in zip(names, descriptions, strict=True):
-        if not description:
-            raise BadData(
-                f"class '{name}' has no description; give one a class (chatgpt.txt), or set "
-                "texts=plain"
-            )
-    return [f"{p} . {d}" for p, d in zip(plain, descriptions, strict=True)]
 
 
 def text_rows(

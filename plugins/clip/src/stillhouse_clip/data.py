@@ -15,6 +15,7 @@ from stillhouse.errors import BadData, BadSetting, MissingData
 from stillhouse.work import Work
 from stillhouse_clip.class_lists import ClassText, Split, plain_name, read_lists
 from stillhouse_clip.images import DecodeImage, Fit, Sample, image_columns
+from stillhouse_clip.labels import prompts_of
 from stillhouse_clip.parquet import parquet_rows
 
 PORTS = ("train", "validation", "unseen", "shots", "classes", "every")
@@ -27,7 +28,8 @@ class ReadClasses:
 
     train, validation: images of known classes, labels 0 ... K - 1. unseen: images of classes that
     are never trained on, labels 0 ... U - 1. shots: `shots` other images of each of those, the
-    first in order, labels K ... K + U - 1. classes: name, description, known, first the known ones.
+    first in order, labels K ... K + U - 1. classes: name, description, known, first the known ones,
+    and what a teacher reads of each, plain and (where all have a description) described.
     every: what a teacher that is trained here sees, labels 0 ... K + U - 1: training images of all
     classes of built-in data, of other data those of the known.
 
@@ -162,9 +164,15 @@ def class_columns(texts: Sequence[ClassText], known: int) -> Columns:
                 "give each a name of its own"
             )
         seen[text.name] = text.folder
+    names = [text.name for text in texts]
+    described = [text.description for text in texts]
+    read = {"plain": prompts_of(names)}
+    if all(described):
+        read["described"] = prompts_of(names, described)
     return {
-        "name": [text.name for text in texts],
-        "description": [text.description for text in texts],
+        "name": names,
+        "description": described,
+        **read,
         "known": (torch.arange(len(texts)) < known).long(),
     }
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from stillhouse.artifact import Built, Model, save_model
 from stillhouse.errors import BadData, MissingData
-from stillhouse.weights import load_strictly, read_state
+from stillhouse.weights import as_named, load_strictly, read_state
 from stillhouse.work import Work
 from stillhouse_clip.images import OPENAI, ImageSpec, Normalized
 from stillhouse_clip.tokens import ASSET
@@ -166,15 +166,40 @@ def opened(folder: Path) -> Built:
     assert isinstance(module, OpenTowers)
     weights = _weights(folder, library)
     inner = cast("nn.Module", module.model)
-    slots = inner.state_dict()
-    state = {k: v for k, v in read_state(weights).items() if not _counted(k, slots)}
-    load_strictly(inner, (state,), where=str(weights))
+    if library == "open_clip":
+        load_strictly(inner, as_named(read_state(weights)), where=str(weights))
+    else:
+        inner.load_state_dict(_state_of_transformers(folder, weights))
     return Built(spec=spec, module=module, assets={ASSET: _tokenizer(folder)})
 
 
-def _counted(name: str, slots: Mapping[str, Tensor]) -> bool:
-    """Whether a stored tensor is one that networks of today count by themselves."""
-    return name.endswith("position_ids") and name not in slots
+def _state_of_transformers(folder: Path, weights: Path) -> Mapping[str, Tensor]:
+    """The weights under the names of the installed transformers, which differ from a file's (its
+    reader runs no code of the file). Raises BadData where any is missing, left over or of another
+    shape.
+    """
+    from transformers import AutoModel
+
+    try:
+        found, info = AutoModel.from_pretrained(
+            str(folder), local_files_only=True, output_loading_info=True, dtype=torch.float32
+        )
+    except RuntimeError as error:  # tensors of other shapes
+        raise BadData(
+            f"{weights}: does not fit the model of config.json; choose the files that belong together"
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BadData(f"{weights}: cannot be read ({reason[:200]}); get the model again") from error
+    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        # counted by networks of today themselves
+        wrong = [str(k) for k in sorted(map(str, info[what])) if not k.endswith("position_ids")]
+        if wrong:
+            raise BadData(
+                f"{weights}: does not fit the model of config.json: {what.replace('_', ' ')}, as "
+                f"'{wrong[0]}'; choose the files that belong together"
+            )
+    return found.state_dict()
 
 
 def _of_transformers(

@@ -14,8 +14,9 @@ from stillhouse.objectives.objective import Composed, Cosine, Optimizer, Phase, 
 from stillhouse.objectives.term import Term
 from stillhouse.stages import Convert, Make, Train
 from stillhouse.work import Work
-from stillhouse_clip.banks import prompts_of, text_rows
+from stillhouse_clip.banks import text_rows
 from stillhouse_clip.images import ImageSpec, pixels
+from stillhouse_clip.labels import prompts_of
 from stillhouse_clip.objectives import scaled_contrastive_loss
 from stillhouse_clip.parquet import parquet_rows
 from stillhouse_clip.pretrained import Join, LoadImages, LoadText, projection

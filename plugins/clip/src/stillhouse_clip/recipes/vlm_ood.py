@@ -196,8 +196,9 @@ class _Stages:
         fresh = FreshTowers(
             image=settings.teacher_model,
             images=self._images,
-            texts=("name", "description"),
+            texts=settings.texts,
             dim=settings.dim,
+            length=48,
         )
         return own_teacher(
             data=self.data["every"],

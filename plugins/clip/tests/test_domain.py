@@ -1,0 +1,22 @@
+import pytest
+
+from stillhouse.testing import DomainSuite
+
+# a run and a second, killed one of every stage, beside another worker on two cores
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.slow]
+
+
+class TestClip(DomainSuite):
+    domain = "clip"
+    assignments = {
+        "vlm_ood": (
+            "steps=4",
+            "teacher_steps=6",
+            "shot_steps=2",
+            "shot_views=1",
+            "rows=cls,proximity,prompts",
+            "texts=described",
+            "student=conv2",
+            "teacher_model=conv4",
+        )
+    }
