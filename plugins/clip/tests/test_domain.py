@@ -15,8 +15,8 @@ class TestClip(DomainSuite):
             "shot_steps=2",
             "shot_views=1",
             "rows=cls,proximity,prompts",
+            "shot_rows=proximity",
             "texts=described",
             "student=conv2",
-            "teacher_model=conv4",
         )
     }

@@ -186,7 +186,8 @@ def _state_of_transformers(folder: Path, weights: Path) -> Mapping[str, Tensor]:
         )
     except RuntimeError as error:  # tensors of other shapes
         raise BadData(
-            f"{weights}: does not fit the model of config.json; choose the files that belong together"
+            f"{weights}: does not fit the model of config.json; choose the files that belong "
+            "together"
         ) from error
     except (OSError, ValueError, KeyError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
