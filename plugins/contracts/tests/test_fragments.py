@@ -45,6 +45,13 @@ def test_a_function_alone_is_read_as_part_of_a_contract(before: str) -> None:
     assert found.code == "function f() public { x = 1; }"
 
 
+def test_a_contract_with_commented_functions_is_no_function_alone() -> None:
+    source = "/* one */ contract A { /* two */ function f() public { x = 1; } }"
+    parsed = parse(source)
+    assert [f.contract for f in parsed.fragments] == ["A"]
+    assert parsed.error_lines == ()
+
+
 @pytest.mark.parametrize(
     "source",
     [

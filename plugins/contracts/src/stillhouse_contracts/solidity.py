@@ -20,9 +20,10 @@ QUERY = "\n".join(
 )
 HOLDERS = ("contract_declaration", "library_declaration", "interface_declaration")
 PRAGMA = re.compile(r"pragma\s+solidity\s+([^;]+);")
-# a function that stands alone is no program of the grammar: it is read as part of one
+# a function that stands alone is no program of the grammar: it is read as part of one. Atomic: a
+# comment ends at its first end, not at a later one that has a function behind it
 ALONE = re.compile(
-    r"(?:\s|//[^\n]*\n|/\*[\s\S]*?\*/)*(?:function|constructor|fallback|receive|modifier)\b"
+    r"(?>\s+|//[^\n]*\n|/\*[\s\S]*?\*/)*(?:function|constructor|fallback|receive|modifier)\b"
 )
 HEAD, TAIL = "contract Fragment {", "\n}"
 
