@@ -11,7 +11,6 @@ class TestClip(DomainSuite):
     assignments = {
         "vlm_ood": (
             "steps=4",
-            "teacher_steps=6",
             "shot_steps=2",
             "shot_views=1",
             "rows=cls,proximity,prompts",

@@ -43,7 +43,7 @@ from stillhouse_clip.open_models import LoadTowers
 from stillhouse_clip.prompts import BankOfPrompts, FreshPrompts, TrainedContext
 from stillhouse_clip.recipes.joined_teacher import Networks, joined_teacher
 from stillhouse_clip.recipes.own_teacher import FreshTowers, own_teacher
-from stillhouse_clip.recipes.vlm_ood_notes import JOINED, NOTES, OWN, PAPER
+from stillhouse_clip.recipes.vlm_ood_notes import JOINED, NOTES, OWN, PAPER, UNTRIED
 from stillhouse_clip.recipes.vlm_ood_settings import LOSSES, Row, Text, VlmOodSettings
 from stillhouse_clip.scores import FewShots, Known, TextSpace, Unseen
 from stillhouse_clip.taught import Support, WithTeacher
@@ -94,6 +94,8 @@ class _Stages:
             title = f"{settings.shots} images of each unseen class"
             studies[title] = [self._few_shots(seed) for seed in range(settings.seeds)]
         notes = NOTES if settings.teacher else (*NOTES, JOINED if settings.image_weights else OWN)
+        if settings.scale != "tiny":
+            notes = (*notes, UNTRIED)
         title = f"{settings.student}, open vocabulary, {made.title(made.exported)}"
         card = Card(title=title, task="zero-shot-image-classification", paper=PAPER)
         export = Export(outputs=("embedding", "logits"), card=card, usage=zero_shot_usage)

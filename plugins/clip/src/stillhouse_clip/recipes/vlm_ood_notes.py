@@ -25,6 +25,7 @@ OWN = (
     "The teacher is trained here on all classes, known and unseen, with names and descriptions: a "
     "stand-in for one that saw the web. Unseen test images are none of those it saw."
 )
+UNTRIED = "No whole run at this scale has been made before this one: steps and rates are guesses."
 JOINED = (
     "The teacher is an image network trained on labels of 1,000 classes, the unseen ones among "
     "them, and a sentence encoder; the linear map between both is learned on known classes and "
