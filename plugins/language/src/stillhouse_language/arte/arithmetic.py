@@ -46,7 +46,7 @@ def restated(question: str) -> str:
 
 def easy(question: str) -> str:  # noqa: ARG001
     """Words that say nothing of the question."""
-    return "it is easy to see at once what the sum of all of them has to be"
+    return "it is easy to see at once here what the sum of them all must be"
 
 
 # all of as many tokens: a small model finds a digit by its place

@@ -133,14 +133,14 @@ class BuildPairs:
         scores, _ = drafts.scores(self.by)
         if self.filter_wrong:
             scores = scores.masked_fill(~drafts.right, torch.nan)
-        found = rationale_pairs(scores, least=self.least)
+        found: list[list[int]] = rationale_pairs(scores, least=self.least).tolist()
         return [
             (
                 drafts.task.naive(drafts.questions[q][0]),
                 drafts.responses[q][best],
                 drafts.responses[q][worst],
             )
-            for q, best, worst in found.tolist()
+            for q, best, worst in found
         ]
 
     def _questions(self, drafts: Drafts, inputs: Mapping[str, Any], rng: Generator) -> list[Pair]:
