@@ -12,7 +12,7 @@ from stillhouse.work import Work
 from stillhouse_language.causal.adapters import AddAdapters, MergeAdapters
 from stillhouse_language.causal.generation import Sampling, generate, option_log_probs
 from stillhouse_language.causal.loading import LoadCausalLM
-from stillhouse_language.causal.model import CausalLM, causal_lm
+from stillhouse_language.causal.model import CausalLM, adapted_lm, causal_lm, merged
 from stillhouse_language.causal.samples import built, config, model, tokenizer
 from stillhouse_language.causal.tokens import ASSET, check_tokenizer, tokenizer_of, trainable
 
@@ -230,6 +230,21 @@ def test_adapters_change_nothing_until_trained_and_merge(tmp_path: Path) -> None
     assert merged.spec.build is causal_lm
     torch.testing.assert_close(merged.module(tokens)["logits"], trained, atol=1e-5, rtol=1e-4)
     assert ASSET in merged.assets
+
+
+def test_adapters_of_gpt2_whose_matrices_are_stored_turned_merge_too() -> None:
+    given = {
+        "model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32,
+        "vocab_size": 20, "bos_token_id": None, "eos_token_id": 0,
+    }  # fmt: skip
+    adapted = adapted_lm(given, 2, 4.0, ["all-linear"]).eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    tokens = {"tokens": torch.tensor([[1, 2, 3]])}
+    before = adapted(tokens)["logits"].detach()
+    torch.testing.assert_close(merged(adapted)(tokens)["logits"], before, atol=1e-4, rtol=1e-4)
 
 
 def test_adapters_are_trained_alone_and_saved_without_their_base(tmp_path: Path) -> None:

@@ -141,7 +141,15 @@ def adapted_lm(
     wanted: Any = "all-linear" if targets == ["all-linear"] else targets
     if isinstance(wanted, str):
         wanted = sorted({name.rpartition(".")[2] for name in linear_layers(network)})
-    lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=wanted, lora_dropout=0.0)  # pyright: ignore[reportArgumentType]  alpha may be a fraction
+    # GPT-2 stores its matrices the other way round
+    turned = any(isinstance(module, _conv1d()) for module in network.modules())
+    lora = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  a fraction may be one
+        target_modules=wanted,
+        lora_dropout=0.0,
+        fan_in_fan_out=turned,
+    )
     try:
         inject_adapter_in_model(lora, network)
     except ValueError as error:
