@@ -8,13 +8,15 @@ from safetensors import safe_open
 
 from stillhouse.artifact import load_model
 from stillhouse.data.data import TensorData
-from stillhouse.errors import BadData
+from stillhouse.errors import BadData, BadSetting
 from stillhouse.work import Work
 from stillhouse_clip.bilingual import sentences
 from stillhouse_clip.dual import FreshDual
 from stillhouse_clip.dual_export import BANK, ENCODER, TEXT_ONNX, DualExport, class_bank, padded
 from stillhouse_clip.images import ImageSpec
 from stillhouse_clip.languages import TEMPLATES
+from stillhouse_clip.objectives.distillation import unit
+from stillhouse_clip.predict import predict
 
 TEXTS = [*sentences("en")[:6], *sentences("zh")[:6]]
 
@@ -96,3 +98,27 @@ def test_an_export_without_class_names_says_so(tmp_path: Path, folder: Path) -> 
     export = DualExport(context=24, language="de", place=2)
     with pytest.raises(BadData, match="no text in de names a class"):
         export({"student": load_model(folder), **data()}, tmp_path / "x", work=Work())
+
+
+def test_images_are_named_among_any_labels(folder: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    image = data()["data"].rows(torch.arange(1))["images"][0]
+    file = tmp_path / "a.png"
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
+    built = load_model(folder)
+    labels = (TEXTS[0], TEXTS[7], TEXTS[2])
+    (row,) = predict(built, [file], labels=labels, top=2)
+    with torch.no_grad():
+        found = built.module({"images": image[None]})
+    bank = class_bank(built, labels, ("{}",), context=24)
+    expected = (found["scale"] * unit(found["embedding"]) @ bank.mT)[0].softmax(0)
+    best = expected.argsort(descending=True)
+    assert row["class"] == labels[int(best[0])]
+    assert row["probability"] == pytest.approx(float(expected.max()), abs=1e-4)
+    assert row["class 2"] == labels[int(best[1])]
+    assert "class 3" not in row
+    with pytest.raises(BadSetting, match="name two classes or more, each once"):
+        predict(built, [file], labels=("a", "a"))
+    with pytest.raises(BadData, match="more than the 24"):
+        predict(built, [file], labels=("a", "b " * 40))

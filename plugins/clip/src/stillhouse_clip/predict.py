@@ -12,6 +12,7 @@ from stillhouse.errors import BadData, BadSetting
 from stillhouse.files import each_file
 from stillhouse.work import Work
 from stillhouse_clip.banks import ZeroShot, new_bank, with_bank
+from stillhouse_clip.dual_predict import among_labels, reads_labels
 from stillhouse_clip.exporting import TEXT_TOWER
 from stillhouse_clip.images import images_of, pixels
 
@@ -30,6 +31,8 @@ def predict(
     """
     if top < 1:
         raise BadSetting(f"--top {top}: expected a whole number >= 1")
+    if reads_labels(model):
+        return among_labels(model, inputs, labels=labels, top=top)
     chosen = relabelled(model, labels) if labels else model
     module, images = chosen.module, images_of(_tower_spec(chosen))
     if not isinstance(module, ZeroShot) or images is None:
