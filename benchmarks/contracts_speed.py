@@ -32,7 +32,7 @@ from stillhouse_contracts.solidity import parse
 from stillhouse_contracts.usage import detected_by
 
 BATCH = 512
-TEACHER_ROWS = 512  # of the teacher, whose time is scaled to all functions
+TEACHER_ROWS = 64  # of the teacher, whose time is scaled to all functions
 
 
 def main() -> None:
@@ -86,7 +86,7 @@ def measured(
             (middle["parse"] + middle["tokens"] + middle["teacher"]) / whole, 1
         ),
         "rounds": rounds,
-        "environment": environment(),
+        "environment": environment("cpu"),
     }
 
 
