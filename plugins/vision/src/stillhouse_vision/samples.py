@@ -24,7 +24,7 @@ def digits() -> Mapping[str, NDArray[np.uint8] | NDArray[np.int64]]:
     chosen = np.concatenate([order[shuffled == digit][:TRAIN_A_CLASS] for digit in range(10)])
     train = np.zeros(len(labels), dtype=bool)
     train[chosen] = True
-    return {
+    return {  # pyright: ignore[reportReturnType]  scikit-learn's stubs know of tables, where pandas is
         "train_images": images[train],
         "train_labels": labels[train].astype(np.int64),
         "test_images": images[~train],

@@ -83,7 +83,8 @@ def dc_clip(settings: DCClip) -> Recipe:
     Claim: feature distillation of each tower alone, then alignment on few pairs of both languages,
     gives a small dual encoder that the same pairs alone do not. Rows: the pairs alone; stage 1 by
     feature map, embedding or logits; both stages. Command: `stillhouse run clip/dc_clip --scale
-    tiny|small|paper`. Scores are those of the last step; nothing is picked on the test data.
+    tiny|small|paper`. Scores are those of the last step. The heads of the
+    teacher at small were chosen on test sets (see the notes), nothing else.
 
     tiny: drawn scenes with English and Chinese sentences, a teacher trained on them. small:
     Flickr8k photos with English and Chinese captions, and emoji with names in 12 languages; the

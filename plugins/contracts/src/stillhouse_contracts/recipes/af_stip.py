@@ -301,7 +301,7 @@ def _folds(settings: AfStipSettings) -> Evaluate:
 
 
 def _transfer(settings: AfStipSettings, made: Comparison) -> Evaluate:
-    """Of the student that is exported."""
+    """Of the supervised student to a type that nobody was trained on."""
     data = _data(settings)
     spec = model(
         "stip",
