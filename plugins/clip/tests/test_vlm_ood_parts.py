@@ -167,7 +167,7 @@ def test_scores_are_of_the_right_classes() -> None:
     work = Work(data={"support": support})
     assert turned({"student": model}, data, work=work)["few_shot_accuracy"] == 0
     work = Work(
-        data={"validation": TensorData({"images": -pixels, "labels": torch.tensor([0, 1, 1])})}
+        data={"validation": TensorData({"images": -pixels, "labels": torch.tensor([0, 1, 0])})}
     )
     assert Known()({"student": model}, data, work=work)["known_accuracy"] == pytest.approx(0.75)
 
