@@ -54,7 +54,8 @@ def one_step(denoiser: nn.Module, noise: Tensor, labels: Tensor, *, sigma: float
     """DMD's generator: what a denoiser predicts of pure noise at the level it starts from,
     [B, C, H, W].
     """
-    level = noise.new_full((len(noise),), sigma)
+    # not of len(noise), which an exporter may take for a constant
+    level = torch.full_like(noise[:, 0, 0, 0], sigma)
     found: Tensor = denoiser({"images": sigma * noise, "sigma": level, "labels": labels})[
         "denoised"
     ]
