@@ -16,7 +16,7 @@ FIELD = {"miou", "nme", "bev", "cyclist", "pedestrian"}
 # vision/distill is the example of the command line's help and errors; `stillhouse new` writes a
 # recipe called distill; DisWOT's score and KnFu's rule are methods that the kernel itself holds
 # (objectives/language.py has losses of long vocabularies)
-ALLOWED = {"vision", "distill", "diswot", "knfu", "language"}
+ALLOWED = {"vision", "distill", "diswot", "knfu", "language", "clip"}
 
 
 def inner(metric: Metric) -> Iterator[Metric]:
