@@ -17,6 +17,7 @@ from stillhouse.artifact import Built, Model, save_model
 from stillhouse.batching import each_batch
 from stillhouse.data.data import Columns
 from stillhouse.errors import BadData
+from stillhouse.weights import read_state
 from stillhouse.work import Work
 from stillhouse_diffusion.phases import pixels
 
@@ -98,11 +99,7 @@ class LoadLite0:
 
     def __call__(self, inputs: Mapping[str, Any], out: Path, *, work: Work) -> None:
         file: Path = inputs["weights"]
-        try:
-            stored: Any = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # what is no such file fails in any way
-            reason = str(error).splitlines()[0]
-            raise BadData(f"{file}: no PyTorch file of tensors ({reason})") from error
+        stored = read_state(file)
         kwargs = {"classes": self.classes, "side": self.side}
         with torch.random.fork_rng():
             torch.manual_seed(work.seed)
