@@ -103,7 +103,7 @@ def test_a_vocabulary_goes_through_training_export_and_predict(
     vocabulary.unlink()  # nobody goes back to where it came from
     for name, word in {"one": "fine", "two": "awful awful"}.items():
         (tmp_path / name).write_text(word)
-    given = [tmp_path / "one", tmp_path / "two"]
+    given = [str(tmp_path / "one"), str(tmp_path / "two")]
     expected = [{"file": "one", "class": 1}, {"file": "two", "class": 0}]
     for student in (made["student"].path, folder, folder / "model.onnx"):
         assert predictions(str(student), given) == expected

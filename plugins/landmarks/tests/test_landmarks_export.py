@@ -49,7 +49,7 @@ def test_the_cards_lines_give_the_points_that_predict_writes(
     done = subprocess.run(command, cwd=out, capture_output=True, text=True, check=True)
     points = np.array([line.split() for line in done.stdout.splitlines()], dtype=float)
 
-    (row,) = predictions(str(out), [out / "image.png"])
+    (row,) = predictions(str(out), [str(out / "image.png")])
     listed = [line.split() for line in Path(row["listed"]).read_text().splitlines()[3:-1]]
     # 300-W counts pixels from 1 and from their middles
     assert points == pytest.approx(np.array(listed, dtype=float) - 0.5, abs=0.02)

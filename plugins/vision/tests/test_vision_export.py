@@ -61,7 +61,7 @@ def run(code: str, folder: Path) -> str:
 def test_the_cards_lines_give_what_predict_gives_with_and_without_torch(exported: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.DOTALL)
     prepare, by_onnx, by_torch, read = blocks
-    (row,) = predictions(str(exported), [exported / "image.png"])
+    (row,) = predictions(str(exported), [str(exported / "image.png")])
     ranked = [(row[f"class{n}"], row[f"probability{n}"]) for n in ("", " 2", " 3")]
     for code in (ALONE + prepare + by_onnx + read, prepare + by_torch + read):
         printed = [line.split() for line in run(code, exported).splitlines()]
@@ -99,14 +99,14 @@ def test_predict_takes_folders_and_onnx_exports(exported: Path, tmp_path: Path) 
     (images / "more").mkdir(parents=True)
     for name in ("a.png", "more/b.png"):
         (images / name).write_bytes((exported / "image.png").read_bytes())
-    rows = predictions(str(exported), [images])
+    rows = predictions(str(exported), [str(images)])
     assert [row["file"] for row in rows] == [str(images / n) for n in ("a.png", "more/b.png")]
     alone = tmp_path / "onnx"
     alone.mkdir()
     for name in ("model.onnx", "export.json"):
         (alone / name).write_bytes((exported / name).read_bytes())
     for student in (alone, alone / "model.onnx"):
-        found = predictions(str(student), [images])
+        found = predictions(str(student), [str(images)])
         assert [r["class"] for r in found] == [r["class"] for r in rows]
         assert found[0]["probability"] == pytest.approx(rows[0]["probability"], abs=2e-4)
     assert json.loads(as_text(rows, "json")) == rows
@@ -119,11 +119,11 @@ def test_a_broken_onnx_export_is_named(exported: Path, tmp_path: Path) -> None:
     file = tmp_path / "model.onnx"
     file.write_bytes(b"none")
     with pytest.raises(MissingData, match=r"model.onnx: there is no export.json beside it"):
-        predictions(str(file), [exported / "image.png"])
+        predictions(str(file), [str(exported / "image.png")])
     for text in ("[]", "{", '{"inputs": 3}'):
         (tmp_path / "export.json").write_text(text)
         with pytest.raises(CorruptArtifact, match=r"export.json: .*; export it again$"):
-            predictions(str(file), [exported / "image.png"])
+            predictions(str(file), [str(exported / "image.png")])
     (tmp_path / "export.json").write_bytes((exported / "export.json").read_bytes())
     with pytest.raises(CorruptArtifact, match=r"model.onnx: no whole ONNX file"):
-        predictions(str(file), [exported / "image.png"])
+        predictions(str(file), [str(exported / "image.png")])
