@@ -159,6 +159,8 @@ def test_logits_in_bf16_are_held_against_classes_and_nats() -> None:
     # KL(0.5, 0.5 || 0.6, 0.4) = 0.5 ln(0.5 / 0.6) + 0.5 ln(0.5 / 0.4) = 0.0204
     tilted = {"logits": torch.tensor([[0.6, 0.4]]).log()}
     assert misfit(flat, tilted, half=True) == "its logits are off by 2.0e-02 nats, of at most 1e-03"
+    masked = {"logits": torch.tensor([[0.0, 1.0, -torch.inf]])}  # a class that both exclude
+    assert misfit(masked, masked, half=True) == ""
     one, other = torch.tensor([[0.0, 1e-4]]), torch.tensor([[1e-4, 0.0]])
     assert misfit({"logits": one}, {"logits": other}, half=True) == (
         "100.0% of the rows get another class"

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillhouse.folding import CONVOLUTIONS, fold, pairs_of
+from stillhouse.objectives.logits import kl_terms
 from stillhouse.objectives.objective import Tensors
 
 FOLDED, CHANNELS_LAST, BF16, COMPILED = "folded", "channels_last", "bf16", "compiled"
@@ -214,7 +214,7 @@ def misfit(reference: Tensors, found: Tensors, *, half: bool) -> str:
 def _other_classes(value: Tensor, other: Tensor) -> str:
     """Of logits [B, classes]."""
     logp, logq = value.log_softmax(1), other.log_softmax(1)
-    kl = float(F.kl_div(logq, logp, log_target=True, reduction="batchmean"))
+    kl = float(kl_terms(logq, logp).sum() / len(logp))
     changed = float((value.argmax(1) != other.argmax(1)).double().mean())
     if not kl <= KL:
         return f"its logits are off by {kl:.1e} nats, of at most {KL:.0e}"

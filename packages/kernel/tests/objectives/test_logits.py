@@ -54,6 +54,19 @@ def test_kd_by_hand():
     assert loss.item() == pytest.approx(0.523249, abs=1e-6)
 
 
+@pytest.mark.parametrize("excluded", [-1e4, -torch.inf])
+def test_a_class_that_the_teacher_excludes_adds_nothing(excluded: float):
+    # the case by hand above, and a third class of probability 0, which the student may exclude too
+    teacher = torch.tensor([[2 * math.log(3), 0.0, -torch.inf]])
+    student = torch.tensor([[0.0, 0.0, excluded]], requires_grad=True)
+    loss = kd_loss(student, teacher, temperature=2.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.523249, abs=1e-6)
+    # T (p - q) = 2 (1/2 - 3/4)
+    assert student.grad is not None
+    assert student.grad.tolist() == [pytest.approx([-0.5, 0.5, 0.0])]
+
+
 def test_dkd_by_hand():
     # label 0, T = 1: teacher [4, 1, 3] / 8, student [1, 1, 1] / 3
     # TCKD: [1/2, 1/2] against [1/3, 2/3] = 1/2 ln(3/2) + 1/2 ln(3/4) = 0.058892

@@ -1,6 +1,7 @@
 """Quantization after training: every op is found, the gradients lead, the model comes back."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,13 @@ def test_divergences_by_hand(likelihood: Likelihood, expected: float):
     else:  # KL(1/2 || 3/4) = 1/2 log(2/3) + 1/2 log 2 = .1438; of 3/4 from 1/2, .1308
         found = divergence(torch.tensor([0.0]), torch.tensor([3.0]).log(), likelihood)
     assert float(found) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_class_that_the_float_model_excludes_adds_nothing():
+    # [1/2, 1/2, 0] from [1/2, 1/4, 1/4]: 1/2 ln 2
+    found = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    expected = torch.tensor([[0.0, 0.0, -torch.inf]])
+    assert float(divergence(found, expected, "categorical")) == pytest.approx(0.5 * math.log(2))
 
 
 def test_more_bits_are_nearer_to_the_floats():

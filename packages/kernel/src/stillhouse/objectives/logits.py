@@ -92,9 +92,18 @@ def standardized(logits: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
     return logits.shape[1] ** 0.5 * _unit_rows(full(logits))
 
 
+def kl_terms(log_p: Float[Tensor, "*N"], log_q: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    """The terms q (ln q - ln p) of KL(q || p) in nats; 0 where q is 0, whatever p is there.
+
+    torch's kl_div gives NaN for a class of which q says -inf, though its limit is 0.
+    """
+    terms = F.kl_div(log_p, log_q, reduction="none", log_target=True)
+    return torch.where(log_q > -torch.inf, terms, 0.0)
+
+
 def _kl(p: Float[Tensor, "B K"], q: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
     """KL(q || p) of log-probabilities, mean over B."""
-    return F.kl_div(p, q, reduction="batchmean", log_target=True)
+    return kl_terms(p, q).sum() / len(p)
 
 
 def _decoupled(

@@ -13,6 +13,7 @@ from torch.nn import functional
 from stillhouse.artifact import Built, Model, recorded, save_model, spec_of
 from stillhouse.data.data import Data, rows_of
 from stillhouse.errors import BadRecipe, BadSetting, ContractError
+from stillhouse.objectives.logits import kl_terms
 from stillhouse.quantize.fake import check_bits
 from stillhouse.quantize.ops import Ops
 from stillhouse.quantize.scales import Metric, Op, Scales, minmax_scales, search_scales
@@ -240,7 +241,7 @@ def divergence(found: Tensor, expected: Tensor, likelihood: Likelihood) -> Tenso
         entropy = functional.binary_cross_entropy_with_logits(expected, p)
         return functional.binary_cross_entropy_with_logits(found, p) - entropy
     log_q, log_p = functional.log_softmax(found, dim=-1), functional.log_softmax(expected, dim=-1)
-    return functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).mean()
+    return kl_terms(log_q, log_p).sum(-1).mean()
 
 
 def _covering(
