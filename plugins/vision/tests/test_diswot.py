@@ -282,7 +282,9 @@ def test_sampled_cells_are_rows_of_the_table(tmp_path: Path) -> None:
         SampleCells(count=3)({"source": tmp_path}, work=Work(rng=rng))
     with pytest.raises(BadSetting, match=r"the table has 10 or 100 classes \(got 3\)"):
         SampleCells(count=1, classes=3)
-    with pytest.raises(BadData, match="cannot be read as a table with arch_str and cifar100"):
+    with pytest.raises(
+        BadData, match="no column cifar100_test_acc; it has arch_str, cifar10_test_acc"
+    ):
         SampleCells(count=1, classes=100)({"source": tmp_path}, work=Work(rng=rng))
     with pytest.raises(BadSetting, match=r"count must be >= 1 \(got 0\)"):
         SampleCells(count=0)

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from stillhouse.data.data import Columns
-from stillhouse.errors import BadData, BadSetting, MissingData
+from stillhouse.data.parquet import open_parquet, parquet_rows
+from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.inputs import named
 from stillhouse.work import Work
 from stillhouse_clip.images import pixels
@@ -141,13 +140,7 @@ class ReadPairs:
             )
 
     def _of_file(self, file: Path) -> Iterator["_Row"]:
-        if not file.is_file():
-            raise MissingData(f"{file} is not there; get the data set again")
-        try:
-            opened = pq.ParquetFile(file)
-        except (OSError, pa.ArrowInvalid) as error:
-            reason = str(error).splitlines()[0]
-            raise BadData(f"{file}: cannot be read as parquet ({reason}); get it again") from error
+        opened = open_parquet(file)
         names = opened.schema_arrow.names
         columns = {
             column: language
@@ -160,20 +153,17 @@ class ReadPairs:
                 f"{file}: needs image and captions_<language> or name_<language> of "
                 f"{', '.join(self.languages)}; it has {', '.join(names)}"
             )
-        label = 0
-        for batch in opened.iter_batches(256, columns=["image", *columns]):
-            for row in batch.to_pylist():
-                where = f"{file}: row {label}"
-                yield _Row(
-                    pixels=pixels(row["image"]["bytes"], self.size, where),
-                    label=label,
-                    texts=[
-                        (language, text)
-                        for column, language in columns.items()
-                        for text in _several(row[column], f"{where}: {column}")
-                    ],
-                )
-                label += 1
+        for label, row in enumerate(parquet_rows(opened, ("image", *columns))):
+            where = f"{file}: row {label}"
+            yield _Row(
+                pixels=pixels(row["image"]["bytes"], self.size, where),
+                label=label,
+                texts=[
+                    (language, text)
+                    for column, language in columns.items()
+                    for text in _several(row[column], f"{where}: {column}")
+                ],
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

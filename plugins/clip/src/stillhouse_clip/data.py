@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from stillhouse.data.data import Columns
+from stillhouse.data.parquet import parquet_rows
 from stillhouse.errors import BadData, BadSetting, MissingData
 from stillhouse.work import Work
 from stillhouse_clip.class_lists import ClassText, Split, plain_name, read_lists
 from stillhouse_clip.images import DecodeImage, Fit, Sample, image_columns
 from stillhouse_clip.labels import prompts_of
-from stillhouse_clip.parquet import parquet_rows
 
 PORTS = ("train", "validation", "unseen", "shots", "classes", "every")
 LISTED = "classes.json"  # of a folder of parquet files

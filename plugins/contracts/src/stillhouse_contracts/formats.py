@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from stillhouse.data.notes import note
+from stillhouse.data.parquet import open_parquet, parquet_rows
 from stillhouse.errors import BadData, MissingData
 from stillhouse_contracts.solidity import Parsed, parse
 
@@ -76,18 +77,9 @@ def read_solidity(file: Path) -> str:
 
 
 def _of_table(file: Path) -> list[Labelled]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(file)
-    except (OSError, pa.ArrowException) as error:
-        raise BadData(f"{file}: no parquet table ({str(error).splitlines()[0]})") from error
-    for name in ("code", "labels"):
-        if name not in table.column_names:
-            raise BadData(f"{file}: no column '{name}' (it has {', '.join(table.column_names)})")
+    opened = open_parquet(file, ("code", "labels"))
     found: list[Labelled] = []
-    for number, row in enumerate(table.to_pylist()):
+    for number, row in enumerate(parquet_rows(opened)):
         code, types = row["code"], row["labels"]
         if not isinstance(code, str) or not isinstance(types, list):
             raise BadData(f"{file}: row {number}: code must be a text and labels a list of texts")

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from stillhouse.data.data import Columns
 from stillhouse.data.images import IMAGE_SUFFIXES, fit_square, read_image
+from stillhouse.data.parquet import column_of, open_parquet, parquet_rows
 from stillhouse.data.sources import check_apart, visible_files, visible_folders
 from stillhouse.data.splits import Split, check_classes, child_splits, parts, split_of
 from stillhouse.errors import BadData, BadSetting
@@ -151,28 +150,17 @@ def labelled_rows(source: Path) -> dict[str, list[Row]]:
 
 
 def _parquet(file: Path) -> list[Row]:
-    try:
-        table = pq.read_table(file)
-    except (OSError, pa.ArrowInvalid) as error:
-        reason = str(error).splitlines()[0]
-        raise BadData(f"{file}: cannot be read as parquet ({reason}); get it again") from error
-    image, label = (_column(table.column_names, names, file) for names in (IMAGES, LABELS))
+    opened = open_parquet(file)
+    image, label = (column_of(opened, names, file) for names in (IMAGES, LABELS))
     rows: list[Row] = []
-    pairs = zip(table[image].to_pylist(), table[label].to_pylist(), strict=True)
-    for number, (value, number_of) in enumerate(pairs):
+    for number, row in enumerate(parquet_rows(opened, (image, label))):
+        value, number_of = row[image], row[label]
         content = value.get("bytes") if isinstance(value, dict) else value
         where = f"{file}: row {number}"
         if not isinstance(content, bytes) or not isinstance(number_of, int):
             raise BadData(f"{where}: has no image or label; complete or remove it")
         rows.append(Row(where, content, number_of))
     return rows
-
-
-def _column(names: list[str], wanted: tuple[str, ...], file: Path) -> str:
-    found = next((name for name in wanted if name in names), "")
-    if not found:
-        raise BadData(f"{file}: no column {' or '.join(wanted)}; it has {', '.join(names)}")
-    return found
 
 
 def balanced_labels(first: int, last: int, classes: int) -> Tensor:

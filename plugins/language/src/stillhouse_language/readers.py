@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from stillhouse.data.parquet import parquet_rows
 from stillhouse.errors import BadData, MissingData, UnknownName
 
 Row = Mapping[str, Any]  # Any: JSON values, or texts
@@ -45,7 +46,7 @@ def read_rows(file: Path, *, heads: Sequence[str] = ()) -> Iterator[Row]:
         case kind if kind in TABLES:
             return _table(file, "\t" if kind == ".tsv" else ",", heads)
         case ".parquet":
-            return _parquet(file)
+            return parquet_rows(file)
         case _:
             known = ", ".join((*LINES, *TABLES, ".parquet"))
             raise BadData(f"{file}: holds no rows; rows are read from files that end in {known}")
@@ -120,15 +121,3 @@ def _table(file: Path, between: str, heads: Sequence[str]) -> Iterator[Row]:
                 f"({', '.join(names)})"
             )
         yield dict(zip(names, cells, strict=True))
-
-
-def _parquet(file: Path) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table: Any = pq.read_table(file)  # Any: pyarrow has no types
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise BadData(f"{file}: cannot be read as parquet ({reason})") from error
-    yield from table.to_pylist()

@@ -18,12 +18,13 @@ from torch import Generator, Tensor
 from stillhouse.data.data import Columns
 from stillhouse.data.images import IMAGE_SUFFIXES
 from stillhouse.data.notes import note
+from stillhouse.data.parquet import column_of
 from stillhouse.data.sources import check_apart, copied, note_left_out, visible_files
 from stillhouse.data.splits import Split, check_classes, parts
 from stillhouse.errors import BadData
 from stillhouse.work import Work
 from stillhouse_vision.folders import class_folders, class_names, parquet_files
-from stillhouse_vision.images import ParquetImage, ParquetImages, Sample, image_columns, no_column
+from stillhouse_vision.images import ParquetImage, ParquetImages, Sample, image_columns
 from stillhouse_vision.models.classifier import ImageSpec
 
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -158,9 +159,8 @@ def parquet_samples(file: Path, root: Path) -> list[Sample]:
     """
     where = file.relative_to(root.parent).as_posix()
     images = ParquetImages(file, where)
-    labels = parquet_labels(images)
-    if labels is None:
-        raise no_column(where, LABEL_COLUMNS, images.parquet.schema_arrow.names)
+    column_of(images.parquet, LABEL_COLUMNS, where)
+    labels = parquet_labels(images) or []
     return [_row(image, label) for image, label in zip(images.samples(), labels, strict=True)]
 
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,6 +18,7 @@ from torch import Tensor
 from stillhouse.data.data import Columns
 from stillhouse.data.encoded import Decoder, Encoded
 from stillhouse.data.images import fit_square, read_image
+from stillhouse.data.parquet import column_of, open_parquet, unreadable
 from stillhouse.errors import BadData
 from stillhouse.work import Work
 from stillhouse_vision.models.classifier import ImageSpec
@@ -35,15 +35,8 @@ class ParquetImages:
 
     def __init__(self, file: Path, where: str) -> None:
         self.where = where
-        try:
-            self.parquet = pq.ParquetFile(file, memory_map=True)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise unreadable(file, error) from error
-        names = self.parquet.schema_arrow.names
-        found = [name for name in IMAGE_COLUMNS if name in names]
-        if not found:
-            raise no_column(where, IMAGE_COLUMNS, names)
-        self.column = found[0]
+        self.parquet = open_parquet(file, memory_map=True)
+        self.column = column_of(self.parquet, IMAGE_COLUMNS, where)
         self._held: tuple[int, Any] = (-1, None)  # Any: an Arrow array
 
     def samples(self) -> Iterator["ParquetImage"]:
@@ -57,23 +50,14 @@ class ParquetImages:
         if self._held[0] != group:
             try:
                 table = self.parquet.read_row_group(group, columns=[self.column])
-            except (OSError, pa.ArrowInvalid) as error:
-                raise unreadable(Path(self.where), error) from error
+            except (OSError, pa.ArrowException) as error:
+                raise unreadable(self.where, error) from error
             found = table.column(0).combine_chunks()
             if pa.types.is_struct(found.type):
                 found = found.field("bytes")
             self._held = group, found
         value: object = self._held[1][row].as_py()
         return value if isinstance(value, bytes) else None
-
-
-def unreadable(file: Path, error: Exception) -> BadData:
-    reason = str(error).splitlines()[0]
-    return BadData(f"{file}: cannot be read as parquet ({reason}); get it again")
-
-
-def no_column(where: str, names: Sequence[str], found: Sequence[str]) -> BadData:
-    return BadData(f"{where}: no column {' or '.join(names)}; it has {', '.join(found)}")
 
 
 @dataclass(frozen=True, kw_only=True)

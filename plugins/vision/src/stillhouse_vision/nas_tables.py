@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from stillhouse.data.data import Columns
+from stillhouse.data.parquet import open_parquet
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.search.space import text_of
 from stillhouse.work import Work
@@ -41,7 +41,8 @@ class SampleCells:
         self, inputs: Mapping[str, Any], *, work: Work
     ) -> Mapping[str, Columns]:  # Any: what each input's opener returns
         column = ACCURACIES[self.classes]
-        table = _read(Path(inputs["source"]) / CELLS, column)
+        columns = [CELL, column]
+        table = open_parquet(Path(inputs["source"]) / CELLS, columns).read(columns)
         if len(table) < self.count:
             raise BadData(f"{CELLS}: {len(table)} cells, {self.count} are wanted; set fewer")
         rows = torch.randperm(len(table), generator=work.rng)[: self.count]
@@ -49,13 +50,3 @@ class SampleCells:
         encodings = [text_of({"ops": list(parse_cell(text))}) for text in chosen[CELL]]
         accuracy = torch.tensor(chosen[column], dtype=torch.float64) / 100
         return {"trials": {"encoding": encodings, "score": accuracy}}
-
-
-def _read(file: Path, column: str) -> pa.Table:
-    try:
-        return pq.read_table(file, columns=[CELL, column])
-    except (OSError, pa.ArrowInvalid) as error:
-        reason = str(error).splitlines()[0]
-        raise BadData(
-            f"{file}: cannot be read as a table with {CELL} and {column} ({reason})"
-        ) from error

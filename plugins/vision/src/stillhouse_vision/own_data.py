@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stillhouse.data.images import IMAGE_SUFFIXES, read_image
+from stillhouse.data.parquet import column_of, open_parquet
 from stillhouse.data.sources import visible_files
 from stillhouse.data.splits import Split
 from stillhouse.errors import BadData, BadSetting
@@ -142,7 +142,7 @@ def _is_image(file: Path) -> bool:
 
 
 def _at_parquet(files: Mapping[Split, Sequence[Path]]) -> Look:
-    names = _feature_names(_open(files["train"][0]).schema_arrow)
+    names = _feature_names(open_parquet(files["train"][0]).schema_arrow)
     sizes, grey = _seen(_encoded(files["train"]))
     return Look(
         rows=Counter(label for file in files["train"] for label in _labels(file)),
@@ -154,28 +154,15 @@ def _at_parquet(files: Mapping[Split, Sequence[Path]]) -> Look:
     )
 
 
-def _open(file: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file)
-    except (OSError, pa.ArrowInvalid) as error:
-        reason = str(error).splitlines()[0]
-        raise BadData(f"{file}: cannot be read as parquet ({reason}); get it again") from error
-
-
 def _labels(file: Path) -> list[int]:
-    opened = _open(file)
-    column = next((n for n in LABEL_COLUMNS if n in opened.schema_arrow.names), None)
-    if column is None:
-        raise BadData(
-            f"{file.name}: no column {' or '.join(LABEL_COLUMNS)}; "
-            f"it has {', '.join(opened.schema_arrow.names)}"
-        )
+    opened = open_parquet(file)
+    column = column_of(opened, LABEL_COLUMNS, file.name)
     values = opened.read(columns=[column]).column(column).to_pylist()
     return [value for value in values if isinstance(value, int)]  # the reader names the others
 
 
 def _encoded(files: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
-    opened = _open(files[0])
+    opened = open_parquet(files[0])
     column = next((n for n in IMAGE_COLUMNS if n in opened.schema_arrow.names), None)
     if column is None:
         return  # the reader says so

@@ -9,6 +9,7 @@ import torch
 
 from stillhouse.artifact import Model
 from stillhouse.data.data import Columns, RowData, TensorData
+from stillhouse.data.parquet import parquet_rows
 from stillhouse.errors import BadData
 from stillhouse.objectives.objective import Composed, Cosine, Optimizer, Phase, Weighted
 from stillhouse.objectives.term import Term
@@ -18,7 +19,6 @@ from stillhouse_clip.banks import text_rows
 from stillhouse_clip.images import ImageSpec, pixels
 from stillhouse_clip.labels import prompts_of
 from stillhouse_clip.objectives import scaled_contrastive_loss
-from stillhouse_clip.parquet import parquet_rows
 from stillhouse_clip.pretrained import Join, LoadImages, LoadText, projection
 from stillhouse_clip.recipes.own_teacher import text_column
 from stillhouse_clip.taught import image_rows
