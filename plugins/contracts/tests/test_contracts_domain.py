@@ -13,6 +13,7 @@ class TestContracts(DomainSuite):
     """The data-free students and their baseline; `tiny` with all its rows and studies is slow."""
 
     domain = "contracts"
+    slow = ("af_stip",)
     assignments: ClassVar[Mapping[str, Sequence[str]]] = {
         "af_stip": (
             "students=supervised,noise,generator,logistic",

@@ -8,3 +8,4 @@ pytestmark = pytest.mark.timeout(1500)
 
 class TestLandmarks(DomainSuite):
     domain = "landmarks"
+    slow = ("two_teacher",)

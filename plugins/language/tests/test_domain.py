@@ -3,8 +3,9 @@ import pytest
 from stillhouse.testing import DomainSuite
 
 # a run and a second, killed one of every stage, beside another worker on two cores
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.timeout(1500)
 
 
 class TestLanguage(DomainSuite):
     domain = "language"
+    slow = ("arte", "autodistil")

@@ -13,6 +13,7 @@ class TestPointcloud(DomainSuite):
     """All rows of `tiny`, trained for fewer steps."""
 
     domain = "pointcloud"
+    slow = ("pointdistiller",)
     assignments: ClassVar[Mapping[str, Sequence[str]]] = {
         "pointdistiller": ("steps=20", "teacher_steps=40")
     }

@@ -13,6 +13,7 @@ class TestSam(DomainSuite):
     """The method, its baseline and 8 bits; `tiny` with all its rows and studies is slow."""
 
     domain = "sam"
+    slow = ("tinysam",)
     assignments: ClassVar[Mapping[str, Sequence[str]]] = {
         "tinysam": ("students=embedding,weighting", "bits=[8]", "compared=false", "everything=1")
     }

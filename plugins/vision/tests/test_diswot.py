@@ -289,5 +289,5 @@ def test_sampled_cells_are_rows_of_the_table(tmp_path: Path) -> None:
     with pytest.raises(BadSetting, match=r"count must be >= 1 \(got 0\)"):
         SampleCells(count=0)
     (tmp_path / CELLS).write_bytes(b"not a table")
-    with pytest.raises(BadData, match="cannot be read as a table with arch_str"):
+    with pytest.raises(BadData, match="cannot be read as parquet"):
         SampleCells(count=1)({"source": tmp_path}, work=Work(rng=rng))

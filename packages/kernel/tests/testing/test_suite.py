@@ -148,6 +148,12 @@ class TestFaulty(DomainSuite):
     }
 
 
+class TestSlow(DomainSuite):
+    domain = "faulty"
+    exempt = {"salted": "hashes are salted"}
+    slow = ("dice",)
+
+
 class TestNothing(DomainSuite):
     domain = "nothing"
 """
@@ -166,6 +172,8 @@ def test_a_subclass_is_all_that_a_plugin_needs(tmp_path) -> None:
             "-q",
             "-p",
             "no:cacheprovider",
+            "-m",
+            "not slow",
         ],
         cwd=folder,
         capture_output=True,
@@ -181,5 +189,5 @@ def test_a_subclass_is_all_that_a_plugin_needs(tmp_path) -> None:
     assert all("TestNothing" in line for line in failed)
     assert "domain 'nothing': None" in out
     # of TestFaulty: loads, hashes alike, says what settings mean, refuses bad ones, types no number
-    # into notes, is not run again
-    assert " 6 passed, " in out.splitlines()[-1]
+    # into notes, is not run again; of TestSlow the first five, which need no run
+    assert " 11 passed, " in out.splitlines()[-1]

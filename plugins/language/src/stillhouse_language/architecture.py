@@ -5,7 +5,7 @@ w: channels of queries, keys and values, s: tokens of a sample.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from stillhouse.errors import BadSetting
@@ -34,7 +34,7 @@ class Architecture:
     full_heads: int = 12
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        for name, value in vars(self).items():
             if name != "pooler" and value < 1:
                 raise BadSetting(f"architecture: {name} must be >= 1 (got {value})")
 
@@ -57,7 +57,7 @@ class Architecture:
 
     def record(self) -> dict[str, Any]:  # Any: JSON values
         """As JSON values; `of` reads them."""
-        return asdict(self)
+        return dict(vars(self))
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Architecture":  # Any: JSON values

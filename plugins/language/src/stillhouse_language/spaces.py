@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -42,21 +42,14 @@ class SubSpace:
                     f"sub-space: {ratio:g} x {width} units are no whole number; choose a width "
                     "that gives one"
                 )
-        for each in self.architectures:
-            self.full.cut(layers=each.layers, width=each.width, inner=each.inner, heads=each.heads)
+        _ = self.architectures  # none is larger than `full`
 
-    @cached_property
+    @property
     def architectures(self) -> tuple[Architecture, ...]:
         """From the smallest to the largest by the official estimate of parameters; ties in the
         order of (layers, width, inner, heads).
         """
-        every = [
-            self.full.cut(layers=depth, width=d, inner=int(d * r), heads=h)
-            for depth, d, r, h in itertools.product(
-                self.layers, self.widths, self.ratios, self.heads
-            )
-        ]
-        return tuple(sorted(every, key=_by_size))
+        return _architectures(self.full, self.layers, self.widths, self.ratios, self.heads)
 
     @property
     def largest(self) -> Architecture:
@@ -73,6 +66,22 @@ class SubSpace:
         """
         a = self.largest
         return self.full.cut(layers=self.full.layers, width=a.width, inner=a.inner, heads=a.heads)
+
+
+@lru_cache(maxsize=64)
+def _architectures(
+    full: Architecture,
+    layers: tuple[int, ...],
+    widths: tuple[int, ...],
+    ratios: tuple[float, ...],
+    heads: tuple[int, ...],
+) -> tuple[Architecture, ...]:
+    """Settings ask for them again and again."""
+    every = [
+        full.cut(layers=depth, width=d, inner=int(d * r), heads=h)
+        for depth, d, r, h in itertools.product(layers, widths, ratios, heads)
+    ]
+    return tuple(sorted(every, key=_by_size))
 
 
 def _by_size(a: Architecture) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ A domain's tests subclass it; all its tests share one finished `tiny` run of eac
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,12 +34,14 @@ class DomainSuite:
     """Subclass it as `class TestDomain(DomainSuite): domain = "vision"`.
 
     `exempt` maps a recipe, or "recipe:test_name", to the reason why it is left out. `assignments`
-    maps a recipe to what `--set` would say; then the suite is that of those recipes alone.
+    maps a recipe to what `--set` would say; then the suite is that of those recipes alone. Of the
+    recipes in `slow`, what needs a run is marked so.
     """
 
     domain: ClassVar[str] = ""
     exempt: ClassVar[Mapping[str, str]] = {}
     assignments: ClassVar[Mapping[str, Sequence[str]]] = {}
+    slow: ClassVar[Collection[str]] = ()
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """One set of tests a recipe; an unloadable domain is one failing set."""
@@ -47,7 +49,14 @@ class DomainSuite:
             domain = domains().get(self.domain)
             names = domain.recipes if isinstance(domain, Domain) else ("?",)
             chosen = [name for name in names if not self.assignments or name in self.assignments]
-            every = [f"{self.domain}/{name}" for name in chosen]
+            runs = "project" in metafunc.fixturenames
+            every = [
+                pytest.param(
+                    f"{self.domain}/{name}",
+                    marks=[pytest.mark.slow] if runs and name in self.slow else [],
+                )
+                for name in chosen
+            ]
             metafunc.parametrize("recipe", every)
 
     @pytest.fixture(autouse=True)
