@@ -7,9 +7,12 @@ from stillhouse.data.sampling import NoData
 from stillhouse.errors import BadSetting, StillhouseError
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.settings import make_recipe, make_settings
-from stillhouse.stages import Train
+from stillhouse.stages import Convert, Train
+from stillhouse_contracts.counts import FitCounts
+from stillhouse_contracts.lessons import Lesson
 from stillhouse_contracts.recipes.af_stip import ROWS
-from stillhouse_contracts.recipes.af_stip_settings import STUDENTS
+from stillhouse_contracts.recipes.af_stip_lessons import lesson
+from stillhouse_contracts.recipes.af_stip_settings import STUDENTS, AfStipSettings
 
 NAME = "contracts/af_stip"
 DATA_FREE = ("noise", "generator")
@@ -89,6 +92,37 @@ def test_a_given_teacher_is_checked_and_taken() -> None:
     assert made.stage("noise-0").inputs == {"teacher": "teacher.model"}
 
 
+def test_a_row_may_have_numbers_of_its_own() -> None:
+    made = recipe(lr=0.5, numbers={"kd.lr": 0.25, "kd.temperature": 3, "logistic.strength": 7})
+    rates = {name: lesson_of(made, name).objective.phases["student"] for name in ("kd", "noise")}
+    assert [rates[name].optimizer.lr for name in ("kd", "noise")] == [0.25, 0.5]
+    logistic = made.stage("logistic-0")
+    assert isinstance(logistic, Convert)
+    assert isinstance(logistic.convert, FitCounts)
+    assert logistic.convert.strength == 7
+
+
+def lesson_of(made: Recipe, name: str) -> Train:
+    stage = made.stage(f"{name}-0")
+    assert isinstance(stage, Train)
+    return stage
+
+
+def test_stages_and_folds_train_alike() -> None:
+    """What is cross-validated, and for what settings are chosen, is what the rows are."""
+    settings = make_settings(NAME, "small", {})
+    assert isinstance(settings, AfStipSettings)
+    made = make_recipe(NAME, settings)
+    for name in STUDENTS:
+        if name == "logistic":
+            continue
+        own, stage = lesson(settings, name), lesson_of(made, name)
+        assert isinstance(own, Lesson)
+        assert (stage.objective, stage.fresh, stage.steps) == (own.objective, own.fresh, own.steps)
+        assert ("teacher" in stage.inputs) == bool(own.teacher)
+        assert stage.inputs.get("data", "data.nothing") == f"data.{own.reads}"
+
+
 def test_learned_vectors_are_a_base_of_every_network() -> None:
     pytest.importorskip("gensim")
     made = recipe(embedding="word2vec")
@@ -104,7 +138,9 @@ def test_learned_vectors_are_a_base_of_every_network() -> None:
     [
         ({"students": ["kd"], "method": "kd", "exported": "kd"}, "baseline 'supervised'"),
         ({"students": ["supervised"]}, "method 'noise' is not among them"),
-        ({"folds": 1}, "folds: two or more"),
+        ({"folds": 2}, "folds: 3 or more"),
+        ({"numbers": {"kd.rate": 1}}, "numbers: 'kd.rate' is no <row>.<number>"),
+        ({"numbers": {"kd.alpha": 2}}, "alpha"),
         ({"exported": "bilstm"}, "recurrent"),
         ({"alpha": 2}, "alpha"),
         ({"novel": "reentrancy"}, "'reentrancy' is among the types"),

@@ -37,6 +37,14 @@ def test_binary_kd_reaches_the_student_alone() -> None:
     assert teacher.grad is None
 
 
+def test_functions_with_a_type_weigh_as_much_as_is_said() -> None:
+    yes, no = torch.ones(1, 1), torch.zeros(1, 1)
+    assert float(label_loss(LOG3, yes, positive=5)) == pytest.approx(-5 * math.log(0.75))
+    assert float(label_loss(LOG3, no, positive=5)) == pytest.approx(-math.log(0.25))
+    with pytest.raises(BadSetting, match="positive"):
+        label_loss(LOG3, yes, positive=0)
+
+
 def test_terms_of_labels_by_hand() -> None:
     assert float(label_loss(ZERO, torch.ones(1, 1))) == pytest.approx(math.log(2))
     assert float(pseudo_label_loss(LOG3, LOG3)) == pytest.approx(-math.log(0.75))

@@ -20,8 +20,8 @@ class TestContracts(DomainSuite):
             "exported=supervised",
             "steps=8",
             "teacher_steps=8",
-            "folds=2",
-            "fold_learners=logistic",
+            "folds=3",
+            "fold_learners={text: [noise, logistic]}",
         )
     }
 

@@ -1,5 +1,13 @@
 """The cross-validation and the transfer: what they train, how they resume, what they refuse."""
 
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +20,11 @@ from stillhouse.data.data import TensorData
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.recipe import Context, Event, silent
 from stillhouse.work import Work
-from stillhouse_contracts.folds import CrossValidation, Lesson
+from stillhouse_contracts.folds import CrossValidation
+from stillhouse_contracts.lessons import Counts, Lesson
 from stillhouse_contracts.models import model
 from stillhouse_contracts.tokens import IDS
+from stillhouse_contracts.training import distilled, supervised, taught
 from stillhouse_contracts.transfer import Transfer
 
 TYPES = ("a",)
@@ -48,13 +58,31 @@ def data(rows: int = 60) -> TensorData:
     )
 
 
+def lesson(**changes: Any) -> Lesson:
+    given: dict[str, Any] = {
+        "objective": supervised("student", 1e-2),
+        "fresh": {"student": spec()},
+        "steps": 6,
+        "batch": 16,
+        **changes,
+    }
+    return Lesson(**given)
+
+
+TEACHER = lesson(objective=supervised("teacher", 1e-2), fresh={"teacher": spec()})
+SOFT = {"alpha": 0.5, "temperature": 2.0}
 FOLDS = CrossValidation(
     types=TYPES,
-    learners=("student", "logistic"),
-    lessons={"student": Lesson(model=spec(), lr=1e-2, steps=8)},
+    learners={
+        "text": ("logistic", "supervised", "all-positive"),
+        "contract": ("logistic", "supervised"),
+        "random": ("logistic",),
+    },
+    lessons={"supervised": lesson(), "logistic": Counts()},
+    teacher=spec(),
+    baseline="supervised",
     folds=3,
     seeds=1,
-    batch=16,
 )
 
 
@@ -62,12 +90,27 @@ def test_rows_are_learners_by_split() -> None:
     found = FOLDS({}, data(), work=Work.seeded(0))
     rows = list(dict.fromkeys(row for row, _ in found))
     assert rows == list(FOLDS.rows())
-    assert rows[:3] == ["student, by text", "student, by contract", "student, by random"]
+    assert rows == [
+        "logistic, by text", "supervised, by text", "all-positive, by text",
+        "logistic, by contract", "supervised, by contract", "logistic, by random",
+    ]  # fmt: skip
     assert {name for _, name in found} == {score.name for score in FOLDS.scores()}
-    assert found["student, by text", "trainings"] == 3
-    assert all(0 <= value <= 1 for (_, name), value in found.items() if name != "trainings")
+    assert found["supervised, by text", "trainings"] == 3
     # one token tells
     assert found["logistic, by text", "macro_f1"] > 0.8
+    # half of the functions have the type: precision 1/2, recall 1
+    assert found["all-positive, by text", "macro_f1"] == pytest.approx(2 / 3, abs=0.06)
+
+
+def test_gains_are_paired_by_fold() -> None:
+    found = FOLDS({}, data(), work=Work.seeded(0))
+    mean = {row: found[row, "macro_f1"] for row in FOLDS.rows()}
+    gain = found["logistic, by text", "f1_gain"]
+    assert gain == pytest.approx(mean["logistic, by text"] - mean["supervised, by text"])
+    low, high = (found["logistic, by text", name] for name in ("gain_low", "gain_high"))
+    assert low <= gain <= high
+    assert ("supervised, by text", "f1_gain") not in found
+    assert ("logistic, by random", "f1_gain") not in found, "the baseline is not in that split"
 
 
 def test_copies_on_both_sides_are_remembered_by_a_random_split_alone() -> None:
@@ -77,7 +120,8 @@ def test_copies_on_both_sides_are_remembered_by_a_random_split_alone() -> None:
     tokens = torch.randint(20, 200, (60, LENGTH), generator=rng).repeat(2, 1)
     labels = (torch.rand(60, 1, generator=rng) < 0.5).float().repeat(2, 1)
     table = TensorData({**columns, "tokens": tokens, "labels": labels})
-    metric = replace(FOLDS, learners=("logistic",), folds=4, seeds=2)
+    every = dict.fromkeys(("text", "random"), ("logistic",))
+    metric = replace(FOLDS, learners=every, folds=4, seeds=2)
     found = metric({}, table, work=Work.seeded(0))
     by_text = found["logistic, by text", "macro_auc"]
     assert found["logistic, by random", "macro_auc"] > by_text + 0.2
@@ -116,16 +160,104 @@ def test_a_type_with_fewer_functions_than_folds_is_refused() -> None:
     few = data(8)  # four texts, two of which have it
     with pytest.raises(BadData, match="type 'a': 2 distinct functions have it, and 3 folds need"):
         FOLDS({}, few, work=Work.seeded(0))
-    with pytest.raises(BadSetting, match="folds must be >= 2"):
-        replace(FOLDS, folds=1)
+    with pytest.raises(BadSetting, match="folds must be >= 3"):
+        replace(FOLDS, folds=2)
 
 
-def test_kd_in_a_fold_trains_its_teacher_there() -> None:
-    lessons = {**FOLDS.lessons, "teacher": Lesson(model=spec(), lr=1e-2, steps=4)}
-    metric = replace(FOLDS, learners=("kd",), lessons=lessons, splits=("text",))
-    found = metric({}, data(), work=Work.seeded(0))
-    assert list(metric.rows()) == ["kd, by text"]
-    assert found["kd, by text", "trainings"] == 3
+DISTILLED = replace(
+    FOLDS,
+    learners={"text": ("kd", "public")},
+    lessons={
+        "teacher": TEACHER,
+        "kd": lesson(objective=distilled(1e-2, **SOFT), teacher="answers"),
+        "public": lesson(objective=taught(1e-2, **SOFT), reads="public", teacher="answers"),
+    },
+    baseline="kd",
+)
+
+
+def test_distilled_learners_share_the_teacher_of_their_fold(tmp_path: Path) -> None:
+    work = Work.seeded(0, kept=tmp_path)
+    found = DISTILLED({}, data(), work=work)
+    assert list(DISTILLED.rows()) == ["teacher, by text", "kd, by text", "public, by text"]
+    assert {found[row, "trainings"] for row in DISTILLED.rows()} == {3}
+    # a kept teacher teaches as it did when it was trained
+    for folder in (tmp_path / "many").iterdir():
+        if not folder.name.startswith("teacher"):
+            shutil.rmtree(folder)
+    assert DISTILLED({}, data(), work=work) == found
+
+
+SEEN: list[Mapping[str, Any]] = []
+
+
+class Watching(Counts):
+    """Keeps what it is given."""
+
+    def learn(self, rows: Any, teacher: Any, *, work: Work) -> nn.Module:
+        SEEN.append(rows)
+        return super().learn(rows, teacher, work=work)
+
+
+def test_public_contracts_are_a_fold_that_neither_trains_nor_tests() -> None:
+    SEEN.clear()
+    metric = replace(FOLDS, learners={"text": ("logistic",)}, lessons={"logistic": Watching()})
+    table = data()
+    metric({}, table, work=Work.seeded(0))
+    assert len(SEEN) == 3
+    for rows in SEEN:
+        assert set(rows["public"]) == {"tokens"}, "no labels"
+        assert len(rows["public"]["tokens"]) + len(rows["train"]["tokens"]) < len(table)
+        train = {tuple(row) for row in rows["train"]["tokens"].tolist()}
+        assert not train & {tuple(row) for row in rows["public"]["tokens"].tolist()}
+
+
+PROCESS = """
+import json, sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+from test_many_trainings import DISTILLED, data
+from stillhouse.recipe import Context
+from stillhouse.work import Work
+
+out = Path(sys.argv[2])
+ctx = Context(stage="folds", out=out, checkpoints=out, caches=out)
+found = DISTILLED({}, data(), work=Work.seeded(3, ctx=ctx, kept=out / "kept"))
+print(json.dumps(sorted([*key, value] for key, value in found.items())))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_in_the_folds_goes_on_to_the_same(tmp_path: Path) -> None:
+    def start(folder: Path) -> subprocess.Popen[str]:
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, "-c", PROCESS, str(Path(__file__).parent), str(folder)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def ended(process: "subprocess.Popen[str]") -> Any:
+        told, _ = process.communicate(timeout=240)
+        assert process.returncode == 0
+        return json.loads(told)
+
+    whole = ended(start(tmp_path / "whole"))
+    assert len(whole) == len(list(DISTILLED.rows())) * len({score for _, score, _ in whole}) - 3
+    broken, kept = tmp_path / "broken", tmp_path / "broken" / "kept" / "many"
+    process = start(broken)
+    until = time.monotonic() + 120
+    while not kept.is_dir() or len(list(kept.iterdir())) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    done = {folder.name: folder.stat().st_mtime_ns for folder in kept.iterdir()}
+    assert 2 <= len(done) < 9, "killed in the middle"
+    assert ended(start(broken)) == whole
+    # the last may have been killed while it was written
+    after = {folder.name: folder.stat().st_mtime_ns for folder in kept.iterdir()}
+    assert sum(after[name] == at for name, at in done.items()) >= len(done) - 1
 
 
 def moved(**changes: Any) -> tuple[Transfer, Work, dict[str, nn.Module]]:

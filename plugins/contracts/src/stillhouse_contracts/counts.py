@@ -47,16 +47,18 @@ def token_counts(**kwargs: Any) -> nn.Module:  # Any: JSON values
 @dataclass(frozen=True, kw_only=True)
 class FitCounts:
     """A `convert`: the port "data" to a fitted `TokenCounts`. `strength` is scikit-learn's C, the
-    inverse of the penalty on squared weights.
+    inverse of the penalty on squared weights; `positive` the weight of functions that have a type.
     """
 
     types: tuple[str, ...]
     length: int
     strength: float = 1.0
+    positive: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.strength > 0:
-            raise BadSetting(f"strength must be > 0 (got {self.strength})")
+        for name in ("strength", "positive"):
+            if not getattr(self, name) > 0:
+                raise BadSetting(f"{name} must be > 0 (got {getattr(self, name)})")
 
     def __call__(
         self,
@@ -71,11 +73,13 @@ class FitCounts:
         assert isinstance(labels, Tensor)
         kwargs = {"types": list(self.types), "length": self.length}
         spec = Model(build=token_counts, kwargs=kwargs)
-        module = fitted(tokens, labels, strength=self.strength)
+        module = fitted(tokens, labels, strength=self.strength, positive=self.positive)
         save_model(out, Built(spec=spec, module=module))
 
 
-def fitted(tokens: Tensor, labels: Tensor, *, strength: float = 1.0) -> TokenCounts:
+def fitted(
+    tokens: Tensor, labels: Tensor, *, strength: float = 1.0, positive: float = 1.0
+) -> TokenCounts:
     """The regression of a type each, on tokens [N, L] and labels [N, C]."""
     from sklearn.linear_model import LogisticRegression
 
@@ -88,7 +92,9 @@ def fitted(tokens: Tensor, labels: Tensor, *, strength: float = 1.0) -> TokenCou
             share = (truth.sum() + 0.5) / (len(truth) + 1)
             weight[number], bias[number] = 0, float(np.log(share / (1 - share)))
             continue
-        found = LogisticRegression(C=strength, max_iter=1000).fit(features, truth)
+        weights = {0: 1.0, 1: positive}
+        found = LogisticRegression(C=strength, class_weight=weights, max_iter=1000)
+        found.fit(features, truth)
         weight[number] = torch.from_numpy(found.coef_[0]).float()
         bias[number] = float(found.intercept_[0])
     return module

@@ -1,138 +1,181 @@
 """Cross-validation: hundreds of small trainings in one stage, by three ways to split."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stillhouse.artifact import Model
 from stillhouse.checkpoint import State
-from stillhouse.data.data import Data, TensorData
+from stillhouse.data.data import Data
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.many import trainings
 from stillhouse.metrics import Metric, Score
 from stillhouse.objectives.objective import Models
+from stillhouse.report.statistics import paired, summarize
 from stillhouse.work import Work
-from stillhouse_contracts.counts import fitted
+from stillhouse_contracts.lessons import Counts, Lesson, logits_in_parts
 from stillhouse_contracts.metrics import declared_scores, macro, type_scores
-from stillhouse_contracts.splits import Split, check_members, fold_numbers
-from stillhouse_contracts.training import distilled, drawn, supervised, train_small
+from stillhouse_contracts.splits import Numbers, Split, check_members, fold_numbers
 
-SPLITS: tuple[Split, ...] = ("text", "contract", "random")
-Learner = Literal["teacher", "student", "kd", "textcnn", "bilstm", "logistic"]
+TEACHER, EVERYTHING = "teacher", "all-positive"
 SHOWN = ("macro_f1", "macro_precision", "macro_recall", "macro_auc", "macro_average_precision")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lesson:
-    """How a learner is trained: its network, rate and steps."""
-
-    model: Model
-    lr: float
-    steps: int
+# a fold is held out, the next are public contracts, what is left trains
+LEAST = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossValidation(Metric):
-    """Each learner trained on all folds but one and scored on that, for `folds` folds drawn anew by
-    `seeds` seeds: means over folds and seeds a row "<learner>, by <split>", with the deviation of
-    the macro F1 over them.
+    """Learners trained in `folds` folds, drawn anew by `seeds` seeds: means over folds and seeds, a
+    row "<learner>, by <split>", and each learner's paired gain in F1 over the `baseline`, with 95 %
+    intervals over folds and seeds. Trainings of two folds share contracts: these intervals are too
+    narrow for a statement about new contracts.
+
+    Fold k is held out and scored, fold k + 1 (after the last, the first) is the public contracts,
+    whose labels nobody sees, and the rest trains. Where a learner needs a teacher it is that of its
+    own fold, which is trained there once.
 
     By "text": functions with the same tokens are in one fold. By "contract": functions of one file.
     "random" keeps nothing together: copies of a text stand on both sides, and the score says how
-    well they are remembered (leakage, not detection). Learners "logistic" and "kd", whose teacher
-    is trained in the same fold by the lesson "teacher", need no lesson of another name.
+    well they are remembered (leakage, not detection).
 
     Reads the data's tokens, labels, group and contract. Each training is kept when it is done.
-    Raises BadData for a type with fewer distinct functions than folds.
+    "all-positive" says yes to everything; every other learner has a lesson of its name. Raises
+    BadData for a type with fewer distinct functions than folds.
     """
 
     types: tuple[str, ...]
-    learners: tuple[Learner, ...]
-    lessons: Mapping[str, Lesson]
+    learners: Mapping[Split, tuple[str, ...]]
+    lessons: Mapping[str, Lesson | Counts]
+    teacher: Model
+    baseline: str
     folds: int = 5
     seeds: int = 5
-    splits: tuple[Split, ...] = SPLITS
-    batch: int = 64
-    alpha: float = 0.7
-    temperature: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.folds < 2 or self.seeds < 1:
-            raise BadSetting(f"folds must be >= 2, seeds >= 1 (got {self.folds}, {self.seeds})")
+        if self.folds < LEAST or self.seeds < 1:
+            raise BadSetting(
+                f"folds must be >= {LEAST} (one tests, one is public, others train), seeds >= 1 "
+                f"(got {self.folds}, {self.seeds})"
+            )
 
     def __call__(
         self, models: Models, data: Data, *, work: Work
     ) -> Mapping[tuple[str, str], float]:
         table = _Table.of(data)
         check_members(table.labels.numpy(), table.groups, self.types, folds=self.folds)
-        names = [
-            f"{learner}-{split}-{seed}-{fold}"
-            for learner in self.learners
-            for split in self.splits
-            for seed in range(self.seeds)
-            for fold in range(self.folds)
-        ]
+        teachers: dict[str, nn.Module] = {}  # by fold: of the one that is at work
 
         def train(name: str, work: Work) -> State:
-            return {}, self._scored(name, table, work)
+            learner, fold = name.split("-in-")
+            parts = self._parts(fold, table)
+            if learner == EVERYTHING:
+                logits = torch.ones_like(table.labels[parts["test"]])
+                return {}, self._scored(logits, table, parts)
+            own = self.lessons[learner].learn(
+                {
+                    "train": {
+                        "tokens": table.tokens[parts["train"]],
+                        "labels": table.labels[parts["train"]],
+                    },
+                    "public": {"tokens": table.tokens[parts["public"]]},
+                },
+                teachers.get(fold),
+                work=work,
+            )
+            logits = logits_in_parts(own, table.tokens[parts["test"]])
+            kept = dict(own.state_dict()) if learner == TEACHER else {}
+            return kept, self._scored(logits, table, parts)
 
         found: dict[str, list[Mapping[str, float]]] = {}
-        for name, (_, record) in trainings(names, train, of=self, work=work):
-            learner, split, _, _ = name.split("-")
+        for name, (tensors, record) in trainings(list(self._names()), train, of=self, work=work):
+            learner, fold = name.split("-in-")
+            split = fold.split("-")[0]
+            if learner == TEACHER:
+                teachers = {fold: self._opened(tensors)}
             found.setdefault(f"{learner}, by {split}", []).append(record)
+        return self._summary(found)
+
+    def _names(self) -> Iterator[str]:
+        """Of all trainings, fold after fold; a teacher first, where one is needed or asked for."""
+        for split, chosen in self.learners.items():
+            learners = list(dict.fromkeys(chosen))
+            taught = [n for n in learners if n != EVERYTHING and self.lessons[n].teacher]
+            if taught or TEACHER in learners:
+                learners = [TEACHER, *(n for n in learners if n != TEACHER)]
+            for seed in range(self.seeds):
+                for fold in range(self.folds):
+                    for learner in learners:
+                        yield f"{learner}-in-{split}-{seed}-{fold}"
+
+    def _parts(self, fold: str, table: "_Table") -> dict[str, Tensor]:
+        """Rows of "test", "public" and "train" of a fold, by "<split>-<seed>-<number>"."""
+        split, seed, number = fold.split("-")
+        groups = {"text": table.groups, "contract": table.contracts, "random": None}[split]
+        numbers = torch.from_numpy(
+            fold_numbers(table.labels.numpy(), groups, folds=self.folds, seed=int(seed))
+        )
+        test = numbers == int(number)
+        public = numbers == (int(number) + 1) % self.folds
+        return {"test": test, "public": public, "train": ~(test | public)}
+
+    def _opened(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        network = self.teacher.new()
+        network.load_state_dict(dict(tensors))
+        return network.eval().requires_grad_(False)
+
+    def _scored(
+        self, logits: Tensor, table: "_Table", parts: Mapping[str, Tensor]
+    ) -> dict[str, float]:
+        return macro(type_scores(logits, table.labels[parts["test"]], self.types))
+
+    def _summary(
+        self, found: Mapping[str, Sequence[Mapping[str, float]]]
+    ) -> Mapping[tuple[str, str], float]:
         scores: dict[tuple[str, str], float] = {}
         for row, records in found.items():
             for score in SHOWN:
                 scores[row, score] = float(np.mean([record[score] for record in records]))
-            scores[row, "f1_deviation"] = float(np.std([r["macro_f1"] for r in records]))
             scores[row, "trainings"] = float(len(records))
+            own = [record["macro_f1"] for record in records]
+            scores |= _ends(row, "f1", summarize(own).low, summarize(own).high)
+            beside = f"{self.baseline}, by {row.split(', by ')[1]}"
+            if beside in found and row != beside:
+                gap = paired(own, [record["macro_f1"] for record in found[beside]])
+                scores[row, "f1_gain"] = gap.mean
+                scores |= _ends(row, "gain", gap.low, gap.high)
         return scores
 
-    def _scored(self, name: str, table: "_Table", work: Work) -> dict[str, float]:
-        learner, split, seed, fold = name.split("-")
-        groups = {"text": table.groups, "contract": table.contracts, "random": None}[split]
-        numbers = fold_numbers(table.labels.numpy(), groups, folds=self.folds, seed=int(seed))
-        held_out = torch.from_numpy(numbers == int(fold))
-        train = {"tokens": table.tokens[~held_out], "labels": table.labels[~held_out]}
-        network = self._learned(learner, TensorData(train), work)
-        with torch.no_grad():
-            parts = table.tokens[held_out].split(256)
-            logits = torch.cat([network({"tokens": part})["logits"] for part in parts])
-        return macro(type_scores(logits, table.labels[held_out], self.types))
-
-    def _learned(self, learner: str, data: TensorData, work: Work) -> torch.nn.Module:
-        tokens, labels = data.columns["tokens"], data.columns["labels"]
-        assert isinstance(tokens, Tensor)
-        assert isinstance(labels, Tensor)
-        if learner == "logistic":
-            return fitted(tokens, labels)
-        if learner != "kd":
-            return self._trained("student", self.lessons[learner], data, work)
-        teacher = self._trained("student", self.lessons["teacher"], data, work)
-        lesson = self.lessons["student"]
-        models = {"student": drawn(lesson.model, work.seed), "teacher": teacher}
-        objective = distilled(lesson.lr, alpha=self.alpha, temperature=self.temperature)
-        train_small(objective, models, data, steps=lesson.steps, batch=self.batch, work=work)
-        return models["student"].eval()
-
-    def _trained(self, role: str, lesson: Lesson, data: TensorData, work: Work) -> torch.nn.Module:
-        models = {role: drawn(lesson.model, work.seed)}
-        objective = supervised(role, lesson.lr)
-        train_small(objective, models, data, steps=lesson.steps, batch=self.batch, work=work)
-        return models[role].eval()
-
     def scores(self) -> Sequence[Score]:
-        names = [name.removeprefix("macro_") for name in SHOWN]
-        spread = Score(name="f1_deviation", better="neither", unit="%", label="Deviation of F1")
+        names = [name.removeprefix("macro_") for name in SHOWN[1:]]
+        f1 = Score(name="macro_f1", better="higher", unit="%", label="Macro F1", ends=F1_ENDS)
+        gain = Score(
+            name="f1_gain",
+            better="neither",
+            unit="%",
+            label=f"F1 over {self.baseline}",
+            ends=GAIN_ENDS,
+        )
+        ends = [Score(name=n, better="neither", unit="%") for n in (*F1_ENDS, *GAIN_ENDS)]
         count = Score(name="trainings", better="neither", unit="count")
-        return (*declared_scores(names, "macro_"), spread, count)
+        return (f1, gain, *declared_scores(names, "macro_"), *ends, count)
 
     def rows(self) -> Sequence[str]:
-        return [f"{learner}, by {split}" for learner in self.learners for split in self.splits]
+        names = (name.split("-in-") for name in self._names())
+        return list(dict.fromkeys(f"{own}, by {fold.split('-')[0]}" for own, fold in names))
+
+
+F1_ENDS, GAIN_ENDS = ("f1_low", "f1_high"), ("gain_low", "gain_high")
+
+
+def _ends(
+    row: str, name: str, low: float | None, high: float | None
+) -> dict[tuple[str, str], float]:
+    if low is None or high is None:
+        return {}
+    return {(row, f"{name}_low"): low, (row, f"{name}_high"): high}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +184,8 @@ class _Table:
 
     tokens: Tensor
     labels: Tensor
-    groups: "np.ndarray[tuple[int], np.dtype[np.int64]]"
-    contracts: "np.ndarray[tuple[int], np.dtype[np.int64]]"
+    groups: Numbers
+    contracts: Numbers
 
     @classmethod
     def of(cls, data: Data) -> "_Table":

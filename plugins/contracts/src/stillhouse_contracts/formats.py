@@ -1,5 +1,5 @@
 """Labelled functions in the forms in which they come: parquet tables, folders of .sol files with a
-file of labels, and arrays.
+file of labels, text files of snippets, and arrays.
 """
 
 import csv
@@ -12,29 +12,20 @@ from typing import Any, cast
 from stillhouse.data.notes import note
 from stillhouse.data.parquet import open_parquet, parquet_rows
 from stillhouse.errors import BadData, MissingData
+from stillhouse_contracts.labelled import Labelled
+from stillhouse_contracts.snippets import TEXT, read_snippets
 from stillhouse_contracts.solidity import Parsed, parse
 
 SOLIDITY = ".sol"
 FUNCTIONS, LABELS, SMARTBUGS = "functions.parquet", "labels.csv", "vulnerabilities.json"
 HEADS = ("file", "line", "type")
 FORMS = (
-    f"a folder with {FUNCTIONS}, a .parquet file with the columns code and labels, or a folder of "
-    f"{SOLIDITY} files with {LABELS} ({','.join(HEADS)}) or {SMARTBUGS}"
+    f"a folder with {FUNCTIONS}, a .parquet file with the columns code and labels, a folder of "
+    f"{SOLIDITY} files with {LABELS} ({','.join(HEADS)}) or {SMARTBUGS}, or {TEXT} files of "
+    "ReChecker's form"
 )
 # of arrays: texts of files, and of each label the number of its file, its line and its type
 ARRAYS = ("sources", "label_file", "label_line", "label_type")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Labelled:
-    """A function with the types of vulnerability that are said of it, and where it stands."""
-
-    code: str
-    types: frozenset[str]
-    contract: str  # the file or contract that must not be in two parts
-    file: str
-    function: str
-    line: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +49,8 @@ def labelled_functions(source: Path | Mapping[str, Any]) -> list[Labelled]:
         found = _of_folder(source)
     elif source.suffix == ".parquet":
         found = _of_table(source)
+    elif source.suffix == TEXT and source.is_file():
+        found = read_snippets(source)
     else:
         raise BadData(f"{source}: no contracts; give {FORMS}")
     if not found:
@@ -99,6 +92,8 @@ def _of_table(file: Path) -> list[Labelled]:
 
 def _of_folder(folder: Path) -> list[Labelled]:
     files = sorted(folder.rglob(f"*{SOLIDITY}"))
+    if not files and (texts := sorted(folder.glob(f"*{TEXT}"))):
+        return [each for text in texts for each in read_snippets(text)]
     if not files:
         raise MissingData(f"{folder}: no {SOLIDITY} file in it; give {FORMS}")
     if (folder / LABELS).is_file():

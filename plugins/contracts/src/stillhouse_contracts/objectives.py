@@ -19,9 +19,16 @@ from stillhouse.objectives import Positive, SampleMean, check_declared
 Logits = Float[Tensor, "B C"]
 
 
-def label_loss(student: Logits, labels: Float[Tensor, "B C"]) -> SampleMean:
-    """Binary cross-entropy of each type; mean over B and C."""
-    return F.binary_cross_entropy_with_logits(student, labels)
+def label_loss(
+    student: Logits, labels: Float[Tensor, "B C"], *, positive: Positive = 1.0
+) -> SampleMean:
+    """Binary cross-entropy of each type, that of functions with the type `positive` times; mean
+    over B and C. A weight above 1 is for rare types: whoever minimises it says yes from a
+    probability of 1 / (1 + positive) on, and its probabilities are too high by as much.
+    """
+    check_declared(label_loss, positive=positive)
+    weight = torch.tensor(positive, dtype=student.dtype, device=student.device)
+    return F.binary_cross_entropy_with_logits(student, labels, pos_weight=weight)
 
 
 def binary_kd_loss(student: Logits, teacher: Logits, *, temperature: Positive = 4.0) -> SampleMean:

@@ -1,14 +1,10 @@
-"""How networks of contracts are trained, in stages of their own and many in one."""
+"""The objectives of networks of contracts, and fresh networks."""
 
 import torch
 
 from stillhouse.artifact import Model
-from stillhouse.data.data import TensorData
-from stillhouse.engine import fit
 from stillhouse.objectives import Composed, Cosine, Optimizer, Phase, Term, Weighted
 from stillhouse.objectives.groups import Grouping, one_group
-from stillhouse.training import Setup
-from stillhouse.work import Work
 from stillhouse_contracts.objectives import (
     binary_kd_loss,
     label_loss,
@@ -33,17 +29,23 @@ def one_update(role: str, lr: float, grouping: Grouping = one_group) -> Phase:
 
 
 def supervised(
-    role: str, lr: float, *, grouping: Grouping = one_group, column: str = "labels"
+    role: str,
+    lr: float,
+    *,
+    grouping: Grouping = one_group,
+    column: str = "labels",
+    positive: float = 1.0,
 ) -> Composed:
-    """Cross-entropy to the labels."""
-    losses = {"label": Weighted(term=Term(label_loss, f"{role}.logits", f"batch.{column}"))}
+    """Cross-entropy to the labels; `positive` is the weight of functions that have a type."""
+    term = Term(label_loss, f"{role}.logits", f"batch.{column}", positive=positive)
+    losses = {"label": Weighted(term=term)}
     return Composed(phases={role: one_update(role, lr, grouping)}, losses=losses)
 
 
-def distilled(lr: float, *, alpha: float, temperature: float) -> Composed:
+def distilled(lr: float, *, alpha: float, temperature: float, positive: float = 1.0) -> Composed:
     """alpha T² KL to the teacher and (1 - alpha) cross-entropy to the labels."""
     kd = Term(binary_kd_loss, "student.logits", "teacher.logits", temperature=temperature)
-    label = Term(label_loss, "student.logits", "batch.labels")
+    label = Term(label_loss, "student.logits", "batch.labels", positive=positive)
     losses = {
         "kd": Weighted(term=kd, weight=alpha),
         "label": Weighted(term=label, weight=1 - alpha),
@@ -67,18 +69,3 @@ def drawn(spec: Model, seed: int) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return spec.new()
-
-
-def train_small(
-    objective: Composed,
-    models: dict[str, torch.nn.Module],
-    data: TensorData,
-    *,
-    steps: int,
-    batch: int,
-    work: Work,
-) -> None:
-    """Train `models` in place inside a stage, as `fit` does; also where gradients are off."""
-    setup = Setup(steps=steps, batch=min(batch, len(data)), seed=work.seed, views=1)
-    with torch.enable_grad():
-        fit(objective, models, data, setup=setup, ctx=work.ctx)

@@ -16,8 +16,9 @@ from stillhouse.metrics import Metric, Score
 from stillhouse.objectives.groups import Only
 from stillhouse.objectives.objective import Models
 from stillhouse.work import Work
+from stillhouse_contracts.lessons import logits_in_parts, train_inside
 from stillhouse_contracts.metrics import declared_scores, type_scores
-from stillhouse_contracts.training import drawn, supervised, train_small
+from stillhouse_contracts.training import drawn, supervised
 
 WAYS = ("frozen", "whole", "scratch")
 TAUGHT = ("hidden.*", "head.*")  # what a frozen transfer trains
@@ -80,12 +81,10 @@ class Transfer(Metric):
                 column="novel",
             )
             given = {"student": network}
-            train_small(
+            train_inside(
                 objective, given, rows, steps=self.steps, batch=min(32, int(shots)), work=work
             )
-            with torch.no_grad():
-                parts = test_tokens.split(256)
-                logits = torch.cat([network.eval()({"tokens": p})["logits"] for p in parts])
+            logits = logits_in_parts(network.eval(), test_tokens)
             return {}, dict(type_scores(logits, test_novel, ("novel",))["novel"])
 
         found: dict[str, list[Mapping[str, float]]] = {}

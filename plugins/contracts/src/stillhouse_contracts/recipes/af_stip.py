@@ -1,34 +1,28 @@
 """contracts/af_stip: a small detector of vulnerable functions, distilled without their text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
-from stillhouse.artifact import Model
 from stillhouse.cache import Cache
 from stillhouse.card import Card
 from stillhouse.comparison import Comparison, costed, seeded
 from stillhouse.data.sampling import NoData
 from stillhouse.export import Export
-from stillhouse.objectives.objective import Objective
 from stillhouse.recipe import Bound, Recipe, Stage
 from stillhouse.references import Ref, out
 from stillhouse.stages import Convert, Evaluate, Make, Train
 from stillhouse_contracts.counts import FitCounts
 from stillhouse_contracts.data import PORTS, ReadContracts
-from stillhouse_contracts.data_free import Generated, Noise, Perturbed
 from stillhouse_contracts.embeddings import LearnVectors
-from stillhouse_contracts.folds import CrossValidation, Lesson
-from stillhouse_contracts.generator import SoftTokens
+from stillhouse_contracts.folds import EVERYTHING, TEACHER, CrossValidation
+from stillhouse_contracts.lessons import Lesson
 from stillhouse_contracts.metrics import MEAN, AllPositive, Detection
-from stillhouse_contracts.models import OpenDetector, model
+from stillhouse_contracts.models import OpenDetector
+from stillhouse_contracts.recipes.af_stip_lessons import lesson, student_spec, teacher_spec
 from stillhouse_contracts.recipes.af_stip_notes import CAUTION, NOTES, PAPER
 from stillhouse_contracts.recipes.af_stip_settings import BASELINE, AfStipSettings, Student
-from stillhouse_contracts.training import distilled, supervised, taught
 from stillhouse_contracts.transfer import Transfer
 from stillhouse_contracts.usage import detector_usage
 
-NOISE_WIDTH = 64  # of what the generator begins with
 ROWS: Mapping[str, str] = {
     "supervised": "student",
     "kd": "student + kd on the teacher's data",
@@ -52,8 +46,10 @@ def af_stip(settings: AfStipSettings) -> Recipe:
     logistic regression; who says yes to everything.
     Command: `stillhouse run contracts/af_stip --scale tiny|small|paper`.
 
-    tiny: contracts written from templates. small: `data/smart-contracts`, four types, 3 seeds.
+    tiny: contracts written from templates. small: `data/smart-contracts`, four types, 5 seeds.
     paper: contracts of your own (`--set data=file:<folder>`), Word2Vec and FastText, 5 seeds.
+    Rate and temperature of each row at tiny and small are the best of a grid on a held-out part of
+    the training contracts (`benchmarks/contracts_grid.py`).
     """
     made, data = _comparison(settings), _data(settings)
     tested = {"data": data["test"]}
@@ -111,11 +107,18 @@ def _comparison(settings: AfStipSettings) -> Comparison:
 
 
 def _students(settings: AfStipSettings, name: Student, teacher: Ref) -> Sequence[Stage]:
-    if name == "logistic":  # one solution, whatever the seed
-        fit = FitCounts(types=settings.types, length=settings.length)
-        stage = Convert(name=name, convert=fit, inputs={"data": _data(settings)["train"]})
-        return seeded(stage, 1)
-    return seeded(_student(settings, name, teacher), settings.seeds)
+    own = lesson(settings, name)
+    if isinstance(own, Lesson):
+        return seeded(_training(settings, name, own, teacher), settings.seeds)
+    # one solution, whatever the seed
+    fit = FitCounts(
+        types=settings.types,
+        length=settings.length,
+        strength=own.strength,
+        positive=own.positive,
+    )
+    stage = Convert(name=name, convert=fit, inputs={"data": _data(settings)["train"]})
+    return seeded(stage, 1)
 
 
 def _data(settings: AfStipSettings) -> Make:
@@ -123,145 +126,36 @@ def _data(settings: AfStipSettings) -> Make:
     return Make(name="data", make=read, inputs={"source": settings.data}, ports=PORTS)
 
 
-def _spec(settings: AfStipSettings, name: str, **changes: Any) -> Model:  # Any: JSON values
-    return model(
-        name, types=settings.types, length=settings.length, vectors=settings.vectors, **changes
-    )
-
-
-def _student_spec(settings: AfStipSettings) -> Model:
-    return _spec(settings, "stip", width=settings.width, backbone=settings.backbone)
-
-
-def _teacher_spec(settings: AfStipSettings) -> Model:
-    return _spec(
-        settings,
-        "af-teacher",
-        width=settings.teacher_width,
-        backbone=settings.teacher_backbone,
-        blocks=settings.teacher_blocks,
-        slots=settings.teacher_slots,
-        heads=settings.teacher_heads,
-        expand=settings.teacher_expand,
-    )
-
-
 def _teacher(settings: AfStipSettings) -> Stage:
     """Trained here on labels, or given."""
     if settings.teacher:
-        check = OpenDetector(model=_teacher_spec(settings))
-        return Convert(name="teacher", convert=check, inputs={"checkpoint": settings.teacher})
-    objective = supervised("teacher", settings.teacher_lr)
-    made = _training(settings, "teacher", objective, {"teacher": _teacher_spec(settings)}, {})
-    return replace(made, steps=settings.teacher_steps)
+        check = OpenDetector(model=teacher_spec(settings))
+        return Convert(name=TEACHER, convert=check, inputs={"checkpoint": settings.teacher})
+    own = lesson(settings, TEACHER)
+    assert isinstance(own, Lesson)
+    return _training(settings, TEACHER, own, None)
 
 
-def _student(settings: AfStipSettings, name: Student, teacher: Ref) -> Train:
-    given = {"teacher": teacher}
-    alpha, temperature = settings.alpha, settings.temperature
-    match name:
-        case "textcnn" | "bilstm":
-            lr = settings.textcnn_lr if name == "textcnn" else settings.bilstm_lr
-            own = {"student": _spec(settings, name)}
-            return _training(settings, name, supervised("student", lr), own, {})
-        case "kd":
-            objective = distilled(settings.lr, alpha=alpha, temperature=temperature)
-        case "public":
-            objective = taught(settings.lr, alpha=alpha, temperature=temperature)
-        case "perturbed":
-            objective = Perturbed(
-                lr=settings.lr,
-                sigma=settings.sigma,
-                alpha=alpha,
-                temperature=temperature,
-            )
-        case "noise" | "generator":
-            return _data_free(settings, name, teacher)
-        case _:
-            objective, given = supervised("student", settings.lr), {}
-    fresh = {"student": _student_spec(settings)}
-    port = "public" if name == "public" else "train"
-    return _training(settings, name, objective, fresh, given, port=port)
-
-
-def _data_free(settings: AfStipSettings, name: Student, teacher: Ref) -> Train:
-    """A student without data: the stage reads the teacher, and the embedding table where that is
-    learned, which the teacher holds as well.
+def _training(settings: AfStipSettings, name: str, own: Lesson, teacher: Ref | None) -> Train:
+    """A lesson as a stage. A student without data reads the teacher, and the embedding table where
+    that is learned, which the teacher holds as well.
     """
-    fresh = {"student": _student_spec(settings)}
-    if name == "generator":
-        objective, fresh = _generated(settings), {**fresh, "generator": _generator(settings)}
-    else:
-        objective = _noise(settings)
+    none = own.reads == "nothing"
+    given: dict[str, str] = {} if none else {"data": _data(settings)[own.reads]}
+    if own.teacher:
+        assert teacher is not None
+        given["teacher"] = teacher
     return Train(
         name=name,
-        objective=objective,
-        inputs={"teacher": teacher, **_embedding(settings)},
-        fresh=fresh,
-        bases=_based(settings, "student"),
-        steps=settings.steps,
-        batch=settings.batch,
+        objective=own.objective,
+        inputs={**given, **_embedding(settings)},
+        fresh=own.fresh,
+        bases=_based(settings, next(iter(own.fresh))),
+        cache={"teacher": Cache(outputs=("logits",))} if own.teacher == "answers" else {},
+        steps=own.steps,
+        batch=own.batch,
         views=1,
-        data=NoData(),
-    )
-
-
-def _noise(settings: AfStipSettings) -> Noise:
-    return Noise(
-        lr=settings.lr,
-        length=settings.length,
-        spread=settings.noise,
-        alpha=settings.alpha,
-        temperature=settings.temperature,
-        oversample=settings.oversample,
-    )
-
-
-def _generator(settings: AfStipSettings) -> Model:
-    kwargs = {
-        "noise": NOISE_WIDTH,
-        "width": settings.generator_width,
-        "length": settings.length,
-        "replay": settings.replay,
-    }
-    return Model(build=SoftTokens, kwargs=kwargs)
-
-
-def _generated(settings: AfStipSettings) -> Generated:
-    return Generated(
-        lr=settings.lr,
-        generator_lr=settings.generator_lr,
-        one_hot=settings.one_hot,
-        statistics=settings.statistics,
-        balance=settings.balance,
-        adversarial=settings.adversarial,
-        alpha=settings.alpha,
-        temperature=settings.temperature,
-    )
-
-
-def _training(
-    settings: AfStipSettings,
-    name: str,
-    objective: Objective,
-    fresh: Mapping[str, Model],
-    teachers: Mapping[str, Ref],
-    *,
-    port: str = "train",
-) -> Train:
-    (role,) = fresh
-    # what distorts contracts asks the teacher of each anew
-    cached = {} if isinstance(objective, Perturbed) else teachers
-    return Train(
-        name=name,
-        objective=objective,
-        inputs={"data": _data(settings)[port], **teachers, **_embedding(settings)},
-        fresh=fresh,
-        bases=_based(settings, role),
-        cache={teacher: Cache(outputs=("logits",)) for teacher in cached},
-        steps=settings.steps,
-        batch=settings.batch,
-        views=1,
+        data=NoData() if none else None,
     )
 
 
@@ -280,22 +174,16 @@ def _based(settings: AfStipSettings, role: str) -> Mapping[str, str]:
 
 def _folds(settings: AfStipSettings) -> Evaluate:
     """Fixed vectors here are those of the vocabulary: learned ones would have seen the folds."""
-    small, steps = settings.steps, settings.teacher_steps
-    lessons = {
-        "teacher": Lesson(model=_teacher_spec(settings), lr=settings.teacher_lr, steps=steps),
-        "student": Lesson(model=_student_spec(settings), lr=settings.lr, steps=small),
-        "textcnn": Lesson(model=_spec(settings, "textcnn"), lr=settings.textcnn_lr, steps=small),
-        "bilstm": Lesson(model=_spec(settings, "bilstm"), lr=settings.bilstm_lr, steps=small),
-    }
+    learners = {split: names for split, names in settings.fold_learners.items() if names}
+    named = dict.fromkeys([TEACHER, *(name for names in learners.values() for name in names)])
     metric = CrossValidation(
         types=settings.types,
-        learners=settings.fold_learners,
-        lessons=lessons,
+        learners=learners,
+        lessons={name: lesson(settings, name) for name in named if name != EVERYTHING},
+        teacher=teacher_spec(settings),
+        baseline=BASELINE,
         folds=settings.folds,
         seeds=settings.fold_seeds,
-        batch=settings.batch,
-        alpha=settings.alpha,
-        temperature=settings.temperature,
     )
     return Evaluate(name="folds", metrics=(metric,), inputs={"data": _data(settings)["all"]})
 
@@ -303,15 +191,11 @@ def _folds(settings: AfStipSettings) -> Evaluate:
 def _transfer(settings: AfStipSettings, made: Comparison) -> Evaluate:
     """Of the supervised student to a type that nobody was trained on."""
     data = _data(settings)
-    spec = model(
-        "stip",
-        types=(settings.novel,),
-        length=settings.length,
-        vectors=settings.vectors,
-        width=settings.width,
-        backbone=settings.backbone,
+    metric = Transfer(
+        model=student_spec(settings, (settings.novel,)),
+        shots=settings.shots,
+        seeds=settings.shot_seeds,
     )
-    metric = Transfer(model=spec, shots=settings.shots, seeds=settings.shot_seeds)
     return Evaluate(
         name="transfer",
         metrics=(metric,),

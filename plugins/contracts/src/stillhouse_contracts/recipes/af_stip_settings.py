@@ -7,15 +7,31 @@ from pydantic import Field, model_validator
 
 from stillhouse.recipe import Scale
 from stillhouse.settings import Settings
-from stillhouse_contracts.folds import Learner
+from stillhouse_contracts.folds import LEAST
 from stillhouse_contracts.models import Backbone
 from stillhouse_contracts.samples import NOVEL, TYPES
+from stillhouse_contracts.splits import Split
 
 Student = Literal[
     "supervised", "kd", "public", "noise", "perturbed", "generator", "textcnn", "bilstm", "logistic"
 ]
 STUDENTS: tuple[Student, ...] = get_args(Student)
 BASELINE: Student = "supervised"
+NUMBERS = ("lr", "alpha", "temperature", "strength")  # that a row may have of its own
+Learner = Literal[
+    "teacher",
+    "supervised",
+    "kd",
+    "public",
+    "noise",
+    "perturbed",
+    "generator",
+    "textcnn",
+    "bilstm",
+    "logistic",
+    "all-positive",
+]
+LEARNERS: tuple[Learner, ...] = get_args(Learner)
 
 
 class AfStipSettings(Settings):
@@ -50,8 +66,18 @@ class AfStipSettings(Settings):
     batch: int = Field(64, ge=2, description="functions of an optimizer step")
     lr: float = Field(5e-3, gt=0, description="highest learning rate of the students")
     teacher_lr: float = Field(1e-3, gt=0, description="highest learning rate of the teacher")
-    textcnn_lr: float = Field(1e-2, gt=0, description="highest learning rate of the TextCNN")
-    bilstm_lr: float = Field(3e-3, gt=0, description="highest learning rate of the BiLSTM")
+    numbers: dict[str, float] = Field(
+        {},
+        description="of single rows, in place of lr, alpha, temperature and strength: "
+        "{kd.lr: 0.01}",
+    )
+    strength: float = Field(
+        1.0, gt=0, description="of the logistic regression: the inverse of its penalty"
+    )
+    control_width: int = Field(64, ge=1, description="of TextCNN and BiLSTM")
+    positive_weight: float = Field(
+        1.0, gt=0, description="of functions that have a type, for all that learn from labels"
+    )
     alpha: float = Field(0.7, ge=0, le=1, description="weight of the teacher's soft answers")
     temperature: float = Field(4.0, gt=0, description="of both in the distillation loss")
     noise: Literal["unit", "matched"] = Field(
@@ -68,8 +94,9 @@ class AfStipSettings(Settings):
     replay: int = Field(1024, ge=0, description="texts of earlier steps that are kept")
     folds: int = Field(5, ge=0, description="of the cross-validation; 0: none")
     fold_seeds: int = Field(5, ge=1, description="draws of the folds")
-    fold_learners: tuple[Learner, ...] = Field(
-        ("student", "textcnn", "logistic"), description="that are cross-validated"
+    fold_learners: dict[Split, tuple[Learner, ...]] = Field(
+        {"text": LEARNERS, "contract": LEARNERS, "random": LEARNERS},
+        description="that are cross-validated, by the way to split",
     )
     shots: tuple[int, ...] = Field((8, 32, 128), description="labels of the new type")
     shot_seeds: int = Field(5, ge=1, description="draws of these labels")
@@ -86,17 +113,21 @@ class AfStipSettings(Settings):
             "teacher_heads": 4,
             "teacher_expand": 1,
             "width": 32,
+            "control_width": 32,
             "steps": 120,
             "teacher_steps": 120,
             "batch": 32,
             "teacher_lr": 5e-3,
-            "lr": 2e-2,
+            "lr": 1e-2,
             "oversample": 2,
             "generator_width": 16,
             "replay": 128,
             "folds": 3,
             "fold_seeds": 1,
-            "fold_learners": ("logistic",),
+            "fold_learners": {
+                "text": ("supervised", "logistic", "all-positive"),
+                "random": ("supervised", "logistic", "all-positive"),
+            },
             "shots": (8, 32),
             "shot_seeds": 2,
         },
@@ -109,19 +140,45 @@ class AfStipSettings(Settings):
                 "unchecked_low_level_calls",
             ),
             "novel": "time_manipulation",
-            "seeds": 3,
+            "seeds": 5,
+            "length": 64,
+            "vectors": 32,
             "teacher_backbone": "conv",
-            "teacher_width": 64,
-            "teacher_blocks": 2,
+            "teacher_width": 48,
+            "teacher_blocks": 1,
             "teacher_slots": 16,
             "teacher_heads": 4,
             "teacher_expand": 1,
-            "teacher_lr": 5e-3,
-            "width": 32,
+            "teacher_lr": 7e-3,
+            "teacher_steps": 500,
+            "width": 16,
+            "control_width": 32,
+            "positive_weight": 5.0,
             "steps": 400,
-            "lr": 2e-2,
+            "batch": 32,
+            "numbers": {
+                "supervised.lr": 7e-3,
+                "kd.lr": 7e-3,
+                "kd.temperature": 1.0,
+                "public.lr": 2e-2,
+                "public.temperature": 1.0,
+            },
             "oversample": 2,
-            "fold_seeds": 2,
+            "generator_width": 32,
+            "fold_seeds": 1,
+            "fold_learners": {
+                "text": LEARNERS,
+                "random": (
+                    "teacher",
+                    "supervised",
+                    "kd",
+                    "public",
+                    "textcnn",
+                    "logistic",
+                    "all-positive",
+                ),
+                "contract": ("supervised", "textcnn", "logistic", "all-positive"),
+            },
         },
         "paper": {
             "data": "file:contracts",
@@ -132,7 +189,6 @@ class AfStipSettings(Settings):
             "vectors": 600,
             "steps": 10_000,
             "teacher_steps": 10_000,
-            "fold_learners": ("teacher", "student", "kd", "textcnn", "bilstm", "logistic"),
         },
     }
 
@@ -145,6 +201,15 @@ class AfStipSettings(Settings):
                 raise ValueError(f"students: {what or 'the baseline'} '{name}' is not among them")
         if self.exported in ("bilstm",):
             raise ValueError("exported: a recurrent network has no ONNX form; choose another")
-        if self.folds == 1:
-            raise ValueError("folds: two or more, or 0 for no cross-validation (got 1)")
+        if self.folds and self.folds < LEAST:
+            raise ValueError(f"folds: {LEAST} or more, or 0 for none (got {self.folds})")
+        for key, value in self.numbers.items():
+            row, _, name = key.partition(".")
+            if row not in STUDENTS or name not in NUMBERS:
+                raise ValueError(
+                    f"numbers: '{key}' is no <row>.<number> of the rows {', '.join(STUDENTS)} and "
+                    f"the numbers {', '.join(NUMBERS)}"
+                )
+            if value < 0 or (name != "alpha" and value == 0) or (name == "alpha" and value > 1):
+                raise ValueError(f"numbers: {key} must be > 0, alpha 0 to 1 (got {value:g})")
         return self
