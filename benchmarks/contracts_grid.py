@@ -107,7 +107,7 @@ def best(found: Mapping[str, Record]) -> Record:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--scale", choices=SCALES, default="small")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "docs" / "results" / "contracts-af-stip-grid"

@@ -4,8 +4,9 @@
 
 STUDENT is an exported folder (its ONNX file runs in ONNX Runtime, one thread), CONTRACTS a folder
 of .sol files. Each round does all of it in one process: parsing, normalising and cutting, the
-network, and the teacher on the same tokens (by torch, one thread) in turns, so that both meet the
-same machine; medians over the rounds are printed as JSON, in processor seconds. Without --teacher,
+network on what is no copy of another function (as `predict` does it), and the teacher on the same
+tokens (by torch, one thread) in turns, so that both meet the same machine; medians over the rounds
+are printed as JSON, in processor seconds. Without --teacher,
 a fresh network of the default size stands for it: weights play no part in the time.
 """
 
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from stillhouse.artifact import load_model
 from stillhouse.environment import environment
 from stillhouse.files import each_file
-from stillhouse_contracts.excerpts import rows_of_tokens
+from stillhouse_contracts.excerpts import distinct, rows_of_tokens
 from stillhouse_contracts.formats import SOLIDITY, read_solidity
 from stillhouse_contracts.models import model
 from stillhouse_contracts.solidity import parse
@@ -63,20 +64,23 @@ def measured(
     files = list(each_file([contracts], {SOLIDITY}, kind="contract"))
     sources = [read_solidity(file) for file in files]
     seconds: dict[str, list[float]] = {"parse": [], "tokens": [], "student": [], "teacher": []}
-    functions = 0
+    functions, copies = 0, 1.0
     for _ in range(rounds):
         codes = _timed(seconds["parse"], _codes, sources)
         functions = len(codes)
         rows = _timed(seconds["tokens"], rows_of_tokens, codes, length)
         _timed(seconds["student"], _by_onnx, session, rows)
-        some = torch.from_numpy(rows[:TEACHER_ROWS])
+        own = distinct(rows)[0]
+        copies = functions / len(own)
+        some = torch.from_numpy(own[:: max(1, len(own) // TEACHER_ROWS)])
         _timed(seconds["teacher"], _by_torch, network, some)
-        seconds["teacher"][-1] *= functions / len(some)
+        seconds["teacher"][-1] *= len(own) / len(some)
     middle = {name: statistics.median(each) for name, each in seconds.items()}
     whole = middle["parse"] + middle["tokens"] + middle["student"]
     return {
         "files": len(files),
         "functions": functions,
+        "functions_of_a_distinct_one": round(copies, 2),
         "functions_per_second": {
             **{name: round(functions / each) for name, each in middle.items()},
             "student from source": round(functions / whole),
@@ -109,8 +113,10 @@ def _timed(into: list[float], function: Callable[..., Any], *given: Any) -> Any:
 
 
 def _by_onnx(session: onnxruntime.InferenceSession, rows: NDArray[np.int64]) -> None:
-    for first in range(0, len(rows), BATCH):
-        session.run(None, {"tokens": rows[first : first + BATCH]})
+    own, places = distinct(rows)
+    parts = [own[first : first + BATCH] for first in range(0, len(own), BATCH)]
+    found = [np.asarray(session.run(["logits"], {"tokens": part})[0]) for part in parts]
+    np.take(np.concatenate(found), places, axis=0)
 
 
 def _by_torch(network: torch.nn.Module, rows: torch.Tensor) -> None:

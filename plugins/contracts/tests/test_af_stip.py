@@ -124,7 +124,6 @@ def test_stages_and_folds_train_alike() -> None:
 
 
 def test_learned_vectors_are_a_base_of_every_network() -> None:
-    pytest.importorskip("gensim")
     made = recipe(embedding="word2vec")
     for name in ("teacher", "supervised-0", "generator-0", "textcnn-0"):
         stage = made.stage(name)

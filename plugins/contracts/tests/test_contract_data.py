@@ -116,9 +116,9 @@ def test_parquet_tables(tmp_path: Path) -> None:
     (tmp_path / "functions.parquet").write_bytes(b"no parquet")
     with pytest.raises(BadData, match=r"functions.parquet: cannot be read as parquet"):
         labelled_functions(tmp_path)
-    (tmp_path / "x.txt").write_text("x")
-    with pytest.raises(BadData, match=r"x.txt: no contracts; give a folder"):
-        labelled_functions(tmp_path / "x.txt")
+    (tmp_path / "x.md").write_text("x")
+    with pytest.raises(BadData, match=r"x.md: no contracts; give a folder"):
+        labelled_functions(tmp_path / "x.md")
 
 
 def test_arrays_of_other_lengths_are_refused() -> None:

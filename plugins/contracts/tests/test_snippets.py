@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from stillhouse.errors import BadData
 from stillhouse.settings import make_recipe, make_settings
@@ -73,6 +74,7 @@ def test_files_of_several_types_are_rows_of_one_table(tmp_path: Path) -> None:
     assert isinstance(stage.make, ReadContracts)
     made = stage.make({"source": tmp_path}, work=Work.seeded(0))
     labels, contracts = made["all"]["labels"], made["all"]["contract"]
+    assert isinstance(contracts, Tensor)
     assert len(labels) == 40
     assert len({*contracts.tolist()}) == 5, "a file's snippets are one contract's"
 

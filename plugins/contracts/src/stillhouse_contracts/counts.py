@@ -93,8 +93,8 @@ def fitted(
             weight[number], bias[number] = 0, float(np.log(share / (1 - share)))
             continue
         weights = {0: 1.0, 1: positive}
-        found = LogisticRegression(C=strength, class_weight=weights, max_iter=1000)
-        found.fit(features, truth)
+        machine = LogisticRegression(C=strength, class_weight=weights, max_iter=1000)
+        found = machine.fit(features, truth)
         weight[number] = torch.from_numpy(found.coef_[0]).float()
         bias[number] = float(found.intercept_[0])
     return module

@@ -2,6 +2,7 @@
 longer than the network's length.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ KEYS = (
     *("for", "while", "do", "unchecked", "assembly"),
     *("+", "-", "*", "**", "++", "--", "+=", "-=", "*="),
 )
-KEY_IDS = frozenset(IDS[key] for key in KEYS)
+IS_KEY = np.isin(np.arange(len(IDS)), [IDS[key] for key in KEYS])
 SHARE_OF_HEAD = 4  # a quarter of the length is the function's head, at most
 HEAD = 16  # tokens
 
@@ -30,27 +31,45 @@ def excerpt(ids: Sequence[int], length: int) -> list[int]:
     """
     if len(ids) <= length:
         return list(ids)
-    places = np.arange(len(ids))
-    keys = np.array([place for place, token in enumerate(ids) if token in KEY_IDS], dtype=np.int64)
+    whole = np.array(ids)
+    keys = np.flatnonzero(IS_KEY[whole])
     if len(keys) == 0:
         return list(ids[:length])
-    after = np.searchsorted(keys, places).clip(max=len(keys) - 1)
-    before = (after - 1).clip(min=0)
+    places = np.arange(len(ids))
+    after = np.minimum(np.searchsorted(keys, places), len(keys) - 1)
+    before = np.maximum(after - 1, 0)
     far = np.minimum(np.abs(keys[after] - places), np.abs(keys[before] - places))
     far[: min(HEAD, length // SHARE_OF_HEAD)] = -1
     kept = np.sort(np.argsort(far, kind="stable")[:length])
-    return [ids[place] for place in kept]
+    return whole[kept].tolist()
 
 
 def rows_of_tokens(codes: Sequence[str], length: int) -> NDArray[np.int64]:
     """A row of tokens a function, [N, length], zeros behind its end. Raises BadSetting."""
     if length < 1:
         raise BadSetting(f"length: a network reads a token at least (got {length})")
-    rows = np.zeros((len(codes), length), dtype=np.int64)
-    for row, code in zip(rows, codes, strict=True):
-        ids = excerpt(encode(code), length)
-        row[: len(ids)] = ids
+    known: dict[str, list[int]] = {}  # contracts repeat what they copied from one another
+    for code in codes:
+        if code not in known:
+            known[code] = excerpt(encode(code), length)
+    texts = [known[code] for code in codes]
+    rows = np.zeros((len(texts), length), dtype=np.int64)
+    lengths = np.array([len(text) for text in texts], dtype=np.int64)
+    inside = np.arange(length) < lengths[:, None]
+    rows[inside] = np.fromiter(itertools.chain.from_iterable(texts), np.int64, int(lengths.sum()))
     return rows
+
+
+def distinct(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The distinct rows of [N, L], in the order of their first places, [M, L]; and for each of the
+    N its place among them, int64 [N]: a network need not read a copy again.
+    """
+    known: dict[bytes, int] = {}
+    places = [known.setdefault(row.tobytes(), len(known)) for row in rows]
+    inverse = np.array(places, dtype=np.int64)
+    first = np.zeros(len(known), dtype=np.int64)
+    first[inverse[::-1]] = np.arange(len(rows))[::-1]
+    return rows[first], inverse
 
 
 def group_of(text: str) -> str:

@@ -15,13 +15,14 @@ from stillhouse.artifact import Built
 from stillhouse.data.notes import note
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.files import each_file, write_text
-from stillhouse_contracts.excerpts import rows_of_tokens
+from stillhouse_contracts.excerpts import distinct, rows_of_tokens
 from stillhouse_contracts.formats import SOLIDITY, read_solidity
 from stillhouse_contracts.sarif import Finding, Trouble, sarif_log
 from stillhouse_contracts.solidity import Fragment, parse
 from stillhouse_contracts.usage import detected_by
 
-BATCH = 512  # functions that go through the network at a time
+READ = 2048  # functions that are read before the network sees them
+BATCH = 512  # distinct ones that go through it at a time
 EVERY = 200  # files between two lines of progress
 KNOWN = re.compile(r"0\.[4-8](?:\.|\D|$)")  # versions that the grammar was made for
 
@@ -74,9 +75,9 @@ class _Reader:
         waiting: Places = []
         for done, file in enumerate(self.files, 1):
             waiting += [(file, each) for each in self._fragments(file)]
-            while len(waiting) >= BATCH:
-                yield waiting[:BATCH]
-                waiting = waiting[BATCH:]
+            while len(waiting) >= READ:
+                yield waiting[:READ]
+                waiting = waiting[READ:]
             if done % EVERY == 0 and done < len(self.files):
                 note(f"{done} of {len(self.files)} files read")
         if waiting:
@@ -107,10 +108,12 @@ class _Reader:
 
 
 def _shares(model: Built, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Probabilities [N, C] of rows of tokens [N, L]."""
+    """Probabilities [N, C] of rows of tokens [N, L]; of copies once."""
+    rows, places = distinct(tokens)
     with torch.no_grad():
-        logits = model.module({"tokens": torch.from_numpy(tokens)})["logits"]
-    return logits.float().sigmoid().numpy()
+        parts = torch.from_numpy(rows).split(BATCH)
+        logits = torch.cat([model.module({"tokens": part})["logits"] for part in parts])
+    return logits.float().sigmoid().numpy()[places]
 
 
 def _found(

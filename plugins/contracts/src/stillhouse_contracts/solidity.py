@@ -3,8 +3,7 @@
 import functools
 import re
 import warnings
-from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -69,17 +68,17 @@ def parse(source: str) -> Parsed:
     # lone surrogates, of names that are no UTF-8, have no bytes
     raw = text.encode(errors="replace")
     parser, query = _grammar()
-    captured: dict[str, list[Any]] = _captures(query, parser.parse(raw).root_node)
-    starts = _line_starts(raw)
-
-    def line(byte: int) -> int:
-        return bisect_right(starts, byte)
-
-    errors = sorted({line(node.start_byte) for node in captured.get("error", [])})
+    root = parser.parse(raw).root_node
+    errors = list[int]()
+    if root.has_error:  # functions may stand anywhere, below nodes that are no contracts
+        captured: dict[str, list[Any]] = _captures(query, root)
+        errors = sorted({node.start_point[0] + 1 for node in captured.get("error", [])})
+        nodes = ((k, node, _holder(node)) for k in get_args(Kind) for node in captured.get(k, []))
+    else:
+        nodes = _functions(root)
     found = [
-        _fragment(raw, kind, node, line, alone=alone)
-        for kind in get_args(Kind)
-        for node in captured.get(kind, [])
+        _fragment(raw, kind, node, "" if alone else holder)
+        for kind, node, holder in nodes
         if node.child_by_field_name("body") is not None
     ]
     pragma = PRAGMA.search(source)
@@ -88,6 +87,18 @@ def parse(source: str) -> Parsed:
         pragma=" ".join(pragma[1].split()) if pragma else "",
         error_lines=tuple(errors),
     )
+
+
+def _functions(root: Any) -> Iterator[tuple[Kind, Any, str]]:  # Any: nodes
+    """Functions of a tree without errors, with their contracts: they stand nowhere else."""
+    for node in root.children:
+        if node.type in HOLDERS:
+            holder = _name(node)
+            for below in node.child_by_field_name("body").children:
+                if below.type in KINDS:
+                    yield KINDS[below.type], below, holder
+        elif node.type in KINDS:
+            yield KINDS[node.type], node, ""
 
 
 @functools.cache
@@ -107,21 +118,16 @@ def _captures(query: Any, root: Any) -> dict[str, list[Any]]:  # Any: as above
     return QueryCursor(query).captures(root)
 
 
-def _line_starts(raw: bytes) -> list[int]:
-    return [0, *(found.end() for found in re.finditer(rb"\n", raw))]
-
-
-def _fragment(
-    raw: bytes, kind: Kind, node: Any, line: Callable[[int], int], *, alone: bool
-) -> Fragment:  # Any: a node
-    named = node.child_by_field_name("name")
+def _fragment(raw: bytes, kind: Kind, node: Any, holder: str) -> Fragment:  # Any: a node
+    last = raw.count(b"\n", node.start_byte, node.end_byte - 1)
+    line = node.start_point[0] + 1
     return Fragment(
         code=raw[node.start_byte : node.end_byte].decode(errors="replace"),
         kind=kind,
-        contract="" if alone else _holder(node),
-        function=named.text.decode(errors="replace") if named is not None else kind,
-        start_line=line(node.start_byte),
-        end_line=line(node.end_byte - 1),
+        contract=holder,
+        function=_name(node) or kind,
+        start_line=line,
+        end_line=line + last,
         error=node.has_error,
     )
 
@@ -130,5 +136,9 @@ def _holder(node: Any) -> str:  # Any: a node
     above = node.parent
     while above is not None and above.type not in HOLDERS:
         above = above.parent
-    name = above.child_by_field_name("name") if above is not None else None
+    return _name(above) if above is not None else ""
+
+
+def _name(node: Any) -> str:  # Any: a node
+    name = node.child_by_field_name("name")
     return name.text.decode(errors="replace") if name is not None else ""

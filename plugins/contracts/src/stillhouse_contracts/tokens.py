@@ -49,12 +49,15 @@ OPERATORS = _words(
     """
 )
 
-# operators of one character, and what is no Solidity, are the last alternative
+# the alternatives begin with other characters each, what is most frequent first; a comment comes
+# before what is divided by, a number before its point. Operators of one character that begin no
+# longer one stand second; the others, and what is no Solidity, are the last alternative
 LEXEME = re.compile(
     r"(?!(?:hex|unicode)[\"'])[A-Za-z_$][\w$]*"
+    r"|[;,()\[\]{}~?]"
+    r"|0[xX][0-9a-fA-F_]+|(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE]-?\d+)?"
     r"|//[^\n\r]*|/\*[\s\S]*?(?:\*/|\Z)"
     r"|(?:hex|unicode)?(?:\"(?:\\[\s\S]|[^\"\\\n])*\"?|'(?:\\[\s\S]|[^'\\\n])*'?)"
-    r"|0[xX][0-9a-fA-F_]+|(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE]-?\d+)?"
     r"|" + "|".join(re.escape(each) for each in OPERATORS if len(each) > 1) + r"|\S"
 )
 SIZED = re.compile(r"(bytes|u?int|u?fixed)\d+(?:x\d+)?")
@@ -88,7 +91,9 @@ def lexemes(source: str) -> list[str]:
     character.
     """
     found: list[str] = LEXEME.findall(source)
-    return [text for text in found if not text.startswith(COMMENTS)]
+    if "//" in source or "/*" in source:  # else there is none
+        return [text for text in found if not text.startswith(COMMENTS)]
+    return found
 
 
 def tokens(source: str) -> list[str]:
@@ -96,22 +101,26 @@ def tokens(source: str) -> list[str]:
     names from 0 on in each piece.
     """
     written = lexemes(source)
-    known, counts = dict(FIXED), {FUNCTION: 0, VARIABLE: 0}
-    found: list[str] = []
-    for place, text in enumerate(written):
-        normal = known.get(text)
-        if normal is None:
-            if text[0].isalpha() or text[0] in "_$":
-                normal = known[text] = _name(written, place, counts)
-            else:
-                normal = _literal(text)
-        found.append(normal)
-    return found
+    normal = _normal(written)
+    return [normal[text] for text in written]
 
 
 def encode(source: str) -> list[int]:
     """The places in the vocabulary of the normalised tokens."""
-    return [IDS[token] for token in tokens(source)]
+    written = lexemes(source)
+    ids = {text: IDS[normal] for text, normal in _normal(written).items()}
+    return [ids[text] for text in written]
+
+
+def _normal(written: Sequence[str]) -> dict[str, str]:
+    """Each distinct text of a piece, as it is normalised: by where it first stands."""
+    known = {text: FIXED.get(text, "") for text in written}  # in the order of their first places
+    counts = {FUNCTION: 0, VARIABLE: 0}
+    for text, normal in known.items():
+        if not normal:
+            named = text[0].isalpha() or text[0] in "_$"
+            known[text] = _name(written, text, counts) if named else _literal(text)
+    return known
 
 
 def normalise(source: str) -> str:
@@ -119,15 +128,14 @@ def normalise(source: str) -> str:
     return " ".join(tokens(source))
 
 
-def _name(written: Sequence[str], place: int, counts: dict[str, int]) -> str:
-    text = written[place]
+def _name(written: Sequence[str], text: str, counts: dict[str, int]) -> str:
     if sized := SIZED.fullmatch(text):
         return sized[1]
     if text.endswith(QUOTES):
         return TEXT  # hex"00"
-    declared = place > 0 and written[place - 1] in DECLARES
-    called = declared or written[place + 1 : place + 2] in CALLED
-    kind = FUNCTION if called else VARIABLE
+    place = written.index(text)
+    called = written[place + 1 : place + 2] in CALLED
+    kind = FUNCTION if called or (place > 0 and written[place - 1] in DECLARES) else VARIABLE
     number, counts[kind] = counts[kind], counts[kind] + 1
     return f"{kind}{min(number, NAMES - 1)}"
 

@@ -20,6 +20,7 @@ from stillhouse_contracts.models import OpenDetector
 from stillhouse_contracts.recipes.af_stip_lessons import lesson, student_spec, teacher_spec
 from stillhouse_contracts.recipes.af_stip_notes import CAUTION, NOTES, PAPER
 from stillhouse_contracts.recipes.af_stip_settings import BASELINE, AfStipSettings, Student
+from stillhouse_contracts.splits import Split
 from stillhouse_contracts.transfer import Transfer
 from stillhouse_contracts.usage import detector_usage
 
@@ -174,7 +175,9 @@ def _based(settings: AfStipSettings, role: str) -> Mapping[str, str]:
 
 def _folds(settings: AfStipSettings) -> Evaluate:
     """Fixed vectors here are those of the vocabulary: learned ones would have seen the folds."""
-    learners = {split: names for split, names in settings.fold_learners.items() if names}
+    learners: dict[Split, tuple[str, ...]] = {
+        split: names for split, names in settings.fold_learners.items() if names
+    }
     named = dict.fromkeys([TEACHER, *(name for names in learners.values() for name in names)])
     metric = CrossValidation(
         types=settings.types,

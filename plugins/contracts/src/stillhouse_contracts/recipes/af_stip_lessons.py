@@ -56,7 +56,8 @@ def lesson(settings: AfStipSettings, name: str) -> Lesson | Counts:
 
 def number(settings: AfStipSettings, row: str, name: str) -> float:
     """A row's own lr, alpha, temperature or strength, or else that of all rows."""
-    return settings.numbers.get(f"{row}.{name}", getattr(settings, name))
+    own = settings.numbers.get(f"{row}.{name}")
+    return float(getattr(settings, name)) if own is None else own
 
 
 def teacher_spec(settings: AfStipSettings) -> Model:
