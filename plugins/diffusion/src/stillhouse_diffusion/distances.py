@@ -41,14 +41,18 @@ def kernel_distance(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> float:
     a, b = _checked(a, b)
     if len(a) < 2 or len(b) < 2:
         raise BadData("kernel distance: needs two rows or more of either set")
-    within = [
-        (_kernel(x, x).sum() - _kernel(x, x).trace()) / (len(x) * (len(x) - 1)) for x in (a, b)
-    ]
-    return float(within[0] + within[1] - 2 * _kernel(a, b).mean())
+    within = [(_kernel_sum(x, x) - _self_kernel(x)) / (len(x) * (len(x) - 1)) for x in (a, b)]
+    return within[0] + within[1] - 2 * _kernel_sum(a, b) / (len(a) * len(b))
 
 
-def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    return (a @ b.T / a.shape[1] + 1) ** DEGREE
+def _kernel_sum(a: Tensor, b: Tensor) -> float:
+    """Sum of the kernel over all pairs of a row of either set."""
+    parts = [((part @ b.T / a.shape[1] + 1) ** DEGREE).sum() for part in a.split(ROWS)]
+    return float(torch.stack(parts).sum())
+
+
+def _self_kernel(x: Tensor) -> float:
+    return float(((x.square().sum(1) / x.shape[1] + 1) ** DEGREE).sum())
 
 
 def precision_recall(
