@@ -1,5 +1,9 @@
 """Trainings and sampling that die in the middle of each phase go on to the same bits."""
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +28,9 @@ from stillhouse_diffusion.sampling import heun_sampler
 
 NOISE = Noise(high=10.0)
 SPEC = Model(build=edm_mlp, kwargs={"channels": 2, "classes": 4, "width": 8, "layers": 2})
+
+
+PAIRS = TeacherPairs(rows=10, classes=4, shape=(2, 1, 1), size=4)
 
 
 def phase(*roles: str, **more: Any) -> Phase:
@@ -84,6 +91,73 @@ def test_a_training_killed_goes_on_to_the_same_bits(name: str, step: int, tmp_pa
     assert all(torch.equal(again[key], whole[key]) for key in whole)
 
 
+def killed(*words: str) -> None:
+    """Have a process of its own run a function of this module; it must end by SIGKILL."""
+    code = "import sys, test_kill_and_resume as here; getattr(here, sys.argv[1])(*sys.argv[2:])"
+    here = Path(__file__).parent
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        capture_output=True, text=True, check=False, cwd=here,
+    )  # fmt: skip
+    assert ran.returncode == -signal.SIGKILL, ran.stderr
+
+
+def end() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sigkill_at_checkpoint(event: Event) -> None:
+    if event.text == "checkpoint":
+        end()
+
+
+def train_and_die(name: str, folder: str) -> None:
+    run(OBJECTIVES[name], replace(context(name, Path(folder)), observe=sigkill_at_checkpoint))
+
+
+def make_pairs_and_die(folder: str) -> None:
+    parts = PAIRS({"teacher": sampler()}, work=Work.seeded(3, kept=Path(folder)))["train"]
+    next(parts)
+    end()
+
+
+def context(name: str, folder: Path) -> Context:
+    return Context(
+        stage=name,
+        out=folder,
+        checkpoints=folder / "checkpoints",
+        caches=folder / "caches",
+        checkpoint_steps=5,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_training_ended_by_sigkill_goes_on_to_the_same_bits(name: str, tmp_path: Path) -> None:
+    folders = {each: tmp_path / each for each in ("whole", "killed")}
+    for folder in folders.values():
+        folder.mkdir()
+    whole = run(OBJECTIVES[name], context(name, folders["whole"]))
+    killed("train_and_die", name, str(folders["killed"]))
+    events: list[Event] = []
+    ctx = context(name, folders["killed"])
+    again = run(OBJECTIVES[name], replace(ctx, observe=events.append))
+    assert "resumed at step 5" in [event.text for event in events]
+    assert all(torch.equal(again[key], whole[key]) for key in whole)
+
+
+@pytest.mark.slow
+def test_pairs_ended_by_sigkill_go_on_behind_the_last_part(tmp_path: Path) -> None:
+    whole = list(PAIRS({"teacher": sampler()}, work=Work.seeded(3))["train"])
+    killed("make_pairs_and_die", str(tmp_path))
+    teacher, calls = sampler(), list[int]()
+    teacher.module.register_forward_hook(lambda module, given, found: calls.append(1))
+    again = list(PAIRS({"teacher": teacher}, work=Work.seeded(3, kept=tmp_path))["train"])
+    assert len(calls) == 2
+    for one, other in zip(whole, again, strict=True):
+        assert all(torch.equal(one[column], other[column]) for column in one)
+
+
 def sampler() -> Built:
     kwargs: dict[str, Any] = {
         "denoiser": recorded(SPEC), "steps": 4, "low": 0.002, "high": 10.0, "rho": 7.0,
@@ -95,15 +169,15 @@ def sampler() -> Built:
 
 
 def test_pairs_killed_in_the_middle_are_the_same_and_not_made_twice(tmp_path: Path) -> None:
-    make, teacher = TeacherPairs(rows=10, classes=4, shape=(2, 1, 1), size=4), sampler()
-    whole = list(make({"teacher": teacher}, work=Work.seeded(3))["train"])
+    teacher = sampler()
+    whole = list(PAIRS({"teacher": teacher}, work=Work.seeded(3))["train"])
     work = Work.seeded(3, kept=tmp_path)
-    parts = make({"teacher": teacher}, work=work)["train"]
+    parts = PAIRS({"teacher": teacher}, work=work)["train"]
     next(parts)
     parts.close()  # dies behind its first part
     calls: list[int] = []
     teacher.module.register_forward_hook(lambda module, given, found: calls.append(1))
-    again = list(make({"teacher": teacher}, work=work)["train"])
+    again = list(PAIRS({"teacher": teacher}, work=work)["train"])
     assert len(calls) == 2
     for one, other in zip(whole, again, strict=True):
         for column in ("noise", "labels", "images"):

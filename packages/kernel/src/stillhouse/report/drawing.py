@@ -6,7 +6,7 @@ the same document is the same bytes.
 
 import io
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ from stillhouse.report.palette import MODES, THEMES, Mode, Theme, colours, marke
 
 WIDTH = 4.3  # inches; at 72 points each the labels stay readable on a phone
 FONTS = "-apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
+LEGEND: Mapping[str, Any] = {"loc": "outside lower center", "ncols": 2, "fontsize": 8.5}
+SHORT = 4  # lines of a legend's column that a plot has room for
+LINE = 0.17  # inches of one
 STYLES = ("-", "--", ":", "-.")
 
 
@@ -106,3 +109,11 @@ def wrapped(name: str, width: int = 22) -> str:
     """A name on at most three lines: a long one would leave no room to draw in."""
     lines = textwrap.wrap(name, width)
     return "\n".join(lines if len(lines) <= 3 else [*lines[:2], f"{lines[2][:-3]}..."])
+
+
+def legend_room(names: Sequence[str]) -> float:
+    """Inches that a `LEGEND` of these names needs beyond the room of a short one."""
+    tall = max(1, -(-len(names) // LEGEND["ncols"]))
+    columns = [names[first : first + tall] for first in range(0, len(names), tall)]
+    lines = max((sum(1 + n.count("\n") for n in column) for column in columns), default=0)
+    return LINE * max(0, lines - SHORT)

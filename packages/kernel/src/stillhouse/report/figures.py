@@ -12,7 +12,7 @@ from stillhouse.metrics import units
 from stillhouse.metrics.known import PLOTTED
 from stillhouse.metrics.scores import Score
 from stillhouse.report.document import Document, Row
-from stillhouse.report.drawing import WIDTH, Drawing, Plot, both, wrapped
+from stillhouse.report.drawing import LEGEND, WIDTH, Drawing, Plot, both, legend_room, wrapped
 from stillhouse.report.training import loss_plots, selection_plots
 
 LOG_STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 6, 8), tuple(range(1, 10)))
@@ -172,20 +172,21 @@ def _draw_differences(drawing: Drawing) -> Figure:
 
 
 def _draw_against(drawing: Drawing, cost: Score) -> Figure:
-    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
-    axes, name = figure.subplots(), drawing.primary.name
-    for row, colour, marker in drawing.named():
-        if cost.name in row.scores:
-            x, y = row.scores[cost.name].mean, drawing.shown(row.scores[name].mean)
-            style: dict[str, Any] = {"mfc": colour, "mec": drawing.theme.paper, "mew": 1.2}
-            axes.plot(x, y, marker, ms=9, ls="", label=wrapped(row.name), **style)
+    named = [n for n in drawing.named() if cost.name in n[0].scores]
+    names = [wrapped(row.name) for row, _, _ in named]
+    figure = Figure(figsize=(WIDTH, 3.3 + legend_room(names)), layout="constrained")
+    axes, score = figure.subplots(), drawing.primary.name
+    for name, (row, colour, marker) in zip(names, named, strict=True):
+        x, y = row.scores[cost.name].mean, drawing.shown(row.scores[score].mean)
+        style: dict[str, Any] = {"mfc": colour, "mec": drawing.theme.paper, "mew": 1.2}
+        axes.plot(x, y, marker, ms=9, ls="", label=name, **style)
     _log(axes, cost)
     axes.grid()
     axes.set_axisbelow(True)
     axes.margins(0.12)
     axes.set_ylabel(units.headed(drawing.primary))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8.5, handletextpad=0.2)
+    figure.legend(**LEGEND, handletextpad=0.2)
     return figure
 
 

@@ -12,8 +12,19 @@ from stillhouse.metrics import units
 from stillhouse.metrics.known import guessed
 from stillhouse.metrics.scores import Score
 from stillhouse.report.document import Curve, Document
-from stillhouse.report.drawing import STYLES, WIDTH, Drawing, Plot, both, wrapped
+from stillhouse.report.drawing import (
+    LEGEND,
+    STYLES,
+    WIDTH,
+    Drawing,
+    Plot,
+    both,
+    legend_room,
+    wrapped,
+)
 from stillhouse.report.palette import Theme, colours
+
+TITLES = 100  # characters of a title across the page
 
 
 def loss_plots(document: Document) -> list[Plot]:
@@ -56,7 +67,7 @@ def _draw_losses(panels: Mapping[str, Sequence[Curve]], theme: Theme) -> Figure:
         axes.set_visible(False)
     for axes, (name, curves) in zip(grid.flat, panels.items(), strict=False):
         _draw_panel(axes, curves, theme)
-        axes.set_title(wrapped(name, 40))
+        axes.set_title(wrapped(name, TITLES // across))
     return figure
 
 
@@ -170,7 +181,8 @@ def _draw_selections(
     rows, theme = drawing.document.rows, drawing.theme
     colour = dict(zip((row.name for row in rows), colours(rows, theme), strict=True))
     shown = list(dict.fromkeys(one.row for one in found))
-    figure = Figure(figsize=(2 * WIDTH, 2.9), layout="constrained")
+    room = legend_room([wrapped(name, TITLES // 2) for name in shown])
+    figure = Figure(figsize=(2 * WIDTH, 2.9 + room), layout="constrained")
     grid = figure.subplots(1, len(quantities), squeeze=False)
     for axes, quantity in zip(grid[0], quantities, strict=True):
         for one in (one for one in found if quantity.name in one.values):
@@ -184,7 +196,7 @@ def _draw_selections(
     handles, labels = figure.axes[0].get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     if len(once) > 1:
-        figure.legend(once.values(), once, loc="outside lower center", ncols=2, fontsize=8.5)
+        figure.legend(once.values(), once, **LEGEND)
     return figure
 
 
@@ -196,5 +208,5 @@ def _steps(axes: Axes, one: _Selection, quantity: Score, *, style: str, colour: 
         color=colour,
         lw=1.3,
         alpha=0.8,
-        label=wrapped(one.row, 40),
+        label=wrapped(one.row, TITLES // 2),
     )
