@@ -200,9 +200,8 @@ class Msd(Distillation):
         "small": {
             **MNIST,
             "rows": (
-                *("k1", "k1-x5", "k2", "k5", "k5-random"),
-                *("k1-half", "k1-half-x5", "k5-half", "k5-half-notsm"),
-                *("k1-x5-adm", "k5-adm"),
+                *("k1", "k1-x5", "k5", "k5-random", "k1-half-x5", "k5-half"),
+                *("k5-half-notsm", "k1-x5-adm", "k5-adm", "k2", "k1-half"),
             ),
             "baseline": "k1-x5",
             "method": "k5",
