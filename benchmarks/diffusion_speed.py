@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from rounds import paired, summary, write
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from stillhouse.code import code_version
 from stillhouse.engine import fit
@@ -53,7 +53,8 @@ class Stamped:
     def __len__(self) -> int:
         return len(self.batch["labels"])
 
-    def batches(self, _size: int, *, rng: object) -> Iterator[dict[str, Tensor]]:
+    def batches(self, size: int, *, rng: Generator | None) -> Iterator[Mapping[str, Tensor]]:
+        assert size == len(self)
         assert rng is not None
         self.stamps.append(time.process_time())
         yield dict(self.batch)
@@ -223,7 +224,7 @@ def table(record: Record) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/diffusion-speed")
     given = parser.parse_args()

@@ -8,6 +8,8 @@ from torch import Generator, Tensor, nn
 from stillhouse.data.data import TensorData
 from stillhouse.errors import BadData
 from stillhouse.work import Work
+from stillhouse_diffusion import metrics
+from stillhouse_diffusion.distances import frechet_distance, kernel_distance, precision_recall
 from stillhouse_diffusion.features import Embed, SmallClassifier, copy_in_order, embedded
 from stillhouse_diffusion.figures import COLOURS, PlaneGrid, SampleGrid
 from stillhouse_diffusion.metrics import (
@@ -19,6 +21,7 @@ from stillhouse_diffusion.metrics import (
     Samples,
     Swap,
     floors,
+    quality,
 )
 from stillhouse_diffusion.sampling import OneStepStudent, RoutedStudents
 
@@ -94,6 +97,24 @@ def test_images_without_spread_lose_recall_and_are_far() -> None:
     found = Fidelity()(models, asked, work=work)
     assert found["recall"] < 0.05 < found[FLOOR + "recall"]
     assert found["frechet_error"] > 5 * found[FLOOR + "frechet_error"]
+
+
+def test_scores_of_each_row_to_each_go_by_so_many_rows_of_either_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, fake = (
+        torch.randn(count, 2, generator=Generator().manual_seed(count)) for count in (12, 10)
+    )
+    sets = [
+        {"embedding": rows, "predicted": torch.zeros(len(rows)), "labels": torch.zeros(len(rows))}
+        for rows in (real, fake)
+    ]
+    monkeypatch.setattr(metrics, "MOST", 5)
+    found = quality(*sets)
+    some = real[[0, 2, 4, 7, 9]], fake[::2]
+    assert found["kernel_error"] == kernel_distance(*some)
+    assert (found["precision"], found["recall"]) == precision_recall(*some)
+    assert found["frechet_error"] == frechet_distance(real, fake)
 
 
 def test_parts_are_those_of_the_router() -> None:

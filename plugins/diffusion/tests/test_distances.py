@@ -5,6 +5,7 @@ import torch
 from torch import Generator, Tensor
 
 from stillhouse.errors import BadData
+from stillhouse_diffusion import distances
 from stillhouse_diffusion.distances import (
     frechet_distance,
     histogram_distance,
@@ -34,12 +35,20 @@ def test_frechet_is_that_of_a_matrix_square_root() -> None:
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow  # it imports torchmetrics' images
 def test_kernel_distance_is_that_of_torchmetrics() -> None:
     from torchmetrics.image.kid import poly_mmd
 
     a, b = rows(80), rows(60, 1) + 0.5
     expected = poly_mmd(a[:60].double(), b.double(), degree=3, gamma=None, coef=1.0)
     assert kernel_distance(a[:60], b) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_kernel_distance_goes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = rows(7), rows(11, 1)
+    whole = kernel_distance(a, b)
+    monkeypatch.setattr(distances, "ROWS", 2)
+    assert kernel_distance(a, b) == pytest.approx(whole, rel=1e-12)
 
 
 def test_kernel_distance_by_hand() -> None:

@@ -18,6 +18,9 @@ from stillhouse_diffusion.denoisers import edm_mlp, edm_unet
 from stillhouse_diffusion.export import ExportStudents
 from stillhouse_diffusion.sampling import routed_students
 
+# PyTorch takes its time to write ONNX files
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
 SHAPES = {"unet": [1, 8, 8], "mlp": [2, 1, 1]}
 WITHOUT = """
 import sys
