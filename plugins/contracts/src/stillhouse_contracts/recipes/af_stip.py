@@ -49,8 +49,8 @@ def af_stip(settings: AfStipSettings) -> Recipe:
 
     tiny: contracts written from templates. small: `data/smart-contracts`, four types, 5 seeds.
     paper: contracts of your own (`--set data=file:<folder>`), Word2Vec and FastText, 5 seeds.
-    Rate and temperature of each row at tiny and small are the best of a grid on a held-out part of
-    the training contracts (`benchmarks/contracts_grid.py`).
+    Rate and temperature of each row at small are the best of a grid on a held-out part of the
+    training contracts (`benchmarks/contracts_grid.py`).
     """
     made, data = _comparison(settings), _data(settings)
     tested = {"data": data["test"]}

@@ -34,10 +34,10 @@ NOTES = (
     "which it is surest for each type and for none.",
     "Labels are those of the data's authors: analysis tools agree on many of them, nobody has read "
     "them all; functions of flagged contracts without a label count as free of flaws.",
-    "At tiny and small, each row's rate and temperature (the regression's strength) are the best "
-    "of four cells on a held-out fifth of the training contracts, by text, with one seed: see "
+    "At small, each row's rate and temperature (the regression's strength) are the best of four "
+    "cells on a held-out fifth of the training contracts, by text, with one seed: see "
     "benchmarks/contracts_grid.py. Length, widths and steps are what the time allows; noise's "
-    "spread and the generator's weights are untuned.",
+    "spread and the generator's weights are untuned. At tiny nothing is tuned.",
     "At small, functions with a type weigh five times in the losses of all rows that learn from "
     "labels (1 and 5 were tried on the same held-out functions): types are rare, and without it "
     "short trainings say no to everything. Probabilities are too high by as much, and calibration "
