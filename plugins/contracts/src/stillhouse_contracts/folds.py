@@ -1,6 +1,6 @@
 """Cross-validation: hundreds of small trainings in one stage, by three ways to split."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,17 +37,18 @@ class CrossValidation(Metric):
     whose labels nobody sees, and the rest trains. Where a learner needs a teacher it is that of its
     own fold, which is trained there once.
 
-    By "text": functions with the same tokens are in one fold. By "contract": functions of one file.
-    "random" keeps nothing together: copies of a text stand on both sides, and the score says how
-    well they are remembered (leakage, not detection).
+    `split` "text": functions with the same tokens are in one fold. "contract": functions of one
+    file. "random" keeps nothing together: copies of a text stand on both sides, and the score says
+    how well they are remembered (leakage, not detection).
 
     Reads the data's tokens, labels, group and contract. Each training is kept when it is done.
     "all-positive" says yes to everything; every other learner has a lesson of its name. Raises
     BadData for a type with fewer distinct functions than folds.
     """
 
+    split: Split
     types: tuple[str, ...]
-    learners: Mapping[Split, tuple[str, ...]]
+    learners: tuple[str, ...]
     lessons: Mapping[str, Lesson | Counts]
     teacher: Model
     baseline: str
@@ -89,36 +90,36 @@ class CrossValidation(Metric):
             kept = dict(own.state_dict()) if learner == TEACHER else {}
             return kept, self._scored(logits, table, parts)
 
+        names = [
+            f"{learner}-in-{seed}-{fold}"
+            for seed in range(self.seeds)
+            for fold in range(self.folds)
+            for learner in self._learners()
+        ]
         found: dict[str, list[Mapping[str, float]]] = {}
-        for name, (tensors, record) in trainings(list(self._names()), train, of=self, work=work):
+        for name, (tensors, record) in trainings(names, train, of=self, work=work):
             learner, fold = name.split("-in-")
-            split = fold.split("-")[0]
             if learner == TEACHER:
                 teachers = {fold: self._opened(tensors)}
-            found.setdefault(f"{learner}, by {split}", []).append(record)
+            found.setdefault(learner, []).append(record)
         return self._summary(found)
 
-    def _names(self) -> Iterator[str]:
-        """Of all trainings, fold after fold; a teacher first, where one is needed or asked for."""
-        for split, chosen in self.learners.items():
-            learners = list(dict.fromkeys(chosen))
-            taught = [n for n in learners if n != EVERYTHING and self.lessons[n].teacher]
-            if taught or TEACHER in learners:
-                learners = [TEACHER, *(n for n in learners if n != TEACHER)]
-            for seed in range(self.seeds):
-                for fold in range(self.folds):
-                    for learner in learners:
-                        yield f"{learner}-in-{split}-{seed}-{fold}"
+    def _learners(self) -> Sequence[str]:
+        """In order; the teacher first, where one is needed or asked for."""
+        taught = [
+            name for name in self.learners if name != EVERYTHING and self.lessons[name].teacher
+        ]
+        first = [TEACHER] if taught or TEACHER in self.learners else []
+        return list(dict.fromkeys([*first, *self.learners]))
 
     def _parts(self, fold: str, table: "_Table") -> dict[str, Tensor]:
-        """Rows of "test", "public" and "train" of a fold, by "<split>-<seed>-<number>"."""
-        split, seed, number = fold.split("-")
-        groups = {"text": table.groups, "contract": table.contracts, "random": None}[split]
+        """Rows of "test", "public" and "train" of a fold, by "<seed>-<number>"."""
+        seed, number = map(int, fold.split("-"))
+        groups = {"text": table.groups, "contract": table.contracts, "random": None}[self.split]
         numbers = torch.from_numpy(
-            fold_numbers(table.labels.numpy(), groups, folds=self.folds, seed=int(seed))
+            fold_numbers(table.labels.numpy(), groups, folds=self.folds, seed=seed)
         )
-        test = numbers == int(number)
-        public = numbers == (int(number) + 1) % self.folds
+        test, public = numbers == number, numbers == (number + 1) % self.folds
         return {"test": test, "public": public, "train": ~(test | public)}
 
     def _opened(self, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -135,17 +136,18 @@ class CrossValidation(Metric):
         self, found: Mapping[str, Sequence[Mapping[str, float]]]
     ) -> Mapping[tuple[str, str], float]:
         scores: dict[tuple[str, str], float] = {}
-        for row, records in found.items():
+        for learner, records in found.items():
+            row = self._row(learner)
             for score in SHOWN:
                 scores[row, score] = float(np.mean([record[score] for record in records]))
             scores[row, "trainings"] = float(len(records))
             own = [record["macro_f1"] for record in records]
-            scores |= _ends(row, "f1", summarize(own).low, summarize(own).high)
-            beside = f"{self.baseline}, by {row.split(', by ')[1]}"
-            if beside in found and row != beside:
-                gap = paired(own, [record["macro_f1"] for record in found[beside]])
+            spread = summarize(own)
+            scores |= _ends(row, F1_ENDS, spread.low, spread.high)
+            if self.baseline in found and learner != self.baseline:
+                gap = paired(own, [record["macro_f1"] for record in found[self.baseline]])
                 scores[row, "f1_gain"] = gap.mean
-                scores |= _ends(row, "gain", gap.low, gap.high)
+                scores |= _ends(row, GAIN_ENDS, gap.low, gap.high)
         return scores
 
     def scores(self) -> Sequence[Score]:
@@ -163,19 +165,21 @@ class CrossValidation(Metric):
         return (f1, gain, *declared_scores(names, "macro_"), *ends, count)
 
     def rows(self) -> Sequence[str]:
-        names = (name.split("-in-") for name in self._names())
-        return list(dict.fromkeys(f"{own}, by {fold.split('-')[0]}" for own, fold in names))
+        return [self._row(learner) for learner in self._learners()]
+
+    def _row(self, learner: str) -> str:
+        return f"{learner}, by {self.split}"
 
 
 F1_ENDS, GAIN_ENDS = ("f1_low", "f1_high"), ("gain_low", "gain_high")
 
 
 def _ends(
-    row: str, name: str, low: float | None, high: float | None
+    row: str, names: tuple[str, str], low: float | None, high: float | None
 ) -> dict[tuple[str, str], float]:
     if low is None or high is None:
         return {}
-    return {(row, f"{name}_low"): low, (row, f"{name}_high"): high}
+    return {(row, names[0]): low, (row, names[1]): high}
 
 
 @dataclass(frozen=True, kw_only=True)

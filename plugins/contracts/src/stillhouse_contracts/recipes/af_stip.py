@@ -59,9 +59,8 @@ def af_stip(settings: AfStipSettings) -> Recipe:
     )
     studies: dict[str, list[Evaluate]] = {"Saying yes to everything": [nobody]}
     if settings.folds:
-        studies["Cross-validation: by text, by contract, and at random (which leaks)"] = [
-            _folds(settings)
-        ]
+        title = "Cross-validation: by text, by contract, and at random (which leaks)"
+        studies[title] = _folds(settings)
     if settings.novel:
         title = f"Transfer to a new type ({settings.novel})"
         studies[title] = [_transfer(settings, made)]
@@ -173,13 +172,27 @@ def _based(settings: AfStipSettings, role: str) -> Mapping[str, str]:
     return {} if settings.embedding == "hashed" else {role: "embedding"}
 
 
-def _folds(settings: AfStipSettings) -> Evaluate:
-    """Fixed vectors here are those of the vocabulary: learned ones would have seen the folds."""
-    learners: dict[Split, tuple[str, ...]] = {
-        split: names for split, names in settings.fold_learners.items() if names
-    }
-    named = dict.fromkeys([TEACHER, *(name for names in learners.values() for name in names)])
-    metric = CrossValidation(
+def _folds(settings: AfStipSettings) -> list[Evaluate]:
+    """A stage a way to split. Fixed vectors here are those of the vocabulary: learned ones would
+    have seen the folds.
+    """
+    return [
+        Evaluate(
+            name=f"folds-{split}",
+            metrics=(_cross_validation(settings, split, names),),
+            inputs={"data": _data(settings)["all"]},
+        )
+        for split, names in settings.fold_learners.items()
+        if names
+    ]
+
+
+def _cross_validation(
+    settings: AfStipSettings, split: Split, learners: tuple[str, ...]
+) -> CrossValidation:
+    named = dict.fromkeys((TEACHER, *learners))
+    return CrossValidation(
+        split=split,
         types=settings.types,
         learners=learners,
         lessons={name: lesson(settings, name) for name in named if name != EVERYTHING},
@@ -188,7 +201,6 @@ def _folds(settings: AfStipSettings) -> Evaluate:
         folds=settings.folds,
         seeds=settings.fold_seeds,
     )
-    return Evaluate(name="folds", metrics=(metric,), inputs={"data": _data(settings)["all"]})
 
 
 def _transfer(settings: AfStipSettings, made: Comparison) -> Evaluate:
