@@ -2,7 +2,8 @@
 
     uv run python benchmarks/contracts_speed.py STUDENT CONTRACTS [--teacher FOLDER] [--rounds 5]
 
-STUDENT is an exported folder (its ONNX file runs in ONNX Runtime, one thread), CONTRACTS a folder
+STUDENT is the folder export/model of a finished run (its ONNX file runs in ONNX Runtime, one
+thread), CONTRACTS a folder
 of .sol files. Each round does all of it in one process: parsing, normalising and cutting, the
 network on what is no copy of another function (as `predict` does it), and the teacher on the same
 tokens (by torch, one thread) in turns, so that both meet the same machine; medians over the rounds
@@ -32,7 +33,7 @@ from stillhouse_contracts.models import model
 from stillhouse_contracts.solidity import parse
 from stillhouse_contracts.usage import detected_by
 
-BATCH = 512
+BATCH = 32  # as `predict` has it
 TEACHER_ROWS = 64  # of the teacher, whose time is scaled to all functions
 
 
