@@ -3,12 +3,12 @@
     uv run python benchmarks/contracts_speed.py STUDENT CONTRACTS [--teacher FOLDER] [--rounds 5]
 
 STUDENT is the folder export/model of a finished run (its ONNX file runs in ONNX Runtime, one
-thread), CONTRACTS a folder
-of .sol files. Each round does all of it in one process: parsing, normalising and cutting, the
-network on what is no copy of another function (as `predict` does it), and the teacher on the same
-tokens (by torch, one thread) in turns, so that both meet the same machine; medians over the rounds
-are printed as JSON, in processor seconds. Without --teacher,
-a fresh network of the default size stands for it: weights play no part in the time.
+thread), CONTRACTS a folder of .sol files. Each round does all of it in one process: parsing,
+normalising and cutting, the network on what is no copy of another function (as `predict` does it),
+and the teacher on the same tokens (by torch, one thread) in turns, so that both meet the same
+machine; medians over the rounds are printed as JSON, in processor seconds, and written to
+docs/results/contracts-speed/. Without --teacher, a fresh network of the default size stands for it:
+weights play no part in the time.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from rounds import write
 
 from stillhouse.artifact import load_model
 from stillhouse.environment import environment
@@ -33,6 +34,7 @@ from stillhouse_contracts.models import model
 from stillhouse_contracts.solidity import parse
 from stillhouse_contracts.usage import detected_by
 
+ROOT = Path(__file__).resolve().parents[1]
 BATCH = 32  # as `predict` has it
 TEACHER_ROWS = 64  # of the teacher, whose time is scaled to all functions
 
@@ -43,11 +45,12 @@ def main() -> None:
     parser.add_argument("contracts", type=Path)
     parser.add_argument("--teacher", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "contracts-speed")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        json.dumps(measured(given.student, given.contracts, given.teacher, given.rounds), indent=1)
-    )
+    record = measured(given.student, given.contracts, given.teacher, given.rounds)
+    print(json.dumps(record, indent=1))
+    write(given.out / "contracts-speed.json", record)
 
 
 def measured(

@@ -187,6 +187,14 @@ def test_types_that_cannot_be_are_refused() -> None:
         ReadContracts(types=("honeypot",))({"source": contracts()}, work=Work.seeded(0))
 
 
+def test_a_type_with_fewer_functions_than_folds_is_refused_before_anything_is_trained() -> None:
+    read = ReadContracts(types=TYPES, length=32, folds=500)
+    with pytest.raises(
+        BadData, match=r"type 'reentrancy': \d+ distinct functions have it, and 500"
+    ):
+        read({"source": contracts()}, work=Work.seeded(0))
+
+
 def test_conflicting_labels_of_a_text_are_found() -> None:
     labels = np.array([[0], [1], [1], [1]], dtype=np.float32)
     assert conflicts(np.array([0, 0, 1, 1]), labels) == [0]

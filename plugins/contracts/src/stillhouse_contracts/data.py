@@ -15,7 +15,7 @@ from stillhouse.errors import BadData, BadSetting
 from stillhouse.work import Work
 from stillhouse_contracts.excerpts import rows_of_tokens
 from stillhouse_contracts.formats import Labelled, labelled_functions
-from stillhouse_contracts.splits import fold_numbers
+from stillhouse_contracts.splits import check_members, fold_numbers
 
 PORTS = ("train", "public", "test", "all")
 PARTS = 5  # a fifth for testing, a fifth as public contracts, the rest for training
@@ -33,12 +33,14 @@ class ReadContracts:
     labels: contracts of which whoever trains the student knows nothing.
 
     Parts are drawn by group, types spread: no text is in two parts. Raises BadData for a type that
-    no function has.
+    no function has, or for which there are fewer distinct functions than `folds`: before anything
+    is trained, and not only in the cross-validation.
     """
 
     types: tuple[str, ...]
     novel: str = ""
     length: int = 100
+    folds: int = 0
 
     def __post_init__(self) -> None:
         if not self.types or len(set(self.types)) < len(self.types):
@@ -57,6 +59,7 @@ class ReadContracts:
         labels, groups = columns["labels"], columns["group"]
         assert isinstance(labels, torch.Tensor)
         assert isinstance(groups, torch.Tensor)
+        check_members(labels.numpy(), groups.numpy(), self.types, folds=self.folds)
         fold = fold_numbers(labels.numpy(), groups.numpy(), folds=PARTS, seed=work.seed)
         parts = {"train": fold >= 2, "public": fold == 1, "test": fold == 0, "all": fold >= 0}
         ports = {

@@ -122,7 +122,12 @@ def _students(settings: AfStipSettings, name: Student, teacher: Ref) -> Sequence
 
 
 def _data(settings: AfStipSettings) -> Make:
-    read = ReadContracts(types=settings.types, novel=settings.novel, length=settings.length)
+    read = ReadContracts(
+        types=settings.types,
+        novel=settings.novel,
+        length=settings.length,
+        folds=settings.folds if any(settings.fold_learners.values()) else 0,
+    )
     return Make(name="data", make=read, inputs={"source": settings.data}, ports=PORTS)
 
 
