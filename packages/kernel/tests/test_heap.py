@@ -6,7 +6,8 @@ import numpy as np
 import psutil
 import pytest
 
-from stillhouse.heap import trim
+from stillhouse import heap
+from stillhouse.heap import GROWN, trim, trim_grown
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that keeps free pages")
@@ -35,3 +36,18 @@ def test_circles_are_freed() -> None:
     Node()
     trim()
     assert Node.alive == 0
+
+
+def test_a_process_is_trimmed_when_it_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, trims = iter([GROWN + 1, 5, GROWN + 5, GROWN + 6, 9]), list[None]()
+    monkeypatch.setattr(heap, "_held", 0)
+    monkeypatch.setattr(heap, "resident_bytes", lambda: next(sizes))
+    monkeypatch.setattr(heap, "trim", lambda: trims.append(None))
+    # 5 are left after the first, so that GROWN + 5 is no growth beyond it, and one more is
+    assert [trim_grown() for _ in range(3)] == [True, False, True]
+    assert len(trims) == 2
+    assert list(sizes) == []
+
+
+def test_the_size_of_this_process_is_that_which_the_system_gives() -> None:
+    assert heap.resident_bytes() == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)

@@ -19,7 +19,9 @@ sys.path.insert(0, str(SITE))
 # its entry point stays out of sight: only the tests of `runs` put the folder on sys.path
 from stillhouse_toy import (  # noqa: E402
     Adapted,
+    Hidden,
     Net,
+    Selfish,
     Shift,
     Tall,
     Tokenized,
@@ -35,7 +37,9 @@ sys.path.remove(str(SITE))
 
 __all__ = [
     "Adapted",
+    "Hidden",
     "Net",
+    "Selfish",
     "Shift",
     "Tall",
     "Tokenized",

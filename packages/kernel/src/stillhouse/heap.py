@@ -4,6 +4,27 @@ import ctypes
 import gc
 import sys
 
+GROWN = 128 << 20  # bytes; `trim` walks over every object there is, for a second and more
+_held = 0  # resident bytes when it was last trimmed
+
+
+def trim_grown() -> bool:
+    """`trim` where the process has grown by more than `GROWN` since it was last trimmed; whether it
+    was.
+    """
+    global _held
+    if resident_bytes() - _held <= GROWN:
+        return False
+    trim()
+    _held = resident_bytes()
+    return True
+
+
+def resident_bytes() -> int:
+    import psutil  # slow to import
+
+    return psutil.Process().memory_info().rss
+
 
 def trim() -> None:
     """Free what only circles of references hold, and have glibc return its free pages, which it

@@ -30,7 +30,7 @@ from stillhouse.digest import digest, known_digest
 from stillhouse.environment import environment
 from stillhouse.errors import ContractError, CorruptArtifact, MissingData, StaleInput
 from stillhouse.files import storage, write_text, writing
-from stillhouse.heap import trim
+from stillhouse.heap import trim_grown
 from stillhouse.inputs import OPEN_BUILTIN, check_present, outside
 from stillhouse.json_files import read_json
 from stillhouse.leftovers import remove_asides, remove_temporaries, temporary
@@ -174,7 +174,7 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
         outputs = place.run()
         # the other ranks must not look for what rank 0 has not written yet
         parallel.agree(None)
-        trim()
+        trim_grown()
         return outputs
 
 

@@ -32,7 +32,17 @@ def test_starts_without_heavy_packages(words: list[str]) -> None:
 def test_help_names_every_command(stillhouse) -> None:
     code, out, _ = stillhouse("--help")
     assert code == 0
-    for name in ("list", "show", "run", "stage", "report", "compare", "export", "predict"):
+    for name in (
+        "list",
+        "show",
+        "run",
+        "stage",
+        "report",
+        "diagnose",
+        "compare",
+        "export",
+        "predict",
+    ):
         assert f"\n  {name} " in out
     assert stillhouse()[1] == out
 

@@ -180,8 +180,23 @@ def test_report_is_published_and_compared(stillhouse, ran, tmp_path) -> None:
     assert err.startswith("error: compare: at least two reports are needed")
 
 
+def test_a_diagnosis_says_what_was_found_and_what_would_do(stillhouse, ran) -> None:
+    code, out, err = stillhouse("diagnose", NAME)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[1:4] == [
+        "",
+        "Too few seeds",
+        "  1 seed: no interval can be given, and chance is not ruled out.",
+    ]
+    assert lines[4] == "  Try: Train more seeds, as in --set seeds=5."
+    assert stillhouse("report", NAME)[0] == 0
+    report = json.loads((ran / "report" / "report.json").read_text())
+    assert {found["check"] for found in report["diagnosis"]} >= {"too few seeds"}
+
+
 def test_what_has_not_run_cannot_be_reported(stillhouse, project) -> None:
-    for words in (["report"], ["export", "--to", "onnx"], ["predict"]):
+    for words in (["report"], ["diagnose"], ["export", "--to", "onnx"], ["predict"]):
         inputs = [str(project)] if words == ["predict"] else []
         code, _, err = stillhouse(*words, NAME, *inputs)
         assert code == 2

@@ -386,3 +386,28 @@ class Tall(nn.Module):
     def forward(self, batch: Tensors) -> dict[str, Tensor]:
         hidden = self.norm(self.stem(batch["images"])).mean((2, 3))
         return {"logits": self.head(hidden), "embedding": hidden}
+
+
+class Hidden(nn.Module):
+    """Points [B, 8] through one hidden layer to logits of four classes; the layer is a hint."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, width), nn.Linear(width, 4)
+
+    def forward(self, batch: Tensors) -> dict[str, Tensor]:
+        hidden = self.body(batch["x"]).relu()
+        return {"logits": self.head(hidden), "hint": hidden[:, :, None, None]}
+
+
+class Selfish(nn.Module):
+    """A projector that makes the teacher's hint of the points themselves: the student need do
+    nothing.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Linear(8, width)
+
+    def forward(self, batch: Tensors) -> dict[str, Tensor]:
+        return {"hint": self.body(batch["x"]).relu()[:, :, None, None]}

@@ -45,6 +45,30 @@ def report(
         open_page(page)
 
 
+def diagnose(
+    recipe: Finished,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda or cuda:1; auto is the GPU if there is one.")
+    ] = "auto",
+) -> None:
+    """Say what may hold back a student that is no better than alone."""
+    from stillhouse.cli.running import choose_device
+    from stillhouse.cli.target import last_target
+    from stillhouse.report.build import build
+    from stillhouse.report.measured import measure
+
+    target = last_target(recipe)
+    target.need_run()
+    runs = target.runs(device=choose_device(device))
+    document = build(target.recipe, runs.recipe, runs.root, runs.folder)
+    print(document.headline.text)
+    found = (*document.diagnosis, *measure(document, target.recipe, runs))
+    for finding in found:
+        print(f"\n{finding.check.capitalize()}\n  {finding.figure}\n  Try: {finding.remedy}")
+    if not found:
+        print("\nNothing was found that holds a gain back.")
+
+
 def print_report(target: "Target", *, partial: bool = False) -> Path:
     """Write the report, print its table and where it is; returns the path of report.html."""
     from stillhouse.cli.tables import print_table

@@ -12,6 +12,7 @@ from stillhouse.metrics.scores import Score
 from stillhouse.recipe import OUTSIDE, PLOTS, Bound, Recipe
 from stillhouse.report.collect import Finished, SettingsFile, collect, read_settings
 from stillhouse.report.costs import costlier
+from stillhouse.report.diagnosis import diagnose
 from stillhouse.report.document import (
     SCHEMA,
     Curve,
@@ -72,7 +73,8 @@ def build(recipe: Recipe, name: str, root: Path, folder: Path) -> Document:
         control=found.control,
         ceiling=found.ceiling,
     )
-    return replace(document, costlier=costlier(document))
+    document = replace(document, costlier=costlier(document))
+    return replace(document, diagnosis=diagnose(document, recipe))
 
 
 def _scores(recipe: Recipe, done: Mapping[str, Finished]) -> tuple[tuple[Score, ...], Score | None]:

@@ -167,6 +167,15 @@ class Held:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A likely cause of a student that is no better than alone."""
+
+    check: str
+    figure: str
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Document:
     """A report. `primary` is the first score that has a better direction and is no cost.
 
@@ -198,6 +207,7 @@ class Document:
     control: Held | None = None
     ceiling: Held | None = None
     costlier: tuple[str, ...] = ()  # a sentence each: what students take more of than the teacher
+    diagnosis: tuple[Finding, ...] = ()
 
     @property
     def title(self) -> str:

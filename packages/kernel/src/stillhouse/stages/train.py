@@ -304,3 +304,11 @@ class Train(BaseStage):
         if found.kind != "model":
             raise BadRecipe(f"stage '{self.name}': port '{port}' is no model to train '{role}' on")
         return Base(folder=found.path, digest=found.digest, ref=self.inputs[port])
+
+
+def before_training(
+    stage: Train, inputs: Mapping[str, Artifact], ctx: Context
+) -> tuple[Data, dict[str, Built]]:
+    """What a training reads, opened anew: its data, and its roles as they are at its first step."""
+    data, _ = stage._opened(inputs, ctx)  # pyright: ignore[reportPrivateUsage]
+    return data, stage._roles(inputs)  # pyright: ignore[reportPrivateUsage]
