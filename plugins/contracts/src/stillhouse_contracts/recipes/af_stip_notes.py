@@ -43,9 +43,9 @@ NOTES = (
     "short trainings say no to everything. Probabilities are too high by as much, and calibration "
     "errors with them.",
     "In the cross-validation a fold is held out, the next is the public contracts and three train; "
-    "each distilled row has the teacher of its fold. At small, the folds leave out the generator "
-    "and the BiLSTM, which would take more than half of the time, and the splits by contract and "
-    "at random the distilled rows.",
+    "each distilled row has the teacher of its fold. At small the folds have one draw, not five, "
+    "and leave out the generator, the BiLSTM and the distorted contracts (together more than half "
+    "of the time); by contract and at random they leave out the teacher and whatever it teaches.",
 )
 CAUTION = (
     "The rows noise, perturbed and generator answer different questions: see the notes for what "
