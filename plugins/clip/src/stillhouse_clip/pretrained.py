@@ -6,6 +6,7 @@ is learned on pairs of images and texts: locked-image tuning turned to the image
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,9 @@ def _ways(state: State, module: nn.Module) -> Iterable[State]:
         yield {name: value for (name, _), value in pairs}
 
 
+UNUSED = re.compile(r"(^|\.)(embeddings\.position_ids|pooler\.dense\.(weight|bias))$")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadText:
     """A `convert`: a BERT sentence encoder of the ports "weights" (safetensors), "config"
@@ -98,8 +102,8 @@ class LoadText:
         config = bert_config(Path(inputs["config"]))
         spec = Model(build=mean_text_tower, kwargs={"config": config, "length": self.length})
         module, file = spec.new(), checkpoint_file(Path(inputs["weights"]))
-        # counted by the network itself; older files hold it
-        state = {k: v for k, v in read_state(file).items() if not k.endswith("position_ids")}
+        # the network counts positions itself, and a mean over tokens needs no pooler
+        state = {k: v for k, v in read_state(file).items() if not UNUSED.search(k)}
         load_strictly(module.get_submodule("bert"), as_named(state), where=str(file))
         assets = {ASSET: Path(inputs["tokenizer"])}
         save_model(out, Built(spec=spec, module=module, assets=assets))
