@@ -1,5 +1,6 @@
 """Plots of rows with long titles: drawn without a warning, and large enough to be read."""
 
+import io
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,11 @@ import pytest
 
 from stillhouse.report import drawing
 from stillhouse.report.build import build
+from stillhouse.report.document import Curve
 from stillhouse.report.drawing import LINE, legend_room
 from stillhouse.report.figures import plots
+from stillhouse.report.palette import THEMES
+from stillhouse.report.training import _draw_losses  # pyright: ignore[reportPrivateUsage]
 
 from .written import Scored, Story, write_run
 
@@ -36,3 +40,14 @@ def test_a_legend_needs_room_by_the_lines_of_its_longer_column() -> None:
     assert legend_room(["a"] * 8) == 0
     assert legend_room(["a"] * 10) == pytest.approx(LINE)
     assert legend_room(["a\nb\nc", "a\nb\nc", "a"]) == pytest.approx(2 * LINE)
+
+
+def test_a_panel_with_many_long_terms_keeps_room_to_draw_in() -> None:
+    terms = ("student/matching", "student/adversarial", "fake/denoising", "fake/discriminating")
+    columns = {name: (0.0, 1.0, 2.0) for name in ("step", "loss", *terms)}
+    curve = Curve(stage="s", row="", columns=columns)
+    panels = {f"row {n}": [curve] for n in range(6)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = _draw_losses(panels, THEMES["light"])
+        figure.savefig(io.StringIO(), format="svg")

@@ -66,12 +66,12 @@ def _draw_losses(panels: Mapping[str, Sequence[Curve]], theme: Theme) -> Figure:
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for axes, (name, curves) in zip(grid.flat, panels.items(), strict=False):
-        _draw_panel(axes, curves, theme)
+        _draw_panel(axes, curves, theme, room=TITLES // across)
         axes.set_title(wrapped(name, TITLES // across))
     return figure
 
 
-def _draw_panel(axes: Axes, curves: Sequence[Curve], theme: Theme) -> None:
+def _draw_panel(axes: Axes, curves: Sequence[Curve], theme: Theme, *, room: int) -> None:
     terms = [name for name in curves[0].columns if name not in ("step", "loss")]
     shown = ["loss", *(terms if len(terms) > 1 else [])]
     for i, term in enumerate(shown):
@@ -90,7 +90,10 @@ def _draw_panel(axes: Axes, curves: Sequence[Curve], theme: Theme) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     if len(shown) > 1:
-        axes.legend(fontsize=8, loc="upper right", ncols=min(3, len(shown)))
+        # a legend wider than its panel would leave no room for any; a line and its gaps take six
+        fitting = room // (6 + max(map(len, shown)))
+        columns = max(1, min(3, len(shown), fitting))
+        axes.legend(fontsize=8, loc="upper right", ncols=columns)
 
 
 @dataclass(frozen=True, kw_only=True)
