@@ -44,7 +44,7 @@ def test_a_legend_needs_room_by_the_lines_of_its_longer_column() -> None:
 
 def test_a_panel_with_many_long_terms_keeps_room_to_draw_in() -> None:
     terms = ("student/matching", "student/adversarial", "fake/denoising", "fake/discriminating")
-    columns = {name: (0.0, 1.0, 2.0) for name in ("step", "loss", *terms)}
+    columns = dict.fromkeys(("step", "loss", *terms), (0.0, 1.0, 2.0))
     curve = Curve(stage="s", row="", columns=columns)
     panels = {f"row {n}": [curve] for n in range(6)}
     with warnings.catch_warnings():
