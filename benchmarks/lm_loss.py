@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from rounds import write
 from torch import Tensor
 
@@ -62,7 +63,6 @@ def step(way: str, tokens: int, classes: int, chunk: int) -> Callable[[], Tensor
     """The loss of one step; its hidden states and head are leaves with gradients."""
     from stillhouse.cache import Cache
     from stillhouse.objectives.language import lm_kd_loss, lm_sparse_kd_loss
-    from stillhouse.objectives.logits import kd_loss
     from stillhouse.packing import unpack
 
     rng = torch.Generator().manual_seed(0)
@@ -78,7 +78,10 @@ def step(way: str, tokens: int, classes: int, chunk: int) -> Callable[[], Tensor
     )
 
     def dense(whole: Tensor) -> Tensor:
-        return kd_loss(hidden @ head.T, whole, temperature=TEMPERATURE)
+        """As everyone writes it: `kd_loss` also counts classes that the teacher excludes."""
+        student = F.log_softmax(hidden @ head.T / TEMPERATURE, dim=1)
+        target = F.log_softmax(whole / TEMPERATURE, dim=1)
+        return TEMPERATURE**2 * F.kl_div(student, target, reduction="batchmean", log_target=True)
 
     def restored() -> Tensor:
         stored = {"logits.top": log_p, "logits.index": index.int(), "logits.rest": rest}
