@@ -16,6 +16,9 @@ Finished = Annotated[
     ),
 ]
 
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda or cuda:1; auto is the GPU if there is one.")
+]
 Open = Annotated[bool, typer.Option("--open", help="Show the report in the browser.")]
 WIDTH = 80
 
@@ -47,9 +50,7 @@ def report(
 
 def diagnose(
     recipe: Finished,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda or cuda:1; auto is the GPU if there is one.")
-    ] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Say what may hold back a student that is no better than alone."""
     from stillhouse.cli.running import choose_device

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stillhouse.cli.listing import RecipeName
-from stillhouse.cli.results import Open, open_page, print_report
+from stillhouse.cli.results import Device, Open, open_page, print_report
 from stillhouse.cli.stopping import Stopping
 from stillhouse.cli.watching import Hooks, Track, tracked, watch_of
 from stillhouse.errors import BadSetting
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from stillhouse.recipe import Stage
     from stillhouse.runs import Runs
 
-Device = Annotated[
-    str, typer.Option(help="auto, cpu, cuda or cuda:1; auto is the GPU if there is one.")
-]
 Engine = Annotated[
     str,
     typer.Option(

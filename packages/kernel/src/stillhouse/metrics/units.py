@@ -72,6 +72,11 @@ def inside(label: str) -> str:
     return label if label[1:2].isupper() else label[:1].lower() + label[1:]
 
 
+def capital(text: str) -> str:
+    """As it begins a sentence."""
+    return text[:1].upper() + text[1:]
+
+
 def seeds(count: int) -> str:
     """ "1 seed", "3 seeds"."""
     return f"{count} seed" if count == 1 else f"{count} seeds"

@@ -10,6 +10,7 @@ from typing import Any
 
 from stillhouse.metrics.scores import FRACTION, Score
 from stillhouse.metrics.units import (
+    capital,
     difference,
     inside,
     number,
@@ -17,7 +18,7 @@ from stillhouse.metrics.units import (
     seeds,
     significant,
 )
-from stillhouse.objectives.objective import Composed, Composing
+from stillhouse.probe import composed_of
 from stillhouse.recipe import OUTSIDE, Recipe
 from stillhouse.report.document import Curve, Document, Finding, Row
 from stillhouse.report.statistics import Difference, seeds_needed
@@ -127,7 +128,7 @@ def teacher_not_ahead(s: Subject) -> Iterator[Finding]:
     amount = f"{number(noise, s.primary)} {s.primary.points}".rstrip()
     yield Finding(
         check="teacher not ahead",
-        figure=f"{_capital(s.teacher.name)} has {s.score(s.teacher)} {inside(s.primary.label)}, "
+        figure=f"{capital(s.teacher.name)} has {s.score(s.teacher)} {inside(s.primary.label)}, "
         f"{s.baseline.name} alone {s.score(s.baseline)}"
         f"{f' (two standard errors: {amount})' if noise else ''}: there is nothing to learn from "
         "it.",
@@ -146,7 +147,7 @@ def teacher_near_control(s: Subject) -> Iterator[Finding]:
         return
     yield Finding(
         check="teacher near the trivial control",
-        figure=f"{_capital(s.teacher.name)} has {s.score(s.teacher)}, {control.name} "
+        figure=f"{capital(s.teacher.name)} has {s.score(s.teacher)}, {control.name} "
         f"{quantity(control.value, s.primary)}.",
         remedy="Look at the teacher before anything else: the order of its classes, its "
         "preprocessing, then its training.",
@@ -254,7 +255,7 @@ def trained_otherwise(s: Subject) -> Iterator[Finding]:
         listed = (f"{name} {mine[name]} and {other[name]}" for name in unlike)
         yield Finding(
             check="rows trained unlike one another",
-            figure=f"{_capital(s.method.name)} and {s.baseline.name} have {', '.join(listed)}.",
+            figure=f"{capital(s.method.name)} and {s.baseline.name} have {', '.join(listed)}.",
             remedy="Give both rows the same effort, or the difference is that of the effort.",
         )
 
@@ -284,9 +285,8 @@ def distilling(stage: Train) -> tuple[str, ...]:
     """The names of the terms that read a role which no phase trains, as a teacher is; () for an
     objective that is not composed of terms.
     """
-    objective = stage.objective
-    composed = objective.composed if isinstance(objective, Composing) else objective
-    if not isinstance(composed, Composed):
+    composed = composed_of(stage)
+    if composed is None:
         return ()
     trained = {role for phase in composed.phases.values() for role in phase.trains}
     frozen = {role for role in composed.roles if role not in trained}
@@ -336,7 +336,3 @@ def _values(curve: Curve, name: str) -> list[float]:
 
 def _variance(values: Sequence[float]) -> float:
     return statistics.variance(values) if len(values) > 1 else 0.0
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from stillhouse.metrics.known import COMPUTE
 from stillhouse.metrics.scores import Score
 from stillhouse.metrics.units import (
+    capital,
     counted,
     difference,
     inside,
@@ -108,14 +109,14 @@ def _alone(found: Findings, primary: Score) -> str:
     row = method or next(row for row in first if row is not None)
     what = f"{quantity(row.scores[primary.name].mean, primary)} {inside(primary.label)}"
     if found.method and method is None:
-        return f"{_capital(found.method)} has not been evaluated yet; {row.name} reaches {what}."
-    return f"{_capital(row.name)} reaches {what}; there is no pair to compare yet."
+        return f"{capital(found.method)} has not been evaluated yet; {row.name} reaches {what}."
+    return f"{capital(row.name)} reaches {what}; there is no pair to compare yet."
 
 
 def _sentence(method: Row, baseline: Row, found: Findings) -> str:
     primary = found.primary
     assert primary is not None
-    gap, name = method.differences[primary.name], _capital(method.name)
+    gap, name = method.differences[primary.name], capital(method.name)
     if found.control and _worse(baseline.scores[primary.name].mean, found.control.value, primary):
         return (
             f"{name} reaches {quantity(method.scores[primary.name].mean, primary)} "
@@ -210,7 +211,3 @@ def _others(found: Findings, primary: Score) -> tuple[str, ...]:
         head = f"Against {next(r.name for r in found.rows if r.kind == 'baseline')}"
     number_of = ", corrected for their number (Holm)" if len(rows) > 1 else ""
     return (f"{head}{number_of}: {'; '.join(parts)}.",)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

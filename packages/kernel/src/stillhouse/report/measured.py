@@ -10,7 +10,7 @@ from stillhouse.artifact import Artifact
 from stillhouse.errors import StillhouseError
 from stillhouse.leftovers import temporary
 from stillhouse.metrics.scores import FRACTION
-from stillhouse.metrics.units import inside, quantity, significant
+from stillhouse.metrics.units import capital, inside, quantity, significant
 from stillhouse.probe import CONTROL_STEPS, Answers, Probed, probe
 from stillhouse.recipe import Context, Recipe
 from stillhouse.report.diagnosis import SMALL, Subject, distilling, subject_of
@@ -136,10 +136,9 @@ def teacher_knows(s: Subject, runs: Runs) -> Iterator[Finding]:
     else:
         knows = test > TIMES * train if lower else train > TIMES * test
     if knows:
-        name = s.teacher.name[:1].upper() + s.teacher.name[1:]
         yield Finding(
             check="teacher knows the training samples",
-            figure=f"{name} has {quantity(train, s.primary)} "
+            figure=f"{capital(s.teacher.name)} has {quantity(train, s.primary)} "
             f"{inside(s.primary.label)} on the samples that students learn from and "
             f"{quantity(test, s.primary)} on the test part: its answers there are the labels.",
             remedy="Train the teacher on other samples (cross-fitted), distil on unlabelled ones, "

@@ -22,8 +22,9 @@ NOTES = (
     "names: they cannot be compared with numbers on Inception's features, or across networks. "
     "Beside them stands what as many held-out real images get.",
     "At small the students' learning rate of stage 1 is the best of a grid by the Frechet distance "
-    "to training images, on a seed of its own: the same for one student, one of five, and one with "
-    "five times the steps. The other settings of small, and those of paper, are first guesses.",
+    "to training images, on a seed of its own, for one student and one of five; the student with "
+    "five times the steps was tried at all but the highest rate of that grid. The other "
+    "settings of small, and those of paper, are first guesses.",
     "Training steps count each update of a fake score; a generator is updated every `ratio` of "
     "them. A student stored is not a student used: one network makes an image, all are stored.",
 )
