@@ -136,15 +136,19 @@ def test_a_role_that_read_the_voxels_leaves_them_as_they_were():
     assert torch.equal(first["cls"], module(batch)["cls"])
 
 
+SEEN: dict[str, torch.Tensor] = {}
+
+
+def both(teacher, student):
+    """A loss of nothing that keeps what it was given."""
+    SEEN.update(teacher=teacher, student=student)
+    return student.mean() * 0
+
+
 def test_the_objective_gives_teacher_and_student_the_same_voxels():
     file, batch = COARSE, scenes(2)
     teacher, student = built(file).eval().requires_grad_(False), built(f"{file}/4").train()
-    seen: dict[str, torch.Tensor] = {}
-
-    def both(teacher, student):
-        seen.update(teacher=teacher, student=student)
-        return student.mean() * 0
-
+    SEEN.clear()
     objective = DetectorTraining(
         phases={"train": Phase(trains=("student",), optimizer=Optimizer(lr=1e-3))},
         losses={"kd": Weighted(term=Term(both, "teacher.voxels", "student.voxels"))},
@@ -153,8 +157,8 @@ def test_the_objective_gives_teacher_and_student_the_same_voxels():
     terms = objective.terms("train", models, batch, step=0, steps=1, rng=torch.Generator())
     assert set(terms) == {"detection", "kd"}
     sum(terms.values()).backward()
-    assert len(seen["teacher"]) == len(seen["student"])
-    assert (seen["teacher"].shape[1], seen["student"].shape[1]) == (64, 32)
+    assert len(SEEN["teacher"]) == len(SEEN["student"])
+    assert (SEEN["teacher"].shape[1], SEEN["student"].shape[1]) == (64, 32)
     assert all(p.grad is not None for p in student.parameters())
     assert all(p.grad is None for p in teacher.parameters())
     models["teacher"] = built("pointpillars-kitti")
