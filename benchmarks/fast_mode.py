@@ -7,7 +7,9 @@ the exact mode at least 0.98 of the loop's speed.
 
 No cache of the teacher. Same weights, batches and formula, a process each, in rounds that
 alternate; what precision "fast" tries at its first step is in the warm-up. torchdistill runs in
-the peers' environment of overhead.py, on CUDA and CPU in fp32, as it comes.
+the peers' environment of overhead.py, on CUDA and CPU in fp32, as it comes. On CUDA the plain loop
+and `fit` run in bf16 too, by torch.autocast, and the batches, larger there, are on the GPU
+beforehand: the step is measured, not the copies.
 """
 
 import argparse
@@ -31,6 +33,8 @@ from torch import Tensor, nn
 ROOT = Path(__file__).parent.parent
 BATCHES, WARM, LONG = 4, 6, 20_000
 NAMES = ("bare", "exact", "fast", "torchdistill")
+CUDA_NAMES = ("bare", "bare-bf16", "exact", "exact-bf16", "fast", "torchdistill")
+BASES = ("bare", "bare-bf16", "torchdistill")
 Record = Mapping[str, Any]  # Any: JSON
 Batch = Mapping[str, Tensor]
 
@@ -43,19 +47,27 @@ class Pair:
     student: str
     side: int
     batch: int
+    cuda_batch: int
     classes: int
     goal: float
 
 
 PAIRS = {
     "cifar": Pair(
-        teacher="cifar-resnet56", student="cifar-resnet20", side=32, batch=64, classes=10, goal=1.4
+        teacher="cifar-resnet56",
+        student="cifar-resnet20",
+        side=32,
+        batch=64,
+        cuda_batch=128,
+        classes=10,
+        goal=1.4,
     ),
     "imagenet": Pair(
         teacher="torchvision:resnet50",
         student="torchvision:resnet18",
         side=224,
         batch=8,
+        cuda_batch=128,
         classes=1000,
         goal=1.3,
     ),
@@ -65,6 +77,7 @@ PAIRS = {
         student="cifar-resnet20",
         side=128,
         batch=16,
+        cuda_batch=128,
         classes=1000,
         goal=1.4,
     ),
@@ -89,6 +102,10 @@ class Contest:
     pair: Pair
     device: str
 
+    @property
+    def size(self) -> int:
+        return self.pair.batch if self.device == "cpu" else self.pair.cuda_batch
+
     def roles(self) -> dict[str, nn.Module]:
         """The same weights in every process; BatchNorms of the teacher have seen a batch."""
         from stillhouse_vision.models import ImageSpec, model
@@ -99,15 +116,16 @@ class Contest:
         made = {
             r: model(n, classes=self.pair.classes, images=images).new() for r, n in names.items()
         }
+        first = {name: values[:8].cpu() for name, values in self.batches()[0].items()}
         with torch.no_grad():
-            made["teacher"].train()(self.batches()[0])
+            made["teacher"].train()(first)
         made["teacher"].eval().requires_grad_(False)
         made["student"].train()
         return made
 
     def batches(self) -> list[dict[str, Tensor]]:
-        rng, size = torch.Generator().manual_seed(1), self.pair.batch
-        return [
+        rng, size = torch.Generator().manual_seed(1), self.size
+        made = [
             {
                 "images": torch.rand(size, 3, self.pair.side, self.pair.side, generator=rng),
                 "labels": torch.randint(0, self.pair.classes, (size,), generator=rng),
@@ -115,6 +133,7 @@ class Contest:
             }
             for number in range(BATCHES)
         ]
+        return [{key: values.to(self.device) for key, values in one.items()} for one in made]
 
     def feed(self, student: nn.Module, record: Mapping[str, Any]) -> Feed[dict[str, Tensor]]:
         """`record` is filled while it trains (Any: JSON)."""
@@ -140,15 +159,16 @@ def _clock() -> float:
     return time.perf_counter()
 
 
-def bare(contest: Contest) -> None:
+def bare(contest: Contest, precision: str) -> None:
     roles = contest.roles()
     teacher, student = (Plain(roles[name]).to(contest.device) for name in ("teacher", "student"))
     optimizer = sgd(student.parameters())
     for batch in contest.feed(roles["student"], {}):
         images, labels = contest.moved(batch)
-        with torch.no_grad():
-            target = teacher(images)
-        loss = formula(student(images), target, labels)
+        with torch.autocast(contest.device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            with torch.no_grad():
+                target = teacher(images)
+            loss = formula(student(images), target, labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -177,7 +197,7 @@ def fitted(contest: Contest, precision: str) -> None:
         losses={"ce": Weighted(term=ce, weight=CE), "kd": Weighted(term=kd, weight=KD)},
     )
     feed = iter(contest.feed(roles["student"], record))
-    data = Passes(feed, size=contest.pair.batch, count=BATCHES)
+    data = Passes(feed, size=contest.size, count=BATCHES)
     notes: list[str] = []
     record["notes"] = notes
     with tempfile.TemporaryDirectory() as name:
@@ -191,7 +211,7 @@ def fitted(contest: Contest, precision: str) -> None:
             observe=lambda event: notes.append(event.text) if "fast:" in event.text else None,
             checkpoint_seconds=math.inf,
         )
-        setup = Setup(steps=LONG, batch=contest.pair.batch, precision=precision)  # type: ignore[arg-type]
+        setup = Setup(steps=LONG, batch=contest.size, precision=precision)  # type: ignore[arg-type]
         fit(objective, roles, data, setup=setup, ctx=ctx)
 
 
@@ -229,7 +249,8 @@ def torchdistill(contest: Contest) -> None:
 def measure(name: str, device: str, rounds: int, steps: int) -> dict[str, Any]:  # Any: JSON
     from overhead import peers_python
 
-    names = NAMES[:-1] if name == "lite0" else NAMES  # the peers' environment has no timm
+    names = NAMES if device == "cpu" else CUDA_NAMES
+    names = names[:-1] if name == "lite0" else names  # the peers' environment has no timm
     vision = str(ROOT / "plugins" / "vision" / "src")
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [vision, os.environ.get("PYTHONPATH", "")])
@@ -247,7 +268,7 @@ def measure(name: str, device: str, rounds: int, steps: int) -> dict[str, Any]: 
             "ms": summary([1000 * s for s in seconds[who]]),
             **{
                 f"speed_of_{base}": summary(paired(seconds[base], seconds[who]))
-                for base in ("bare", "torchdistill")
+                for base in BASES
                 if base in seconds
             },
             "state": {k: v for k, v in states[who].items() if k != "environment"},
@@ -261,17 +282,17 @@ def measure(name: str, device: str, rounds: int, steps: int) -> dict[str, Any]: 
 def table(pairs: Record) -> str:
     lines: list[str] = []
     for name, found in pairs.items():
-        lines.append(f"{name:14}{'ms/step':>10}{'of bare':>24}{'of torchdistill':>24}")
+        bases = [base for base in BASES if base in found["contestants"]]
+        heads = "".join(f"{'of ' + base:>24}" for base in bases)
+        lines.append(f"{name:14}{'ms/step':>10}{heads}")
         for who, one in found["contestants"].items():
-            speeds = [_shown(one.get(f"speed_of_{base}")) for base in ("bare", "torchdistill")]
-            lines.append(f"{who:14}{one['ms']['median']:10.2f}{speeds[0]:>24}{speeds[1]:>24}")
+            speeds = "".join(f"{_shown(one[f'speed_of_{base}']):>24}" for base in bases)
+            lines.append(f"{who:14}{one['ms']['median']:10.2f}{speeds}")
             lines += [f"    {note}" for note in one["state"].get("notes", ())]
     return "\n".join(lines)
 
 
-def _shown(speed: Mapping[str, float] | None) -> str:
-    if speed is None:
-        return ""
+def _shown(speed: Mapping[str, float]) -> str:
     return f"{speed['median']:.3f} [{speed['median_low']:.3f}, {speed['median_high']:.3f}]"
 
 
@@ -308,12 +329,12 @@ def work(who: str, pair: str, device: str) -> None:
     torch.set_num_threads(1)
     contest = Contest(pair=PAIRS[pair], device=device)
     match who:
-        case "bare":
-            bare(contest)
+        case "bare" | "bare-bf16":
+            bare(contest, "bf16" if who.endswith("bf16") else "fp32")
         case "torchdistill":
             torchdistill(contest)
         case _:
-            fitted(contest, "fp32" if who == "exact" else who)
+            fitted(contest, {"exact": "fp32", "exact-bf16": "bf16"}.get(who, who))
 
 
 if __name__ == "__main__":

@@ -24,8 +24,11 @@ import functools
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from typing_extensions import TypeAliasType
 from stillhouse.files import write_text
 
 Linear = nn.Linear
@@ -44,6 +47,13 @@ def mark_now() -> Mapping[str, str]:
 @functools.cache
 def arrays() -> Mapping[str, np.ndarray]:
     return {"a": np.zeros(3)}
+
+# as numpy.typing.NDArray is from NumPy 2.5 on, where Python has such aliases
+T = TypeVar("T", bound=np.generic)
+Aliased = TypeAliasType("Aliased", np.ndarray[tuple[Any, ...], np.dtype[T]], type_params=(T,))
+
+def aliased() -> Mapping[str, Aliased[np.uint8] | Aliased[np.int64] | NDArray[np.float32]]:
+    return {"a": np.zeros(3, np.uint8)}
 
 def tensors() -> dict[str, Tensor]:
     return {}
@@ -214,9 +224,10 @@ def test_only_openers_open(tmp_path: Path, opener: str) -> None:
 
 
 def test_builtin_names_a_function_that_makes_arrays(tmp_path: Path) -> None:
-    artifact = outside("builtin:stillhouse_trap:arrays", tmp_path)
-    found: Mapping[str, Any] = artifact.open()
-    assert list(found) == ["a"]
+    for name in ("arrays", "aliased"):
+        artifact = outside(f"builtin:stillhouse_trap:{name}", tmp_path)
+        found: Mapping[str, Any] = artifact.open()
+        assert list(found) == ["a"]
     for name in ("mark_now", "mark", "sized", "Net", "nested"):
         with pytest.raises(
             PluginError, match=f"'stillhouse_trap:{name}': makes no arrays; builtin"

@@ -189,7 +189,16 @@ def _is_arrays(annotation: Any) -> bool:  # Any: an annotation
         return False
     union = (typing.Union, types.UnionType)
     kinds = typing.get_args(values[1]) if typing.get_origin(values[1]) in union else values[1:]
-    return all((typing.get_origin(kind) or kind) in (np.ndarray, Tensor) for kind in kinds)
+    return all(_class_of(kind) in (np.ndarray, Tensor) for kind in kinds)
+
+
+def _class_of(annotation: Any) -> Any:  # Any: an annotation
+    """What an annotation is of, without its arguments. From NumPy 2.5 on, NDArray is an alias of
+    its own kind (PEP 695), whose value is the array.
+    """
+    while inner := getattr(annotation, "__value__", None) or typing.get_origin(annotation):
+        annotation = inner
+    return annotation
 
 
 def _needed(function: Callable[..., Any]) -> bool:
