@@ -9,6 +9,7 @@ from stillhouse_vision.models.catalogue import (
 )
 from stillhouse_vision.models.checkpoint import LoadCheckpoint
 from stillhouse_vision.models.classifier import ImageSpec
+from stillhouse_vision.models.upscaled import named_upscaled
 
 __all__ = [
     "ARCHITECTURES",
@@ -17,5 +18,6 @@ __all__ = [
     "channels",
     "full_name",
     "model",
+    "named_upscaled",
     "output_shapes",
 ]

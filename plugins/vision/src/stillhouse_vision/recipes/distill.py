@@ -3,11 +3,10 @@
 from stillhouse.comparison import seeded
 from stillhouse.objectives.methods import ZooEntry
 from stillhouse.objectives.objective import Composed
-from stillhouse.objectives.zoo import zoo_method
 from stillhouse.recipe import Recipe
 from stillhouse.references import out
-from stillhouse_vision.models import channels
-from stillhouse_vision.recipes.distill_settings import WARM, Distill
+from stillhouse_vision.recipes.distill_settings import Distill
+from stillhouse_vision.recipes.few_labels import few_labels
 from stillhouse_vision.recipes.teaching import (
     ONE_TEACHER,
     caution,
@@ -20,10 +19,7 @@ from stillhouse_vision.recipes.teaching import (
     teachers_of,
     train_stage,
 )
-
-PAPER = (
-    "Hinton, Vinyals, Dean 2015, Distilling the knowledge in a neural network (arXiv 1503.02531)"
-)
+from stillhouse_vision.recipes.zoo_entries import PAPER, zoo_entry
 
 
 def distill(settings: Distill) -> Recipe:
@@ -38,7 +34,11 @@ def distill(settings: Distill) -> Recipe:
     ResNet-56 that is first fine-tuned on them, ResNet-20. paper: CIFAR-100 (`--set data=...`),
     resnet32x4 to resnet8x4, SGD, 240 epochs of batches of 64, learning rate 0.05 times 0.1 at
     epochs 150, 180 and 210, 5 seeds.
+
+    `--set labels=250` is another experiment: few labels, many unlabelled images, see `few_labels`.
     """
+    if settings.labels:
+        return few_labels(settings)
     entries = {name: _entry(settings, name) for name in settings.objective}
     objectives = {name: _objective(settings, entry) for name, entry in entries.items()}
     read = (output for each in objectives.values() for output in each.outputs_of("teacher"))
@@ -80,13 +80,6 @@ def _objective(settings: Distill, entry: ZooEntry) -> Composed:
 
 
 def _entry(settings: Distill, objective: str) -> ZooEntry:
-    method = zoo_method(objective)
-    own = {
-        key.partition(".")[2]: v
-        for key, v in settings.numbers.items()
-        if key.startswith(f"{objective}.")
-    }
-    shared = {"temperature": settings.temperature} if objective in WARM else {}
-    student = channels(named_model(settings, settings.student))
-    teacher = channels(named_model(settings, settings.teacher_model))
-    return method(student, teacher, settings.classes, settings.samples, **(shared | own))
+    student = named_model(settings, settings.student)
+    teacher = named_model(settings, settings.teacher_model)
+    return zoo_entry(settings, objective, student=student, teacher=teacher)

@@ -9,18 +9,18 @@ from stillhouse.errors import UnknownName
 from stillhouse.objectives.zoo import zoo_method
 from stillhouse.recipe import Scale
 from stillhouse_vision.own_data import Look
+from stillhouse_vision.recipes.few_labels_settings import LITE0, FewLabels
 from stillhouse_vision.recipes.teaching_settings import (
     CIFAR10_JPEG,
     CIFAR100,
     DIGITS,
-    Teaching,
 )
 
 # the objectives whose softmax `temperature` softens; the others' own temperature is another thing
 WARM = ("kd", "dkd", "dist")
 
 
-class Distill(Teaching):
+class Distill(FewLabels):
     """Settings of `vision/distill`; steps are optimizer steps, fractions are of a run."""
 
     objective: tuple[str, ...] = Field(
@@ -33,15 +33,16 @@ class Distill(Teaching):
         50_000, ge=2, description="training images, for objectives with a memory (crd)"
     )
 
-    follows_data: ClassVar[tuple[str, ...]] = (*Teaching.follows_data, "samples")
+    follows_data: ClassVar[tuple[str, ...]] = (*FewLabels.follows_data, "samples")
 
     presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {
-        "tiny": {**DIGITS, "student": "cnn4", "steps": 200, "samples": 400},
+        "tiny": {**DIGITS, "student": "cnn4", "steps": 200, "samples": 400, "validation": 100},
         "small": {
             **CIFAR10_JPEG,
             "objective": ("kd", "dkd"),
             "numbers": {"dkd.beta": 2.0},  # the DKD paper's for ResNet-56 -> ResNet-20
             "samples": 20_000,
+            "pretrained": LITE0,
         },
         "paper": {
             **CIFAR100,

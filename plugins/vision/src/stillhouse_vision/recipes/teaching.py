@@ -141,12 +141,15 @@ def train_stage(
     )
 
 
-def teacher_cache(settings: Teaching, objective: Composed) -> Mapping[str, Cache]:
+def teacher_cache(
+    settings: Teaching, objective: Composed, teacher: Model | None = None
+) -> Mapping[str, Cache]:
     """What the objective reads of the teacher, computed once where it is vectors: maps are too
-    large to be stored.
+    large to be stored. `teacher` is its spec where it is not `teacher_model`'s.
     """
     read = objective.outputs_of("teacher")
-    shapes = output_shapes(named_model(settings, settings.teacher_model)) if read else {}
+    spec = teacher or named_model(settings, settings.teacher_model)
+    shapes = output_shapes(spec) if read else {}
     small = all(len(shapes[output]) == 1 for output in read)
     return {"teacher": Cache(outputs=read)} if settings.cache and read and small else {}
 

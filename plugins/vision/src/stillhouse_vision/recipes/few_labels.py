@@ -1,0 +1,271 @@
+"""vision/distill with few labels: what a teacher and unlabelled images buy a small classifier."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from stillhouse.artifact import Model
+from stillhouse.comparison import costed
+from stillhouse.data.sampling import Mix
+from stillhouse.metrics import Classification
+from stillhouse.objectives.logits import dkd_loss
+from stillhouse.objectives.methods import ZooEntry
+from stillhouse.objectives.objective import Composed, Weighted
+from stillhouse.objectives.supervised import cross_entropy_loss
+from stillhouse.objectives.term import Term
+from stillhouse.recipe import Kind, Recipe, Row, Stage
+from stillhouse.references import Ref, collected, out
+from stillhouse.stages import Convert, Evaluate, Make, Train
+from stillhouse_vision.drawing import DrawLabels, KeepApart
+from stillhouse_vision.figures import Predictions
+from stillhouse_vision.models import named_upscaled
+from stillhouse_vision.models.upscaled import FitHead, LoadPretrained
+from stillhouse_vision.objectives.few_labels import (
+    UNLABELLED,
+    completed_dkd_loss,
+    labelled_cross_entropy_loss,
+    pseudo_label_loss,
+)
+from stillhouse_vision.recipes.distill_settings import Distill
+from stillhouse_vision.recipes.few_labels_settings import ALL, ALONE, SELF, reads_all
+from stillhouse_vision.recipes.teaching import (
+    caution,
+    data_stage,
+    export_stage,
+    image_spec,
+    named_model,
+    supervised,
+    taught,
+    teacher_cache,
+    train_stage,
+)
+from stillhouse_vision.recipes.zoo_entries import PAPER, zoo_entry
+
+NOTES = (
+    "Labels are drawn anew for each seed, as many of each class, and one teacher a seed sees the "
+    "same labels and no others: intervals hold over draws, teachers and first weights.",
+    "Every student of a seed makes the same number of steps from the same first weights; rows on "
+    "the labelled images alone have the same batches, and so have those on all images.",
+    "Self-training is the control without a teacher: the student on labels alone labels the other "
+    "images, and a fresh student trains on both. Its labeller's steps come before its own.",
+    "On unlabelled images there is no cross-entropy, and DKD's target is the teacher's class.",
+)
+# losses that read a label, and what stands in for them where rows have none
+COMPLETED = {dkd_loss: completed_dkd_loss, cross_entropy_loss: labelled_cross_entropy_loss}
+
+
+def few_labels(settings: Distill) -> Recipe:
+    """Label efficiency: students on `labels` labelled images alone, beside those that learn from a
+    teacher of the same labels, on these images or on all of them, and self-training.
+
+    Claim: with few labels and many unlabelled images a student by a pretrained teacher's outputs on
+    all of them is more accurate than one of the labels alone, and than self-training. Command:
+    `stillhouse run vision/distill --scale small --set labels=250 --set seeds=5`.
+    """
+    draws = [_Draw(settings, seed) for seed in range(settings.seeds)]
+    students = {row: [draw.student(row) for draw in draws] for row in settings.rows}
+    exported = next((row for row in settings.rows if row.endswith(ALL)), settings.rows[-1])
+    test = data_stage(settings)["test"]
+    scores = costed(Classification(), inputs={"data": test})
+    # the figure shows what the teacher says, too
+    shown = replace(
+        scores,
+        inputs={"data": test, "teacher": out(draws[0].teacher)},
+        figures=(Predictions(names=settings.names),),
+    )
+    by_teacher = costed(Classification(role="teacher"), inputs={"data": test}, role="teacher")
+    rows: dict[str, tuple[Kind, list[Evaluate]]] = {
+        "teacher": (
+            "teacher",
+            [by_teacher.of(d.teacher, out(d.teacher), measured=not d.seed) for d in draws],
+        )
+    }
+    for row, stages in students.items():
+        rows[title(row)] = (
+            "baseline" if row == ALONE else "student",
+            [
+                (shown if row == exported and not seed else scores).of(
+                    stage, out(stage), measured=not seed, shown=True
+                )
+                for seed, stage in enumerate(stages)
+            ],
+        )
+    first = students[exported][0]
+    export = export_stage(
+        f"{settings.student}, {title(exported)} with {settings.labels} labels", PAPER, test
+    )
+    last = {"student": out(first), "scores": out(rows[title(exported)][1][0])}
+    export = replace(export, inputs={**last, **export.inputs})
+    return Recipe(
+        name="vision/distill",
+        reference=PAPER,
+        stages=collected(*(stage for _, found in rows.values() for stage in found), export),
+        rows={
+            name: Row(kind=kind, stages=tuple(stage.name for stage in found))
+            for name, (kind, found) in rows.items()
+        },
+        method=title(exported),
+        notes=NOTES,
+        caution=caution(settings, f"{settings.steps} steps"),
+    )
+
+
+def title(row: str) -> str:
+    """A row's name in the report."""
+    match row:
+        case "labels":
+            return "student, labels alone"
+        case "self-training":
+            return "student, self-training on all images"
+        case _ if row.endswith(ALL):
+            return f"student + {row.removesuffix(ALL)} on all images"
+        case _:
+            return f"student + {row} on the labelled"
+
+
+class _Draw:
+    """A seed: its labels, its teacher, its students."""
+
+    def __init__(self, settings: Distill, seed: int) -> None:
+        self.settings, self.seed = settings, seed
+        self.spec = {"student": named_model(settings, settings.student)}
+        self.labels = Make(
+            name=f"draw-{seed}",
+            make=DrawLabels(rows=settings.labels, rest=settings.needs_rest),
+            inputs={"data": apart(settings)["pool"]},
+            ports=("labelled", "unlabelled") if settings.needs_rest else ("labelled",),
+            seed=seed,
+        )
+        self.teacher = self._teacher()
+
+    def student(self, row: str) -> Train:
+        """The training of a row."""
+        settings = self.settings
+        if row == ALONE:
+            return self._on_labelled(row, supervised(settings, "student", settings.lr))
+        if row == SELF:
+            return self._on_all(row, _self_trained(settings), out(self.student(ALONE)), plain=True)
+        objective = row.removesuffix(ALL)
+        teacher = teacher_spec(settings)
+        entry = zoo_entry(settings, objective, student=self.spec["student"], teacher=teacher)
+        composed = taught(
+            settings,
+            _completed(entry) if row.endswith(ALL) else entry.losses,
+            helpers=entry.roles,
+            feeds=entry.feeds,
+        )
+        place = self._on_all if reads_all(row) else self._on_labelled
+        return place(row, composed, out(self.teacher), helpers=entry.roles)
+
+    def _on_labelled(
+        self,
+        row: str,
+        objective: Composed,
+        teacher: Ref | None = None,
+        *,
+        helpers: Mapping[str, Model] | None = None,
+    ) -> Train:
+        stage = train_stage(
+            self.settings,
+            f"{row}-{self.seed}",
+            objective,
+            roles={} if teacher is None else {"teacher": teacher},
+            fresh={**self.spec, **(helpers or {})},
+            cache=teacher_cache(self.settings, objective, teacher_spec(self.settings)),
+            data=self.labels["labelled"],
+        )
+        return replace(stage, seed=self.seed)
+
+    def _on_all(
+        self,
+        row: str,
+        objective: Composed,
+        teacher: Ref,
+        *,
+        helpers: Mapping[str, Model] | None = None,
+        plain: bool = False,
+    ) -> Train:
+        stage = self._on_labelled(row, objective, teacher, helpers=helpers)
+        sets = {port: self.labels[port] for port in ("labelled", "unlabelled")}
+        roles = {port: ref for port, ref in stage.inputs.items() if port != "data"}
+        return replace(
+            stage,
+            inputs={**sets, **roles},
+            data=Mix(
+                parts={"labelled": 1, "unlabelled": self.settings.unlabelled},
+                fill={"labels": UNLABELLED},
+            ),
+            plain=("teacher",) if plain else (),
+            # a cross-entropy of the labelled rows is no mean over a micro-batch's samples
+            micro_batch=None,
+        )
+
+    def _teacher(self) -> Stage:
+        settings, name = self.settings, f"teacher-{self.seed}"
+        labelled, spec = self.labels["labelled"], teacher_spec(self.settings)
+        objective = supervised(settings, "teacher", settings.teacher_lr)
+        if not settings.pretrained:
+            train = train_stage(settings, name, objective, fresh={"teacher": spec}, data=labelled)
+            return replace(train, steps=settings.teacher_steps, seed=self.seed)
+        network = Convert(
+            name="pretrained",
+            convert=LoadPretrained(model=spec),
+            inputs={"weights": settings.pretrained},
+        )
+        fitted = Convert(
+            name=f"head-{self.seed}" if settings.head_tune_steps else name,
+            convert=FitHead(),
+            inputs={"network": out(network), "data": labelled},
+            seed=self.seed,
+        )
+        if not settings.head_tune_steps:
+            return fitted
+        tune = train_stage(
+            settings,
+            name,
+            supervised(settings, "teacher", settings.head_tune_lr),
+            roles={"teacher": out(fitted)},
+            data=labelled,
+        )
+        return replace(tune, steps=settings.head_tune_steps, seed=self.seed)
+
+
+def apart(settings: Distill) -> Make:
+    """The stage that keeps validation images apart, the same for all seeds."""
+    return Make(
+        name="apart",
+        make=KeepApart(rows=settings.validation),
+        inputs={"data": data_stage(settings)["train"]},
+        ports=("pool", "validation"),
+    )
+
+
+def teacher_spec(settings: Distill) -> Model:
+    """The teacher's network: the pretrained one, else `teacher_model`."""
+    if not settings.pretrained:
+        return named_model(settings, settings.teacher_model)
+    return named_upscaled(
+        settings.pretrained_name,
+        classes=settings.classes,
+        images=image_spec(settings),
+        side=settings.pretrained_side,
+        mean=settings.pretrained_mean,
+        std=settings.pretrained_std,
+    )
+
+
+def _self_trained(settings: Distill) -> Composed:
+    term = Term(pseudo_label_loss, "student.logits", "teacher.logits", "batch.labels")
+    return taught(settings, {"pseudo_label": Weighted(term=term)})
+
+
+def _completed(entry: ZooEntry) -> dict[str, Weighted]:
+    """The losses of an entry where some rows have no label."""
+    return {
+        name: replace(loss, term=_completed_term(loss.term)) for name, loss in entry.losses.items()
+    }
+
+
+def _completed_term(term: Term) -> Term:
+    if term.loss not in COMPLETED:
+        return term
+    return Term(COMPLETED[term.loss], *term.reads, **term.hyperparameters)
