@@ -26,7 +26,7 @@ PRETRAINED = "file:weights.pth"
 
 
 def recipe(scale: str = "tiny", **settings: Any) -> Recipe:
-    return make_recipe(NAME, make_settings(NAME, scale, {"labels": 40, **settings}))
+    return make_recipe(NAME, make_settings(NAME, scale, {"labels": 40, "rates": [], **settings}))
 
 
 def train(made: Recipe, name: str) -> Train:

@@ -2,10 +2,8 @@
 training of the best.
 """
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from stillhouse.artifact import Artifact, load_model
 from stillhouse.data.data import Data, RowData
 from stillhouse.data.shards import save_data
 from stillhouse.errors import BadData, BadRecipe, BadSetting
+from stillhouse.leftovers import temporary
 from stillhouse.many import trainings
 from stillhouse.metrics import Classification, Metric, Score
 from stillhouse.metrics.scores import FRACTION
@@ -39,7 +38,9 @@ class Candidate:
     factor: float = 1.0
 
 
-def chosen_of(candidates: Mapping[str, Candidate], *, name: str, validation: Ref, steps: int) -> "Choose":
+def chosen_of(
+    candidates: Mapping[str, Candidate], *, name: str, validation: Ref, steps: int
+) -> "Choose":
     """The stage that trains each candidate for `steps` steps and scores it on `validation`."""
     short = {
         each: replace(candidate, train=replace(candidate.train, steps=steps))
@@ -49,7 +50,9 @@ def chosen_of(candidates: Mapping[str, Candidate], *, name: str, validation: Ref
     return Choose(name=name, candidates=short, inputs=inputs)
 
 
-def best_of(candidates: Mapping[str, Candidate], choice: Ref, *, name: str, seed: int) -> "TrainChosen":
+def best_of(
+    candidates: Mapping[str, Candidate], choice: Ref, *, name: str, seed: int
+) -> "TrainChosen":
     """The stage that trains the candidate that `choice` names."""
     inputs = {**_inputs(candidates, name), CHOICE: choice}
     return TrainChosen(name=name, candidates=candidates, inputs=inputs, seed=seed)
@@ -100,7 +103,7 @@ class Choose(BaseStage):
         given = {port: artifact for port, artifact in inputs.items() if port != VALIDATION}
         validation: Data = inputs[VALIDATION].open()
 
-        def train(name: str, work: Work) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        def train(name: str, work: Work) -> tuple[dict[str, Tensor], dict[str, Any]]:
             # Any: JSON values
             accuracy = _accuracy(self.candidates[name].train, given, validation, work)
             return {ACCURACY: torch.tensor(accuracy, dtype=torch.float64)}, {}
@@ -128,12 +131,9 @@ def _numbers(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _accuracy(
-    stage: Train, inputs: Mapping[str, Artifact], validation: Data, work: Work
-) -> float:
+def _accuracy(stage: Train, inputs: Mapping[str, Artifact], validation: Data, work: Work) -> float:
     """Accuracy on `validation` of the student that a training leaves; the model is not kept."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
+    with temporary() as out:
         stage.run(inputs, replace(work.ctx, out=out))
         student = load_model(out / "student").module.requires_grad_(False).to(work.device)
         with torch.no_grad():

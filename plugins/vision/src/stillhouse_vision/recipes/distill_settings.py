@@ -36,7 +36,14 @@ class Distill(FewLabels):
     follows_data: ClassVar[tuple[str, ...]] = (*FewLabels.follows_data, "samples")
 
     presets: ClassVar[Mapping[Scale, Mapping[str, Any]]] = {
-        "tiny": {**DIGITS, "student": "cnn4", "steps": 200, "samples": 400, "validation": 100},
+        "tiny": {
+            **DIGITS,
+            "student": "cnn4",
+            "steps": 200,
+            "samples": 400,
+            "validation": 100,
+            "choose_steps": 60,
+        },
         "small": {
             **CIFAR10_JPEG,
             "objective": ("kd", "dkd"),

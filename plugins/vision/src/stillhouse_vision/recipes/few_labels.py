@@ -15,6 +15,14 @@ from stillhouse.objectives.term import Term
 from stillhouse.recipe import Kind, Recipe, Row, Stage
 from stillhouse.references import Ref, collected, out
 from stillhouse.stages import Convert, Evaluate, Make, Train
+from stillhouse_vision.choosing import (
+    Candidate,
+    Choices,
+    Choose,
+    TrainChosen,
+    best_of,
+    chosen_of,
+)
 from stillhouse_vision.drawing import DrawLabels, KeepApart
 from stillhouse_vision.figures import Predictions
 from stillhouse_vision.models import named_upscaled
@@ -49,6 +57,7 @@ NOTES = (
     "images, and a fresh student trains on both. Its labeller's steps come before its own.",
     "On unlabelled images there is no cross-entropy, and DKD's target is the teacher's class.",
 )
+STUDY = "What each row has chosen on images kept apart"
 # losses that read a label, and what stands in for them where rows have none
 COMPLETED = {dkd_loss: completed_dkd_loss, cross_entropy_loss: labelled_cross_entropy_loss}
 
@@ -95,17 +104,34 @@ def few_labels(settings: Distill) -> Recipe:
     )
     last = {"student": out(first), "scores": out(rows[title(exported)][1][0])}
     export = replace(export, inputs={**last, **export.inputs})
+    scored = [stage for _, found in rows.values() for stage in found]
+    studied = [choices(settings)] if settings.rates else []
     return Recipe(
         name="vision/distill",
         reference=PAPER,
-        stages=collected(*(stage for _, found in rows.values() for stage in found), export),
+        stages=collected(*scored, *studied, export),
         rows={
             name: Row(kind=kind, stages=tuple(stage.name for stage in found))
             for name, (kind, found) in rows.items()
         },
         method=title(exported),
-        notes=NOTES,
+        studies={STUDY: tuple(stage.name for stage in studied)} if studied else {},
+        notes=(*NOTES, *([choice_note(settings)] if studied else [])),
         caution=caution(settings, f"{settings.steps} steps"),
+    )
+
+
+def choice_note(settings: Distill) -> str:
+    """How learning rates and weights were chosen."""
+    rates, factors = (
+        ", ".join(f"{value:g}" for value in values) for values in (settings.rates, settings.factors)
+    )
+    return (
+        f"Each row has chosen its learning rate among {rates}, a distilled one also a factor of "
+        f"its weights among {factors}, by the accuracy on {settings.validation} labelled training "
+        f"images that no student and no teacher sees, after trainings of {settings.choose_steps} "
+        "steps on the labels of the first seed. These images are labels beyond the draw: all rows "
+        "have them alike."
     )
 
 
@@ -137,22 +163,36 @@ class _Draw:
         )
         self.teacher = self._teacher()
 
-    def student(self, row: str) -> Train:
-        """The training of a row."""
-        settings = self.settings
+    def student(self, row: str) -> Train | TrainChosen:
+        """The training of a row: of what was chosen for it, where there is a choice."""
+        if not self.settings.rates:
+            return self._train(row, lr=self.settings.lr)
+        choice = out(chosen(self.settings, row))
+        name = f"{row}-{self.seed}"
+        return best_of(self.candidates(row), choice, name=name, seed=self.seed)
+
+    def candidates(self, row: str) -> dict[str, Candidate]:
+        """A row's trainings to choose from, by name."""
+        factors = (1.0,) if row in (ALONE, SELF) else self.settings.factors
+        return {
+            f"lr{lr:g}-x{factor:g}".replace(".", "_"): Candidate(
+                train=self._train(row, lr=lr, factor=factor), lr=lr, factor=factor
+            )
+            for lr in self.settings.rates
+            for factor in factors
+        }
+
+    def _train(self, row: str, *, lr: float, factor: float = 1.0) -> Train:
+        settings = self.settings.model_copy(update={"lr": lr})
         if row == ALONE:
-            return self._on_labelled(row, supervised(settings, "student", settings.lr))
+            return self._on_labelled(row, supervised(settings, "student", lr))
         if row == SELF:
             return self._on_all(row, _self_trained(settings), out(self.student(ALONE)), plain=True)
         objective = row.removesuffix(ALL)
         teacher = teacher_spec(settings)
         entry = zoo_entry(settings, objective, student=self.spec["student"], teacher=teacher)
-        composed = taught(
-            settings,
-            _completed(entry) if row.endswith(ALL) else entry.losses,
-            helpers=entry.roles,
-            feeds=entry.feeds,
-        )
+        losses = _completed(entry) if row.endswith(ALL) else entry.losses
+        composed = taught(settings, _scaled(losses, factor), helpers=entry.roles, feeds=entry.feeds)
         place = self._on_all if reads_all(row) else self._on_labelled
         return place(row, composed, out(self.teacher), helpers=entry.roles)
 
@@ -229,6 +269,28 @@ class _Draw:
         return replace(tune, steps=settings.head_tune_steps, seed=self.seed)
 
 
+def chosen(settings: Distill, row: str) -> Choose:
+    """The stage that chooses a row's settings, on the labels and the teacher of the first seed."""
+    return chosen_of(
+        _Draw(settings, 0).candidates(row),
+        name=f"choose-{row}",
+        validation=apart(settings)["validation"],
+        steps=settings.choose_steps,
+    )
+
+
+def choices(settings: Distill) -> Evaluate:
+    """The study that shows what was chosen."""
+    stages = {f"chosen-{row}": chosen(settings, row) for row in settings.rows}
+    titles = {f"chosen-{row}": title(row) for row in settings.rows}
+    return Evaluate(
+        name="choices",
+        metrics=(Choices(titles=titles),),
+        inputs={port: out(stage) for port, stage in stages.items()},
+        data=tuple(stages),
+    )
+
+
 def apart(settings: Distill) -> Make:
     """The stage that keeps validation images apart, the same for all seeds."""
     return Make(
@@ -256,6 +318,14 @@ def teacher_spec(settings: Distill) -> Model:
 def _self_trained(settings: Distill) -> Composed:
     term = Term(pseudo_label_loss, "student.logits", "teacher.logits", "batch.labels")
     return taught(settings, {"pseudo_label": Weighted(term=term)})
+
+
+def _scaled(losses: Mapping[str, Weighted], factor: float) -> dict[str, Weighted]:
+    """The losses, those beside the cross-entropy by another factor."""
+    return {
+        name: loss if name == "ce" else replace(loss, weight=factor * loss.weight)
+        for name, loss in losses.items()
+    }
 
 
 def _completed(entry: ZooEntry) -> dict[str, Weighted]:

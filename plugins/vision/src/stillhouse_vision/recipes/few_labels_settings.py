@@ -32,6 +32,15 @@ class FewLabels(Teaching):
     validation: int = Field(
         500, ge=1, description="further labelled training images, apart, to choose settings on"
     )
+    rates: tuple[float, ...] = Field(
+        (0.03, 0.1, 0.3),
+        description="learning rates that each row chooses from; none: lr, and nothing is chosen",
+    )
+    factors: tuple[float, ...] = Field(
+        (0.5, 2.0),
+        description="of the weights beside the cross-entropy, which a distilled row chooses from",
+    )
+    choose_steps: int = Field(312, ge=1, description="of a training to choose by")
     pretrained: Input = Field(
         "", description="teacher's weights that others trained; empty: one of the labels alone"
     )
@@ -62,6 +71,15 @@ class FewLabels(Teaching):
     def _colours(self) -> "FewLabels":
         if min(self.pretrained_std) <= 0:
             raise ValueError(f"pretrained_std must be > 0 (got {min(self.pretrained_std)})")
+        return self
+
+    @model_validator(mode="after")
+    def _grid(self) -> "FewLabels":
+        for name, values in (("rates", self.rates), ("factors", self.factors)):
+            if len(set(values)) < len(values) or any(not value > 0 for value in values):
+                raise ValueError(f"{name}: different numbers > 0 (got {values})")
+        if not self.factors:
+            raise ValueError("factors: name at least one (1 leaves the weights as they are)")
         return self
 
     @property

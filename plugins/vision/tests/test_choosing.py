@@ -1,0 +1,193 @@
+"""Learning rates chosen on images kept apart: never on test data, the same grid for all rows."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stillhouse.artifact import Artifact
+from stillhouse.data.data import select
+from stillhouse.data.shards import load_data, save_data
+from stillhouse.errors import BadRecipe, StillhouseError
+from stillhouse.objectives.objective import Composed
+from stillhouse.recipe import Context, Event, Recipe
+from stillhouse.settings import make_recipe, make_settings
+from stillhouse.stages import Make, Train
+from stillhouse.work import Work
+from stillhouse_vision.choosing import (
+    Choices,
+    Choose,
+    TrainChosen,
+    best_row,
+    chosen_of,
+    read_by,
+)
+from stillhouse_vision.data import ReadImages
+from stillhouse_vision.drawing import KeepApart
+from stillhouse_vision.models import ImageSpec
+from stillhouse_vision.samples import digits
+
+NAME = "vision/distill"
+GRID = {"rates": [0.02, 0.2], "factors": [0.5, 2.0], "choose_steps": 3}
+
+
+def recipe(**settings: Any) -> Recipe:
+    given = {"labels": 40, "rows": ["labels", "kd-all", "self-training"], **GRID, **settings}
+    return make_recipe(NAME, make_settings(NAME, "tiny", given))
+
+
+def chooser(made: Recipe, row: str) -> Choose:
+    stage = made.stage(f"choose-{row}")
+    assert isinstance(stage, Choose)
+    return stage
+
+
+def tables(folder: Path) -> dict[str, Artifact]:
+    """Digits, 40 for training and 100 kept apart, as artifacts."""
+    images = ImageSpec(size=8, mean=(0.3,), std=(0.37,))
+    read = ReadImages(images=images, classes=10)({"source": digits()}, work=Work.seeded(0))
+    whole = read["train"]
+    assert isinstance(whole, Mapping)
+    rows = {"data": torch.arange(0, 400, 10), "validation": torch.arange(5, 400, 4)[:90]}
+    return {port: save_data(folder / port, select(whole, index)) for port, index in rows.items()}
+
+
+def context(folder: Path) -> Context:
+    out = folder / "out"
+    out.mkdir(parents=True, exist_ok=True)
+    return Context(
+        stage="choose", out=out, checkpoints=folder / "checkpoints", caches=folder / "caches"
+    )
+
+
+def test_a_selection_that_reads_a_test_port_is_refused() -> None:
+    made = recipe()
+    stage, data = chooser(made, "labels"), made.stage("data")
+    assert isinstance(data, Make)
+    test = data["test"]
+    with pytest.raises(BadRecipe, match="chooses by 'data.test', which is test data; give images"):
+        chosen_of(stage.candidates, name="choose-labels", validation=test, steps=3)
+    behind = Make(name="copy", make=KeepApart(rows=10), inputs={"data": test}, ports=("pool",))
+    with pytest.raises(BadRecipe, match="chooses by 'data.test'"):
+        replace(stage, inputs={**stage.inputs, "validation": behind["pool"]})
+
+
+def test_no_selection_of_the_recipe_reads_a_test_port() -> None:
+    made = recipe(seeds=2)
+    stages = [stage for stage in made.stages if isinstance(stage, Choose | TrainChosen)]
+    assert len(stages) == 3 + 6
+    for stage in stages:
+        read = set(read_by(stage))
+        assert "data.train" in read
+        assert not any(ref.endswith(".test") for ref in read)
+    assert {chooser(made, row).inputs["validation"] for row in ("labels", "kd-all")} == {
+        "apart.validation"
+    }
+    draws = [made.stage(f"draw-{seed}").inputs["data"] for seed in range(2)]
+    assert draws == ["apart.pool"] * 2
+
+
+def test_all_rows_choose_from_the_same_rates_and_distilled_ones_a_factor() -> None:
+    made = recipe()
+    grids = {
+        row: [(c.lr, c.factor) for c in chooser(made, row).candidates.values()]
+        for row in ("labels", "kd-all", "self-training")
+    }
+    assert grids["labels"] == grids["self-training"] == [(0.02, 1), (0.2, 1)]
+    assert grids["kd-all"] == [(0.02, 0.5), (0.02, 2), (0.2, 0.5), (0.2, 2)]
+    for row in grids:
+        final = made.stage(f"{row}-0")
+        assert isinstance(final, TrainChosen)
+        short = chooser(made, row).candidates
+        assert {name: c.train.steps for name, c in short.items()} == dict.fromkeys(short, 3)
+        for name, candidate in final.candidates.items():
+            assert candidate.train == replace(short[name].train, steps=candidate.train.steps)
+            assert candidate.train.objective.phases["student"].optimizer.lr == candidate.lr
+
+
+def test_a_factor_moves_the_teachers_weight_alone() -> None:
+    kd = chooser(recipe(), "kd-all").candidates
+    weights: dict[str, dict[str, float]] = {}
+    for name, candidate in kd.items():
+        objective = candidate.train.objective
+        assert isinstance(objective, Composed)
+        weights[name] = {term: loss.weight for term, loss in objective.losses.items()}
+    assert weights["lr0_02-x0_5"] == {"ce": 0.1, "kd": 0.45}
+    assert weights["lr0_02-x2"] == {"ce": 0.1, "kd": 1.8}
+
+
+def test_a_choice_made_once_holds_for_all_seeds() -> None:
+    made = recipe(seeds=2)
+    for row in ("labels", "kd-all"):
+        finals = [made.stage(f"{row}-{seed}") for seed in range(2)]
+        assert {stage.inputs["choice"] for stage in finals} == {f"choose-{row}.choice"}
+        assert [stage.seed for stage in finals] == [0, 1]
+    assert made.studies == {"What each row has chosen on images kept apart": ("choices",)}
+
+
+def test_the_best_on_validation_is_what_is_trained(tmp_path: Path) -> None:
+    """A rate of 1e-9 learns nothing, so that 0.2 must be chosen and trained."""
+    inputs = tables(tmp_path)
+    stage = chooser(recipe(rates=[1e-9, 0.2], choose_steps=40), "labels")
+    chosen = stage.run(inputs, context(tmp_path / "a")).outputs["choice"]
+    table = load_data(chosen.path)
+    assert table.columns["candidate"] == ["lr0_2-x1", "lr1e-09-x1"]
+    learned, stayed = table.rows(torch.arange(2))["accuracy"].tolist()
+    assert learned > stayed + 0.1
+    assert best_row(table, where="x")["lr"] == 0.2
+    made = recipe(rates=[1e-9, 0.2], steps=5).stage("labels-0")
+    assert isinstance(made, TrainChosen)
+    given = {"data": inputs["data"], "choice": chosen}
+    result = made.run(given, context(tmp_path / "b"))
+    assert result.measured["chosen"] == {"candidate": "lr0_2-x1", "lr": 0.2, "factor": 1.0}
+    candidate = made.candidates["lr0_2-x1"].train
+    assert isinstance(candidate, Train)
+    again = candidate.run({"data": inputs["data"]}, context(tmp_path / "c"))
+    assert result.outputs["student"].digest == again.outputs["student"].digest
+
+
+def test_a_killed_choice_goes_on_behind_the_last_candidate(tmp_path: Path) -> None:
+    inputs, stage = tables(tmp_path), chooser(recipe(), "labels")
+    events: list[Event] = []
+    ctx = replace(context(tmp_path / "a"), observe=events.append)
+    first = stage.run(inputs, ctx).outputs["choice"]
+    kept = {p: p.stat().st_mtime_ns for p in ctx.checkpoints.rglob("*") if p.is_file()}
+    assert len([event for event in events if event.text.startswith("lr")]) == 2
+    again = stage.run(inputs, replace(ctx, out=context(tmp_path / "b").out)).outputs["choice"]
+    assert again.digest == first.digest
+    assert {p: p.stat().st_mtime_ns for p in ctx.checkpoints.rglob("*") if p.is_file()} == kept
+
+
+def test_what_was_chosen_stands_in_the_report(tmp_path: Path) -> None:
+    columns = {
+        "candidate": ["a", "b"],
+        "accuracy": torch.tensor([0.3, 0.5], dtype=torch.float64),
+        "lr": torch.tensor([0.1, 0.2], dtype=torch.float64),
+        "factor": torch.tensor([1.0, 2.0], dtype=torch.float64),
+    }
+    table = load_data(save_data(tmp_path / "t", columns).path)
+    work = replace(Work.seeded(0), data={"p": table})
+    found = Choices(titles={"p": "kd"})({}, table, work=work)
+    assert found == {
+        ("kd", "chosen_lr"): 0.2,
+        ("kd", "chosen_factor"): 2.0,
+        ("kd", "validation_accuracy"): 0.5,
+        ("kd", "tried"): 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rates": [0.1, 0.1]}, r"rates: different numbers > 0 \(got \(0.1, 0.1\)\)"),
+        ({"factors": [0.0]}, "factors: different numbers > 0"),
+        ({"factors": []}, "factors: name at least one"),
+    ],
+)
+def test_bad_grids_are_one_clear_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(StillhouseError, match=message) as error:
+        recipe(**settings)
+    assert "\n" not in str(error.value)
