@@ -18,7 +18,7 @@ from stillhouse.cli.doctor import doctor
 from stillhouse.cli.groups import deferred_groups
 from stillhouse.cli.listing import list_, show
 from stillhouse.cli.plugin import new
-from stillhouse.cli.results import compare, diagnose, export, predict, report
+from stillhouse.cli.results import compare, diagnose, export, overview, predict, report
 from stillhouse.cli.running import run, stage
 from stillhouse.cli.stopping import quiet_end
 from stillhouse.errors import TRY_AGAIN, OutOfMemory, StillhouseError
@@ -76,7 +76,7 @@ def stillhouse(
 
 
 app.command("list", cls=_Command)(list_)
-for command in (show, run, stage, report, diagnose, compare, export, doctor, clean):
+for command in (show, run, stage, report, diagnose, compare, overview, export, doctor, clean):
     app.command()(command)
 # options that a domain's predictions take stand among its inputs
 app.command(context_settings={"ignore_unknown_options": True})(predict)

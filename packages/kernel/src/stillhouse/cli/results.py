@@ -112,6 +112,26 @@ def compare(
         print_table(table.title, table.head, table.rows)
 
 
+def overview(
+    reports: Annotated[
+        list[Path],
+        typer.Argument(metavar="FOLDER", help="Folders of reports, or report.json files."),
+    ],
+    publish: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write README.md and its plot there.")
+    ] = None,
+) -> None:
+    """What the methods of finished reports gained, one line a report."""
+    from stillhouse.cli.tables import print_table
+    from stillhouse.report.overview import PAGE
+    from stillhouse.report.overview import overview as make_overview
+
+    table = make_overview(reports, page=publish)
+    print_table(table.title, table.head, table.rows, width=WIDTH)
+    if publish is not None:
+        print(f"Published: {publish / PAGE}")
+
+
 def _report_of(name: str) -> Path:
     from stillhouse.cli.target import last_target
 

@@ -22,8 +22,8 @@ class Card:
 
 def cards(document: Document) -> tuple[Card, ...]:
     """Gain, score, size and speed of the method's row, and what the whole cost."""
-    student, teacher = _method(document), _best(document, "teacher")
-    about = student or _best(document, "baseline") or teacher
+    student, teacher = method_row(document), best_row(document, "teacher")
+    about = student or best_row(document, "baseline") or teacher
     gain = None if document.headline.withheld else _gain(document, student)
     found = [gain, _reached(document, about, teacher)]
     if about is not None:
@@ -31,7 +31,8 @@ def cards(document: Document) -> tuple[Card, ...]:
     return tuple(card for card in [*found, _cost(document)] if card is not None)
 
 
-def _best(document: Document, *kinds: Kind) -> Row | None:
+def best_row(document: Document, *kinds: Kind) -> Row | None:
+    """The row of these kinds with the best mean of the primary score."""
     score = document.score(document.primary or "")
     if score is None:
         return None
@@ -40,10 +41,10 @@ def _best(document: Document, *kinds: Kind) -> Row | None:
     return max(rows, key=lambda row: sign * row.scores[score.name].mean, default=None)
 
 
-def _method(document: Document) -> Row | None:
+def method_row(document: Document) -> Row | None:
     """The method's row where it is scored; where the recipe names none, the best student's."""
     if not document.method:
-        return _best(document, "student", "compressed")
+        return best_row(document, "student", "compressed")
     row = document.row(document.method)
     return row if row is not None and (document.primary or "") in row.scores else None
 

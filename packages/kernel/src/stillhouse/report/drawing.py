@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from stillhouse.metrics import units
 from stillhouse.metrics.scores import Score
@@ -61,17 +63,21 @@ class Drawing:
 
 
 def both(document: Document, primary: Score, draw: Callable[[Drawing], Figure]) -> dict[Mode, str]:
-    drawn: dict[Mode, str] = {}
-    for mode in MODES:
-        drawing = Drawing(document=document, primary=primary, theme=THEMES[mode])
-        drawn[mode] = _svg(draw, drawing)
-    return drawn
+    def themed(theme: Theme) -> Figure:
+        return draw(Drawing(document=document, primary=primary, theme=theme))
+
+    return in_modes(themed)
 
 
-def _svg(draw: Callable[[Drawing], Figure], drawing: Drawing) -> str:
-    with mpl.rc_context(_style(drawing.theme)):
+def in_modes(draw: Callable[[Theme], Figure]) -> dict[Mode, str]:
+    """What `draw` draws in the colours of each mode, as SVG text."""
+    return {mode: _svg(draw, THEMES[mode]) for mode in MODES}
+
+
+def _svg(draw: Callable[[Theme], Figure], theme: Theme) -> str:
+    with mpl.rc_context(_style(theme)):
         text = io.StringIO()
-        draw(drawing).savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        draw(theme).savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     # measured in matplotlib's own font, set in the reader's
     return text.getvalue().replace("'DejaVu Sans'", FONTS)
 
@@ -117,3 +123,43 @@ def legend_room(names: Sequence[str]) -> float:
     columns = [names[first : first + tall] for first in range(0, len(names), tall)]
     lines = max((sum(1 + n.count("\n") for n in column) for column in columns), default=0)
     return LINE * max(0, lines - SHORT)
+
+
+def _name(axes: Axes, y: float, lines: Sequence[str]) -> None:
+    # a text a line: set in another font, the lines of one text would not end flush
+    for i, line in enumerate(lines):
+        place = (-8, 11 * ((len(lines) - 1) / 2 - i))
+        axes.annotate(
+            *(line, (0, y), place, ("axes fraction", "data"), "offset points"),
+            ha="right",
+            va="center",
+        )
+
+
+def ladder(names: Sequence[str]) -> tuple[Figure, Axes]:
+    """Axes with a named line a row, the first on top."""
+    figure = Figure(figsize=(WIDTH, 0.85 + 0.46 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_yticks(range(len(names)), [""] * len(names))
+    for y, name in enumerate(names):
+        _name(axes, y, wrapped(name).split("\n"))
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    return figure, axes
+
+
+def band(axes: Axes, y: float, low: float, high: float, colour: str) -> None:
+    """An interval on the line `y` of a `ladder`."""
+    axes.plot([low, high], [y, y], color=colour, lw=7, alpha=0.28, solid_capstyle="round")
+
+
+def marked(
+    axes: Axes, x: float, y: float, text: str, *, marker: str, colour: str, theme: Theme
+) -> None:
+    """A value on the line `y` of a `ladder`, with its text above."""
+    axes.plot(x, y, marker, ms=8, mfc=colour, mec=theme.paper, mew=1.2)
+    axes.annotate(text, (x, y), (0, 8), textcoords="offset points", ha="center", fontsize=8)

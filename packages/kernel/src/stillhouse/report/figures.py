@@ -1,7 +1,6 @@
 """Plots of a document as SVG text, each for the light and the dark page."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,7 +11,18 @@ from stillhouse.metrics import units
 from stillhouse.metrics.known import PLOTTED
 from stillhouse.metrics.scores import Score
 from stillhouse.report.document import Document, Row
-from stillhouse.report.drawing import LEGEND, WIDTH, Drawing, Plot, both, legend_room, wrapped
+from stillhouse.report.drawing import (
+    LEGEND,
+    WIDTH,
+    Drawing,
+    Plot,
+    band,
+    both,
+    ladder,
+    legend_room,
+    marked,
+    wrapped,
+)
 from stillhouse.report.training import loss_plots, selection_plots
 
 LOG_STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 6, 8), tuple(range(1, 10)))
@@ -99,72 +109,35 @@ def _against(document: Document, primary: Score, cost: Score) -> Plot:
     )
 
 
-def _name(axes: Axes, y: float, lines: Sequence[str]) -> None:
-    # a text a line: set in another font, the lines of one text would not end flush
-    for i, line in enumerate(lines):
-        place = (-8, 11 * ((len(lines) - 1) / 2 - i))
-        axes.annotate(
-            *(line, (0, y), place, ("axes fraction", "data"), "offset points"),
-            ha="right",
-            va="center",
-        )
-
-
-def _ladder(names: Sequence[str]) -> tuple[Figure, Axes]:
-    """Axes with a named line a row, the first on top."""
-    figure = Figure(figsize=(WIDTH, 0.85 + 0.46 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    axes.set_yticks(range(len(names)), [""] * len(names))
-    for y, name in enumerate(names):
-        _name(axes, y, wrapped(name).split("\n"))
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.grid(axis="x")
-    axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    return figure, axes
-
-
 def _draw_scores(drawing: Drawing) -> Figure:
     named, name = drawing.named(), drawing.primary.name
-    figure, axes = _ladder([row.name for row, _, _ in named])
+    figure, axes = ladder([row.name for row, _, _ in named])
     for y, (row, colour, marker) in enumerate(named):
         summary = row.scores[name]
-        _band(axes, y, summary.low, summary.high, colour, drawing)
+        if summary.low is not None and summary.high is not None:
+            band(axes, y, drawing.shown(summary.low), drawing.shown(summary.high), colour)
         seeds = [drawing.shown(v) for v in summary.values] if len(summary.values) > 1 else []
         axes.plot(seeds, [y] * len(seeds), marker, ms=4, mfc="none", mec=colour, mew=1)
         mean = drawing.shown(summary.mean)
-        axes.plot(mean, y, marker, ms=8, mfc=colour, mec=drawing.theme.paper, mew=1.2)
-        _annotate(axes, mean, y, units.number(summary.mean, drawing.primary))
+        text = units.number(summary.mean, drawing.primary)
+        marked(axes, mean, y, text, marker=marker, colour=colour, theme=drawing.theme)
     axes.margins(x=0.12)
     axes.set_xlabel(drawing.label())
     return figure
 
 
-def _band(
-    axes: Axes, y: float, low: float | None, high: float | None, colour: str, drawing: Drawing
-) -> None:
-    if low is not None and high is not None:
-        span = [drawing.shown(low), drawing.shown(high)]
-        axes.plot(span, [y, y], color=colour, lw=7, alpha=0.28, solid_capstyle="round")
-
-
-def _annotate(axes: Axes, x: float, y: float, text: str) -> None:
-    axes.annotate(text, (x, y), (0, 8), textcoords="offset points", ha="center", fontsize=8)
-
-
 def _draw_differences(drawing: Drawing) -> Figure:
     name = drawing.primary.name
     named = [n for n in drawing.named() if n[0].compared and name in n[0].differences]
-    figure, axes = _ladder([row.name for row, _, _ in named])
+    figure, axes = ladder([row.name for row, _, _ in named])
     axes.axvline(0, color=drawing.theme.baseline, lw=1.2)
     for y, (row, colour, marker) in enumerate(named):
         gap = row.differences[name]
-        _band(axes, y, gap.low, gap.high, colour, drawing)
+        if gap.low is not None and gap.high is not None:
+            band(axes, y, drawing.shown(gap.low), drawing.shown(gap.high), colour)
         mean = drawing.shown(gap.mean)
-        axes.plot(mean, y, marker, ms=8, mfc=colour, mec=drawing.theme.paper, mew=1.2)
-        _annotate(axes, mean, y, units.signed(gap.mean, drawing.primary))
+        text = units.signed(gap.mean, drawing.primary)
+        marked(axes, mean, y, text, marker=marker, colour=colour, theme=drawing.theme)
     axes.margins(x=0.12)
     label, points = units.inside(drawing.primary.label), drawing.primary.points
     axes.set_xlabel(f"Difference in {label}{f', {points}' if points else ''}")

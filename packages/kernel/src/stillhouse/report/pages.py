@@ -32,7 +32,7 @@ def report(recipe: Recipe, runs: Runs, *, partial: bool = False) -> Path:
     images = {p.path: (runs.folder / p.path).read_bytes() for p in document.pictures}
     places = {path: f"../{path}" for path in images}
     with _lock(runs.folder), writing(final) as out:
-        _write_figures(drawn, out / "figures")
+        write_figures(drawn, out / "figures")
         (out / RECORD).write_text(dump(document), encoding="utf-8")
         (out / TEXT).write_text(markdown(document, drawn, places), encoding="utf-8")
         (out / PAGE).write_text(html(document, drawn, images), encoding="utf-8")
@@ -53,7 +53,7 @@ def publish(folder: Path, target: Path, *, pictures: bool = False) -> Path:
     places = {path: f"figures/{path.replace('/', '-')}" for path in images}
     drawn = plots(document)
     with writing(target / "figures") as out:
-        _write_figures(drawn, out)
+        write_figures(drawn, out)
         for path, data in images.items():
             (out / Path(places[path]).name).write_bytes(data)
     write_text(target / RECORD, dump(document))
@@ -77,7 +77,8 @@ def _lock(folder: Path) -> FileLock:
     return FileLock(locks / "report.lock")
 
 
-def _write_figures(drawn: tuple[Plot, ...], folder: Path) -> None:
+def write_figures(drawn: tuple[Plot, ...], folder: Path) -> None:
+    """The plots as SVG files of both modes."""
     folder.mkdir(exist_ok=True)
     for name, text in _named(drawn).items():
         (folder / name).write_text(text, encoding="utf-8")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from markupsafe import Markup, escape
@@ -17,6 +17,9 @@ from stillhouse.report.document import Document, Picture
 from stillhouse.report.drawing import Plot
 from stillhouse.report.palette import MODES, THEMES, Mode, colours
 from stillhouse.report.studies import row_tables, study_tables
+
+if TYPE_CHECKING:
+    from stillhouse.report.overview import Entry
 
 TEMPLATES = Path(__file__).with_name("templates")
 CODE = re.compile(r"`([^`]+)`")
@@ -55,6 +58,15 @@ def markdown(document: Document, plots: Sequence[Plot], pictures: Mapping[str, s
     text = environment.get_template("report.md.jinja").render(
         **_shared(document), cards=cards(document), plots=plots, pictures=shown
     )
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def overview_markdown(
+    table: tables.Table, entries: Sequence["Entry"], plot: Plot, figures: str
+) -> str:
+    """README.md of `overview`; `figures` is the plot's folder, relative to the file."""
+    template = _environment(escaping=False).get_template("overview.md.jinja")
+    text = template.render(table=table, entries=entries, plot=plot, figures=figures)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 

@@ -149,7 +149,11 @@ def _gap(row: Row, primary: Score) -> Cell:
     gap = row.differences.get(primary.name)
     if gap is None:
         return nothing()
-    cell = gap_cell(gap, primary)
+    return starred(gap_cell(gap, primary))
+
+
+def starred(cell: Cell) -> Cell:
+    """The cell of a difference, starred where it is beyond noise."""
     return replace(cell, text=f"{cell.text} {STAR}") if cell.strong else cell
 
 
