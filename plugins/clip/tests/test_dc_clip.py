@@ -3,11 +3,14 @@ from typing import Any
 import pytest
 import torch
 
-from stillhouse.errors import BadSetting
+from stillhouse.data.data import TensorData
+from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.objective import Composed, Tensors
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Convert, Evaluate, Train
 from stillhouse.testing import DomainSuite
+from stillhouse.work import Work
+from stillhouse_clip.holding import HoldOutLabels
 from stillhouse_clip.objectives import feature_distillation_loss
 
 NAME = "clip/dc_clip"
@@ -50,6 +53,72 @@ def test_test_data_are_read_by_evaluations_and_the_export_alone() -> None:
     for stage in recipe("small").stages:
         reads = {ref for ref in stage.inputs.values() if ref.startswith("data.test_")}
         assert not reads or isinstance(stage, Evaluate) or stage.name == "export"
+
+
+def test_with_a_grid_nothing_reads_a_test_port() -> None:
+    for scale in ("tiny", "small"):
+        made = recipe(scale, grid=[1e-3, 1e-2], seeds=2)
+        ports = {ref for stage in made.stages for ref in stage.inputs.values()}
+        assert not [ref for ref in ports if ref.startswith("data.test_")]
+        split = made.stage("held-out")
+        assert dict(split.inputs) == {"images": "data.images", "texts": "data.texts"}
+        learned = [stage for stage in made.stages if isinstance(stage, Train)]
+        assert not [
+            ref for stage in learned for ref in stage.inputs.values() if ref.startswith("data.")
+        ]
+        scored = [stage for stage in made.stages if isinstance(stage, Evaluate)]
+        assert {stage.inputs["images"] for stage in scored} == {"held-out.test_images"}
+        assert {stage.inputs["texts"] for stage in scored} == {"held-out.test_texts"}
+
+
+def lr_of(stage: Any) -> float:
+    (phase,) = stage.objective.phases.values()
+    return phase.optimizer.lr
+
+
+def test_a_grid_has_each_row_at_each_rate() -> None:
+    made = recipe(grid=[1e-3, 0.01], students=["scratch", "map", "map-aligned"])
+    assert list(made.rows) == [
+        "teacher",
+        "contrastive from scratch, rate 0.001",
+        "contrastive from scratch, rate 0.01",
+        "stage 1, feature map, rate 0.001",
+        "stage 1, feature map, rate 0.01",
+        "two stages, feature map, rate 0.001",
+        "two stages, feature map, rate 0.01",
+    ]
+    assert lr_of(made.stage("scratch-0_01-0")) == 0.01
+    assert lr_of(made.stage("map-0_01-image-0")) == lr_of(made.stage("map-0_01-0")) == 0.01
+    assert made.stage("map-aligned-0_01-0").inputs["student"] == "map-0_01-0.student"
+    assert lr_of(made.stage("map-aligned-0_01-0")) == 0.001
+
+
+def test_a_row_has_its_own_rate() -> None:
+    rates = {"scratch": 0.02, "map": 0.03, "map-aligned": 0.04}
+    made = recipe(rates=rates, students=["scratch", "map", "map-aligned"])
+    assert lr_of(made.stage("scratch-0")) == 0.02
+    assert lr_of(made.stage("map-image-0")) == lr_of(made.stage("map-0")) == 0.03
+    assert made.stage("map-aligned-0").inputs["student"] == "map-aligned-first-0.student"
+    assert lr_of(made.stage("map-aligned-first-0")) == 0.04
+    assert lr_of(made.stage("map-aligned-0")) == pytest.approx(0.004)
+    shared = recipe(rates={**rates, "map-aligned": 0.03}, students=["scratch", "map-aligned"])
+    assert shared.stage("map-aligned-0").inputs["student"] == "map-0.student"
+
+
+def test_labels_are_held_out_whole_and_alike_of_images_and_texts() -> None:
+    images = TensorData({"images": torch.zeros(200, 1), "labels": torch.arange(200) % 100})
+    texts = TensorData({"text": [str(i) for i in range(300)], "labels": torch.arange(300) % 100})
+    split = HoldOutLabels(share=0.3)({"images": images, "texts": texts}, work=Work())
+    held, kept = (set(split[name]["labels"].tolist()) for name in ("test_images", "images"))  # type: ignore[union-attr]
+    assert not held & kept
+    assert held | kept == set(range(100))
+    assert 10 < len(held) < 50
+    assert set(split["test_texts"]["labels"].tolist()) == held  # type: ignore[union-attr]
+    assert len(split["texts"]["text"]) == 3 * len(kept)
+    with pytest.raises(BadData, match="too few labels to hold 0% out"):
+        HoldOutLabels(share=1e-4)({"images": images, "texts": texts}, work=Work())
+    with pytest.raises(BadSetting, match="share must be > 0 and < 1"):
+        HoldOutLabels(share=1.0)
 
 
 def test_the_baseline_has_as_many_steps_as_both_stages() -> None:
@@ -113,6 +182,9 @@ def test_a_given_teacher_and_given_networks() -> None:
         ({"student": "conv"}, "expected conv<width> or timm:<name>"),
         ({"text_width": 30, "text_heads": 4}, "text_width: 30 is no multiple of 4 heads"),
         ({"share": 1.0}, "share: Input should be less than 1"),
+        ({"rates": {"mop": 1.0}}, "rates: 'mop' is none of the rows scratch"),
+        ({"rates": {"map": 0.0}}, "rates: map must be > 0"),
+        ({"grid": [0.1, 0.1]}, "grid: name rates > 0, each once"),
     ],
 )
 def test_settings_that_cannot_be_are_named(settings: dict[str, Any], message: str) -> None:

@@ -187,3 +187,31 @@ def test_templates_are_read_and_one_without_a_place_is_refused(tmp_path: Path) -
     file.write_text("{")
     with pytest.raises(BadData, match="no JSON of templates"):
         read_templates(file)
+
+
+def test_top_five_shows_the_likeliest_names_and_the_true_one_in_green(work: Work) -> None:
+    from stillhouse_clip.dual_figures import TopFiveNames
+
+    class Scaled(torch.nn.Module):
+        def __init__(self, towers: nn.Module) -> None:
+            super().__init__()
+            self.towers = towers
+
+        def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {**self.towers(batch), "scale": torch.tensor(10.0)}
+
+    given = {"en": ("{}",)}
+    metric = Aligned(languages=("en", "zh"), context=8, templates=given)
+    shown = TopFiveNames(by=metric, images=4)
+    model = Scaled(colours(work, swapped=(0, 1, 2)))
+    figure = shown({"student": model}, work.data["images"], work=work)
+    pictures, charts = figure.axes[0::2][:4], figure.axes[1::2][:4]
+    assert len([axis for axis in figure.axes if axis.images]) == 4
+    for picture, chart in zip(pictures, charts, strict=True):
+        truth, first = picture.get_title(), chart.texts[0].get_text()
+        assert truth in NAMES["en"]
+        # each text lies at the next colour
+        assert first.startswith({"red": "blue", "green": "red", "blue": "green"}[truth])
+        right = [text.get_text().split()[0] == truth for text in chart.texts]
+        greens = [bar.get_facecolor()[1] > 0.6 > bar.get_facecolor()[0] for bar in chart.patches]
+        assert greens == right

@@ -1,5 +1,6 @@
 """Images with the classes that a student finds likeliest."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,26 +32,35 @@ class TopFive:
     seed: int = 0
 
     def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
-        from matplotlib.figure import Figure  # not pyplot: no global state, no window
-
         model = zero_shot_model(models, self.role)
         batch = next(iter(data.batches(self.images, rng=Generator().manual_seed(self.seed))))
         device = next(model.parameters()).device
         with torch.no_grad():
             logits = model({"images": batch["images"].to(device)})["logits"].float().cpu()
         found, classes = logits.softmax(1).topk(min(5, logits.shape[1]), dim=1)
-        rows = -(-len(found) // 3)
-        figure = Figure(figsize=(11, 1.7 * rows), layout="constrained")
-        axes = figure.subplots(rows, 6, squeeze=False)
-        for axis in axes.flat:
-            axis.set_axis_off()
-        for number in range(len(found)):
-            picture, chart = axes[number // 3, 2 * (number % 3) : 2 * (number % 3) + 2]
-            truth = int(batch["labels"][number]) + model.known
-            _show(picture, batch["images"][number], model.names[truth])
-            named = [model.names[i] for i in classes[number].tolist()]
-            _bars(chart, named, found[number], model.names[truth])
-        return figure
+        truths = [model.names[label + model.known] for label in batch["labels"].tolist()]
+        chosen = [[model.names[place] for place in row] for row in classes.tolist()]
+        return beside_bars(batch["images"], truths, chosen, found)
+
+
+def beside_bars(
+    images: Tensor, truths: Sequence[str], chosen: Sequence[Sequence[str]], values: Tensor
+) -> "Figure":
+    """Images [N, 3, H, W], each called as in `truths`, beside bars of its `chosen` classes and
+    their `values` [N, K] from 0 to 1; the true class is green.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no global state, no window
+
+    rows = -(-len(images) // 3)
+    figure = Figure(figsize=(11, 1.7 * rows), layout="constrained")
+    axes = figure.subplots(rows, 6, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for number, truth in enumerate(truths):
+        picture, chart = axes[number // 3, 2 * (number % 3) : 2 * (number % 3) + 2]
+        _show(picture, images[number], truth)
+        _bars(chart, list(chosen[number]), values[number], truth)
+    return figure
 
 
 def _show(axis: "Axes", image: Tensor, name: str) -> None:

@@ -162,13 +162,20 @@ class Languages(Metric):
     images: str = "images"
     texts: str = "texts"
 
-    def embedded(self, models: Models, work: Work) -> Embedded:
-        """Embeddings by the role's towers; texts are tokenized by its asset. Raises BadData."""
+    def embedded(self, models: Models, work: Work, *, first: int | None = None) -> Embedded:
+        """Embeddings by the role's towers, of texts of the `first` languages or of all; texts are
+        tokenized by its asset. Raises BadData.
+        """
         module = named(models, self.role, what="role", where="languages")
         images, texts = (_rows(work.data, port) for port in (self.images, self.texts))
         columns = {name: _column(images, name) for name in ("labels", "source")}
         more = {name: _column(texts, name) for name in ("labels", "source", "language")}
-        tokens = self.tokens(text_column(texts, "text"), work)
+        every = text_column(texts, "text")
+        if first is not None:
+            kept = more["language"] < first
+            more = {name: column[kept] for name, column in more.items()}
+            every = [every[row] for row in kept.nonzero().flatten().tolist()]
+        tokens = self.tokens(every, work)
         return Embedded(
             images=image_embeddings(module, images, device=work.device),
             image_labels=columns["labels"],
@@ -219,35 +226,50 @@ class Aligned(Languages):
         return self.languages[:2]
 
     def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
-        found = self.embedded(models, work)
-        sources = sorted(set(found.image_source.tolist()))
-        scores: dict[str, float] = {}
+        found = self.embedded(models, work, first=len(self.two))
+        scores = self.recalls(found)
         for place, language in enumerate(self.two):
-            by = [both_ways(*found.of(place, source))["mean_recall"] for source in sources]
-            scores[f"recall_{language}"] = sum(by) / len(by)
             scores[f"zero_shot_{language}"] = self.zero_shot(models, found, place, work)
-        recalls = [scores[f"recall_{language}"] for language in self.two]
-        scores = {"mean_recall": sum(recalls) / len(recalls), **scores}
-        if len(self.two) == 2:
-            scores["language_gap_error"] = abs(recalls[0] - recalls[1])
-            scores |= self.cosines(found)
+        return {**scores, **(self.cosines(found) if len(self.two) == 2 else {})}
+
+    def recalls(self, found: Embedded) -> dict[str, float]:
+        """Mean recall, that of either language, and their gap."""
+        sources = sorted(set(found.image_source.tolist()))
+        by = {
+            f"recall_{language}": sum(
+                both_ways(*found.of(place, source))["mean_recall"] for source in sources
+            )
+            / len(sources)
+            for place, language in enumerate(self.two)
+        }
+        scores, each = {"mean_recall": sum(by.values()) / len(by), **by}, list(by.values())
+        if len(each) == 2:
+            scores["language_gap_error"] = abs(each[0] - each[1])
         return scores
 
     def zero_shot(self, models: Models, found: Embedded, place: int, work: Work) -> float:
         """The fraction of the source's images whose class is the nearest row of the bank."""
-        texts = _rows(work.data, self.texts)
-        every, first = text_column(texts, "text"), dict[int, str]()
-        where = (found.text_source == self.named) & (found.language == place)
-        for row in where.nonzero().flatten().tolist():
-            first.setdefault(int(found.text_labels[row]), every[row])
-        labels = torch.tensor(sorted(first))
-        templates = templates_of(self.languages[place], self.templates)
-        prompts = [t.replace("{}", first[label]) for label in labels.tolist() for t in templates]
-        module = named(models, self.role, what="role", where="languages")
-        flat = text_embeddings(module, self.tokens(prompts, work), device=work.device)
-        bank = zero_shot_rows(flat.unflatten(0, (len(labels), len(templates))))
+        labels, _, bank = self.bank(models, place, work)
         images, _, image_labels, _ = found.of(place, self.named)
         return recall(images, bank, image_labels, labels, k=1)
+
+    def bank(self, models: Models, place: int, work: Work) -> tuple[Tensor, list[str], Tensor]:
+        """Of the source's classes in a language: labels [C], names, and rows [C, D] of the bank."""
+        texts = _rows(work.data, self.texts)
+        every, first = text_column(texts, "text"), dict[int, str]()
+        source, language, label = (
+            _column(texts, name) for name in ("source", "language", "labels")
+        )
+        where = (source == self.named) & (language == place)
+        for row in where.nonzero().flatten().tolist():
+            first.setdefault(int(label[row]), every[row])
+        labels = sorted(first)
+        templates = templates_of(self.languages[place], self.templates)
+        prompts = [t.replace("{}", first[label]) for label in labels for t in templates]
+        module = named(models, self.role, what="role", where="languages")
+        flat = text_embeddings(module, self.tokens(prompts, work), device=work.device)
+        rows = zero_shot_rows(flat.unflatten(0, (len(labels), len(templates))))
+        return torch.tensor(labels), [first[label] for label in labels], rows
 
     def cosines(self, found: Embedded) -> dict[str, float]:
         """Mean cosine of the two languages' texts: of one label, and of any two labels."""

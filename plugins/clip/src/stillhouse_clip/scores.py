@@ -8,11 +8,12 @@ from torch import Tensor
 
 from stillhouse.batching import each_batch
 from stillhouse.data.data import Data, RowData
-from stillhouse.errors import BadData
+from stillhouse.errors import BadData, BadSetting
 from stillhouse.metrics import Metric, Score
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse.work import Work
 from stillhouse_clip.banks import ZeroShot
+from stillhouse_clip.closed_set import ClosedSet
 from stillhouse_clip.metrics import (
     class_mean_accuracy,
     neighbour_overlap,
@@ -26,12 +27,14 @@ BATCH = 128
 NEIGHBOURS, LABELS = (3, 5, 10), (2, 3, 5)
 
 
-def embedded(model: torch.nn.Module, data: Data, *names: str) -> tuple[Tensor, ...]:
-    """The model's embeddings of all images, and those columns of the data."""
+def embedded(
+    model: torch.nn.Module, data: Data, *names: str, output: str = "embedding"
+) -> tuple[Tensor, ...]:
+    """The model's embeddings of all images, or another output, and those columns of the data."""
     device = next(model.parameters()).device
 
     def compute(batch: Tensors) -> tuple[Tensor, ...]:
-        found = model({"images": batch["images"].to(device)})["embedding"]
+        found = model({"images": batch["images"].to(device)})[output]
         return found.float().cpu(), *(batch[name] for name in names)
 
     rows = list(each_batch(data, compute, most=BATCH, device=device))
@@ -130,16 +133,21 @@ def imitation_gap(student: Tensor, teacher: Tensor) -> dict[str, float]:
 @dataclass(frozen=True, kw_only=True)
 class Known(Metric):
     """Accuracy on other images of the classes that were trained on, at the data port `data`, among
-    those classes: the mean over classes, and over images.
+    those classes: the mean over classes, and over images. A closed set predicts by its classifier.
     """
 
     role: str = "student"
     data: str = "validation"
 
     def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
-        model = zero_shot_model(models, self.role)
-        found, labels = embedded(model, work.data[self.data], "labels")
-        predicted = (unit(found) @ unit(model.rows[: model.known].cpu()).mT).argmax(1)
+        model = models[self.role]
+        if isinstance(model, ClosedSet):
+            found, labels = embedded(model, work.data[self.data], "labels", output="logits")
+            predicted = found.argmax(1)
+        else:
+            model = zero_shot_model(models, self.role)
+            found, labels = embedded(model, work.data[self.data], "labels")
+            predicted = (unit(found) @ unit(model.rows[: model.known].cpu()).mT).argmax(1)
         return {
             "known_accuracy": class_mean_accuracy(predicted, labels),
             "known_image_accuracy": float((predicted == labels).float().mean()),
@@ -155,23 +163,36 @@ class Known(Metric):
 @dataclass(frozen=True, kw_only=True)
 class FewShots(Metric):
     """Accuracy on unseen classes with few images of each: unseen_accuracy, the mean over classes;
-    where `support` names a data port, by retrieval from the teacher's embeddings there.
+    where `support` names a data port, by retrieval from the embeddings there. Those are the
+    teacher's, or with `own` the model's: then no class text is read, and the model may be a closed
+    set.
     """
 
     role: str = "student"
     support: str = ""
+    own: bool = False
+
+    def __post_init__(self) -> None:
+        if self.own and not self.support:
+            raise BadSetting("few shots: own embeddings need a data port `support`")
 
     def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
-        model = zero_shot_model(models, self.role)
+        model = models[self.role] if self.own else zero_shot_model(models, self.role)
+        assert isinstance(model, ZeroShot | ClosedSet)
         found, labels = embedded(model, data, "labels")
-        rows = model.rows[model.known :].cpu()
-        logits = unit(found) @ unit(rows).mT
-        if self.support:
-            cache = work.data[self.support]
-            assert isinstance(cache, RowData)
-            columns = cache.rows(torch.arange(len(cache)))
-            own = columns["labels"] - model.known
-            logits = retrieval_few_shot(found, rows, columns["embedding"], own)
+        if not self.support:
+            assert isinstance(model, ZeroShot)
+            logits = unit(found) @ unit(model.rows[model.known :].cpu()).mT
+            return {"few_shot_accuracy": class_mean_accuracy(logits.argmax(1), labels)}
+        cache = work.data[self.support]
+        assert isinstance(cache, RowData)
+        columns = cache.rows(torch.arange(len(cache)))
+        shots = columns["labels"] - model.known
+        if isinstance(model, ZeroShot) and not self.own:
+            rows = model.rows[model.known :].cpu()
+        else:  # rows of zeros: cosines of 0, so that the shots alone vote
+            rows = found.new_zeros(int(shots.max()) + 1, found.shape[1])
+        logits = retrieval_few_shot(found, rows, columns["embedding"], shots)
         return {"few_shot_accuracy": class_mean_accuracy(logits.argmax(1), labels)}
 
     def scores(self) -> Sequence[Score]:

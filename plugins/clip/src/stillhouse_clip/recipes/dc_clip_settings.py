@@ -75,7 +75,19 @@ class DCClip(Settings):
     distill_lr: float = Field(1e-3, gt=0, description="of stage 1")
     align_lr: float = Field(1e-4, gt=0, description="of stage 2: a tenth of stage 1's")
     scratch_lr: float = Field(1e-3, gt=0, description="of the baseline")
+    rates: dict[str, float] = Field(
+        {},
+        description="highest learning rate of a row in place of these; stage 2 has a tenth of it",
+    )
+    grid: tuple[float, ...] = Field(
+        (),
+        description="rates: each row at each, trained on a part of the training pairs and scored "
+        "on the rest, so that rates can be chosen; none: the experiment",
+    )
     weight_decay: float = Field(0.05, ge=0, description="decoupled from the loss (AdamW)")
+    teacher_weight_decay: float = Field(
+        0.05, ge=0, description="of the teacher, or of what joins its parts"
+    )
     beta: float = Field(2.0, gt=0, description="where the smooth L1 turns linear")
     whiten: bool = Field(True, description="LayerNorm of the targets of stage 1")
     embedding_weight: float = Field(1.0, ge=0, description="of the embedding's loss beside the map")
@@ -139,6 +151,7 @@ class DCClip(Settings):
             "scratch_steps": 750,
             "batch": 64,
             "teacher_copies": 2,
+            "teacher_weight_decay": 1.0,
             "named": 1,
             "lacking_on": "train",
             "lacking_steps": 150,
@@ -167,6 +180,23 @@ class DCClip(Settings):
         if len(set(students)) < len(students) or BASELINE not in students or len(students) < 2:
             raise ValueError(f"name each student once, {BASELINE} among them, and one more")
         return students
+
+    @field_validator("rates")
+    @classmethod
+    def _rates_of_rows(cls, rates: dict[str, float]) -> dict[str, float]:
+        for row, rate in rates.items():
+            if row not in STUDENTS:
+                raise ValueError(f"rates: '{row}' is none of the rows {', '.join(STUDENTS)}")
+            if rate <= 0:
+                raise ValueError(f"rates: {row} must be > 0 (got {rate:g})")
+        return rates
+
+    @field_validator("grid")
+    @classmethod
+    def _grid_of_rates(cls, grid: tuple[float, ...]) -> tuple[float, ...]:
+        if any(rate <= 0 for rate in grid) or len(set(grid)) < len(grid):
+            raise ValueError("grid: name rates > 0, each once")
+        return grid
 
     @field_validator("languages")
     @classmethod

