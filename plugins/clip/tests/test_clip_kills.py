@@ -1,0 +1,103 @@
+"""Stages killed in the text bank, the teacher cache and stage 2 go on where they were, to the same
+bytes.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stillhouse.cli.target import Target, make_target
+from stillhouse.recipe import Event
+from stillhouse.runs import finished, run_stage
+from stillhouse.testing.killing import KilledError, take_over
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+SMALL = (
+    "students=scratch,map,map-aligned",
+    *("teacher_steps=10", "distill_steps=4", "align_steps=6", "scratch_steps=10"),
+    "lacking_steps=6",
+)
+
+
+def before(target: Target, name: str) -> list[str]:
+    """The stages that a stage needs, in order."""
+    needed, left = set[str](), [name]
+    while left:
+        stage = target.recipe.stage(left.pop())
+        left += [each for each in target.recipe.upstream(stage) if each not in needed]
+        needed |= set(target.recipe.upstream(stage))
+    return [stage.name for stage in target.recipe.stages if stage.name in needed]
+
+
+def killed(
+    target: Target, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> tuple[list[str], dict[str, object]]:
+    """What a stage says after a death at the first event that begins with `at`, and its record;
+    asserts that its bytes are those of a run that nobody killed.
+    """
+    monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
+    whole = replace(target.runs(), root=tmp_path / "whole", checkpoint_steps=3)
+    stage = target.recipe.stage(name)
+    for each in (*before(target, name), name):
+        run_stage(target.recipe, target.recipe.stage(each), whole)
+    monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "other-home"))  # no cache serves it
+    again = replace(whole, root=tmp_path / "again")
+    for each in before(target, name):
+        take_over(target.recipe, target.recipe.stage(each), again, whole)
+    with pytest.raises(KilledError):
+        run_stage(target.recipe, stage, replace(again, observe=dies(at)))
+    assert finished(stage, again) is None
+    events: list[Event] = []
+    run_stage(target.recipe, stage, replace(again, observe=events.append))
+    one, other = finished(stage, whole), finished(stage, again)
+    assert one is not None
+    assert other is not None
+    assert one.key == other.key
+    for port, artifact in one.outputs.items():
+        assert other.outputs[port].digest == artifact.digest, f"{name}.{port}"
+    record = json.loads((again.folder / f"{name}.run.json").read_text())
+    return [event.text for event in events], record
+
+
+def dies(at: str) -> Callable[[Event], None]:
+    def observe(event: Event) -> None:
+        if event.text.startswith(at):
+            raise KilledError
+
+    return observe
+
+
+def test_the_text_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = make_target("clip/vlm_ood", "tiny", ("teacher_steps=4",))
+    computed: list[int] = []
+    from stillhouse_clip import banks
+
+    unit = banks.unit
+
+    def counted(rows: banks.Tensor) -> banks.Tensor:
+        computed.append(len(rows))
+        return unit(rows)
+
+    monkeypatch.setattr(banks, "unit", counted)
+    killed(target, "bank-described", tmp_path, monkeypatch, at="texts")
+    # 120 classes, 64 at a time: whole; killed behind the first; the rest alone
+    assert computed[-4:] == [64, 56, 64, 56]
+
+
+def test_the_teacher_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = make_target("clip/dc_clip", "tiny", SMALL)
+    _, record = killed(target, "map-image-0", tmp_path, monkeypatch, at="teacher cache of")
+    measured = record["measured"]
+    assert isinstance(measured, dict)
+    cache = measured["teacher_cache"]["teacher"]
+    assert cache["reused_rows"] > 0
+
+
+def test_stage_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = make_target("clip/dc_clip", "tiny", SMALL)
+    said, record = killed(target, "map-aligned-0", tmp_path, monkeypatch, at="checkpoint")
+    assert "resumed at step 3" in said
+    assert record["resumed_at"] == 3
