@@ -51,7 +51,7 @@ RATES: Mapping[str, tuple[float, ...]] = {
 }
 DC_CLIP = "clip/dc_clip"
 MAIN = {"clip/vlm_ood": "known_accuracy", "clip/dc_clip": "mean_recall"}
-STEPS, DECAYS = (300, 1200), (0.1, 1.0)
+STEPS, DECAYS = (300, 1200, 100), (0.1, 1.0)
 HEADS = "heads"
 
 

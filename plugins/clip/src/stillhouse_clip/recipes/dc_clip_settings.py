@@ -151,7 +151,7 @@ class DCClip(Settings):
             "scratch_steps": 2500,
             "batch": 64,
             "teacher_copies": 2,
-            "teacher_weight_decay": 1.0,
+            "teacher_weight_decay": 0.1,
             "named": 1,
             "lacking_on": "train",
             "lacking_steps": 500,
