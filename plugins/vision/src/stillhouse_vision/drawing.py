@@ -20,17 +20,22 @@ LABELS = "labels"
 @dataclass(frozen=True, kw_only=True)
 class KeepApart:
     """A `make`: `rows` labelled images of the port "data", each class alike, to the port
-    "validation", the others to "pool"; drawn by the stage's seed. Raises BadData where a class has
-    too few.
+    "validation", the others to "pool", of which `most` are kept (0: all), whatever their classes;
+    drawn by the stage's seed. Raises BadData where a class has too few.
     """
 
     rows: int
+    most: int = 0
 
     def __call__(self, inputs: Mapping[str, Any], *, work: Work) -> Mapping[str, Columns]:
         # Any: what each input's opener returns
         data: RowData = inputs["data"]
         taken = _taken(data, self.rows, work)
-        return {"validation": data.select(taken), "pool": data.select(_others(data, taken))}
+        others = _others(data, taken)
+        if self.most:
+            drawn = torch.randperm(len(others), generator=work.rng)[: self.most]
+            others = others[drawn.sort().values]
+        return {"validation": data.select(taken), "pool": data.select(others)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from stillhouse.artifact import Model
-from stillhouse.comparison import costed
+from stillhouse.comparison import Scores, costed
 from stillhouse.data.sampling import Mix
-from stillhouse.metrics import Classification
+from stillhouse.metrics import Classification, On
 from stillhouse.objectives.logits import dkd_loss
 from stillhouse.objectives.methods import ZooEntry
 from stillhouse.objectives.objective import Composed, Weighted
@@ -26,7 +26,7 @@ from stillhouse_vision.choosing import (
 from stillhouse_vision.drawing import DrawLabels, KeepApart
 from stillhouse_vision.figures import Predictions
 from stillhouse_vision.models import named_upscaled
-from stillhouse_vision.models.upscaled import FitHead, LoadPretrained
+from stillhouse_vision.models.upscaled import Embed, FitHead, LoadPretrained
 from stillhouse_vision.objectives.few_labels import (
     UNLABELLED,
     completed_dkd_loss,
@@ -81,7 +81,7 @@ def few_labels(settings: Distill) -> Recipe:
         inputs={"data": test, "teacher": out(draws[0].teacher)},
         figures=(Predictions(names=settings.names),),
     )
-    by_teacher = costed(Classification(role="teacher"), inputs={"data": test}, role="teacher")
+    by_teacher = _teacher_scores(settings)
     rows: dict[str, tuple[Kind, list[Evaluate]]] = {
         "teacher": (
             "teacher",
@@ -116,8 +116,20 @@ def few_labels(settings: Distill) -> Recipe:
         },
         method=title(exported),
         studies={STUDY: tuple(stage.name for stage in studied)} if studied else {},
-        notes=(*NOTES, *([choice_note(settings)] if studied else [])),
+        notes=(
+            *NOTES,
+            *([stored_note()] if settings.embedded else []),
+            *([choice_note(settings)] if studied else []),
+        ),
         caution=caution(settings, f"{settings.steps} steps"),
+    )
+
+
+def stored_note() -> str:
+    """What a teacher on stored features sees."""
+    return (
+        "The pretrained network's features are computed once, of each image as it is; a teacher is "
+        "a head on them, and answers for the image before the student's augmentation."
     )
 
 
@@ -157,7 +169,7 @@ class _Draw:
         self.labels = Make(
             name=f"draw-{seed}",
             make=DrawLabels(rows=settings.labels, rest=settings.needs_rest),
-            inputs={"data": apart(settings)["pool"]},
+            inputs={"data": pool(settings)},
             ports=("labelled", "unlabelled") if settings.needs_rest else ("labelled",),
             seed=seed,
         )
@@ -204,13 +216,16 @@ class _Draw:
         *,
         helpers: Mapping[str, Model] | None = None,
     ) -> Train:
+        # a head on stored features has nothing to cache
+        stored = self.settings.embedded and row != SELF
+        spec = teacher_spec(self.settings)
         stage = train_stage(
             self.settings,
             f"{row}-{self.seed}",
             objective,
             roles={} if teacher is None else {"teacher": teacher},
             fresh={**self.spec, **(helpers or {})},
-            cache=teacher_cache(self.settings, objective, teacher_spec(self.settings)),
+            cache={} if stored else teacher_cache(self.settings, objective, spec),
             data=self.labels["labelled"],
         )
         return replace(stage, seed=self.seed)
@@ -246,15 +261,10 @@ class _Draw:
         if not settings.pretrained:
             train = train_stage(settings, name, objective, fresh={"teacher": spec}, data=labelled)
             return replace(train, steps=settings.teacher_steps, seed=self.seed)
-        network = Convert(
-            name="pretrained",
-            convert=LoadPretrained(model=spec),
-            inputs={"weights": settings.pretrained},
-        )
         fitted = Convert(
             name=f"head-{self.seed}" if settings.head_tune_steps else name,
             convert=FitHead(),
-            inputs={"network": out(network), "data": labelled},
+            inputs={"network": out(network(settings)), "data": labelled},
             seed=self.seed,
         )
         if not settings.head_tune_steps:
@@ -291,11 +301,52 @@ def choices(settings: Distill) -> Evaluate:
     )
 
 
+def network(settings: Distill) -> Convert:
+    """The stage that loads the pretrained network."""
+    return Convert(
+        name="pretrained",
+        convert=LoadPretrained(model=teacher_spec(settings)),
+        inputs={"weights": settings.pretrained},
+    )
+
+
+def features(settings: Distill, name: str, data: Ref) -> Make:
+    """A stage that computes the network's features of images once, for the teachers of all seeds.
+
+    Pool and test have a stage each: nothing that trains or chooses may read the test's.
+    """
+    return Make(
+        name=name,
+        make=Embed(),
+        inputs={"network": out(network(settings)), "data": data},
+        ports=("embedded",),
+    )
+
+
+def pool(settings: Distill) -> Ref:
+    """The images that labels are drawn from, with features where the teacher reads these."""
+    images = apart(settings)["pool"]
+    return out(features(settings, "features", images)) if settings.embedded else images
+
+
+def _teacher_scores(settings: Distill) -> Scores:
+    """Of stored features where the teacher reads these; what it costs is that of the whole."""
+    test, metric = data_stage(settings)["test"], Classification(role="teacher")
+    if not settings.embedded:
+        return costed(metric, inputs={"data": test}, role="teacher")
+    whole = costed(
+        On(data="embedded", metric=metric),
+        inputs={"data": test, "embedded": out(features(settings, "test-features", test))},
+        role="teacher",
+    )
+    return replace(whole, data=("data", "embedded"))
+
+
 def apart(settings: Distill) -> Make:
     """The stage that keeps validation images apart, the same for all seeds."""
     return Make(
         name="apart",
-        make=KeepApart(rows=settings.validation),
+        make=KeepApart(rows=settings.validation, most=settings.images),
         inputs={"data": data_stage(settings)["train"]},
         ports=("pool", "validation"),
     )

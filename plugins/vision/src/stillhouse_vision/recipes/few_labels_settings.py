@@ -29,6 +29,9 @@ class FewLabels(Teaching):
     unlabelled: int = Field(
         3, ge=1, le=100, description="unlabelled images of a batch for each labelled one"
     )
+    images: int = Field(
+        0, ge=0, description="training images, labelled and unlabelled, that are used; 0: all"
+    )
     validation: int = Field(
         500, ge=1, description="further labelled training images, apart, to choose settings on"
     )
@@ -81,6 +84,11 @@ class FewLabels(Teaching):
         if not self.factors:
             raise ValueError("factors: name at least one (1 leaves the weights as they are)")
         return self
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the teacher is a head on stored features."""
+        return bool(self.pretrained) and not self.head_tune_steps
 
     @property
     def needs_rest(self) -> bool:
