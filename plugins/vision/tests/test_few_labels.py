@@ -10,7 +10,7 @@ from stillhouse.data.data import TensorData
 from stillhouse.errors import BadData, StillhouseError
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.settings import make_recipe, make_settings
-from stillhouse.stages import Convert, Make, Train
+from stillhouse.stages import Convert, Evaluate, Make, Train
 from stillhouse.work import Work
 from stillhouse_vision.drawing import DrawLabels, KeepApart
 from stillhouse_vision.objectives.few_labels import (
@@ -72,6 +72,13 @@ def test_what_is_kept_apart_is_in_no_draw() -> None:
     assert made["validation"]["labels"].bincount().tolist() == [2, 2, 2]
     assert not set(made["validation"]["id"].tolist()) & set(made["pool"]["id"].tolist())
     assert len(made["pool"]["id"]) == 54
+
+
+def test_fewer_images_may_be_used() -> None:
+    made = made_by(KeepApart(rows=6, most=20))
+    pool = made["pool"]["id"]
+    assert len(pool) == len(pool.unique()) == 20
+    assert not set(pool.tolist()) & set(made["validation"]["id"].tolist())
 
 
 def test_all_images_labelled_leave_no_rest() -> None:
@@ -137,11 +144,27 @@ def test_self_training_is_taught_by_the_student_of_labels_alone_on_plain_images(
 
 
 def test_teachers_answers_are_cached() -> None:
-    made = recipe(pretrained=PRETRAINED)
+    made = recipe(pretrained=PRETRAINED, head_tune_steps=3)
     kept = {row: {r: c.outputs for r, c in train(made, f"{row}-0").cache.items()} for row in ROWS}
     assert kept["kd-all"] == kept["kd"] == kept["dkd-all"] == {"teacher": ("logits",)}
     assert kept["rkd-all"] == {"teacher": ("embedding",)}
     assert kept["labels"] == {}
+
+
+def test_features_of_the_network_are_computed_once_for_all_draws() -> None:
+    made = recipe(seeds=2, pretrained=PRETRAINED)
+    draws = [made.stage(f"draw-{seed}").inputs["data"] for seed in range(2)]
+    assert draws == ["features.embedded"] * 2
+    assert made.stage("features").inputs["data"] == "apart.pool"
+    assert [train(made, f"{row}-0").cache for row in ("kd-all", "rkd-all")] == [{}, {}]
+    assert train(made, "self-training-0").cache["teacher"].outputs == ("logits",)
+    scores = made.stage("teacher-1-scores")
+    assert isinstance(scores, Evaluate)
+    assert scores.data == ("data", "embedded")
+    assert scores.inputs["data"] == "data.test"
+    assert scores.inputs["embedded"] == "test-features.embedded"
+    tuned = recipe(pretrained=PRETRAINED, head_tune_steps=3)
+    assert tuned.stage("draw-0").inputs["data"] == "apart.pool"
 
 
 def test_small_has_a_pretrained_teacher_of_each_draw() -> None:
@@ -235,7 +258,10 @@ def ancestors(made: Recipe, stage: Stage) -> set[str]:
 
 
 def test_students_and_teachers_see_no_test_image() -> None:
-    made = recipe(seeds=2, pretrained=PRETRAINED)
-    for stage in made.stages:
-        if isinstance(stage, Train):
+    for tuned in (0, 3):
+        made = recipe(seeds=2, pretrained=PRETRAINED, head_tune_steps=tuned)
+        learners = [s for s in made.stages if isinstance(s, Train) or s.name == "teacher-0"]
+        assert len(learners) >= 2 * len(ROWS)
+        for stage in learners:
+            assert "data.train" in ancestors(made, stage)
             assert "data.test" not in ancestors(made, stage)

@@ -13,7 +13,7 @@ from stillhouse.data.data import TensorData
 from stillhouse.errors import BadData
 from stillhouse.work import Work
 from stillhouse_vision.models import ImageSpec, channels, named_upscaled, output_shapes
-from stillhouse_vision.models.upscaled import FitHead, LoadPretrained, Upscaled, fit_head
+from stillhouse_vision.models.upscaled import Embed, FitHead, LoadPretrained, Upscaled, fit_head
 
 SMALL = "tf_efficientnet_lite0"
 SPEC = named_upscaled(
@@ -100,6 +100,29 @@ def test_grey_images_are_taken() -> None:
     grey = ImageSpec(size=8, mean=(0.3,), std=(0.3,))
     spec = named_upscaled(SMALL, classes=2, images=grey, side=32, mean=(0.5,) * 3, std=(0.5,) * 3)
     assert output_shapes(spec)["logits"] == (2,)
+
+
+def test_stored_features_stand_in_for_the_network() -> None:
+    built = Built(spec=SPEC, module=SPEC.new().eval())
+    data = TensorData(
+        {
+            "images": torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8),
+            "labels": torch.arange(5) % 3,
+            "id": torch.arange(5) + 7,
+        }
+    )
+    made = Embed()({"network": built, "data": data}, work=Work.seeded(0))["embedded"]
+    batch = TensorData(made).rows(torch.arange(5))
+    assert batch["id"].tolist() == [7, 8, 9, 10, 11]
+    assert torch.equal(batch["images"], data.rows(torch.arange(5))["images"])
+    with torch.no_grad():
+        whole = built.module({"images": batch["images"]})
+        short = built.module(batch)
+    assert torch.allclose(short["embedding"], whole["embedding"], atol=1e-5)
+    assert torch.allclose(short["logits"], whole["logits"], atol=1e-5)
+    with torch.no_grad():
+        other = built.module({**batch, "features": torch.zeros(5, 1280)})
+    assert not torch.allclose(other["logits"], whole["logits"], atol=1e-5)
 
 
 @pytest.mark.slow
