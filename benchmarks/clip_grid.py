@@ -26,27 +26,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from grids import Record, guarded, run_cell, tell
+from grids import Record, guarded, tell
 from rounds import write
 
 from stillhouse.artifact import load_model
 from stillhouse.cli.target import Target
 from stillhouse.data.shards import load_data
 from stillhouse.environment import environment
-from stillhouse.inputs import check_present
-from stillhouse.places import project_root
 from stillhouse.recipe import SCALES, Recipe
 from stillhouse.report.collect import collect
-from stillhouse.runs import Runs, outside_refs, run_stage
-from stillhouse.settings import make_recipe, make_settings, parse_assignments
+from stillhouse.runs import Runs, run_stage
+from stillhouse.settings import parse_assignments
 from stillhouse.stages import Evaluate
 from stillhouse.work import Work
 from stillhouse_clip.holding import SHARE, cell
 from stillhouse_clip.languages import Aligned, Embedded
+from stillhouse_clip.recipes.vlm_ood_settings import SHARED
 
 ROOT = Path(__file__).resolve().parents[1]
 RATES: Mapping[str, tuple[float, ...]] = {
-    "clip/vlm_ood": (0.03, 0.1, 0.3, 1.0),
+    "clip/vlm_ood": (0.03, 0.1, 0.3),
     "clip/dc_clip": (3e-4, 1e-3, 3e-3, 1e-2),
 }
 DC_CLIP = "clip/dc_clip"
@@ -59,11 +58,15 @@ def scored(target: Target, score: str) -> Record:
     """Row, as `rates` names it -> rate -> the score of each seed on the held-out part."""
     done = collect(target.recipe, target.runs().folder)
     found: dict[str, dict[str, list[float]]] = {}
+    texts = getattr(target.settings, "texts", ())
     for title, row in target.recipe.rows.items():
         _, comma, rate = title.rpartition(", rate ")
         if comma:
             key = row.stages[0].partition(f"-{cell(float(rate))}-")[0]
-            found.setdefault(key, {})[rate] = [done[stage].scores[score] for stage in row.stages]
+            for text in texts if len(texts) == 1 or key.startswith(SHARED) else ():
+                key = key.removesuffix(f"-{text}")
+            scores = [done[stage].scores[score] for stage in row.stages]
+            found.setdefault(key, {}).setdefault(rate, []).extend(scores)
     return found
 
 
@@ -74,8 +77,14 @@ def best(cells: Mapping[str, list[float]]) -> str:
 
 def rates(recipe: str, scale: str, given: Record, device: str) -> Record:
     """All cells of the rates, and those chosen."""
-    settings = {"grid": list(RATES[recipe]), "seeds": 1, **given}
-    target = run_cell(recipe, scale, settings, device=device)
+    target = _prepared(recipe, scale, {"grid": list(RATES[recipe]), "seeds": 1, **given})
+    runs, wanted = target.runs(device=device, observe=tell), set[str]()
+    for row in target.recipe.rows.values():
+        if row.kind != "teacher":
+            wanted |= {each for name in row.stages for each in _before(target, name)}
+    for stage in target.recipe.stages:
+        if stage.name in wanted:
+            run_stage(target.recipe, stage, runs)
     found = scored(target, MAIN[recipe])
     for row, cells in found.items():
         text = ", ".join(f"{rate}: {100 * values[0]:.1f} %" for rate, values in cells.items())
@@ -95,16 +104,12 @@ def teacher(scale: str, given: Record, device: str) -> Record:
     features: Embedded | None = None
     for steps, decay in itertools.product(STEPS, DECAYS):
         own = {"teacher_steps": steps, "teacher_weight_decay": decay}
-        settings = make_settings(
+        target = _prepared(
             DC_CLIP, scale, {"grid": list(RATES[DC_CLIP]), "seeds": 1, **given, **own}
         )
-        made = make_recipe(DC_CLIP, settings)
-        target = Target(name=DC_CLIP, settings=settings, recipe=made, root=project_root())
-        runs = target.runs(device=device, observe=tell)
-        runs.note_settings(settings)
+        made, runs = target.recipe, target.runs(device=device, observe=tell)
         first = first or runs
         wanted = _before(target, HEADS)
-        check_present(outside_refs(made), runs.root)
         for stage in made.stages:
             if stage.name in wanted:
                 _share(stage.name, first, runs)
@@ -117,6 +122,16 @@ def teacher(scale: str, given: Record, device: str) -> Record:
     chosen = max(found, key=lambda name: found[name][MAIN[DC_CLIP]])
     print(chosen)
     return {"cells": found, "chosen": chosen}
+
+
+def _prepared(recipe: str, scale: str, given: Record) -> Target:
+    """A run of the recipe with these settings, whose inputs are there."""
+    settings = make_settings(recipe, scale, given)
+    made = make_recipe(recipe, settings)
+    target = Target(name=recipe, settings=settings, recipe=made, root=project_root())
+    target.runs().note_settings(settings)
+    check_present(outside_refs(made), target.root)
+    return target
 
 
 def _metric(recipe: Recipe) -> Aligned:

@@ -62,8 +62,10 @@ def test_a_grid_has_each_row_and_the_closed_set_at_each_rate() -> None:
 
 
 def test_a_row_has_its_own_rate() -> None:
-    rates = {"cls-plain": 0.02, "imitation": 0.03, "closed": 0.04}
+    rates = {"cls-plain": 0.02, "imitation": 0.03, "closed": 0.04, "mse": 0.06, "mse-plain": 0.05}
     made = recipe(rates=rates, shot_rows=["cls"])
+    assert lr_of(made.stage("mse-plain-0")) == 0.05
+    assert lr_of(made.stage("mse-described-0")) == 0.06
     assert lr_of(made.stage("cls-plain-0")) == 0.02
     assert lr_of(made.stage("cls-described-0")) == 5e-3
     assert lr_of(made.stage("imitation-0")) == 0.03
@@ -74,7 +76,7 @@ def test_a_row_has_its_own_rate() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rates": {"imitation-plain": 1.0}}, "rates: 'imitation-plain' is none of cls-plain"),
+        ({"rates": {"imitation-plain": 1.0}}, "rates: 'imitation-plain' is none of cls, mse"),
         ({"rates": {"closed": 0.0}}, "rates: closed must be > 0"),
         ({"grid": [0.1, 0.1]}, "grid: name rates > 0, each once"),
     ],

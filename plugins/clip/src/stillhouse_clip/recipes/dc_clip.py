@@ -77,8 +77,8 @@ def dc_clip(settings: DCClip) -> Recipe:
         titles=_titles(settings),
         baseline=_key(settings, BASELINE),
         exported=_key(settings, settings.exported),
-        scores=_scores(aligned, tested, "student"),
-        teacher_scores=_scores(aligned, tested, "teacher"),
+        scores=_scores(settings, aligned, tested, "student"),
+        teacher_scores=_scores(settings, aligned, tested, "teacher"),
     )
     title = f"{settings.student} and a text tower, {made.title(made.exported)}"
     export = DualExport(
@@ -123,7 +123,13 @@ def _caution(settings: DCClip) -> str:
     )
 
 
-def _scores(metric: functools.partial[Aligned], tested: Mapping[str, str], role: str) -> Scores:
+def _scores(
+    settings: DCClip, metric: functools.partial[Aligned], tested: Mapping[str, str], role: str
+) -> Scores:
+    if settings.grid:  # what a model costs is nothing to choose a rate by
+        return Scores(
+            role=role, metrics=(metric(role=role),), inputs=tested, data=("images", "texts")
+        )
     return Scores(
         role=role,
         metrics=(metric(role=role), Profile(role=role)),

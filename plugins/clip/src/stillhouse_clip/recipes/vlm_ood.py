@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from stillhouse.card import Card
 from stillhouse.comparison import Comparison, Scores
@@ -127,13 +126,12 @@ class _Experiment:
         """Of unseen classes and other images of known ones; with a grid of held-out images of the
         known ones alone.
         """
-        shared: dict[str, Any] = {"role": role, "measures": (Latency(role=role), Memory(role=role))}
         if self.settings.grid:
             return Scores(
-                metrics=(Known(role=role, data="held_out"), Profile(role=role)),
+                role=role,
+                metrics=(Known(role=role, data="held_out"),),
                 inputs={"held_out": self.stages.held_out["held_out"]},
                 data=("held_out",),
-                **shared,
             )
         metrics = (
             Unseen(role=role, against=role == "student"),
@@ -146,9 +144,10 @@ class _Experiment:
                 "unseen": out(self.stages.taught("unseen")),
                 "validation": self.stages.data["validation"],
             },
+            measures=(Latency(role=role), Memory(role=role)),
             figures=(TopFive(),) if role == "student" else (),
             data=("unseen", "validation"),
-            **shared,
+            role=role,
         )
 
     def _studies(self) -> Mapping[str, list[Evaluate]]:

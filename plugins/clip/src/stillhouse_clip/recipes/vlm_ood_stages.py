@@ -219,9 +219,9 @@ class Stages:
             )
             inputs = {"teacher": out(self.teacher), "classes": self.data["classes"]}
             roles["prompts"] = out(Convert(name=f"prompts-{text}", convert=fresh, inputs=inputs))
-        own = SHARED if row == SHARED else f"{row}-{text}"
+        lr = self._rate(row, rate) if row == SHARED else self._rate(row, rate, text)
         objective = Composed(
-            phases={"student": self._phase(trains, self._rate(own, rate), grouping)},
+            phases={"student": self._phase(trains, lr, grouping)},
             losses=self._losses(row, "prompts.text" if row == "prompts" else "bank.text"),
         )
         tower = image_model(settings.student, dim=settings.dim, images=self._images)
@@ -298,8 +298,12 @@ class Stages:
             seed=seed,
         )
 
-    def _rate(self, name: str, rate: float | None) -> float:
-        return self.settings.rates.get(name, self.settings.lr) if rate is None else rate
+    def _rate(self, row: str, rate: float | None, text: str = "") -> float:
+        """A rate of the grid, or a row's own: that of the row with this text before the row's."""
+        if rate is not None:
+            return rate
+        rates = self.settings.rates
+        return rates.get(f"{row}-{text}", rates.get(row, self.settings.lr))
 
     def _frozen(self, objective: Composed, text: Text) -> dict[str, Ref]:
         known = {"teacher": out(self.image_teacher), "bank": out(self.bank(text))}
