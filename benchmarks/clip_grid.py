@@ -33,10 +33,12 @@ from stillhouse.artifact import load_model
 from stillhouse.cli.target import Target
 from stillhouse.data.shards import load_data
 from stillhouse.environment import environment
+from stillhouse.inputs import check_present
+from stillhouse.places import project_root
 from stillhouse.recipe import SCALES, Recipe
 from stillhouse.report.collect import collect
-from stillhouse.runs import Runs, run_stage
-from stillhouse.settings import parse_assignments
+from stillhouse.runs import Runs, outside_refs, run_stage
+from stillhouse.settings import make_recipe, make_settings, parse_assignments
 from stillhouse.stages import Evaluate
 from stillhouse.work import Work
 from stillhouse_clip.holding import SHARE, cell
