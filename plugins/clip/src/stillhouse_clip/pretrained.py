@@ -155,25 +155,6 @@ class Projected(nn.Module):
         return {"embedding": self.projection({"features": features})["embedding"]}
 
 
-def projected_tower(*, image: Mapping[str, Any], projected: Mapping[str, Any]) -> nn.Module:
-    """A `Projected` of two recorded models."""
-    return Projected(spec_of(image).new(), spec_of(projected).new())
-
-
-@dataclass(frozen=True, kw_only=True)
-class JoinImages:
-    """A `convert`: the ports "image" and "projection" as an image tower, which students are held to
-    without the text tower beside it.
-    """
-
-    def __call__(self, inputs: Mapping[str, Any], out: Path, *, work: Work) -> None:
-        # Any: what the ports' openers return
-        image, linear = inputs["image"], inputs["projection"]
-        kwargs = {"image": recorded(image.spec), "projected": recorded(linear.spec)}
-        spec = Model(build=projected_tower, kwargs=kwargs)
-        save_model(out, Built(spec=spec, module=Projected(image.module, linear.module)))
-
-
 def joined_towers(
     *, image: Mapping[str, Any], projected: Mapping[str, Any], text: Mapping[str, Any]
 ) -> nn.Module:

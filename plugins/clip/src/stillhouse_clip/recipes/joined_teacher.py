@@ -19,7 +19,7 @@ from stillhouse_clip.banks import text_rows
 from stillhouse_clip.images import ImageSpec, pixels
 from stillhouse_clip.labels import prompts_of
 from stillhouse_clip.objectives import scaled_contrastive_loss
-from stillhouse_clip.pretrained import Join, JoinImages, LoadImages, LoadText, projection
+from stillhouse_clip.pretrained import Join, LoadImages, LoadText, projection
 from stillhouse_clip.recipes.own_teacher import text_column
 from stillhouse_clip.taught import image_rows
 
@@ -89,8 +89,8 @@ class Networks:
 
 def joined_teacher(
     *, data: str, classes: str, photos: str, networks: Networks, steps: int, batch: int, lr: float
-) -> tuple[Convert, Convert]:
-    """The stages of the teacher, two towers, and of its image tower alone."""
+) -> Convert:
+    """The stage whose model is the teacher."""
     image = Convert(
         name="image-network",
         convert=LoadImages(name=networks.model, images=networks.images),
@@ -135,8 +135,12 @@ def joined_teacher(
         steps=steps,
         batch=batch,
     )
-    sides = {"image": image["model"], "projection": learned["projection"]}
-    return (
-        Convert(name="teacher", convert=Join(), inputs={**sides, "text": text["model"]}),
-        Convert(name="teacher-images", convert=JoinImages(), inputs=sides),
+    return Convert(
+        name="teacher",
+        convert=Join(),
+        inputs={
+            "image": image["model"],
+            "projection": learned["projection"],
+            "text": text["model"],
+        },
     )

@@ -28,6 +28,7 @@ from stillhouse_clip.banks import ClassBank, WithBank
 from stillhouse_clip.closed_set import FreshClosedSet
 from stillhouse_clip.data import PORTS, ReadClasses
 from stillhouse_clip.holding import HoldOutImages, cell
+from stillhouse_clip.image_side import JoinImages
 from stillhouse_clip.images import ImageSpec
 from stillhouse_clip.objectives import (
     caption_loss,
@@ -108,7 +109,7 @@ class Stages:
             given = Convert(name="teacher", convert=load, inputs={"source": settings.teacher})
             return given, given
         if settings.image_weights:
-            return joined_teacher(
+            both = joined_teacher(
                 data=self.data["train"],
                 classes=classes,
                 photos=settings.photos,
@@ -117,6 +118,8 @@ class Stages:
                 batch=settings.teacher_batch,
                 lr=settings.teacher_lr,
             )
+            sides = {port: both.inputs[port] for port in ("image", "projection")}
+            return both, Convert(name="teacher-images", convert=JoinImages(), inputs=sides)
         fresh = FreshTowers(
             image=settings.teacher_model,
             images=self._images,
