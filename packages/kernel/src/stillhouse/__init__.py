@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from stillhouse.cache import Cache
     from stillhouse.card import Card, Usage
     from stillhouse.data.data import Data, Ragged, TensorData
+    from stillhouse.data.datasets import ImagePaths
     from stillhouse.data.sampling import Beside, Mix, NoData
     from stillhouse.data.taking import Take
     from stillhouse.domain import Domain, domains
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from stillhouse.errors import StillhouseError
     from stillhouse.export import Export
     from stillhouse.federated.stage import Federate
+    from stillhouse.library import Distilled, distill
     from stillhouse.metrics.metric import Metric
     from stillhouse.metrics.scores import Score
     from stillhouse.objectives.objective import (
@@ -51,6 +53,7 @@ _NAMES = {
     "cache": ("Cache",),
     "card": ("Card", "Usage"),
     "data.data": ("Data", "Ragged", "TensorData"),
+    "data.datasets": ("ImagePaths",),
     "data.sampling": ("Beside", "Mix", "NoData"),
     "data.taking": ("Take",),
     "domain": ("Domain", "domains"),
@@ -58,6 +61,7 @@ _NAMES = {
     "errors": ("StillhouseError",),
     "export": ("Export",),
     "federated.stage": ("Federate",),
+    "library": ("Distilled", "distill"),
     "metrics.metric": ("Metric",),
     "metrics.scores": ("Score",),
     "objectives.objective": (
@@ -80,13 +84,13 @@ _MODULE = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "Artifact", "Augment", "BaseStage", "Beside", "Bound", "Built", "Cache", "Card", "Composed",
-    "Constant", "Context", "Convert", "Cosine", "Data", "Domain", "Evaluate", "Event", "Export",
-    "Federate", "Figure", "Make", "Metric", "Mix", "Model", "Models", "NoData", "Objective",
-    "Optimizer", "Phase", "Ragged", "Recipe", "Result", "Runs", "Sampled", "Scale", "Schedule",
-    "Score", "Search", "Settings", "Setup", "Stage", "Step", "StillhouseError", "Take",
-    "TensorData", "Tensors", "Term", "TopK", "Train", "Usage", "Weighted", "domains", "fit", "home",
-    "load_model", "make_recipe",
-    "make_settings", "project_root", "run_recipe", "run_stage", "save_model",
+    "Constant", "Context", "Convert", "Cosine", "Data", "Distilled", "Domain", "Evaluate", "Event",
+    "Export", "Federate", "Figure", "ImagePaths", "Make", "Metric", "Mix", "Model", "Models",
+    "NoData", "Objective", "Optimizer", "Phase", "Ragged", "Recipe", "Result", "Runs", "Sampled",
+    "Scale", "Schedule", "Score", "Search", "Settings", "Setup", "Stage", "Step",
+    "StillhouseError", "Take", "TensorData", "Tensors", "Term", "TopK", "Train", "Usage",
+    "Weighted", "distill", "domains", "fit", "home", "load_model", "make_recipe", "make_settings",
+    "project_root", "run_recipe", "run_stage", "save_model",
 ]  # fmt: skip
 
 
