@@ -148,11 +148,8 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
         if rank == 0:  # whoever held the lock before is gone
             remove_asides(runs.folder, stage.name)
             remove_temporaries()
-        inputs = {port: input_of(recipe, ref, runs) for port, ref in stage.inputs.items()}
-        builds = builds_of(stage, inputs)
-        modules = stage_modules(recipe, stage, builds)
-        digests = {port: artifact.digest for port, artifact in inputs.items()}
-        key = stage_key(stage, digests, code_key(modules))
+        found = _found(recipe, stage, runs)
+        key = found.key
         if key != parallel.agree(key):
             raise StaleInput(
                 f"stage '{stage.name}': data or code changed while its processes began"
@@ -164,10 +161,10 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
         place = _Place(
             runs=runs,
             stage=stage,
-            inputs=inputs,
+            inputs=found.inputs,
             key=key,
-            modules=modules,
-            builds=builds,
+            modules=found.modules,
+            builds=found.builds,
             rank=rank,
             nproc=nproc,
         )
@@ -176,6 +173,33 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
         parallel.agree(None)
         trim_grown()
         return outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What a stage would run on: its inputs by port, the modules it can reach, and its key."""
+
+    inputs: Mapping[str, Artifact]
+    builds: tuple[str, ...]
+    modules: frozenset[str]
+    key: str
+
+
+def _found(recipe: Recipe, stage: Stage, runs: Runs) -> _Found:
+    inputs = {port: input_of(recipe, ref, runs) for port, ref in stage.inputs.items()}
+    builds = builds_of(stage, inputs)
+    modules = stage_modules(recipe, stage, builds)
+    digests = {port: artifact.digest for port, artifact in inputs.items()}
+    key = stage_key(stage, digests, code_key(modules))
+    return _Found(inputs=inputs, builds=builds, modules=modules, key=key)
+
+
+def up_to_date(recipe: Recipe, stage: Stage, runs: Runs) -> bool:
+    """Whether `run_stage` would skip a stage; those that it reads must have run. Raises as
+    `run_stage` does for inputs that cannot be read.
+    """
+    done = finished(stage, runs)
+    return done is not None and _whole(done) and done.key == _found(recipe, stage, runs).key
 
 
 def run_recipe(recipe: Recipe, runs: Runs) -> None:

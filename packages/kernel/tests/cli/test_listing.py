@@ -1,5 +1,7 @@
 """`list`, `show` and `doctor`: what is there, what is missing, what fails and why."""
 
+import json
+
 from .conftest import declare
 
 DOMAIN = """
@@ -20,6 +22,23 @@ def test_list_shows_recipes_with_their_first_line(stillhouse, project) -> None:
     assert code == 0
     assert "spirals  Points in the plane, in three interleaved spirals\n" in out
     assert "  spirals/distill  Knowledge distillation (Hinton et al. 2015) of a two-layer" in out
+
+
+def test_what_is_there_as_json(stillhouse, site, project) -> None:
+    (site / "failing_plugin.py").write_text("raise RuntimeError('two\\nlines')\n")
+    declare(site, "failing", "stillhouse.domains", {"failing": "failing_plugin:domain"})
+    found = {each["domain"]: each for each in json.loads(stillhouse("list", "--json")[1])}
+    assert set(found["spirals"]["recipes"]) == {"spirals/distill"}
+    assert found["failing"]["error"] == "RuntimeError: two lines"
+    shown = json.loads(stillhouse("show", "spirals/distill", "--set", "temperature=3", "--json")[1])
+    assert shown["settings"]["temperature"]["value"] == 3
+    assert shown["settings"]["temperature"]["takes"]
+    assert shown["stages"][0]["name"] == "data"
+    code, out, _ = stillhouse("doctor", "--json")
+    assert code == 2
+    assert [e["text"] for e in json.loads(out)["plugins"] if e["fails"]] == [
+        "failing: FAILS: RuntimeError: two lines"
+    ]
 
 
 def test_list_says_what_is_missing_and_what_fails(stillhouse, site) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -59,6 +60,45 @@ def test_a_second_run_skips_everything_and_reports(stillhouse, ran) -> None:
     ]
     assert lines[-1] == f"Report: {ran / 'report' / 'report.html'}"
     assert (ran / "report" / "report.html").is_file()
+
+
+def test_a_dry_run_says_what_would_run_and_runs_nothing(stillhouse, ran) -> None:
+    shutil.rmtree(ran / "kd-0")
+    before = {path: path.stat().st_mtime_ns for path in ran.rglob("*")}
+    code, out, _ = stillhouse("run", NAME, "--dry-run", "--json")
+    assert code == 0
+    planned = {each["stage"]: each for each in json.loads(out)["stages"]}
+    waiting = {
+        name: each["after"] for name, each in planned.items() if each["state"] == "would run"
+    }
+    assert waiting == {"kd-0": [], "kd-0-scores": ["kd-0"], "export": ["kd-0", "kd-0-scores"]}
+    assert all(each["seconds"] > 0 for each in planned.values())
+    code, out, _ = stillhouse("run", NAME, "--dry-run")
+    assert f"3 of {STAGES} stages would run (fewer where what they read comes out the same" in out
+    assert "; 3 of them took " in out
+    assert {path: path.stat().st_mtime_ns for path in ran.rglob("*")} == before
+
+
+def test_how_long_it_may_take_is_said_by_earlier_runs(stillhouse, ran) -> None:
+    _, out, _ = stillhouse("run", NAME, "--set", "temperature=3", "--dry-run")
+    assert f"of {STAGES} stages would run" in out
+    shutil.rmtree(ran / "kd-0-scores")
+    _, out, _ = stillhouse("run", NAME, "--no-report")
+    assert re.search(r"in .*tiny, about [0-9.]+ s by earlier runs here$", out.splitlines()[0])
+
+
+def test_a_run_in_json_is_lines_for_another_program(stillhouse, ran) -> None:
+    shutil.rmtree(ran / "kd-0")
+    code, out, err = stillhouse("run", NAME, "--json")
+    assert (code, err) == (0, "")
+    *events, last = [json.loads(line) for line in out.splitlines()]
+    assert {event["stage"] for event in events if event["text"] == "done"} == {"kd-0"}
+    assert last["report"] == str(ran / "report" / "report.html")
+    assert set(last["rows"]) == {"teacher", "student", "student + kd"}
+    assert 0 <= last["rows"]["student"][last["primary"]] <= 1
+    code, out, _ = stillhouse("compare", NAME, str(ran / "report"), "--json")
+    assert code == 0
+    assert json.loads(out)["rows"][0]["score"]["name"]
 
 
 def test_a_stage_that_is_gone_is_run_again_and_told(stillhouse, ran) -> None:

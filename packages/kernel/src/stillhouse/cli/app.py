@@ -14,6 +14,7 @@ except ImportError:  # before typer 0.21, which Flower asks for, they are click'
     from click import ClickException as UsageError
 
 from stillhouse.cli.cleaning import clean
+from stillhouse.cli.completing import answer_shells, completion
 from stillhouse.cli.doctor import doctor
 from stillhouse.cli.groups import deferred_groups
 from stillhouse.cli.listing import list_, show
@@ -76,7 +77,11 @@ def stillhouse(
 
 
 app.command("list", cls=_Command)(list_)
-for command in (show, run, stage, report, diagnose, compare, overview, export, doctor, clean):
+COMMANDS = (
+    *(show, run, stage, report, diagnose, compare, overview, export, doctor, clean),
+    completion,
+)
+for command in COMMANDS:
     app.command()(command)
 # options that a domain's predictions take stand among its inputs
 app.command(context_settings={"ignore_unknown_options": True})(predict)
@@ -95,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    answer_shells()
     group = typer.main.get_group(app)
     for name, command in deferred_groups().items():
         # the kernel's own commands cannot be replaced

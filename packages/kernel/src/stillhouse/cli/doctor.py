@@ -10,25 +10,32 @@ from pathlib import Path
 import typer
 
 from stillhouse.cli.groups import load, points
-from stillhouse.cli.listing import install_hint, one_line
-from stillhouse.cli.tables import size
+from stillhouse.cli.listing import Json, install_hint, one_line
+from stillhouse.cli.tables import print_json, size
 from stillhouse.domain import Domain, domains
 from stillhouse.errors import PluginError
 
 PACKAGES = ("stillhouse", "torch", "torchvision", "mmengine", "onnxruntime", "prefect", "dvc")
 
 
-def doctor() -> None:
+def doctor(json: Json = False) -> None:
     """What this installation can do, and what it cannot, and why.
 
     Exits with 2 when a plugin cannot be loaded; a missing extra is only told.
     """
-    failing = 0
+    failing, plugins = 0, list[dict[str, object]]()
+    facts = dict[str, str]()
     for label, value in _facts():
-        print(f"{label:<14}{value}")
+        facts[label] = value
+        if not json:
+            print(f"{label:<14}{value}")
     for label, value, fails in _plugins():
         failing += fails
-        print(f"{label:<14}{value}")
+        plugins.append({"kind": label, "text": value, "fails": fails})
+        if not json:
+            print(f"{label:<14}{value}")
+    if json:
+        print_json({**facts, "plugins": plugins})
     if failing:
         raise typer.Exit(2)
 

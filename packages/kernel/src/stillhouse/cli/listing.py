@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stillhouse.cli.completing import recipes
 from stillhouse.cli.sources import summary
 from stillhouse.domain import Domain, domains
 
@@ -12,13 +13,24 @@ if TYPE_CHECKING:
     from stillhouse.cli.target import Target
 
 RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE[@VARIANT]", help="As in vision/distill.")
+    str,
+    typer.Argument(
+        metavar="RECIPE[@VARIANT]", help="As in vision/distill.", autocompletion=recipes
+    ),
 ]
 
 
-def list_() -> None:
+Json = Annotated[bool, typer.Option("--json", help="As JSON, for another program.")]
+
+
+def list_(json: Json = False) -> None:
     """Domains and recipes, what is missing and how to install it."""
     found = domains()
+    if json:
+        from stillhouse.cli.tables import print_json
+
+        print_json([_domain_record(name, domain) for name, domain in found.items()])
+        return
     if not found:
         print(
             "No domain is installed. Run: uv sync --extra vision (or pip install stillhouse-vision)"
@@ -28,6 +40,18 @@ def list_() -> None:
             _list_domain(name, domain)
         else:
             print(f"{name}  cannot be loaded: {one_line(domain)}")
+
+
+def _domain_record(name: str, domain: Domain | Exception) -> dict[str, Any]:  # Any: JSON
+    if not isinstance(domain, Domain):
+        return {"domain": name, "error": one_line(domain)}
+    return {
+        "domain": name,
+        "summary": domain.summary,
+        "missing": list(domain.missing()),
+        "install": install_hint(name),
+        "recipes": {f"{name}/{recipe}": summary(at) for recipe, at in domain.recipes.items()},
+    }
 
 
 def one_line(error: Exception) -> str:
@@ -53,14 +77,55 @@ def show(
     recipe: RecipeName,
     scale: Annotated[str, typer.Option(help="tiny, small or paper.")] = "",
     assignments: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE")] = [],  # noqa: B006
+    json: Json = False,
 ) -> None:
     """Stages, settings, paper and cost of a recipe."""
     from stillhouse.cli.target import make_target
 
     target = make_target(recipe, scale, assignments)
+    if json:
+        from stillhouse.cli.tables import print_json
+
+        print_json(_record(target))
+        return
     _show_head(target)
     _show_settings(target)
     _show_stages(target)
+
+
+def _record(target: "Target") -> dict[str, Any]:  # Any: JSON
+    import inspect
+
+    from stillhouse.domain import recipe_function
+
+    cls = type(target.settings)
+    properties = cls.model_json_schema()["properties"]
+    values = target.settings.model_dump(mode="json")
+    return {
+        "recipe": target.name,
+        "variant": target.variant,
+        "reference": target.recipe.reference,
+        "text": inspect.getdoc(recipe_function(target.name)) or "",
+        "notes": list(target.recipe.notes),
+        "settings": {
+            name: {
+                "value": values[name],
+                "meaning": field.description or "",
+                "takes": takes(properties[name]),
+            }
+            for name, field in cls.model_fields.items()
+        },
+        "stages": [
+            {
+                "name": stage.name,
+                "kind": type(stage).__name__,
+                "reads": dict(stage.inputs),
+                "leaves": list(stage.outputs),
+                "seconds": target.seconds(stage.name),
+            }
+            for stage in target.recipe.stages
+        ],
+    }
 
 
 def _show_head(target: "Target") -> None:

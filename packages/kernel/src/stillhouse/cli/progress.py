@@ -167,6 +167,16 @@ def json_line(event: Event) -> None:
     print(json.dumps(asdict(event)), flush=True)
 
 
+class JsonLines:
+    """Every event as a line of JSON, for another program."""
+
+    def begin(self, stage: str) -> None:
+        pass
+
+    def __call__(self, event: Event) -> None:
+        json_line(event)
+
+
 def event_from(line: str) -> Event | None:
     """The event of a `json_line`; None for any other text."""
     try:

@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from stillhouse.cli.completing import recipes
+from stillhouse.cli.listing import Json
+
 if TYPE_CHECKING:
     from stillhouse.cli.target import Target
 
 Finished = Annotated[
     str,
     typer.Argument(
-        metavar="RECIPE[@VARIANT]", help="As it was last run here; without @VARIANT, @tiny."
+        metavar="RECIPE[@VARIANT]",
+        help="As it was last run here; without @VARIANT, @tiny.",
+        autocompletion=recipes,
     ),
 ]
 
@@ -88,6 +93,30 @@ def print_report(target: "Target", *, partial: bool = False) -> Path:
     return page
 
 
+def json_report(target: "Target") -> Path:
+    """As `print_report`, but what is printed is one line of JSON."""
+    import json
+
+    from stillhouse.report import load
+    from stillhouse.report import report as write_report
+
+    page = write_report(target.recipe, target.runs())
+    document = load(page)
+    record = {
+        "recipe": target.name,
+        "variant": target.variant,
+        "report": str(page),
+        "headline": document.headline.text,
+        "primary": document.primary,
+        "rows": {
+            row.name: {name: summary.mean for name, summary in row.scores.items()}
+            for row in document.rows
+        },
+    }
+    print(json.dumps(record), flush=True)
+    return page
+
+
 def open_page(page: Path) -> None:
     """Show a page in the browser, or say that there is none."""
     import webbrowser
@@ -103,12 +132,17 @@ def compare(
             metavar="A B", help="RECIPE[@VARIANT] as last run here, or a report.json or its folder."
         ),
     ],
+    json: Json = False,
 ) -> None:
     """Finished reports side by side."""
-    from stillhouse.cli.tables import print_table
+    from stillhouse.cli.tables import print_json, print_table
     from stillhouse.report import compare as compare_reports
 
-    for table in compare_reports([_report_of(name) for name in reports]).tables():
+    compared = compare_reports([_report_of(name) for name in reports])
+    if json:
+        print_json(compared)
+        return
+    for table in compared.tables():
         print_table(table.title, table.head, table.rows)
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stillhouse.cli.listing import RecipeName
-from stillhouse.cli.results import Device, Open, open_page, print_report
+from stillhouse.cli.planning import expectation, show_plan
+from stillhouse.cli.results import Device, Open, json_report, open_page, print_report
 from stillhouse.cli.stopping import Stopping
 from stillhouse.cli.watching import Hooks, Track, tracked, watch_of
 from stillhouse.errors import BadSetting
@@ -79,6 +80,12 @@ def run(
     verify: Verify = False,
     report: Annotated[bool, typer.Option(help="Write the report when all is done.")] = True,
     open_: Open = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say which stages would run and for how long.")
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Progress and result as lines of JSON.")
+    ] = False,
 ) -> None:
     """Run a recipe, skipping what is up to date, and write its report."""
     from stillhouse.cli.target import make_target
@@ -95,17 +102,21 @@ def run(
     if hooks and nproc > 1:
         raise BadSetting("--hook watches trainings of one process; leave out --nproc")
     watch = watch_of(hooks)
-    print(f"{target.ref} on {chosen}, in {target.runs().folder}")
+    if dry_run:
+        show_plan(target, json=json)
+        return
+    if not json:
+        print(f"{target.ref} on {chosen}, in {target.runs().folder}{expectation(target)}")
     stopping = Stopping()
     try:
         with stopping:
-            with _display(target) as display:
+            with _display(target, json=json) as display:
                 runs = target.runs(device=chosen, engine=place, observe=display)
                 runs = replace(runs, watch=watch)
                 with tracked(track, runs, target.settings.model_dump(mode="json")) as runs:
                     _run_stages(target, runs, nproc, shard, display, stopping)
             if report:
-                page = print_report(target)
+                page = json_report(target) if json else print_report(target)
                 if open_:
                     open_page(page)
             stopping.check()
@@ -164,9 +175,13 @@ def _run_stages(
         stopping.check()
 
 
-def _display(target: "Target") -> "contextlib.AbstractContextManager[Display]":
-    from stillhouse.cli.progress import Bars, Lines
+def _display(
+    target: "Target", *, json: bool = False
+) -> "contextlib.AbstractContextManager[Display]":
+    from stillhouse.cli.progress import Bars, JsonLines, Lines
 
+    if json:
+        return contextlib.nullcontext(JsonLines())
     batches = _batches(target)
     return Bars(batches) if sys.stdout.isatty() else contextlib.nullcontext(Lines(batches))
 

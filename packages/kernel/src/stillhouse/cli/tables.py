@@ -61,6 +61,15 @@ def _drawn(table: "Table", width: int | None) -> str:
     return "\n".join(line.rstrip() for line in drawn.get().splitlines())
 
 
+def print_json(value: object) -> None:
+    """A value, dataclasses included, as JSON on standard output."""
+    import json
+    from dataclasses import asdict, is_dataclass
+
+    plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    print(json.dumps(plain, indent=1))
+
+
 def duration(seconds: float) -> str:
     """Seconds as "8.1 s", "3 min 20 s" or "2 h 05 min"."""
     if seconds < 60:
