@@ -20,7 +20,7 @@ PLUGIN = "stillhouse_{}-0.1.0-py3-none-any.whl"
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheels")
-    uv("build", "-q", "--wheel", "--all-packages", "-o", str(out), cwd=ROOT)
+    uv("build", "-q", "--all-packages", "-o", str(out), cwd=ROOT)  # sdists, and wheels from them
     return out
 
 
@@ -54,6 +54,14 @@ def command(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         return done.stdout
 
     return run
+
+
+def test_every_distribution_has_the_license() -> None:
+    text = (ROOT / "LICENSE").read_bytes()
+    for place in (ROOT / "packages" / "kernel", ROOT / "flows", *(ROOT / "plugins").iterdir()):
+        if (place / "pyproject.toml").is_file():
+            assert (place / "LICENSE").read_bytes() == text
+            assert not (place / "LICENSE").is_symlink()  # of which no sdist can be built
 
 
 def uv(*words: str, cwd: Path | None = None) -> str:
