@@ -119,7 +119,9 @@ def test_a_suite_with_assignments_is_that_of_those_settings() -> None:
     given = Assigned()._given("toy/toy")
     assert given == [data, "steps=7"]
     assert recipe_digests("toy/toy", given) != recipe_digests("toy/toy", [data])
-    assert digests_elsewhere("toy/toy", given) == recipe_digests("toy/toy", given)
+    assert digests_elsewhere((("toy/toy", tuple(given)),)) == {
+        "toy/toy": recipe_digests("toy/toy", given)
+    }
     with pytest.raises(UnknownName, match="'stepz'"):
         recipe_digests("toy/toy", ["stepz=7"])
 

@@ -13,8 +13,16 @@ from stillhouse.settings import make_recipe, make_settings, parse_assignments
 PROGRAM = """
 import json, sys
 from stillhouse.testing.digests import recipe_digests
-print(json.dumps(recipe_digests(sys.argv[1], sys.argv[2:])))
+found = {}
+for name, words in json.loads(sys.argv[1]):
+    try:
+        found[name] = recipe_digests(name, words)
+    except Exception as error:
+        found[name] = {"error": repr(error)}
+print(json.dumps(found))
 """
+
+Named = tuple[tuple[str, tuple[str, ...]], ...]  # recipes with what `--set` says of each
 
 
 def recipe_digests(name: str, assignments: Sequence[str] = ()) -> dict[str, str]:
@@ -24,10 +32,12 @@ def recipe_digests(name: str, assignments: Sequence[str] = ()) -> dict[str, str]
     return {scale: digest(make_recipe(name, settings)) for scale, settings in every.items()}
 
 
-def digests_elsewhere(name: str, assignments: Sequence[str] = ()) -> dict[str, str]:
-    """`recipe_digests` from a new process with another order of sets and other addresses."""
+def digests_elsewhere(recipes: Named) -> dict[str, dict[str, str]]:
+    """`recipe_digests` of each, from a new process with another order of sets and other
+    addresses.
+    """
     found = subprocess.run(
-        [sys.executable, "-c", PROGRAM, name, *assignments],
+        [sys.executable, "-c", PROGRAM, json.dumps(recipes)],
         env={**os.environ, "PYTHONHASHSEED": "271828", "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         check=True,
