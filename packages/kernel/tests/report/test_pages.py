@@ -223,6 +223,25 @@ def test_publishing_leaves_the_pictures_behind(page: Path, tmp_path: Path) -> No
     )
 
 
+def test_what_is_published_names_no_place_of_this_machine(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
+    root, file = page.parents[5], page.with_name("report.json")
+    record = json.loads(file.read_text())
+    record["notes"] = [
+        f"{root}/data/set: 3 file(s) not read",
+        f"{tmp_path}/home/packages/x",
+        "/my/own",
+    ]
+    file.write_text(json.dumps(record))
+    target = tmp_path / "docs"
+    publish(page.parent, target)
+    assert load(target).notes == ("data/set: 3 file(s) not read", "packages/x", "/my/own")
+    for written in target.rglob("*.*"):
+        assert str(root) not in written.read_text()
+
+
 def test_publishing_with_pictures_takes_them_along(page: Path, tmp_path: Path) -> None:
     target = tmp_path / "built-in"
     text = publish(page.parents[1], target, pictures=True).read_text()

@@ -1,6 +1,8 @@
 """`report` and `publish`: finished stages in, the files of a report out, whole or not at all."""
 
 import dataclasses
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,9 +10,10 @@ from filelock import FileLock
 
 from stillhouse.errors import MissingData
 from stillhouse.files import storage, write_text, writing
+from stillhouse.places import home
 from stillhouse.recipe import Recipe
 from stillhouse.report.build import build
-from stillhouse.report.document import Document, dump, load
+from stillhouse.report.document import Document, dump, load, parse
 from stillhouse.report.drawing import Plot
 from stillhouse.report.figures import plots
 from stillhouse.report.palette import MODES
@@ -48,7 +51,7 @@ def publish(folder: Path, target: Path, *, pictures: bool = False) -> Path:
     source = folder / FOLDER if (folder / FOLDER).is_dir() else folder
     document = load(source)
     kept = tuple(p for p in document.pictures if p.plot or pictures)
-    document = dataclasses.replace(document, pictures=kept)
+    document = _without_places(dataclasses.replace(document, pictures=kept), source)
     images = {p.path: (source.parent / p.path).read_bytes() for p in kept}
     places = {path: f"figures/{path.replace('/', '-')}" for path in images}
     drawn = plots(document)
@@ -59,6 +62,16 @@ def publish(folder: Path, target: Path, *, pictures: bool = False) -> Path:
     write_text(target / RECORD, dump(document))
     write_text(target / TEXT, markdown(document, drawn, places))
     return target / TEXT
+
+
+def _without_places(document: Document, report: Path) -> Document:
+    """The document with paths in the project and in the user's own folder relative to these."""
+    above = report.resolve().parents  # the variant, recipe and domain, runs, the project
+    projects = above[4:5] if len(above) > 4 and above[3].name == "runs" else ()
+    text = dump(document)
+    for place in (*projects, home()):
+        text = text.replace(json.dumps(f"{place}{os.sep}")[1:-1], "")
+    return parse(text, where=str(report))
 
 
 def _unfinished(document: Document) -> str:
