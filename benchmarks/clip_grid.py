@@ -94,7 +94,8 @@ def rates(recipe: str, scale: str, given: Record, device: str) -> Record:
     chosen = {row: float(best(cells)) for row, cells in found.items()}
     listed = ", ".join(f"{row}: {rate:g}" for row, rate in chosen.items())
     print(f"rates={{{listed}}}")
-    return {"rows": found, "chosen": chosen, "variant": target.variant}
+    settings = target.settings.model_dump(mode="json")
+    return {"rows": found, "chosen": chosen, "variant": target.variant, "settings": settings}
 
 
 def teacher(scale: str, given: Record, device: str) -> Record:

@@ -8,7 +8,6 @@ from stillhouse.errors import BadData, BadSetting
 from stillhouse.objectives.objective import Composed, Tensors
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Convert, Evaluate, Train
-from stillhouse.testing import DomainSuite
 from stillhouse.work import Work
 from stillhouse_clip.holding import HoldOutLabels
 from stillhouse_clip.objectives import feature_distillation_loss
@@ -190,10 +189,3 @@ def test_a_given_teacher_and_given_networks() -> None:
 def test_settings_that_cannot_be_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(BadSetting, match=message):
         recipe(**settings)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-class TestDCClip(DomainSuite):
-    domain = "clip"
-    assignments = {"dc_clip": ()}

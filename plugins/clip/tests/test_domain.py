@@ -15,7 +15,7 @@ class TestClip(DomainSuite):
             "steps=4",
             "shot_steps=2",
             "shot_views=1",
-            "rows=cls,proximity,prompts",
+            "rows=cls,proximity,prompts,captions",
             "shot_rows=proximity",
             "texts=described",
             "student=conv2",
