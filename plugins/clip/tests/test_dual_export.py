@@ -12,7 +12,15 @@ from stillhouse.errors import BadData, BadSetting
 from stillhouse.work import Work
 from stillhouse_clip.bilingual import sentences
 from stillhouse_clip.dual import FreshDual
-from stillhouse_clip.dual_export import BANK, ENCODER, TEXT_ONNX, DualExport, class_bank, padded
+from stillhouse_clip.dual_export import (
+    BANK,
+    ENCODER,
+    TEXT_ONNX,
+    DualExport,
+    class_bank,
+    padded,
+    write_bank,
+)
 from stillhouse_clip.images import ImageSpec
 from stillhouse_clip.languages import TEMPLATES
 from stillhouse_clip.objectives.distillation import unit
@@ -83,6 +91,16 @@ def test_transformers_opens_the_text_encoder(folder: Path) -> None:
         theirs = bert(tokens, attention_mask=mask.long()).last_hidden_state
         found = built.module({"tokens": tokens})
     torch.testing.assert_close(theirs[mask], found["text_map"][mask], atol=1e-5, rtol=1e-4)
+
+
+def test_a_bank_has_the_same_bytes_each_time(tmp_path: Path) -> None:
+    rows, files = torch.eye(2, 3), [tmp_path / f"{number}.safetensors" for number in range(20)]
+    for file in files:
+        write_bank(file, ["red", "红"], rows, language="en")
+    assert len({file.read_bytes() for file in files}) == 1
+    with safe_open(str(files[0]), "pt") as opened:  # pyright: ignore[reportUnknownVariableType, reportCallIssue]
+        assert torch.equal(opened.get_tensor("rows"), rows)
+        assert json.loads(opened.metadata()["classes"]) == ["red", "红"]
 
 
 def test_new_labels_make_a_new_bank_without_training(folder: Path) -> None:

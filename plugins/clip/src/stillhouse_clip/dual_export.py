@@ -99,10 +99,15 @@ def class_bank(
 
 def write_bank(path: Path, names: Sequence[str], rows: Tensor, *, language: str) -> None:
     """Rows, and the classes they are of as metadata: JSON of the names, and their language."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     about = {"classes": json.dumps(list(names), ensure_ascii=False), "language": language}
-    save_file({"rows": rows.contiguous()}, str(path), metadata=about)
+    raw = save({"rows": rows.contiguous()}, metadata=about)
+    # the library writes metadata in any order: sorted, the same bank has the same bytes
+    size = int.from_bytes(raw[:8], "little")
+    header = json.dumps(json.loads(raw[8 : 8 + size]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + size :])
 
 
 def write_encoder(folder: Path, tower: BertTower, tokenizer: Path) -> None:
