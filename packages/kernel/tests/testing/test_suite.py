@@ -126,9 +126,9 @@ def test_a_suite_with_assignments_is_that_of_those_settings() -> None:
         recipe_digests("toy/toy", ["stepz=7"])
 
 
-def test_a_salted_hash_is_found() -> None:
+def test_a_salted_hash_is_found(tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(AssertionError):
-        DomainSuite().test_builds_and_hashes_alike_everywhere("faulty/salted")
+        DomainSuite().test_builds_and_hashes_alike_everywhere("faulty/salted", tmp_path_factory)
 
 
 def test_a_recipe_without_a_model_to_export_is_found(tmp_path) -> None:

@@ -18,20 +18,16 @@ from filelock import FileLock
 from stillhouse.artifact import Built, load_model
 from stillhouse.cli.exporting import export_student
 from stillhouse.cli.target import Target, make_target
-from stillhouse.digest import canonical
+from stillhouse.digest import canonical, digest
 from stillhouse.domain import Domain, domains
 from stillhouse.errors import StillhouseError
 from stillhouse.recipe import SCALES, Event, Stage
 from stillhouse.runs import Runs, run_recipe
 from stillhouse.settings import make_settings, settings_class
-from stillhouse.testing.digests import Named, digests_elsewhere, recipe_digests
+from stillhouse.testing.digests import digests_elsewhere, recipe_digests
 from stillhouse.testing.killing import kill_and_resume, take_over
 
 MEASURED = re.compile(r"docs/results|\d ?%")
-
-
-# what another process found, for the tests of this one
-ELSEWHERE: dict[Named, dict[str, dict[str, str]]] = {}
 
 
 class DomainSuite:
@@ -77,9 +73,7 @@ class DomainSuite:
         self, recipe: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
     ) -> Iterator[Path]:
         """A project folder and a home for all tests of the recipe, in all workers of a session."""
-        base = tmp_path_factory.getbasetemp()
-        shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-        root = shared / "domain-suite" / recipe
+        root = _shared(tmp_path_factory) / "domain-suite" / recipe
         root.mkdir(parents=True, exist_ok=True)
         monkeypatch.setenv("STILLHOUSE_ROOT", str(root))
         monkeypatch.setenv("STILLHOUSE_HOME", str(root / "home"))
@@ -104,14 +98,16 @@ class DomainSuite:
         assert isinstance(domain, Domain)
         return [n for n in domain.recipes if not self.assignments or n in self.assignments]
 
-    def _elsewhere(self, recipe: str) -> Mapping[str, Mapping[str, str]]:
+    def _elsewhere(self, recipe: str, shared: Path) -> Mapping[str, Mapping[str, str]]:
         """Digests by another process, one for all recipes of the suite: most of it are imports."""
         chosen = self._chosen() if self.domain else ()
         names = [f"{self.domain}/{name}" for name in chosen] or [recipe]
         recipes = tuple((name, tuple(self._given(name))) for name in names)
-        if recipes not in ELSEWHERE:
-            ELSEWHERE[recipes] = digests_elsewhere(recipes)
-        return ELSEWHERE[recipes]
+        kept = shared / f"digests-{digest(recipes)[:16]}.json"
+        with FileLock(kept.with_suffix(".lock")):
+            if not kept.is_file():
+                kept.write_text(json.dumps(digests_elsewhere(recipes)))
+        return json.loads(kept.read_text())
 
     def _given(self, recipe: str) -> Sequence[str]:
         return self.assignments.get(recipe.rpartition("/")[2], ())
@@ -122,11 +118,13 @@ class DomainSuite:
         assert domain.name == self.domain
         assert domain.summary
 
-    def test_builds_and_hashes_alike_everywhere(self, recipe: str) -> None:
+    def test_builds_and_hashes_alike_everywhere(
+        self, recipe: str, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
         given = self._given(recipe)
         here = recipe_digests(recipe, given)
         assert recipe_digests(recipe, given) == here
-        assert self._elsewhere(recipe)[recipe] == here
+        assert self._elsewhere(recipe, _shared(tmp_path_factory))[recipe] == here
 
     def test_every_setting_says_what_it_means(self, recipe: str) -> None:
         fields = settings_class(recipe).model_fields
@@ -218,3 +216,9 @@ def records(runs: Runs) -> dict[str, str]:
         outputs = record["outputs"].items()
         found |= {f"{record['stage']}.{port}": output["digest"] for port, output in outputs}
     return found
+
+
+def _shared(folders: pytest.TempPathFactory) -> Path:
+    """The folder that all workers of a session have."""
+    base = folders.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
