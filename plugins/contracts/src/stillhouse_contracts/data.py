@@ -14,7 +14,8 @@ from stillhouse.data.notes import note
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.work import Work
 from stillhouse_contracts.excerpts import rows_of_tokens
-from stillhouse_contracts.formats import Labelled, labelled_functions
+from stillhouse_contracts.formats import labelled_functions
+from stillhouse_contracts.labelled import Labelled
 from stillhouse_contracts.splits import check_members, fold_numbers
 
 PORTS = ("train", "public", "test", "all")
