@@ -34,7 +34,7 @@ def sources(data: Path) -> Iterator[tuple[str, str]]:
     table, folder = data / "contracts.parquet", data / "sol-samples"
     for there in (table, folder):
         if not there.exists():
-            raise MissingData(f"{there} is not there; give a folder that has it (--data)")
+            raise MissingData(f"{there} not found; give a folder that has it (--data)")
     rows = pq.read_table(table, columns=["dataset", "source"]).to_pylist()
     yield from ((row["dataset"], row["source"]) for row in rows)
     for file in sorted(folder.rglob(f"*{SOLIDITY}")):

@@ -43,7 +43,7 @@ def seconds_of(target: "Target", stage: str) -> float | None:
     own = target.seconds(stage)
     if own is not None:
         return own
-    from stillhouse.json_files import read_json
+    from stillhouse.cli.target import recorded_seconds
 
     folder = target.runs().folder
     files = [
@@ -52,14 +52,7 @@ def seconds_of(target: "Target", stage: str) -> float | None:
         if file.parent.name.partition("-")[0] == target.settings.scale
     ]
     newest = max(files, key=_written, default=None)
-    return None if newest is None else read_json(newest, _Seconds, redo="run again").seconds
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Seconds:
-    """What is read here of <stage>.run.json."""
-
-    seconds: float
+    return None if newest is None else recorded_seconds(newest)
 
 
 def _written(file: Path) -> float:

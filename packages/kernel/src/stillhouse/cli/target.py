@@ -39,6 +39,11 @@ class _Measured:
     seconds: float
 
 
+def recorded_seconds(record: Path) -> float:
+    """How long the run of a stage took that left this <stage>.run.json."""
+    return read_json(record, _Measured, redo="run the stage again").seconds
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """A recipe, the settings it was made from, and the project it runs in."""
@@ -77,9 +82,7 @@ class Target:
     def seconds(self, stage: str) -> float | None:
         """How long the last run of a stage took; None where it has not run."""
         record = self.runs().folder / f"{stage}.run.json"
-        if not record.is_file():
-            return None
-        return read_json(record, _Measured, redo="run the stage again").seconds
+        return recorded_seconds(record) if record.is_file() else None
 
     def finished_after(self, moment: float) -> bool:
         """Whether a run of all stages began after this moment, seconds since the epoch."""
