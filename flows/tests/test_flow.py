@@ -123,6 +123,7 @@ def test_ctrl_c_leaves_no_process(counting: "Project", env: Mapping[str, str]) -
     assert str(counting.root.parent) not in rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -146,6 +147,7 @@ def test_wrong_input_leaves_neither_branch_nor_workspace(
     assert not (own_home / "workspaces").exists()
 
 
+@pytest.mark.slow
 def test_a_flow_refuses_missing_files_in_the_words_of_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

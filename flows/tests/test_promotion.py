@@ -23,7 +23,7 @@ from stillhouse_flows.worktree import workspace
 if TYPE_CHECKING:
     from conftest import Learnt, Project
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 LOW = Gate(minimum={"accuracy": 0.5})
 HIGH = Gate(minimum={"accuracy": 0.7})

@@ -33,6 +33,7 @@ def artifacts(home: Path) -> list[str]:
         return [json.loads(text) for (text,) in base.execute(query)]
 
 
+@pytest.mark.slow
 def test_without_a_gate_nothing_runs_and_how_to_write_one_is_said(
     learnt: "Learnt", monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,6 +54,7 @@ def test_without_a_gate_nothing_runs_and_how_to_write_one_is_said(
     assert (branches(project), project.git("worktree", "list")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rules", "words"),
     [

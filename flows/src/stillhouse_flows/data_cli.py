@@ -108,6 +108,27 @@ def pull(
         print("Before `dvc repro`, pull the rest too: DVC would pin what is here as a new version.")
 
 
+@app.command()
+def fetch(
+    name: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="A public data set; without, they are listed.")
+    ] = "",
+    mirror: Annotated[
+        str, typer.Option(metavar="URL", help="Another place that has the same files.")
+    ] = "",
+) -> None:
+    """Get a public data set from its home into data/NAME, its checksums compared."""
+    from stillhouse.homes import data_homes, fetch_data
+
+    if not name:
+        for each, found in data_homes().items():
+            here = "" if found.fetch else f"  get it yourself: {found.page}"
+            print(f"  {each:<16} {found.mib:>5} MiB  {found.summary}; {found.license}{here}")
+        return
+    folder = fetch_data(name, _root(), mirror=mirror)
+    print(f"{folder}: read it with --set data=data:{name}; stillhouse data add pins it")
+
+
 def _pull(root: Path, pinned: "Pin", names: "Sequence[str]") -> None:
     from dvc.exceptions import CheckoutError, DvcException
     from dvc.repo import Repo

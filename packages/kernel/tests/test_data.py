@@ -87,10 +87,18 @@ def test_a_pass_has_every_row_once_and_the_seed_decides_the_order() -> None:
 
 
 def test_bad_data_is_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(
-        BadData, match="'a': column 'x' holds a value that is not finite .first in row 1."
-    ):
-        save_data(tmp_path / "a", {"x": torch.tensor([[0.0], [float("nan")]])})
+    nan = float("nan")
+    columns = [
+        torch.tensor([[0.0], [nan]]),
+        torch.tensor([0.0, nan, nan]),
+        Ragged(values=torch.tensor([0.0, 1.0, nan]), offsets=torch.tensor([0, 2, 3])),
+        Ragged(values=torch.tensor([[0.0], [1.0], [nan]]), offsets=torch.tensor([0, 1, 3])),
+    ]
+    for number, column in enumerate(columns):
+        with pytest.raises(
+            BadData, match="'a': column 'x' holds a value that is not finite .first in row 1."
+        ):
+            save_data(tmp_path / str(number) / "a", {"x": column})
     with pytest.raises(BadData, match="'b': columns differ in length: {'x': 2, 'y': 3}"):
         save_data(tmp_path / "b", {"x": torch.zeros(2), "y": torch.zeros(3)})
     with pytest.raises(BadData, match="'c': no rows to write"):

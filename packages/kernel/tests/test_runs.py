@@ -224,7 +224,7 @@ def kill_in_the_middle(root: Path, home: Path, **given: Any) -> None:
 @pytest.mark.parametrize(
     ("cache", "nproc"),
     [
-        pytest.param(False, 1, id="online"),
+        pytest.param(False, 1, id="online", marks=pytest.mark.slow),
         pytest.param(True, 1, id="cached", marks=pytest.mark.slow),
         pytest.param(False, 2, id="two-processes", marks=pytest.mark.slow),
     ],

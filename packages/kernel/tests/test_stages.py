@@ -232,6 +232,22 @@ def test_classification_by_hand() -> None:
     assert "top5_accuracy" not in scores
 
 
+def test_recall_of_each_class_by_hand() -> None:
+    student = Fixed(torch.eye(3)[[0, 1, 0, 0, 1]])
+    data = TensorData({"labels": torch.tensor([0, 1, 1, 0, 1])})
+    metric = Classification(names=("cat", "dog", "rat"))
+    with torch.no_grad():
+        found = metric({"student": student}, data, work=Work())
+        # both cats, two of three dogs; there is no rat, whose recall would be 0 / 0
+        assert {key: value for key, value in found.items() if isinstance(key, tuple)} == {
+            ("cat", "class_recall"): 1.0,
+            ("dog", "class_recall"): pytest.approx(2 / 3),
+        }
+        assert found["accuracy"] == pytest.approx(0.8)
+        with pytest.raises(BadRecipe, match="Classification: 2 names for 3 classes"):
+            replace(metric, names=("cat", "dog"))({"student": student}, data, work=Work())
+
+
 def test_costs_by_hand() -> None:
     models = {"student": toy_models()["student"].requires_grad_(False)}
     cost = Profile()(models, toy_data(), work=Work())

@@ -93,6 +93,7 @@ def test_texts_in_several_languages(
     assert message in refused(capsys, "dc_clip", *settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["vlm_ood", "dc_clip"])
 def test_a_hub_id_that_does_not_exist(
     birds: Path,

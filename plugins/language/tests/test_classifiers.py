@@ -114,6 +114,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_transformers_opens_what_is_exported_without_stillhouse(tmp_path: Path) -> None:
     """BERT itself where heads times their width are the width, asked for no code; else the code
     that lies in the folder.

@@ -42,6 +42,9 @@ for name in ("stillhouse", "stillhouse_sam", "timm"):
 """
 
 
+pytestmark = pytest.mark.slow
+
+
 def sam(encoder: str) -> Built:
     torch.manual_seed(0)
     spec = named(encoder, shape=SHAPE)

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -96,3 +99,17 @@ def test_another_seed_is_another_augmentation() -> None:
 def test_negative_padding_is_refused() -> None:
     with pytest.raises(BadSetting, match=r"padding must be >= 0 \(got -1\)"):
         CropFlip(padding=-1)
+
+
+def test_a_crop_imports_no_transforms_of_torchvision() -> None:
+    """They take seconds, in each process that reads batches."""
+    code = """
+import sys
+import torch
+from stillhouse_vision.augment import CropFlip
+zeros = torch.zeros(2, dtype=torch.long)
+CropFlip()({"images": torch.zeros(2, 3, 8, 8).byte(), "id": zeros, "view": zeros})
+print("torchvision" in sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"

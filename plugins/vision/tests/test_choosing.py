@@ -31,7 +31,7 @@ from stillhouse_vision.models import ImageSpec
 from stillhouse_vision.samples import digits
 
 NAME = "vision/distill"
-GRID = {"rates": [0.02, 0.2], "factors": [0.5, 2.0], "choose_steps": 3}
+GRID = {"rates": [0.02, 0.2], "factors": [0.5, 2.0], "temperatures": [], "choose_steps": 3}
 
 
 def recipe(**settings: Any) -> Recipe:
@@ -119,6 +119,27 @@ def test_a_factor_moves_the_teachers_weight_alone() -> None:
     assert weights["lr0_02-x2"] == {"ce": 0.1, "kd": 1.8}
 
 
+def test_rows_with_a_temperature_choose_it_too() -> None:
+    """A logistic head's outputs are flat at 4: what softens well depends on the teacher."""
+    made = recipe(
+        rows=["labels", "kd", "kd-all", "rkd-all"], temperatures=[1.0, 4.0], factors=[1.0]
+    )
+    for row, found in {
+        "labels": [0, 0],
+        "kd": [1, 4, 1, 4],
+        "kd-all": [1, 4, 1, 4],
+        "rkd-all": [0, 0],
+    }.items():
+        candidates = chooser(made, row).candidates
+        assert [c.temperature for c in candidates.values()] == found
+    kd = chooser(made, "kd-all").candidates
+    assert list(kd) == ["lr0_02-x1-t1", "lr0_02-x1-t4", "lr0_2-x1-t1", "lr0_2-x1-t4"]
+    for candidate in kd.values():
+        objective = candidate.train.objective
+        assert isinstance(objective, Composed)
+        assert objective.losses["kd"].term.hyperparameters["temperature"] == candidate.temperature
+
+
 def test_a_choice_made_once_holds_for_all_seeds() -> None:
     made = recipe(seeds=2)
     for row in ("labels", "kd-all"):
@@ -167,6 +188,7 @@ def test_what_was_chosen_stands_in_the_report(tmp_path: Path) -> None:
         "accuracy": torch.tensor([0.3, 0.5], dtype=torch.float64),
         "lr": torch.tensor([0.1, 0.2], dtype=torch.float64),
         "factor": torch.tensor([1.0, 2.0], dtype=torch.float64),
+        "temperature": torch.tensor([0.0, 4.0], dtype=torch.float64),
     }
     table = load_data(save_data(tmp_path / "t", columns).path)
     work = replace(Work.seeded(0), data={"p": table})
@@ -174,6 +196,7 @@ def test_what_was_chosen_stands_in_the_report(tmp_path: Path) -> None:
     assert found == {
         ("kd", "chosen_lr"): 0.2,
         ("kd", "chosen_factor"): 2.0,
+        ("kd", "chosen_temperature"): 4.0,
         ("kd", "validation_accuracy"): 0.5,
         ("kd", "tried"): 2,
     }
@@ -185,6 +208,11 @@ def test_what_was_chosen_stands_in_the_report(tmp_path: Path) -> None:
         ({"rates": [0.1, 0.1]}, r"rates: different numbers > 0 \(got \(0.1, 0.1\)\)"),
         ({"factors": [0.0]}, "factors: different numbers > 0"),
         ({"factors": []}, "factors: name at least one"),
+        ({"temperatures": [-1.0]}, "temperatures: different numbers > 0"),
+        (
+            {"temperatures": [1.0], "numbers": {"kd.temperature": 2.0}},
+            "numbers gives kd one temperature, temperatures several",
+        ),
     ],
 )
 def test_bad_grids_are_one_clear_line(settings: dict[str, Any], message: str) -> None:

@@ -1,5 +1,6 @@
 """The recipe vision/kd3: what is compared with what, and its settings."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,16 @@ import torch
 from PIL import Image
 from torch import nn
 
+from stillhouse.cli.target import Target
 from stillhouse.data.data import TensorData
+from stillhouse.data.shards import load_data
 from stillhouse.errors import BadSetting, StillhouseError, UnknownName
 from stillhouse.objectives.objective import Step
+from stillhouse.runs import run_stage
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Convert, Evaluate, Train
 from stillhouse.work import Work
+from stillhouse_vision.choosing import CHOICES, Choose, TrainChosen, read_by
 from stillhouse_vision.metrics import Kept, KeptPictures
 from stillhouse_vision.objectives import KD3, select_instances
 from stillhouse_vision.recipes.kd3 import VARIANTS, kd3
@@ -51,7 +56,7 @@ def test_stages_of_a_seed_and_rows_of_the_report() -> None:
 
 
 def test_no_student_sees_the_target_and_all_see_as_much() -> None:
-    made = recipe("small", variants=ALL, seeds=3)
+    made = recipe("small", variants=ALL, seeds=3, rates=[])
     students = [s for s in made.stages if isinstance(s, Train) and s.name != "teacher"]
     assert len(students) == 3 * (3 + len(ALL))
     for student in students:
@@ -65,7 +70,7 @@ def test_no_student_sees_the_target_and_all_see_as_much() -> None:
 
 
 def test_scores_export_and_study_are_of_the_merged_student() -> None:
-    made = recipe("small", seeds=2)
+    made = recipe("small", seeds=2, rates=[])
     merged = made.stage("kd3-1-merged")
     assert isinstance(merged, Convert)
     assert merged.inputs == {
@@ -76,6 +81,47 @@ def test_scores_export_and_study_are_of_the_merged_student() -> None:
     assert made.stage("export").inputs["student"] == "kd3-0-merged.model"
     tests = {s.inputs["data"] for s in made.stages if isinstance(s, Evaluate)}
     assert tests == {"data.test", "web.web"}
+
+
+def test_every_row_chooses_its_rate_on_images_kept_apart_from_test_and_students() -> None:
+    made = recipe("small", seeds=2, variants=["no-mix"])
+    choosers = [s for s in made.stages if isinstance(s, Choose)]
+    assert [s.name for s in choosers] == [
+        *("choose-kd-all", "choose-kd-confident", "choose-kd3", "choose-kd3-no-mix"),
+    ]
+    for chooser in choosers:
+        assert chooser.inputs["validation"] == "apart.validation"
+        assert not any(ref.endswith(".test") for ref in read_by(chooser))
+        assert [c.lr for c in chooser.candidates.values()] == [0.05, 0.3, 1.0, 3.0]
+        row = chooser.name.removeprefix("choose-")
+        for seed in range(2):
+            final = made.stage(f"{row}-{seed}")
+            assert isinstance(final, TrainChosen)
+            assert final.inputs["choice"] == f"{chooser.name}.choice"
+            trains = [candidate.train for candidate in final.candidates.values()]
+            assert [(t.seed, t.steps) for t in trains] == [(seed, 1000)] * 4
+    # a short training is whole: as many selections, as far apart as its steps allow
+    for name, every in (("choose-kd3", 16), ("kd3-0", 63)):
+        (first, *_) = made.stage(name).candidates.values()
+        assert isinstance(first.train.objective, KD3)
+        assert first.train.objective.refresh_every == every
+    assert made.stage("kd3-0-merged").inputs["projector"] == "kd3-0.projector"
+    assert list(made.studies)[-1] == CHOICES
+
+
+def test_the_student_that_is_scored_has_the_teachers_classifier(tmp_path: Path) -> None:
+    """A tiny run: rates of which one learns nothing, on digits and glyphs."""
+    given = make_settings(NAME, "tiny", {"rates": [1e-9, 2.0], "choose_steps": 200, "steps": 20})
+    target = Target(name=NAME, settings=given, recipe=make_recipe(NAME, given), root=tmp_path)
+    runs = target.runs()
+    for name in ("data", "apart", "web", "teacher", "head", "choose-kd3", "kd3-0"):
+        run_stage(target.recipe, target.recipe.stage(name), runs)
+    table = load_data(runs.folder / "choose-kd3" / "choice")
+    assert table.columns["candidate"] == ["lr1e-09-x1", "lr2-x1"]
+    still, learned = table.rows(torch.arange(2))["accuracy"].tolist()
+    assert learned > still + 0.1
+    record = json.loads((runs.folder / "kd3-0.run.json").read_text())
+    assert record["measured"]["chosen"] == {"candidate": "lr2-x1", "lr": 2.0, "factor": 1.0}
 
 
 def test_variants_differ_in_one_thing() -> None:
@@ -124,7 +170,7 @@ def test_paper_has_the_settings_of_the_released_code() -> None:
 
 
 def test_teacher_selects_first_and_the_student_alone_at_the_end() -> None:
-    stage = train(recipe("small"), "kd3-0")
+    stage = train(recipe("small", rates=[]), "kd3-0")
     objective = stage.objective
     assert isinstance(objective, KD3)
     steps = range(0, stage.steps, objective.refresh_every)

@@ -55,14 +55,15 @@ def as_trained(stage: Stage) -> Stage:
 class Scores:
     """How models are scored: in which role, on which data, beside which others (`inputs`).
 
-    `measures` are of a row's first model alone: its other seeds have the same layers. `figures` are
-    of the first exported student.
+    `measures` are of a row's first model alone: its other seeds have the same layers. `figures` and
+    `plots` are of the first exported student.
     """
 
     metrics: tuple[Metric, ...]
     inputs: Mapping[str, str]
     measures: tuple[Metric, ...] = ()
     figures: tuple[Figure, ...] = ()
+    plots: tuple[Figure, ...] = ()
     role: str = "student"
     data: tuple[str, ...] = ("data",)  # the ports of `inputs` that hold data
 
@@ -76,6 +77,7 @@ class Scores:
             inputs={**self.inputs, self.role: model},
             measures=self.measures if measured else (),
             figures=self.figures if shown else (),
+            plots=self.plots if shown else (),
             data=self.data,
         )
 
@@ -85,6 +87,7 @@ def costed(
     inputs: Mapping[str, str],
     role: str = "student",
     figures: tuple[Figure, ...] = (),
+    plots: tuple[Figure, ...] = (),
 ) -> Scores:
     """The metrics, and what the model costs: size and operations, latency and memory."""
     return Scores(
@@ -93,6 +96,7 @@ def costed(
         inputs=inputs,
         measures=(Latency(role=role), Memory(role=role)),
         figures=figures,
+        plots=plots,
     )
 
 

@@ -5,7 +5,7 @@
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import MissingExtra, PluginError, UnknownName
@@ -18,6 +18,24 @@ GROUP = "stillhouse.domains"
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataHome:
+    """Where the public has a data set: what `stillhouse data fetch` gets it from.
+
+    `fetch` is "module:function" of `(name: str, folder: Path, home: str, downloads: Path) -> None`:
+    it writes the data set into the empty `folder` as the domain's recipes read it, with checksums
+    compared, downloads kept in `downloads`. `home` is a URL that ends with "/". Without `fetch` the
+    terms of `page` are the user's to accept, who gets it there.
+    """
+
+    summary: str
+    license: str
+    page: str
+    mib: int
+    home: str = ""
+    fetch: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Domain:
     """All a plugin registers: a name and its recipes ("module:function" of a settings class),
     imported on use.
@@ -26,7 +44,8 @@ class Domain:
     `predict` is "module:function" of `(model: Built, inputs: Sequence[Path]) ->
     Sequence[Mapping[str, Any]]`, a table row an input; `Sequence[str]` takes texts, `Sequence[Path
     | str]` both, and keyword-only parameters are options of the command line. Empty where the
-    domain has no such thing.
+    domain has no such thing. `datasets` are the public ones that its recipes can read, by the name
+    of their folder below data/.
     """
 
     name: str
@@ -34,6 +53,7 @@ class Domain:
     recipes: Mapping[str, str]
     needs: tuple[str, ...] = ()
     predict: str = ""
+    datasets: Mapping[str, DataHome] = field(default_factory=dict[str, DataHome])
 
     def missing(self) -> tuple[str, ...]:
         """Those of `needs` that are not installed."""

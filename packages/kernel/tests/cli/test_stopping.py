@@ -102,7 +102,11 @@ def test_clean_spares_a_run_that_goes_and_frees_what_a_killed_one_left(stillhous
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["term", "ctrl-c"]
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGTERM, 143, id="term", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, id="ctrl-c"),
+    ],
 )
 def test_a_stopped_run_says_how_to_go_on_and_leaves_nothing(
     place, number: signal.Signals, code: int

@@ -61,11 +61,19 @@ def test_a_compressed_row_is_held_against_the_baseline(tmp_path: Path) -> None:
 
 def test_headline_of_a_gain(tmp_path: Path) -> None:
     headline = document_of(THREE, tmp_path).headline
-    assert headline.sentence == "Student + kd gains 1.58 points of accuracy over student."
+    assert headline.sentence == (
+        "Student + kd gains 1.58 points of accuracy over student (87.17 to 88.75 %)."
+    )
     assert headline.detail[0] == (
         "Paired over 3 seeds: +1.58 points, 95 % interval +1.24 to +1.93 (p 0.0026)."
     )
-    assert headline.detail[1].startswith("The teacher reaches 92.14 %; 32 % of its lead over")
+    assert headline.detail[1] == (
+        "The teacher reaches 92.14 %, 3.39 points above the student; 32 % of its lead over student "
+        "is closed."
+    )
+    assert headline.detail[2] == (
+        "The student has 3.1 times fewer parameters and needs 32 % of the teacher's MACs."
+    )
     assert headline.detail[-1] == "The other row: no difference beyond noise for student + dkd."
 
 
@@ -80,7 +88,7 @@ def test_headline_of_a_gain(tmp_path: Path) -> None:
         (
             (0.80, 0.81),
             (0.70, 0.71),
-            "Student + kd loses 10.00 points of accuracy against student.",
+            "Student + kd loses 10.00 points of accuracy against student (80.50 to 70.50 %).",
         ),
         ((0.80,), (0.81,), "Student + kd is 1.00 points of accuracy ahead of student, on 1 seed."),
         ((0.80,), (0.79,), "Student + kd is 1.00 points of accuracy behind student, on 1 seed."),

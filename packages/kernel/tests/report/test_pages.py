@@ -314,3 +314,44 @@ def test_rows_without_other_scores_are_left_out_there(tmp_path: Path) -> None:
 def test_units_of_measured_facts_keep_their_case() -> None:
     names = [fact_name(key) for key in ("memory_gib", "cpu", "python", "vector_flags")]
     assert names == ["Memory, GiB", "CPU", "Python", "Vector flags"]
+
+
+CARD = """# A student
+
+```python
+print("prepare" if 1 < 2 else "")
+```
+
+or with torch and Stillhouse:
+
+```python
+from stillhouse import load_model
+```
+
+Then:
+
+```python
+print("read")
+```
+"""
+
+
+def test_the_report_says_how_the_student_is_used_without_stillhouse(tmp_path: Path) -> None:
+    runs = Runs(root=tmp_path, recipe="vision/distill", variant="small")
+    recipe = write_run(THREE, runs.folder)
+    assert "Use the student" not in report(recipe, runs).read_text()
+    (runs.folder / "export/model/README.md").write_text(CARD)
+    page = report(recipe, runs)
+    (exported,) = load(page).exported
+    assert exported.use == 'print("prepare" if 1 < 2 else "")\n\nprint("read")'
+    text, markdown = page.read_text(), page.with_name("report.md").read_text()
+    assert html.escape(exported.use, quote=True).replace("&quot;", "&#34;") in text
+    assert f"```python\n{exported.use}\n```" in markdown
+    for written in (text, markdown):
+        assert "runs/vision/distill/small/export/model" in written
+        assert "stillhouse predict vision/distill@small FILE" in written
+        assert "load_model" not in written
+
+
+def test_lineage_and_many_stages_are_folded(parsed: Page) -> None:
+    assert [tag for tag, _ in parsed.seen].count("details") == 4

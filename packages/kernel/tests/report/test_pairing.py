@@ -45,6 +45,8 @@ def test_only_the_seeds_that_both_rows_have_are_paired(tmp_path: Path) -> None:
     # seeds 1 and 2: 88.71 - 86.94 and 88.66 - 87.45
     assert (found.how, found.n, found.apart) == ("paired", 2, 2)
     assert found.mean == pytest.approx((0.0177 + 0.0121) / 2)
+    # means over other seeds do not differ by that: they are not named beside it
+    assert "(" not in document.headline.sentence
     assert document.headline.detail[0].startswith("Paired over 2 seeds that both rows have: +1.49")
     assert (
         "Other seeds than student's: student + kd (2 shared, 2 not); only those that both have are "

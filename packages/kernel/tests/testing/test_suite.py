@@ -161,6 +161,7 @@ class TestNothing(DomainSuite):
 """
 
 
+@pytest.mark.slow
 def test_a_subclass_is_all_that_a_plugin_needs(tmp_path) -> None:
     folder = tmp_path / "tests"
     folder.mkdir()

@@ -1,6 +1,7 @@
 """Stillhouse domain plugin: image classification."""
 
 from stillhouse.domain import Domain
+from stillhouse_vision.datasets import DATASETS
 
 domain = Domain(
     name="vision",
@@ -12,6 +13,7 @@ domain = Domain(
         "knfu": "stillhouse_vision.recipes.knfu:knfu",
     },
     predict="stillhouse_vision.predict:predict",
+    datasets=DATASETS,
 )
 
 __all__ = ["domain"]

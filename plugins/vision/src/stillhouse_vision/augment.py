@@ -2,7 +2,8 @@
 on any day.
 
 That is what lets teacher outputs be computed once. Every random number is a hash, or is drawn from
-a generator that is seeded with one; the pictures are changed by torchvision's v2 transforms.
+a generator that is seeded with one; what is more than a crop and a mirror is changed by
+torchvision's v2 transforms.
 """
 
 from dataclasses import dataclass, field
@@ -36,22 +37,21 @@ class CropFlip:
             raise BadSetting(f"padding must be >= 0 (got {self.padding})")
 
     def __call__(self, batch: Tensors) -> Tensors:
-        from torchvision.transforms.v2 import functional  # seconds; recipes are built without it
-
         images = batch["images"]
         height, width = images.shape[-2:]
-        padded = functional.pad(images, [self.padding])
+        # by torch alone: importing torchvision's transforms takes every worker seconds
+        padded = torch.nn.functional.pad(images, [self.padding] * 4)
         places = self.padding * 2 + 1
         crops: list[Tensor] = []
         mirrored: list[bool] = []
         for picture, number in zip(padded, hashes(batch, self.seed), strict=True):
             number, top = divmod(number, places)
             number, left = divmod(number, places)
-            crops.append(functional.crop(picture, top, left, height, width))
+            crops.append(picture[..., top : top + height, left : left + width])
             mirrored.append(self.flip and number % 2 == 1)
         changed = torch.stack(crops)
         chosen = torch.tensor(mirrored)
-        changed[chosen] = functional.horizontal_flip(changed[chosen])
+        changed[chosen] = changed[chosen].flip(-1)
         return {**batch, "images": changed}
 
 

@@ -19,27 +19,48 @@ from stillhouse.metrics import Classification, Metric, Score
 from stillhouse.metrics.scores import FRACTION
 from stillhouse.objectives.objective import Models
 from stillhouse.recipe import BaseStage, Context, Resource, Result, Stage
-from stillhouse.references import Ref
-from stillhouse.stages import Train
+from stillhouse.references import Ref, out
+from stillhouse.stages import Evaluate, Train
+from stillhouse.stages.convert import Converter
 from stillhouse.work import Work
 
 VALIDATION, CHOICE, TEST = "validation", "choice", "test"
-NAME, ACCURACY, LR, FACTOR = "candidate", "accuracy", "lr", "factor"
+NAME, ACCURACY, LR, FACTOR, TEMPERATURE = "candidate", "accuracy", "lr", "factor", "temperature"
+CHOSEN = (LR, FACTOR, TEMPERATURE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A training, and what of it is to be chosen: the learning rate, and the factor of the weights
-    of its losses beside the cross-entropy.
+    """A training, and what of it is to be chosen: the learning rate, the factor of the weights of
+    its losses beside the cross-entropy, and their temperature, 0 where that is no choice.
     """
 
     train: Train
     lr: float
     factor: float = 1.0
+    temperature: float = 0.0
+
+    @property
+    def chosen(self) -> dict[str, float]:
+        """By name, without what it has not."""
+        values = {LR: self.lr, FACTOR: self.factor, TEMPERATURE: self.temperature}
+        return {name: value for name, value in values.items() if value}
+
+
+def label(candidate: Candidate) -> str:
+    """A candidate's name, of what it has: "lr0_3-x1-t4"."""
+    short = {LR: "lr", FACTOR: "x", TEMPERATURE: "t"}
+    parts = (f"{short[what]}{value:g}" for what, value in candidate.chosen.items())
+    return "-".join(parts).replace(".", "_")
 
 
 def chosen_of(
-    candidates: Mapping[str, Candidate], *, name: str, validation: Ref, steps: int
+    candidates: Mapping[str, Candidate],
+    *,
+    name: str,
+    validation: Ref,
+    steps: int,
+    finish: Converter | None = None,
 ) -> "Choose":
     """The stage that trains each candidate for `steps` steps and scores it on `validation`."""
     short = {
@@ -47,7 +68,7 @@ def chosen_of(
         for each, candidate in candidates.items()
     }
     inputs = {**_inputs(candidates, name), VALIDATION: validation}
-    return Choose(name=name, candidates=short, inputs=inputs)
+    return Choose(name=name, candidates=short, inputs=inputs, finish=finish)
 
 
 def best_of(
@@ -72,13 +93,16 @@ class Choose(BaseStage):
     "validation"; output "choice", a row a candidate.
 
     A trained candidate is kept: a killed stage goes on behind the last one. Candidates have the
-    same first weights and batches, those of their own seed. Raises BadRecipe where anything it
-    reads, at any remove, is a port "test": the best of many on test data is no estimate.
+    same first weights and batches, those of their own seed. `finish` makes the model that is
+    scored of what a training leaves and the models it reads; without it, its "student". Raises
+    BadRecipe where anything it reads, at any remove, is a port "test": the best of many on test
+    data is no estimate.
     """
 
     name: str
     candidates: Mapping[str, Candidate]
     inputs: Mapping[str, str]
+    finish: Converter | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -105,18 +129,46 @@ class Choose(BaseStage):
 
         def train(name: str, work: Work) -> tuple[dict[str, Tensor], dict[str, Any]]:
             # Any: JSON values
-            accuracy = _accuracy(self.candidates[name].train, given, validation, work)
+            accuracy = self._accuracy(self.candidates[name].train, given, validation, work)
             return {ACCURACY: torch.tensor(accuracy, dtype=torch.float64)}, {}
 
         names, work = sorted(self.candidates), Work.of(ctx, self.seed)
         found = [float(t[ACCURACY]) for _, (t, _) in trainings(names, train, of=self, work=work)]
+        chosen = [self.candidates[name].chosen for name in names]
         columns = {
             NAME: names,
-            ACCURACY: torch.tensor(found, dtype=torch.float64),
-            LR: _numbers([self.candidates[name].lr for name in names]),
-            FACTOR: _numbers([self.candidates[name].factor for name in names]),
+            ACCURACY: _numbers(found),
+            **{what: _numbers([each.get(what, 0.0) for each in chosen]) for what in CHOSEN},
         }
         return Result(outputs={CHOICE: save_data(ctx.out / CHOICE, columns)})
+
+    def _accuracy(
+        self, stage: Train, inputs: Mapping[str, Artifact], validation: Data, work: Work
+    ) -> float:
+        """Accuracy on `validation` of the student that a training leaves; no model is kept."""
+        with temporary() as out:
+            made = {**inputs, **stage.run(inputs, replace(work.ctx, out=out)).outputs}
+            folder = made["student"].path
+            if self.finish is not None:
+                models = {port: each.open() for port, each in made.items() if each.kind == "model"}
+                folder = out / "finished"
+                self.finish(models, folder, work=work)
+            student = load_model(folder).module.requires_grad_(False).to(work.device)
+            with torch.no_grad():
+                return Classification()({"student": student}, validation, work=work)["accuracy"]
+
+
+CHOICES = "What each row has chosen on images kept apart"
+
+
+def chosen_study(choosers: Mapping[str, Choose], titles: Mapping[str, str]) -> Evaluate:
+    """What was chosen for each row, by the row's short name and title."""
+    return Evaluate(
+        name="choices",
+        metrics=(Choices(titles={f"chosen-{row}": titles[row] for row in choosers}),),
+        inputs={f"chosen-{row}": out(stage) for row, stage in choosers.items()},
+        data=tuple(f"chosen-{row}" for row in choosers),
+    )
 
 
 def read_by(stage: Stage) -> Iterator[str]:
@@ -129,15 +181,6 @@ def read_by(stage: Stage) -> Iterator[str]:
 
 def _numbers(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
-
-
-def _accuracy(stage: Train, inputs: Mapping[str, Artifact], validation: Data, work: Work) -> float:
-    """Accuracy on `validation` of the student that a training leaves; the model is not kept."""
-    with temporary() as out:
-        stage.run(inputs, replace(work.ctx, out=out))
-        student = load_model(out / "student").module.requires_grad_(False).to(work.device)
-        with torch.no_grad():
-            return Classification()({"student": student}, validation, work=work)["accuracy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,18 +209,21 @@ class TrainChosen(BaseStage):
         chosen = self.candidates[name]
         given = {port: artifact for port, artifact in inputs.items() if port != CHOICE}
         result = chosen.train.run(given, ctx)
-        record = {"candidate": name, "lr": chosen.lr, "factor": chosen.factor}
+        record = {"candidate": name, **chosen.chosen}
         return replace(result, measured={**result.measured, "chosen": record})
 
 
 def best_row(table: RowData, *, where: str) -> Mapping[str, str | float]:
-    """The row of the highest accuracy of a "choice", the first of equals."""
+    """The row of the highest accuracy of a "choice", the first of equals; without a temperature
+    where its candidate has none.
+    """
     accuracy, names = table.columns[ACCURACY], table.columns[NAME]
     if not isinstance(accuracy, Tensor) or not isinstance(names, list):
         raise BadData(f"stage '{where}': the port '{CHOICE}' holds no table of a Choose")
     best = int(accuracy.argmax())
     row = table.rows(torch.tensor([best]))
-    return {NAME: names[best]} | {name: float(row[name][0]) for name in (ACCURACY, LR, FACTOR)}
+    found = {name: float(row[name][0]) for name in (ACCURACY, *CHOSEN)}
+    return {NAME: names[best]} | {k: v for k, v in found.items() if v or k not in CHOSEN}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +246,9 @@ class Choices(Metric):
             table = work.data[port]
             assert isinstance(table, RowData)
             best = best_row(table, where=work.ctx.stage)
-            found[title, "chosen_lr"] = float(best[LR])
-            found[title, "chosen_factor"] = float(best[FACTOR])
+            for what in CHOSEN:
+                if what in best:
+                    found[title, f"chosen_{what}"] = float(best[what])
             found[title, "validation_accuracy"] = float(best[ACCURACY])
             found[title, "tried"] = len(table)
         return found
@@ -216,5 +263,6 @@ class Choices(Metric):
             ),
             Score(name="chosen_lr", better="neither", label="Learning rate"),
             Score(name="chosen_factor", better="neither", label="Factor of the weights"),
+            Score(name="chosen_temperature", better="neither", label="Temperature"),
             Score(name="tried", better="neither", label="Candidates"),
         )

@@ -208,11 +208,12 @@ def _check(part: Columns, where: str) -> int:
             and values.is_floating_point()
             and not bool(values.isfinite().all())
         ):
-            row = (
-                int((~values.isfinite()).flatten(1).any(1).nonzero()[0]) if values.dim() > 1 else -1
-            )
+            first = int((~values.isfinite()).flatten(min(1, values.dim() - 1)).nonzero()[0, 0])
+            if isinstance(column, Ragged):
+                first = int(torch.searchsorted(column.offsets, first, right=True)) - 1
             raise BadData(
-                f"'{where}': column '{name}' holds a value that is not finite (first in row {row})"
+                f"'{where}': column '{name}' holds a value that is not finite (first in row "
+                f"{first})"
             )
     return next(iter(lengths.values()))
 

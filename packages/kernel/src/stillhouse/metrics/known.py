@@ -7,6 +7,9 @@ TOP5 = Score(name="top5_accuracy", better="higher", unit=FRACTION, label="Top-5 
 NLL = Score(name="nll_loss", better="lower", label="NLL")
 CALIBRATION = Score(name="calibration_error", better="lower")
 AGREEMENT = Score(name="teacher_agreement", better="higher", unit=FRACTION)
+CLASS_RECALL = Score(
+    name="class_recall", better="higher", unit=FRACTION, label="Recall of each class"
+)
 PARAMETERS = Score(name="parameters", better="lower", unit=COUNT, cost=True)
 MACS = Score(name="macs", better="lower", unit=COUNT, label="MACs", cost=True)
 SIZE = Score(name="size_mib", better="lower", unit="MiB", label="Size", cost=True)
@@ -23,7 +26,7 @@ def latency(batch: int) -> Score:
 COMPUTE = (MACS, PARAMETERS, latency(1))
 LISTED = (PARAMETERS, MACS, latency(1))
 PLOTTED = (MACS, latency(1), PARAMETERS)
-KNOWN = (ACCURACY, TOP5, NLL, CALIBRATION, AGREEMENT, *COMPUTE, SIZE, MEMORY)
+KNOWN = (ACCURACY, TOP5, NLL, CALIBRATION, AGREEMENT, CLASS_RECALL, *COMPUTE, SIZE, MEMORY)
 LOWER = ("_loss", "_error")
 FRACTIONS = ("accuracy", "agreement", "precision", "recall", "_rate")
 UNITS = {"_ms": "ms", "_mib": "MiB", "_seconds": "s"}

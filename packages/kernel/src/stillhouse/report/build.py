@@ -252,7 +252,7 @@ def _pictures(recipe: Recipe, done: Mapping[str, Finished]) -> tuple[Picture, ..
 
 def _exported(done: Mapping[str, Finished]) -> tuple[ExportedFiles, ...]:
     return tuple(
-        ExportedFiles(stage=name, port=port, files=files)
+        ExportedFiles(stage=name, port=port, files=files, use=stage.uses.get(port, ""))
         for name, stage in done.items()
         for port, files in stage.files.items()
     )

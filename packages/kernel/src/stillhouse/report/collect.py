@@ -1,6 +1,7 @@
 """The records finished stages left, read into values and checked; nothing is computed here."""
 
 import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +81,7 @@ class Finished:
     curves: Mapping[str, tuple[float | None, ...]]  # by column; the first is "step"
     pictures: tuple[str, ...]  # relative to the run's folder
     files: Mapping[str, Mapping[str, int]]  # port -> file -> bytes, of converted models
+    uses: Mapping[str, str]  # port -> Python of the model card, of those that have one
 
     @property
     def values(self) -> Mapping[tuple[str, str], float]:
@@ -129,7 +131,18 @@ def _finished(folder: Path, stage: Stage) -> Finished:
         curves=_curves(folder / f"{name}.curves.tsv"),
         pictures=tuple(pictures),
         files={p: _sizes(kept[p]) for p in file.outputs} if file.kind == "Convert" else {},
+        uses={p: _use(kept[p]) for p in file.outputs} if file.kind == "Convert" else {},
     )
+
+
+def _use(folder: Path) -> str:
+    """The Python of a model card that asks its ONNX file, without what needs Stillhouse; "" where
+    the card has none, or there is no card.
+    """
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return "\n".join(block for block in blocks if "stillhouse" not in block).strip()
 
 
 def _sizes(folder: Path) -> dict[str, int]:

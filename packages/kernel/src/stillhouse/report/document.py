@@ -110,11 +110,14 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedFiles:
-    """The files of a converted or exported model, with their bytes."""
+    """The files of a converted or exported model, with their bytes; `use` is the Python of its card
+    that asks it with ONNX Runtime alone, "" where there is none.
+    """
 
     stage: str
     port: str
     files: Mapping[str, int]
+    use: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ A loss is said as plainly as a gain; other rows follow, corrected for their numb
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stillhouse.metrics.known import COMPUTE
+from stillhouse.metrics.known import COMPUTE, PARAMETERS
 from stillhouse.metrics.scores import Score
 from stillhouse.metrics.units import (
     capital,
@@ -132,7 +132,16 @@ def _sentence(method: Row, baseline: Row, found: Findings) -> str:
         word = "ahead of" if _gains(gap, primary) else "behind"
         return f"{name} is {amount} {word} {baseline.name}, on {seeds(gap.n)}."
     verb, against = ("gains", "over") if _gains(gap, primary) else ("loses", "against")
-    return f"{name} {verb} {amount} {against} {baseline.name}."
+    return f"{name} {verb} {amount} {against} {baseline.name}{_from_to(method, baseline, primary)}."
+
+
+def _from_to(method: Row, baseline: Row, primary: Score) -> str:
+    """The two means behind a difference; "" where it is of other seeds than these."""
+    gap = method.differences[primary.name]
+    before, ours = (row.scores[primary.name].mean for row in (baseline, method))
+    if gap.how != "paired" or gap.apart:
+        return ""
+    return f" ({number(before, primary)} to {quantity(ours, primary)})"
 
 
 def _gains(gap: Difference, primary: Score) -> bool:
@@ -156,8 +165,8 @@ def _evidence(gap: Difference, primary: Score) -> str:
 
 
 def _teacher(found: Findings, method: Row, baseline: Row, primary: Score) -> list[str]:
-    """The best teacher's score, the share of its lead that is closed, and what the student needs
-    of its compute where that is less.
+    """The best teacher's score, how far it is from the student's, the share of its lead that is
+    closed, and what the student needs of its compute where that is less.
     """
     rows = [row for row in found.rows if row.kind == "teacher" and _scored(found, row)]
     if not rows:
@@ -167,6 +176,8 @@ def _teacher(found: Findings, method: Row, baseline: Row, primary: Score) -> lis
     ours, theirs = method.scores[primary.name].mean, teacher.scores[primary.name].mean
     before = baseline.scores[primary.name].mean
     lines = [f"The teacher reaches {quantity(theirs, primary)}"]
+    if gap := _apart(theirs - ours, primary):
+        lines[0] += f", {gap} the student"
     clear = method.differences[primary.name].beyond_noise()
     if clear and sign * (theirs - before) > 0 and sign * (ours - before) > 0:
         share = (ours - before) / (theirs - before)
@@ -176,10 +187,28 @@ def _teacher(found: Findings, method: Row, baseline: Row, primary: Score) -> lis
         if _mean(method, cost) > 0 and _mean(teacher, cost) > 0:
             part = 100 * _mean(method, cost) / _mean(teacher, cost)
             if part < 100:
-                share = significant(part, 2)
-                lines.append(f"The student needs {share} % of the teacher's {inside(cost.label)}.")
+                needs = f"needs {significant(part, 2)} % of the teacher's {inside(cost.label)}"
+                lines.append(f"The student {_fewer(method, teacher, cost)}{needs}.")
             break
     return lines
+
+
+def _apart(gap: float, primary: Score) -> str:
+    """How far the teacher's score is from the student's: "4.90 points above", "" where both are
+    written alike.
+    """
+    amount = f"{number(abs(gap), primary)} {primary.points}".rstrip()
+    if number(abs(gap), primary) == number(0.0, primary):
+        return ""
+    return f"{amount} {'above' if gap > 0 else 'below'}"
+
+
+def _fewer(student: Row, teacher: Row, cost: Score) -> str:
+    """The student's parameters, where another cost is what the sentence is about."""
+    ours, theirs = _mean(student, PARAMETERS), _mean(teacher, PARAMETERS)
+    if cost.name == PARAMETERS.name or ours <= 0 or theirs < 2 * ours:
+        return ""
+    return f"has {significant(theirs / ours, 2)} times fewer parameters and "
 
 
 def _mean(row: Row, score: Score) -> float:

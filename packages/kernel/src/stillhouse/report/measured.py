@@ -2,20 +2,25 @@
 on its training data, beside those of `diagnosis`, which read what the run recorded.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from stillhouse.artifact import Artifact
+from stillhouse.batching import first_rows
 from stillhouse.errors import StillhouseError
 from stillhouse.leftovers import temporary
 from stillhouse.metrics.scores import FRACTION
 from stillhouse.metrics.units import capital, inside, quantity, significant
 from stillhouse.probe import CONTROL_STEPS, Answers, Probed, probe
+from stillhouse.quantize.onnx_loss import Loss, losses
+from stillhouse.quantize.onnx_network import OnnxNetwork
+from stillhouse.quantize.onnx_static import QuantizeStatic
 from stillhouse.recipe import Context, Recipe
 from stillhouse.report.diagnosis import SMALL, Subject, distilling, subject_of
 from stillhouse.report.document import Document, Finding
 from stillhouse.runs import Runs, finished, input_of
+from stillhouse.stages.convert import Convert
 from stillhouse.stages.evaluate import Evaluate
 from stillhouse.stages.train import Train
 
@@ -24,11 +29,13 @@ ONE_HOT = 0.01  # probability beside the largest
 FLAT = 0.99  # of the largest entropy
 KNOWS = 0.1  # of a fraction: ahead on the training part
 TIMES = 1.5  # of another score
+NOISY = 20.0  # dB that an int8 file's outputs should have: an error of a tenth
 
 
 def measure(document: Document, recipe: Recipe, runs: Runs) -> tuple[Finding, ...]:
-    """What is found by measuring the first training of the row that `diagnose` is about, and the
-    best teacher. Raises MissingData or CorruptArtifact where the run is not whole.
+    """What is found by measuring the first training of the row that `diagnose` is about, the best
+    teacher, and the first int8 file. Raises MissingData or CorruptArtifact where the run is not
+    whole.
     """
     subject = subject_of(document, recipe)
     if subject is None:
@@ -43,7 +50,52 @@ def measure(document: Document, recipe: Recipe, runs: Runs) -> tuple[Finding, ..
                 probed = probe(stage, inputs, record.outputs, ctx)
             found += _of_terms(name, stage, probed)
             break
-    return tuple(found)
+    return (*found, *int8_differs(recipe, runs))
+
+
+def int8_differs(recipe: Recipe, runs: Runs) -> Iterator[Finding]:
+    """Where the first int8 file of a run leaves its float file, on a batch that it was measured on.
+
+    The outputs decide; the tensor that is named is the first, in the order of the graph, that is as
+    far off as they may be.
+    """
+    for stage in recipe.stages:
+        if not isinstance(stage, Convert) or not isinstance(stage.convert, QuantizeStatic):
+            continue
+        record = finished(stage, runs)
+        if record is None:
+            continue
+        ports = {port: input_of(recipe, ref, runs) for port, ref in stage.inputs.items()}
+        floats: OnnxNetwork = ports[stage.convert.role].open().module
+        int8: OnnxNetwork = record.outputs["model"].open().module
+        rows = first_rows(ports["data"].open(), stage.convert.batch)
+        batch = {name: rows[name].numpy() for name in floats.inputs}
+        inner, outer = losses(floats, int8, [batch])
+        worst = min(outer, key=lambda loss: loss.decibels)
+        if worst.decibels < NOISY:
+            yield Finding(
+                check="int8 differs from floats",
+                figure=f"'{worst.tensor}' of {stage.name} has {_decibels(worst)} against the float "
+                f"file; {_first_lost(inner)}",
+                remedy="Leave what follows that tensor in floats (QuantizeStatic's ops), measure "
+                'ranges with method="percentile", or train longer with weight decay against single '
+                "large channels.",
+            )
+        return
+
+
+def _first_lost(inner: Sequence[Loss]) -> str:
+    lost = next((i for i, loss in enumerate(inner) if loss.decibels < NOISY), None)
+    if lost is None:
+        return "no tensor before it is as far off: its own layer is."
+    before = f", after '{inner[lost - 1].tensor}' with {_decibels(inner[lost - 1])}" if lost else ""
+    return (
+        f"the first tensor as far off is '{inner[lost].tensor}' ({_decibels(inner[lost])}{before})."
+    )
+
+
+def _decibels(loss: Loss) -> str:
+    return f"{significant(loss.decibels, 2)} dB"
 
 
 def _of_terms(name: str, stage: Train, probed: Probed) -> Iterator[Finding]:

@@ -78,6 +78,16 @@ class Distill(FewLabels):
         return names
 
     @model_validator(mode="after")
+    def _one_temperature(self) -> "Distill":
+        given = [name for name in WARM if f"{name}.temperature" in self.numbers]
+        if self.labels and self.temperatures and given:
+            raise ValueError(
+                f"numbers gives {given[0]} one temperature, temperatures several to choose from; "
+                "leave one of the two (temperatures=[] chooses none)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _known_numbers(self) -> "Distill":
         for key in self.numbers:
             name, _, number = key.partition(".")

@@ -16,15 +16,17 @@ from stillhouse.recipe import Kind, Recipe, Row, Stage
 from stillhouse.references import Ref, collected, out
 from stillhouse.stages import Convert, Evaluate, Make, Train
 from stillhouse_vision.choosing import (
+    CHOICES,
     Candidate,
-    Choices,
     Choose,
     TrainChosen,
     best_of,
     chosen_of,
+    chosen_study,
+    label,
 )
 from stillhouse_vision.drawing import DrawLabels, KeepApart
-from stillhouse_vision.figures import Predictions
+from stillhouse_vision.figures import Confusion, Mistakes, Predictions
 from stillhouse_vision.models import named_upscaled
 from stillhouse_vision.models.upscaled import Embed, FitHead, LoadPretrained
 from stillhouse_vision.objectives.few_labels import (
@@ -33,13 +35,14 @@ from stillhouse_vision.objectives.few_labels import (
     labelled_cross_entropy_loss,
     pseudo_label_loss,
 )
-from stillhouse_vision.recipes.distill_settings import Distill
+from stillhouse_vision.recipes.distill_settings import WARM, Distill
 from stillhouse_vision.recipes.few_labels_settings import ALL, ALONE, SELF, reads_all
 from stillhouse_vision.recipes.teaching import (
     caution,
     data_stage,
     export_stage,
     image_spec,
+    listed,
     named_model,
     supervised,
     taught,
@@ -57,7 +60,6 @@ NOTES = (
     "images, and a fresh student trains on both. Its labeller's steps come before its own.",
     "On unlabelled images there is no cross-entropy, and DKD's target is the teacher's class.",
 )
-STUDY = "What each row has chosen on images kept apart"
 # losses that read a label, and what stands in for them where rows have none
 COMPLETED = {dkd_loss: completed_dkd_loss, cross_entropy_loss: labelled_cross_entropy_loss}
 
@@ -74,12 +76,13 @@ def few_labels(settings: Distill) -> Recipe:
     students = {row: [draw.student(row) for draw in draws] for row in settings.rows}
     exported = next((row for row in settings.rows if row.endswith(ALL)), settings.rows[-1])
     test = data_stage(settings)["test"]
-    scores = costed(Classification(), inputs={"data": test})
-    # the figure shows what the teacher says, too
+    scores = costed(Classification(names=listed(settings)), inputs={"data": test})
+    # the figures show what the teacher says, too, but not its confusion: features of every image
     shown = replace(
         scores,
         inputs={"data": test, "teacher": out(draws[0].teacher)},
-        figures=(Predictions(names=settings.names),),
+        figures=(Predictions(names=settings.names), Mistakes(names=settings.names)),
+        plots=(Confusion(names=settings.names, roles=("student",)),),
     )
     by_teacher = _teacher_scores(settings)
     rows: dict[str, tuple[Kind, list[Evaluate]]] = {
@@ -115,7 +118,7 @@ def few_labels(settings: Distill) -> Recipe:
             for name, (kind, found) in rows.items()
         },
         method=title(exported),
-        studies={STUDY: tuple(stage.name for stage in studied)} if studied else {},
+        studies={CHOICES: tuple(stage.name for stage in studied)} if studied else {},
         notes=(
             *NOTES,
             *([stored_note()] if settings.embedded else []),
@@ -135,12 +138,15 @@ def stored_note() -> str:
 
 def choice_note(settings: Distill) -> str:
     """How learning rates and weights were chosen."""
-    rates, factors = (
-        ", ".join(f"{value:g}" for value in values) for values in (settings.rates, settings.factors)
+    rates, factors, temperatures = (
+        ", ".join(f"{value:g}" for value in values)
+        for values in (settings.rates, settings.factors, settings.temperatures)
     )
+    softness = f", and where it has one its temperature among {temperatures}"
     return (
         f"Each row has chosen its learning rate among {rates}, a distilled one also a factor of "
-        f"its weights among {factors}, by the accuracy on {settings.validation} labelled training "
+        f"its weights among {factors}{softness if temperatures else ''}, by the accuracy on "
+        f"{settings.validation} labelled training "
         f"images that no student and no teacher sees, after trainings of {settings.choose_steps} "
         "steps on the labels of the first seed. These images are labels beyond the draw: all rows "
         "have them alike."
@@ -186,16 +192,26 @@ class _Draw:
     def candidates(self, row: str) -> dict[str, Candidate]:
         """A row's trainings to choose from, by name."""
         factors = (1.0,) if row in (ALONE, SELF) else self.settings.factors
-        return {
-            f"lr{lr:g}-x{factor:g}".replace(".", "_"): Candidate(
-                train=self._train(row, lr=lr, factor=factor), lr=lr, factor=factor
+        warm = row.removesuffix(ALL) in WARM and bool(self.settings.temperatures)
+        temperatures = self.settings.temperatures if warm else (0.0,)
+        made = [
+            Candidate(
+                train=self._train(row, lr=lr, factor=factor, temperature=temperature),
+                lr=lr,
+                factor=factor,
+                temperature=temperature,
             )
             for lr in self.settings.rates
             for factor in factors
-        }
+            for temperature in temperatures
+        ]
+        return {label(candidate): candidate for candidate in made}
 
-    def _train(self, row: str, *, lr: float, factor: float = 1.0) -> Train:
-        settings = self.settings.model_copy(update={"lr": lr})
+    def _train(
+        self, row: str, *, lr: float, factor: float = 1.0, temperature: float = 0.0
+    ) -> Train:
+        softness = {"temperature": temperature} if temperature else {}
+        settings = self.settings.model_copy(update={"lr": lr, **softness})
         if row == ALONE:
             return self._on_labelled(row, supervised(settings, "student", lr))
         if row == SELF:
@@ -291,14 +307,8 @@ def chosen(settings: Distill, row: str) -> Choose:
 
 def choices(settings: Distill) -> Evaluate:
     """The study that shows what was chosen."""
-    stages = {f"chosen-{row}": chosen(settings, row) for row in settings.rows}
-    titles = {f"chosen-{row}": title(row) for row in settings.rows}
-    return Evaluate(
-        name="choices",
-        metrics=(Choices(titles=titles),),
-        inputs={port: out(stage) for port, stage in stages.items()},
-        data=tuple(stages),
-    )
+    choosers = {row: chosen(settings, row) for row in settings.rows}
+    return chosen_study(choosers, {row: title(row) for row in settings.rows})
 
 
 def network(settings: Distill) -> Convert:
@@ -331,7 +341,8 @@ def pool(settings: Distill) -> Ref:
 
 def _teacher_scores(settings: Distill) -> Scores:
     """Of stored features where the teacher reads these; what it costs is that of the whole."""
-    test, metric = data_stage(settings)["test"], Classification(role="teacher")
+    test = data_stage(settings)["test"]
+    metric = Classification(role="teacher", names=listed(settings))
     if not settings.embedded:
         return costed(metric, inputs={"data": test}, role="teacher")
     whole = costed(

@@ -36,12 +36,16 @@ class FewLabels(Teaching):
         500, ge=1, description="further labelled training images, apart, to choose settings on"
     )
     rates: tuple[float, ...] = Field(
-        (0.03, 0.1, 0.3),
+        (0.1, 0.3, 1.0),
         description="learning rates that each row chooses from; none: lr, and nothing is chosen",
     )
     factors: tuple[float, ...] = Field(
-        (0.5, 2.0),
+        (1.0,),
         description="of the weights beside the cross-entropy, which a distilled row chooses from",
+    )
+    temperatures: tuple[float, ...] = Field(
+        (1.0, 4.0),
+        description="which rows with a temperature choose from; none: temperature is theirs",
     )
     choose_steps: int = Field(312, ge=1, description="of a training to choose by")
     pretrained: Input = Field(
@@ -78,7 +82,8 @@ class FewLabels(Teaching):
 
     @model_validator(mode="after")
     def _grid(self) -> "FewLabels":
-        for name, values in (("rates", self.rates), ("factors", self.factors)):
+        for name in ("rates", "factors", "temperatures"):
+            values = getattr(self, name)
             if len(set(values)) < len(values) or any(not value > 0 for value in values):
                 raise ValueError(f"{name}: different numbers > 0 (got {values})")
         if not self.factors:

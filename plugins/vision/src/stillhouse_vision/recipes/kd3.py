@@ -3,7 +3,7 @@ hand.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from stillhouse.artifact import Model
@@ -16,6 +16,16 @@ from stillhouse.objectives.term import Term
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.references import Ref, out, reference
 from stillhouse.stages import Convert, Evaluate, Make, Train
+from stillhouse_vision.choosing import (
+    CHOICES,
+    Candidate,
+    Choose,
+    best_of,
+    chosen_of,
+    chosen_study,
+    label,
+)
+from stillhouse_vision.drawing import KeepApart
 from stillhouse_vision.metrics import Kept, KeptPictures
 from stillhouse_vision.models import ImageSpec, model, output_shapes
 from stillhouse_vision.objectives import KD3, SharedClassifierProjector
@@ -26,6 +36,7 @@ from stillhouse_vision.recipes.teaching import (
     augmentation,
     caution,
     compared,
+    data_stage,
     export_stage,
     image_spec,
     named_model,
@@ -90,20 +101,22 @@ def kd3(settings: KD3Settings) -> Recipe:
     both = {"web": web, "teacher": teacher}
     confident = Make(name="confident", make=select, inputs=both, ports=("web",))
     head = out(Convert(name="head", convert=ExtractHead(), inputs={"teacher": teacher}))
+    changes = {"kd3": {}} | {f"kd3-{name}": VARIANTS[name][1] for name in settings.variants}
+
+    def lessons(given: KD3Settings) -> dict[str, Train]:
+        return {
+            "kd-all": _plain(given, "kd-all", teacher, web),
+            "kd-confident": _plain(given, "kd-confident", teacher, out(confident)),
+            **{name: _kd3(given, name, teacher, head, each) for name, each in changes.items()},
+        }
+
     titles = {"kd-all": EVERYTHING, "kd-confident": CONFIDENT, "kd3": OURS}
-    lessons = {
-        "kd-all": _plain(settings, "kd-all", teacher, web),
-        "kd-confident": _plain(settings, "kd-confident", teacher, out(confident)),
-        "kd3": _kd3(settings, "kd3", teacher, head, {}),
-    }
-    for variant in settings.variants:
-        name, (title, changes) = f"kd3-{variant}", VARIANTS[variant]
-        titles[name] = title
-        lessons[name] = _kd3(settings, name, teacher, head, changes)
+    titles |= {f"kd3-{name}": VARIANTS[name][0] for name in settings.variants}
+    students, choosers = _students(settings, lessons)
     made = compared(
         settings,
         teachers,
-        {name: seeded(lesson, settings.seeds) for name, lesson in lessons.items()},
+        students,
         titles=titles,
         baseline="kd-all",
         exported="kd3",
@@ -114,9 +127,71 @@ def kd3(settings: KD3Settings) -> Recipe:
         name="vision/kd3",
         reference=PAPER,
         export=export_stage(f"{title}, by KD3 on web pictures", PAPER, made.scores.inputs["data"]),
-        studies={STUDY: [_study(settings, made, both, stage) for stage in made.students["kd3"]]},
-        notes=(*NOTES, schedule_note(settings, OFFICIAL), ONE_TEACHER),
+        studies={
+            STUDY: [_study(settings, made, both, stage) for stage in made.students["kd3"]],
+            **({CHOICES: [chosen_study(choosers, titles)]} if choosers else {}),
+        },
+        notes=(
+            *NOTES,
+            schedule_note(settings, OFFICIAL),
+            ONE_TEACHER,
+            *([_choice_note(settings)] if choosers else []),
+        ),
         caution=caution(settings, f"{settings.steps} steps"),
+    )
+
+
+def _students(
+    settings: KD3Settings, lessons: Callable[[KD3Settings], Mapping[str, Train]]
+) -> tuple[dict[str, Sequence[Stage]], dict[str, Choose]]:
+    """The students' trainings of all seeds by row, and the stages that chose their rates."""
+    if not settings.rates:
+        return {n: seeded(each, settings.seeds) for n, each in lessons(settings).items()}, {}
+    keep = KeepApart(rows=settings.validation)
+    data = {"data": data_stage(settings)["train"]}
+    apart = Make(name="apart", make=keep, inputs=data, ports=("pool", "validation"))
+    short, whole = (
+        {
+            lr: lessons(settings.model_copy(update={"lr": lr, "steps": steps}))
+            for lr in settings.rates
+        }
+        for steps in (settings.choose_steps, settings.steps)
+    )
+    students: dict[str, Sequence[Stage]] = {}
+    choosers: dict[str, Choose] = {}
+    for name, lesson in lessons(settings).items():
+        chooser = chosen_of(
+            _by_rate({lr: each[name] for lr, each in short.items()}),
+            name=f"choose-{name}",
+            validation=apart["validation"],
+            steps=settings.choose_steps,
+            finish=MergeStudent() if "projector" in lesson.outputs else None,
+        )
+        choosers[name] = chooser
+        students[name] = [
+            best_of(
+                _by_rate({lr: replace(each[name], seed=seed) for lr, each in whole.items()}),
+                out(chooser),
+                name=f"{name}-{seed}",
+                seed=seed,
+            )
+            for seed in range(settings.seeds)
+        ]
+    return students, choosers
+
+
+def _by_rate(trains: Mapping[float, Train]) -> dict[str, Candidate]:
+    made = [Candidate(train=train, lr=lr) for lr, train in trains.items()]
+    return {label(candidate): candidate for candidate in made}
+
+
+def _choice_note(settings: KD3Settings) -> str:
+    rates = ", ".join(f"{rate:g}" for rate in settings.rates)
+    return (
+        f"Each row has chosen its learning rate among {rates}, by the accuracy on "
+        f"{settings.validation} labelled images of the target's training part, which no student "
+        f"sees, after trainings of {settings.choose_steps} steps of one seed. Only this choice "
+        "reads labels of the target; the teacher has seen these images."
     )
 
 

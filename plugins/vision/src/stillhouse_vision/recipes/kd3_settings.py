@@ -60,6 +60,13 @@ class KD3Settings(Teaching):
     weight_temperature: float = Field(1.0, gt=0, description="divides the distance of the logits")
     weight_standardize: bool = Field(False, description="z-score the logits of that distance")
     teacher_contrast: bool = Field(False, description="also contrast the teacher, to no effect")
+    rates: tuple[float, ...] = Field(
+        (), description="learning rates that each row chooses from; none: lr, and nothing is chosen"
+    )
+    validation: int = Field(
+        500, ge=1, description="labelled images of the target, apart, to choose rates on"
+    )
+    choose_steps: int = Field(250, ge=1, description="of a training to choose by")
     cache: bool = Field(True, description="store the teacher's logits and last maps")
     vocabulary: str = Field(
         "cifar10", description="key of the web's classes.json that names the target's class"
@@ -76,8 +83,13 @@ class KD3Settings(Teaching):
             "teacher_batch": 32,
             "refreshes": 6,
             "embedding": 32,
+            "validation": 100,
         },
-        "small": {**CIFAR10_JPEG, "web": "data:tiny-imagenet-sample"},
+        "small": {
+            **CIFAR10_JPEG,
+            "web": "data:tiny-imagenet-sample",
+            "rates": (0.05, 0.3, 1.0, 3.0),
+        },
         "paper": {
             "data": "file:cifar10",
             "web": "file:imagenet32",
@@ -102,6 +114,8 @@ class KD3Settings(Teaching):
     def _whole(self) -> "KD3Settings":
         if len(set(self.variants)) < len(self.variants):
             raise ValueError(f"variants: name each once (got {', '.join(self.variants)})")
+        if len(set(self.rates)) < len(self.rates) or any(not rate > 0 for rate in self.rates):
+            raise ValueError(f"rates: different numbers > 0 (got {self.rates})")
         if min(self.mixing) <= 0:
             raise ValueError(f"mixing: fractions > 0 of the refreshes (got {self.mixing})")
         if self.cache and (self.select_on == "pictures" or self.teacher_contrast):

@@ -31,7 +31,7 @@ from stillhouse.stages import Convert, Make, Train
 from stillhouse.training import Augment
 from stillhouse_vision.augment import CropFlip, Randomised
 from stillhouse_vision.data import ReadImages
-from stillhouse_vision.figures import Predictions
+from stillhouse_vision.figures import MATRIX, Confusion, Mistakes, Predictions
 from stillhouse_vision.models import ImageSpec, LoadCheckpoint, model, output_shapes
 from stillhouse_vision.recipes.teaching_settings import Pictures, Teaching
 from stillhouse_vision.usage import classifier_usage
@@ -186,6 +186,13 @@ def phase(settings: Teaching, trains: tuple[str, ...], lr: float) -> Phase:
     )
 
 
+def listed(settings: Pictures) -> tuple[str, ...]:
+    """The classes' names where a table has room for a column each, else none."""
+    if settings.classes > MATRIX:
+        return ()
+    return settings.names or tuple(str(number) for number in range(settings.classes))
+
+
 def augmentation(settings: Teaching) -> Augment | None:
     """The same for every seed: a sample's view is one picture, whose teacher outputs are stored
     once for all.
@@ -222,11 +229,14 @@ def compared(
         exported=exported,
         finish=finish,
         scores=costed(
-            Classification(teacher="teacher"),
+            Classification(teacher="teacher", names=listed(settings)),
             inputs={**data, "teacher": out(teachers["teacher"])},
-            figures=(Predictions(names=settings.names),),
+            figures=(Predictions(names=settings.names), Mistakes(names=settings.names)),
+            plots=(Confusion(names=settings.names),),
         ),
-        teacher_scores=costed(Classification(role="teacher"), inputs=data, role="teacher"),
+        teacher_scores=costed(
+            Classification(role="teacher", names=listed(settings)), inputs=data, role="teacher"
+        ),
     )
 
 
