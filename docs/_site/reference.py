@@ -1,19 +1,17 @@
-"""Pages of the site that are written from the code when it is built: commands, settings, losses."""
+"""Pages of the site that are written when it is built: commands and settings. The Python reference
+is mkdocstrings' (docs/reference/)."""
 
-import inspect
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
 NAMED = "reference"
-MODULES = r"\b(?:jaxtyping|typing|collections\.abc|torch)\."
 
 
 def on_files(files: Files, config: Any) -> Files:  # Any: mkdocs' configuration
     """mkdocs' hook: add the pages."""
-    pages = {"cli.md": commands(), "settings.md": settings(), "losses.md": losses()}
+    pages = {"cli.md": commands(), "settings.md": settings()}
     for name, text in pages.items():
         files.append(File.generated(config, f"{NAMED}/{name}", content=text))
     return files
@@ -70,22 +68,6 @@ def settings() -> str:
                     text = f"{field.description} ({takes(properties[name])})"
                     lines.append(f"| `{name}` | {' | '.join(values)} | {_escaped(text)} |")
             parts.append(f"## `{domain.name}/{recipe}`\n\n" + "\n".join(lines))
-    return "\n\n".join(parts) + "\n"
-
-
-def losses() -> str:
-    """Every public loss: signature and docstring."""
-    import stillhouse.objectives as objectives
-
-    parts = ["# Losses", "`from stillhouse.objectives import kd_loss`: functions of tensors."]
-    for name in sorted(objectives.__all__):
-        found = getattr(objectives, name)
-        if inspect.isfunction(found) and name.endswith("_loss"):
-            signature = re.sub(MODULES, "", str(inspect.signature(found)).replace("'", ""))
-            text = inspect.getdoc(found) or ""
-            parts.append(
-                f"## `{name}`\n\n```python\n{name}{signature}\n```\n\n```text\n{text}\n```"
-            )
     return "\n\n".join(parts) + "\n"
 
 
