@@ -19,6 +19,7 @@ from stillhouse.cli.doctor import doctor
 from stillhouse.cli.groups import deferred_groups
 from stillhouse.cli.listing import list_, show
 from stillhouse.cli.plugin import new
+from stillhouse.cli.pushing import push
 from stillhouse.cli.results import compare, diagnose, export, overview, predict, report
 from stillhouse.cli.running import run, stage
 from stillhouse.cli.stopping import quiet_end
@@ -78,7 +79,7 @@ def stillhouse(
 
 app.command("list", cls=_Command)(list_)
 COMMANDS = (
-    *(show, run, stage, report, diagnose, compare, overview, export, doctor, clean),
+    *(show, run, stage, report, diagnose, compare, overview, export, push, doctor, clean),
     completion,
 )
 for command in COMMANDS:
