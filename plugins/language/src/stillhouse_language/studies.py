@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from stillhouse_language.architecture import Architecture, macs, parameter_count
 from stillhouse_language.choosing import Choose
 from stillhouse_language.encoder import Encoder
 from stillhouse_language.proxy import PreparedRelations, RelationScore, superlm_port
+from stillhouse_language.rates import RATE, best_rate
 from stillhouse_language.spaces import Spaces, SubSpace, decoded, encoding_of
 from stillhouse_language.subnets import extract
 from stillhouse_language.tuning import Lesson, means, record_of
@@ -130,7 +131,8 @@ class TaskTable(Metric):
     """Accuracy on several tasks with few and with all labels, a line an encoder.
 
     `lines` are roles by line; those of `fresh` are trained from fresh weights. `lessons` are by
-    the name of the score ("cola_100"): the ports of training and test rows, and the lesson. <name>
+    the name of the score ("cola_100"): the ports of training and test rows, and the lesson. `rates`
+    are the ports of a line's learning rates (`ChooseRate`), whose best it is trained at. <name>
     is the mean over `seeds` drawings of labels, head and batches, <name>_error its standard error.
     """
 
@@ -139,6 +141,7 @@ class TaskTable(Metric):
     labels: Mapping[str, str]  # of the scores
     seeds: int = 1
     fresh: tuple[str, ...] = ()
+    rates: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -148,6 +151,8 @@ class TaskTable(Metric):
         self, models: Models, data: Data, *, work: Work
     ) -> Mapping[tuple[str, str], float]:
         cells = [(line, name) for line in self.lines for name in self.lessons]
+        where = f"stage '{work.ctx.stage}'"
+        rates = {n: best_rate(work.data[port], where=where) for n, port in self.rates.items()}
         numbers = {
             f"{place}-{seed}": (cell, seed)
             for place, cell in enumerate(cells)
@@ -159,6 +164,8 @@ class TaskTable(Metric):
             train_port, test_port, lesson = self.lessons[name]
             if line in self.fresh:
                 lesson = replace(lesson, head=replace(lesson.head, fresh=True))
+            if line in rates:
+                lesson = lesson.at(rates[line])
             # the same labels and batches in every line
             again = Work.seeded(mix(work.seed, seed), ctx=own.ctx)
             train_rows = work.data[train_port]
@@ -194,7 +201,8 @@ class RankSubnets:
 
     The subnets are evenly of all sub-spaces and of all their sizes, whatever the budget. Ports:
     "held" (held-out text), "teacher", the SuperLMs, "train" and "test" of a task. Accuracy is the
-    mean of `seeds` lessons, whose labels and batches are the same for all subnets.
+    mean of `seeds` lessons, whose labels and batches are the same for all subnets; with a port
+    "rate" (`ChooseRate`) all are tuned at the best rate there.
     """
 
     spaces: Spaces
@@ -213,7 +221,11 @@ class RankSubnets:
     def __call__(self, inputs: Mapping[str, object], *, work: Work) -> Mapping[str, Columns]:
         given: dict[str, object] = {**inputs, "data": inputs["held"]}
         prepared = self.score.prepare(self.spaces, given, work=work)
-        chosen = self.subnets()
+        chosen, lesson = self.subnets(), self.lesson
+        if RATE in inputs:
+            table = inputs[RATE]
+            assert isinstance(table, RowData)
+            lesson = lesson.at(best_rate(table, where=f"stage '{work.ctx.stage}'"))
         keys = [f"{place}-{seed}" for place in range(len(chosen)) for seed in range(self.seeds)]
         values = dict[int, list[float]]()
 
@@ -224,7 +236,7 @@ class RankSubnets:
             assert isinstance(train_rows, RowData)
             assert isinstance(test, RowData)
             encoder = self._cut(prepared, chosen[place])
-            return record_of(self.lesson.accuracy(encoder, train_rows, test, again))
+            return record_of(lesson.accuracy(encoder, train_rows, test, again))
 
         for key, (_, record) in trainings(keys, train, of=self, work=work):
             values.setdefault(int(key.split("-")[0]), []).append(record["accuracy"])

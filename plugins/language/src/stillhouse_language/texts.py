@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.artifact import Built
-from stillhouse.data.data import Columns, select
+from stillhouse.data.data import Columns, RowData, select
 from stillhouse.data.notes import note
 from stillhouse.errors import BadData, BadSetting, MissingData, UnknownName
 from stillhouse.objectives.objective import Tensors
@@ -32,7 +32,8 @@ COLA = ("source", "label", "mark", "sentence")  # GLUE's CoLA names no columns
 class ReadCorpus:
     """A `make`: unlabelled text as rows of at most `length` tokens of the tokenizer of the port
     "model", in an order that the stage's seed draws: `held` rows in the port "held", up to `rows`
-    others in "train".
+    others in "train". Rows of fewer than `shortest` tokens are left out: a step costs what its
+    longest row does.
 
     The port "source" is a file, a folder or built-in text. `parts` names files below a folder, of
     tables with their column ("train.tsv:sentence"); without them all files are read.
@@ -42,21 +43,24 @@ class ReadCorpus:
     held: int
     rows: int
     parts: tuple[str, ...] = ()
+    shortest: int = 0
 
     def __call__(self, inputs: Mapping[str, Any], *, work: Work) -> Mapping[str, Columns]:
         model: Built = inputs["model"]
         tokenizer = model_tokenizer(model.assets, "corpus")
         check_length(self.length, model, where="corpus")
-        found = pieces(tokenizer, self._texts(inputs["source"]), length=self.length)
+        cut = pieces(tokenizer, self._texts(inputs["source"]), length=self.length)
+        found = [row for row in cut if len(row) >= self.shortest]
         if len(found) <= self.held:
             raise BadData(
-                f"corpus: {len(found)} rows of up to {self.length} tokens are all held out "
-                f"({self.held}); give more text"
+                f"corpus: {len(found)} rows of {self.shortest} to {self.length} tokens are all "
+                f"held out ({self.held}); give more text"
             )
         order: list[int] = torch.randperm(len(found), generator=work.rng).tolist()
         parts = {"held": order[: self.held], "train": order[self.held :][: self.rows]}
         left = len(found) - self.held - len(parts["train"])
-        note(f"corpus: {len(found):,} rows, {left:,} of them not used")
+        short = f", {len(cut) - len(found):,} shorter ones left out" if self.shortest else ""
+        note(f"corpus: {len(found):,} rows{short}, {left:,} of them not used")
         return {
             port: padded(
                 [found[i] for i in rows], length=self.length, padding=padding_of(tokenizer)
@@ -109,6 +113,30 @@ class ReadTask:
                 "label": labels,
             }
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepApart:
+    """A `make`: `rows` labelled rows of the port "data", as many of each class as may be, to the
+    port "validation", on which settings are chosen, and the others to "pool"; drawn by the stage's
+    seed. Raises BadData where none would be left.
+    """
+
+    rows: int
+
+    def __call__(self, inputs: Mapping[str, Any], *, work: Work) -> Mapping[str, Columns]:
+        data: RowData = inputs["data"]
+        labels = data.columns["labels"]
+        assert isinstance(labels, Tensor)
+        if self.rows >= len(data):
+            raise BadData(
+                f"keep apart: {self.rows} rows are wanted, and the data have {len(data)}; take "
+                f"fewer than {len(data)}"
+            )
+        taken = drawn_rows(labels, self.rows, rng=work.rng)
+        rest = torch.ones(len(data), dtype=torch.bool)
+        rest[taken] = False
+        return {"validation": data.select(taken), "pool": data.select(rest.nonzero().flatten())}
 
 
 def check_length(length: int, model: Built, *, where: str) -> None:
@@ -218,9 +246,13 @@ def drawn(columns: Columns, count: int, *, by: Tensor, rng: torch.Generator) -> 
     """
     if count < 1 or count >= len(by):
         return columns
+    return select(columns, drawn_rows(by, count, rng=rng))
+
+
+def drawn_rows(by: Tensor, count: int, *, rng: torch.Generator) -> Tensor:
+    """The places of `count` rows, as many of each class as may be, in their order."""
     order = torch.randperm(len(by), generator=rng)
     places = [order[by[order] == value] for value in by.unique()]
     # round-robin over the classes, so that a small class gives all that it has
     ranks = torch.cat([torch.arange(len(p)) * len(places) + i for i, p in enumerate(places)])
-    rows = torch.cat(places)[ranks.argsort()][:count]
-    return select(columns, rows.sort().values)
+    return torch.cat(places)[ranks.argsort()][:count].sort().values

@@ -1,7 +1,7 @@
 """Fine-tuning of encoders on labelled tasks: its objective, and many of them in one stage."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,10 @@ class Lesson:
     tuning: Tuning
     head: AddHead
     labels: int
+
+    def at(self, rate: float) -> "Lesson":
+        """The same at another learning rate."""
+        return replace(self, tuning=replace(self.tuning, lr=rate, fresh_lr=rate))
 
     def accuracy(self, encoder: nn.Module, train: RowData, test: Data, work: Work) -> float:
         """On `test` after the last step; rows, head and batches are drawn by the work's seed."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from stillhouse.cache import Cache
 from stillhouse.card import Card
-from stillhouse.comparison import Comparison, costed, seeded
-from stillhouse.data.taking import Take
+from stillhouse.comparison import Comparison, costed
 from stillhouse.export import Export
 from stillhouse.metrics import Classification
 from stillhouse.objectives.groups import NoDecay
@@ -19,29 +19,20 @@ from stillhouse.references import Ref, out
 from stillhouse.search import Exhaustive, RandomSearch
 from stillhouse.stages import Convert, Make, Search, Train
 from stillhouse_language.choosing import Choose, Cut
-from stillhouse_language.classifier import AddHead
+from stillhouse_language.encoder import PROJECTIONS
 from stillhouse_language.encoders import LoadEncoder, NewEncoder
 from stillhouse_language.proxy import RelationScore, superlm_port
-from stillhouse_language.recipes.autodistil_notes import NOTES, PAPER, caution
-from stillhouse_language.recipes.autodistil_settings import WHOLE, AutoDistil
+from stillhouse_language.recipes.autodistil_notes import PAPER, caution, notes
+from stillhouse_language.recipes.autodistil_settings import ROWS, TEACHER, WHOLE, AutoDistil
 from stillhouse_language.recipes.autodistil_studies import studies
+from stillhouse_language.recipes.autodistil_tuning import FineTuning
 from stillhouse_language.sandwich import Linear, Sandwich
 from stillhouse_language.spaces import Spaces, SubSpace
 from stillhouse_language.texts import MaskTokens, ReadCorpus, ReadTask
 from stillhouse_language.tokenizing import SPECIAL
 from stillhouse_language.transformers_folder import ExportClassifier
-from stillhouse_language.tuning import Tuning
 from stillhouse_language.usage import classifier_usage
 
-ROWS: Mapping[str, str] = {
-    "labels": "labels alone",
-    "chosen": "chosen by the search",
-    "random": "random under the budget",
-    "largest": "largest under the budget",
-    "hand": "hand-made",
-    "one": "K = 1, equal steps",
-    "one-long": "K = 1, equal compute",
-}
 LONG = "long"  # K = 1 that is trained as long as all SuperLMs together
 
 
@@ -80,7 +71,7 @@ def autodistil(settings: AutoDistil) -> Recipe:
         reference=PAPER,
         export=Convert(name="export", convert=export, inputs=tested),
         studies=studies(settings, parts),
-        notes=NOTES,
+        notes=notes(chosen=bool(settings.rates)),
         caution=caution(settings.scale),
     )
 
@@ -150,69 +141,55 @@ class Parts:
             found[name] = out(Convert(name=f"chosen-{name}", convert=choice, inputs=inputs))
         return found
 
-    def tuning(self) -> Tuning:
-        """A fine-tuning with few labels."""
-        s = self.settings
-        return Tuning(
-            steps=s.tune_steps, batch=s.tune_batch, lr=s.tune_lr, fresh_lr=s.fresh_lr,
-            weight_decay=s.weight_decay,
-        )  # fmt: skip
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The rows of students, in the order in which they are made."""
+        return tuple(row for row in ROWS if row in self.whole or not row.startswith("one"))
 
-    def head(self) -> AddHead:
-        return AddHead(pool=self.settings.pool, dropout=self.settings.dropout)
+    @property
+    def tuning(self) -> FineTuning:
+        return FineTuning(settings=self.settings, task=self.tasks[0])
+
+    def rate(self, row: str) -> Ref | None:
+        """The table by which a row chooses its learning rate; None where there is one rate."""
+        if row == TEACHER:
+            return self.tuning.rate(row, self.teacher)
+        encoder = self.encoders()[{"labels": "chosen", "random": "random-0"}.get(row, row)]
+        return self.tuning.rate(row, encoder, fresh=row == "labels")
 
     def comparison(self) -> Comparison:
-        encoders, seeds = self.encoders(), self.settings.seeds
-        tuned = {
-            name: seeded(self._tuned(name, encoders[name]), seeds)
-            for name in ("chosen", "largest", "hand", *self.whole)
-        }
-        tuned["random"] = tuple(
-            replace(self._tuned(f"random-{seed}", encoders[f"random-{seed}"]), seed=seed)
-            for seed in range(seeds)
-        )
-        tuned["labels"] = seeded(self._alone(encoders["chosen"]), seeds)
-        students = {
-            name: tuple(replace(s, inputs={**s.inputs, "data": self._few(s.seed)}) for s in stages)
-            for name in ROWS
-            if (stages := tuned.get(name))
-        }
-        teacher = self._tuned("teacher-tuned", self.teacher)
+        name = f"{TEACHER}-tuned"
+        rate = self.rate(TEACHER)
+        teacher = self.tuning.tuned(name, self.teacher, head=name, seed=0, rate=rate)
+        encoders = self.encoders()
         return Comparison(
             teachers={"teacher, fine-tuned": teacher},
-            students=students,
+            students={row: self._students(row, encoders) for row in self.rows},
             titles=ROWS,
             baseline="labels",
             exported="chosen",
             scores=costed(Classification(), inputs={"data": self.tasks[0]["test"]}),
         )
 
-    def _few(self, seed: int) -> Ref:
-        """The labels of a seed."""
-        few = Take(rows=self.settings.few, by="labels")
-        inputs = {"data": self.tasks[0]["train"]}
-        return out(Make(name=f"few-{seed}", make=few, inputs=inputs, ports=("train",), seed=seed))
-
-    def _headed(self, name: str, encoder: Ref) -> Ref:
-        inputs = {"encoder": encoder, "data": self.tasks[0]["train"]}
-        return out(Convert(name=f"{name}-head", convert=self.head(), inputs=inputs))
-
-    def _tuned(self, name: str, encoder: Ref) -> Train:
-        tuning = self.tuning()
-        return Train(
-            name=f"{name}-tuned" if not name.endswith("-tuned") else name,
-            objective=tuning.objective(),
-            inputs={"data": self._few(0), "student": self._headed(name, encoder)},
-            steps=tuning.steps,
-            batch=tuning.batch,
-            views=1,
+    def _students(self, row: str, encoders: Mapping[str, Ref]) -> tuple[Stage, ...]:
+        """A row's students, each of the labels of its seed; of random subnets each another one."""
+        tuning, rate, seeds = self.tuning, self.rate(row), range(self.settings.seeds)
+        if row == "labels":
+            return tuple(
+                tuning.alone(
+                    f"labels-{seed}", encoders["chosen"], head="chosen", seed=seed, rate=rate
+                )
+                for seed in seeds
+            )
+        names = {seed: f"random-{seed}" if row == "random" else row for seed in seeds}
+        stages = {
+            seed: f"{name}-tuned" if row == "random" else f"{row}-tuned-{seed}"
+            for seed, name in names.items()
+        }
+        return tuple(
+            tuning.tuned(stages[seed], encoders[name], head=name, seed=seed, rate=rate)
+            for seed, name in names.items()
         )
-
-    def _alone(self, encoder: Ref) -> Train:
-        """The same network from fresh weights."""
-        tuned = self._tuned("chosen", encoder)
-        objective = self.tuning().objective(fresh=True)
-        return replace(tuned, name="labels", objective=objective, reinit=("student",))
 
 
 def teacher_and_text(settings: AutoDistil) -> tuple[Ref, Make]:
@@ -246,7 +223,11 @@ def teacher_and_text(settings: AutoDistil) -> tuple[Ref, Make]:
 
 def _text(settings: AutoDistil, model: Ref) -> Make:
     make = ReadCorpus(
-        length=settings.length, held=settings.held, rows=settings.rows, parts=settings.corpus
+        length=settings.length,
+        held=settings.held,
+        rows=settings.rows,
+        parts=settings.corpus,
+        shortest=settings.shortest,
     )
     inputs = {"source": settings.data, "model": model}
     return Make(name="text", make=make, inputs=inputs, ports=("train", "held"))
@@ -296,6 +277,7 @@ def superlm(
         steps=settings.steps,
         batch=settings.batch,
         views=1,
+        cache={"teacher": Cache(outputs=PROJECTIONS)} if settings.stored else {},
     )
 
 

@@ -21,12 +21,25 @@ NOTES = (
     "The hand-made student is every second layer of the teacher at a fixed width, distilled alone "
     "by the same loss for as many steps as a SuperLM, after MiniLM.",
     "'random' is another subnet of the search's table in each seed; the other students are one "
-    "network whose labels, batches and head are drawn anew.",
-    "Scale small has its settings and its data; its learning rates and steps have not been tried "
-    "in a whole run yet.",
-    "Row 'labels alone': the chosen shape with fresh weights, at a learning rate of its own.",
+    "network, tuned with other labels in other batches. SuperLMs are trained once: intervals do "
+    "not hold over another training of them.",
+    "Row 'labels alone': the chosen shape with fresh weights.",
     "A teacher trained here (tiny) learned masked words of the same text for a short time.",
 )
+
+
+RATES = (
+    "Each row, the teacher's too, has chosen its learning rate of fine-tuning among the same ones, "
+    "by labelled rows of the training data that no student learns from, on labels of one draw; "
+    "these rows are labels beyond the draw, and all have them alike. The ranked subnets are all "
+    "tuned at the rate of the chosen one; other tasks, and all labels, at the row's own. The rate "
+    "and the steps of the SuperLMs are settings; nothing was chosen by test data."
+)
+
+
+def notes(*, chosen: bool) -> tuple[str, ...]:
+    """What stands under every report; `chosen`: whether rows choose their rates."""
+    return (*NOTES, RATES) if chosen else NOTES
 
 
 def caution(scale: str) -> str:

@@ -28,6 +28,7 @@ TINY: Preset = {
     "budget": {"macs": 2.4e6},
     "steps": 40,
     "batch": 16,
+    "stored": True,
     "lr": 1e-3,
     "scored": 32,
     "whole_trials": 12,
@@ -36,6 +37,8 @@ TINY: Preset = {
     "task_length": 24,
     "few": 64,
     "many": 512,
+    "rates": (1e-3, 3e-3),
+    "validation": 64,
     "tune_steps": 30,
     "many_steps": 40,
     "tune_batch": 16,
@@ -43,12 +46,14 @@ TINY: Preset = {
     "fresh_lr": 1e-3,
     "table_seeds": 1,
     "ranked": 6,
+    "ranked_steps": 30,
     "ranked_labels": 256,
     "teacher_steps": 250,
     "teacher_lr": 3e-3,
 }  # fmt: skip
 
-# half the paper's widths for a teacher of half its width, as deep as its six layers allow
+# half the paper's widths but for "base", for a teacher of half its width and depth; what two
+# cores train in an hour
 SMALL: Preset = {
     "data": "data:language",
     "teacher": MINILM,
@@ -57,8 +62,10 @@ SMALL: Preset = {
         "vocabulary": 30522, "positions": 512, "types": 2,
     },
     "corpus": ("lm/wikitext2-valid.txt", "glue/SST-2/train.tsv:sentence"),
-    "held": 128,
+    "rows": 2000,
+    "held": 64,
     "length": 32,
+    "shortest": 16,
     "spaces": {
         "tiny": {
             "layers": (2, 3, 4, 5), "widths": (64, 80, 96, 112), "ratios": LOW,
@@ -69,28 +76,32 @@ SMALL: Preset = {
             "heads": (7, 8, 9, 10),
         },
         "base": {
-            "layers": (3, 4, 5, 6), "widths": (272, 288, 304, 320), "ratios": HIGH,
+            "layers": (3, 4, 5, 6), "widths": (192, 208, 224, 240), "ratios": HIGH,
             "heads": (9, 10, 11, 12),
         },
     },
-    "budget": {"macs": 1e8},
-    "steps": 200,
+    "budget": {"macs": 6e7},
+    "steps": 80,
     "batch": 16,
+    "stored": True,
     "lr": 1e-3,
     "scored": 32,
-    "hand": {"layers": 3, "width": 288, "inner": 1152, "heads": 9},
+    "hand": {"layers": 3, "width": 224, "inner": 896, "heads": 7},
     "tasks": {
         "sst2": "data:language/glue/SST-2",
         "cola": "data:language/glue/CoLA",
         "rte": "data:language/glue/RTE",
     },
     "task_length": 32,
-    "tune_steps": 100,
-    "many_steps": 200,
+    "rates": (2e-4, 6e-4, 2e-3),
+    "tune_steps": 60,
+    "many_steps": 150,
     "tune_batch": 16,
-    "tune_lr": 2e-4,
-    "fresh_lr": 5e-4,
-    "seeds": 5,
+    "tune_lr": 6e-4,
+    "fresh_lr": 6e-4,
+    "ranked_steps": 40,
+    "table_seeds": 1,
+    "seeds": 3,
 }  # fmt: skip
 
 PAPER_SCALE: Preset = {
@@ -129,7 +140,10 @@ PAPER_SCALE: Preset = {
     },
     "few": 1000,
     "pool": "first",
+    "rates": (1e-5, 2e-5, 5e-5),
+    "validation": 1000,
     "tune_steps": 600,
+    "ranked_steps": 600,
     "many_steps": 20_000,
     "seeds": 5,
     "table_seeds": 5,

@@ -13,6 +13,16 @@ from stillhouse_language.spaces import Spaces, SubSpace
 
 GRID = ("layers", "widths", "ratios", "heads")
 WHOLE = "whole"  # the one sub-space of K = 1
+TEACHER = "teacher"  # its row, beside those of ROWS
+ROWS: Mapping[str, str] = {
+    "labels": "labels alone",
+    "chosen": "chosen by the search",
+    "random": "random under the budget",
+    "largest": "largest under the budget",
+    "hand": "hand-made",
+    "one": "K = 1, equal steps",
+    "one-long": "K = 1, equal compute",
+}
 SHAPE = ("layers", "width", "inner", "heads")
 
 
@@ -33,6 +43,7 @@ class AutoDistil(Settings):
     rows: int = Field(20_000, ge=2, description="rows of text that are trained on")
     held: int = Field(256, ge=1, description="rows of text kept apart, to score subnets on")
     length: int = Field(128, ge=6, description="tokens of a row of text, and of the MACs' sample")
+    shortest: int = Field(0, ge=0, description="rows of text of fewer tokens are left out")
     spaces: dict[str, dict[str, tuple[float, ...]]] = Field(
         {}, description="sub-spaces by name: layers, widths, ratios (inner over width), heads"
     )
@@ -45,6 +56,9 @@ class AutoDistil(Settings):
     draws: int = Field(2, ge=0, description="random subnets a step, beside largest and smallest")
     steps: int = Field(1000, ge=1, description="of each SuperLM")
     batch: int = Field(128, ge=1, description="rows of text a step")
+    stored: bool = Field(
+        False, description="compute the teacher's projections of all rows once, and keep them"
+    )
     lr: float = Field(4e-5, gt=0, description="of the SuperLMs, falling to 0")
     weight_decay: float = Field(0.01, ge=0, description="of matrices")
     dropout: float = Field(0.1, ge=0, lt=1, description="of students in training")
@@ -69,8 +83,17 @@ class AutoDistil(Settings):
     tune_batch: int = Field(32, ge=1, description="rows a step of fine-tuning")
     tune_lr: float = Field(2e-5, gt=0, description="of fine-tuning")
     fresh_lr: float = Field(5e-4, gt=0, description="of a student on labels alone")
+    rates: tuple[float, ...] = Field(
+        (),
+        description="learning rates of fine-tuning that each row chooses from, by labelled rows "
+        "kept apart; none: tune_lr and fresh_lr, and nothing is chosen",
+    )
+    validation: int = Field(
+        256, ge=2, description="labelled training rows kept apart to choose rates on"
+    )
     table_seeds: int = Field(2, ge=1, description="drawings of labels behind a cell of the table")
     ranked: int = Field(24, ge=3, description="subnets fine-tuned to see how the score ranks")
+    ranked_steps: int = Field(200, ge=1, description="of these fine-tunings")
     ranked_labels: int = Field(500, ge=2, description="labels of these fine-tunings")
     ranked_seeds: int = Field(1, ge=1, description="fine-tunings of each of them")
     teacher_steps: int = Field(1, ge=1, description="of a teacher trained here, masked words")
@@ -104,6 +127,13 @@ class AutoDistil(Settings):
             raise ValueError(f"name at least one sub-space, and none of them '{WHOLE}'")
         return values
 
+    @field_validator("rates")
+    @classmethod
+    def _once_each(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if any(value <= 0 for value in values) or len(set(values)) < len(values):
+            raise ValueError("rates: numbers > 0, each once")
+        return values
+
     @model_validator(mode="after")
     def _fits(self) -> "AutoDistil":
         if not self.tasks or not self.spaces or not self.budget:
@@ -116,6 +146,8 @@ class AutoDistil(Settings):
             )
         if self.scored > self.held:
             raise ValueError(f"scored={self.scored}: only held={self.held} rows are held out")
+        if self.shortest > self.length:
+            raise ValueError(f"shortest={self.shortest}: rows have at most length={self.length}")
         self.sub_spaces().check_budget(self.budget)
         self.by_hand()
         if self.ranked < 3 * len(self.spaces):

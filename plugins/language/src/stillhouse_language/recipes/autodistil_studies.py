@@ -9,7 +9,8 @@ from stillhouse.references import Ref, out
 from stillhouse.search.correlations import RankCorrelations, Scatter
 from stillhouse.stages import Evaluate, Make
 from stillhouse_language.proxy import RelationScore
-from stillhouse_language.recipes.autodistil_settings import WHOLE, AutoDistil
+from stillhouse_language.rates import RATE, ChosenRates
+from stillhouse_language.recipes.autodistil_settings import ROWS, TEACHER, WHOLE, AutoDistil
 from stillhouse_language.studies import Choices, HeldOutLoss, RankSubnets, TaskTable
 from stillhouse_language.tuning import Lesson
 
@@ -28,17 +29,36 @@ PROXIES = ("relation", "parameters", "macs")
 
 def studies(settings: AutoDistil, parts: "Parts") -> dict[str, Sequence[Evaluate]]:
     """Evaluations by heading of the report."""
-    return {
+    found = {
         "What was chosen": [_choices(parts)],
         "Relation loss on held-out text": [_losses(settings, parts)],
         "How scores rank fine-tuned subnets": [_ranking(settings, parts)],
         "Tasks, few labels and many": [_tasks(settings, parts)],
     }
+    return found | ({"Learning rates": [_rates(parts)]} if settings.rates else {})
 
 
 def _choices(parts: "Parts") -> Evaluate:
     metric = Choices(spaces=parts.settings.sub_spaces(), choices=parts.choices())
     return Evaluate(name="choices", metrics=(metric,), inputs={"data": parts.search["trials"]})
+
+
+def _rates(parts: "Parts") -> Evaluate:
+    """What each row has chosen on the rows kept apart."""
+    titles = {TEACHER: "teacher, fine-tuned"} | {row: ROWS[row] for row in parts.rows}
+    tables = {row: _table(parts, row) for row in titles}
+    return Evaluate(
+        name="rates",
+        metrics=(ChosenRates(titles={f"rate-{row}": title for row, title in titles.items()}),),
+        inputs={f"rate-{row}": table for row, table in tables.items()},
+        data=tuple(f"rate-{row}" for row in tables),
+    )
+
+
+def _table(parts: "Parts", row: str) -> Ref:
+    found = parts.rate(row)
+    assert found is not None
+    return found
 
 
 def _losses(settings: AutoDistil, parts: "Parts") -> Evaluate:
@@ -79,7 +99,11 @@ def _ranking(settings: AutoDistil, parts: "Parts") -> Evaluate:
     make = RankSubnets(
         spaces=settings.sub_spaces(),
         score=score,
-        lesson=Lesson(tuning=parts.tuning(), head=parts.head(), labels=settings.ranked_labels),
+        lesson=Lesson(
+            tuning=replace(parts.tuning.tuning(), steps=settings.ranked_steps),
+            head=parts.tuning.head(),
+            labels=settings.ranked_labels,
+        ),
         count=settings.ranked,
         seeds=settings.ranked_seeds,
     )
@@ -89,9 +113,10 @@ def _ranking(settings: AutoDistil, parts: "Parts") -> Evaluate:
         inputs={
             "held": parts.text["held"],
             "teacher": parts.teacher,
-            "train": task["train"],
+            "train": parts.tuning.pool(),
             "test": task["test"],
             **parts.superlm_inputs(),
+            **({RATE: _table(parts, "chosen")} if settings.rates else {}),
         },
         ports=("subnets",),
     )
@@ -104,33 +129,41 @@ def _ranking(settings: AutoDistil, parts: "Parts") -> Evaluate:
 
 
 def _tasks(settings: AutoDistil, parts: "Parts") -> Evaluate:
-    few = parts.tuning()
+    """The cells that the report's own rows, the first task with few labels, do not have."""
+    few, head = parts.tuning.tuning(), parts.tuning.head()
     many = replace(few, steps=settings.many_steps)
     lessons: dict[str, tuple[str, str, Lesson]] = {}
     labels: dict[str, str] = {}
-    for name in settings.tasks:
+    for place, name in enumerate(settings.tasks):
         ports = f"{name}-train", f"{name}-test"
         for count, tuning, title in (
             (settings.few, few, f"{settings.few}"),
             (settings.many, many, f"{settings.many}" if settings.many else "all"),
         ):
-            lesson = Lesson(tuning=tuning, head=parts.head(), labels=count)
-            lessons[f"{name}_{title}"] = (*ports, lesson)
-            labels[f"{name}_{title}"] = f"{name}, {title} labels"
+            if place or tuning is many:
+                lesson = Lesson(tuning=tuning, head=head, labels=count)
+                lessons[f"{name}_{title}"] = (*ports, lesson)
+                labels[f"{name}_{title}"] = f"{name}, {title} labels"
     encoders = parts.encoders()
     lines = {ALONE: "chosen"} | {title: role for role, title in TABLE.items()}
+    rates: dict[str, Ref] = {}
+    if settings.rates:
+        rates = {ALONE: _table(parts, "labels")}
+        rates |= {title: _table(parts, role) for role, title in TABLE.items()}
+    ports_of = {line: f"rate-{place}" for place, line in enumerate(rates)}
     metric = TaskTable(
         lines=lines,
         lessons=lessons,
         labels=labels,
         seeds=settings.table_seeds,
         fresh=(ALONE,),
+        rates=ports_of,
     )
-    data = {
-        f"{name}-{port}": task[port]
-        for name, task in zip(settings.tasks, parts.tasks, strict=True)
-        for port in ("train", "test")
-    }
+    data: dict[str, Ref] = {}
+    for place, (name, task) in enumerate(zip(settings.tasks, parts.tasks, strict=True)):
+        data[f"{name}-train"] = task["train"] if place else parts.tuning.pool()
+        data[f"{name}-test"] = task["test"]
+    data |= {ports_of[line]: table for line, table in rates.items()}
     return Evaluate(
         name="tasks",
         metrics=(metric,),
