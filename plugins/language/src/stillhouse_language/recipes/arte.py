@@ -5,22 +5,30 @@ from dataclasses import replace
 
 import torch
 
+from stillhouse.cache import Cache
 from stillhouse.card import Card
 from stillhouse.comparison import Comparison, costed, seeded
-from stillhouse.objectives.language import lm_cross_entropy_loss
+from stillhouse.objectives.language import lm_cross_entropy_loss, lm_sparse_kd_loss
 from stillhouse.objectives.objective import Composed, Cosine, Optimizer, Phase, Weighted
 from stillhouse.objectives.term import Term
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.references import Ref, out
-from stillhouse.stages import Convert, Evaluate, Train
+from stillhouse.sparse import TopK
+from stillhouse.stages import Convert, Evaluate, Make, Train
 from stillhouse_language.arte.metrics import Accuracy, ChosenStyles, Preference
 from stillhouse_language.arte.published import PUBLISHED
 from stillhouse_language.arte.reading import TASKS
+from stillhouse_language.arte.token_targets import PadRows
 from stillhouse_language.causal.export import ExportLM
 from stillhouse_language.recipes.arte_alignment import Aligning
 from stillhouse_language.recipes.arte_data import Sources, data_of, styles_of_tasks
 from stillhouse_language.recipes.arte_notes import NOTES, PAPER, caution
-from stillhouse_language.recipes.arte_settings import BASELINE, METHOD, ArteSettings
+from stillhouse_language.recipes.arte_settings import (
+    BASELINE,
+    METHOD,
+    TOKENS,
+    ArteSettings,
+)
 
 TITLES: Mapping[str, str] = {
     "original": "best of the original teacher's drafts",
@@ -31,6 +39,7 @@ TITLES: Mapping[str, str] = {
     "reversed": "teacher aligned with the reverse preference",
     "rationale": "old questions, aligned rationales",
     "question": "aligned questions, original rationales",
+    "tokens": "ARTE, and the aligned teacher's token distributions",
 }
 
 
@@ -54,6 +63,9 @@ def arte(settings: ArteSettings) -> Recipe:
         row: seeded(_tuned(settings, sources, row, made), settings.seeds)
         for row, made in data.items()
     }
+    if TOKENS in settings.rows:
+        by_tokens = _by_tokens(settings, sources, data[METHOD], aligned.merged())
+        tuned[TOKENS] = seeded(by_tokens, settings.seeds)
     several = settings.tasks
     quality = Accuracy(
         tasks=several,
@@ -115,6 +127,36 @@ def _tuned(settings: ArteSettings, sources: Sources, row: str, data: Stage) -> T
         steps=settings.steps,
         batch=settings.batch,
         precision=settings.precision,
+    )
+
+
+def _by_tokens(settings: ArteSettings, sources: Sources, data: Stage, teacher: Stage) -> Train:
+    """The fine-tuning on ARTE's data with the aligned teacher's next-token distributions beside the
+    tokens themselves: word-level distillation (Kim & Rush 2016, arXiv 1606.07947, eq. 4), of whose
+    targets the likeliest tokens and the rest are computed once and kept.
+    """
+    inputs = {"data": out(data), "teacher": out(teacher), "student": out(sources.student)}
+    rows = Make(name=f"{TOKENS}-data", make=PadRows(), inputs=inputs, ports=("train",))
+    kept = TopK(temperature=settings.token_temperature)
+    term = Term(
+        lm_sparse_kd_loss,
+        "student.hidden",
+        "student.head",
+        *(f"teacher.{name}" for name in kept.names),
+        "batch.counted",
+        temperature=settings.token_temperature,
+    )
+    train, weight = _tuned(settings, sources, TOKENS, rows), settings.token_weight
+    assert isinstance(train.objective, Composed)
+    hard = train.objective.losses["ce"]
+    losses = {"ce": replace(hard, weight=1 - weight)} if weight < 1 else {}
+    losses["kd"] = Weighted(term=term, weight=weight)
+    return replace(
+        train,
+        objective=replace(train.objective, losses=losses),
+        inputs={**train.inputs, "teacher": out(teacher)},
+        cache={"teacher": Cache(outputs=(kept,))},
+        views=1,
     )
 
 

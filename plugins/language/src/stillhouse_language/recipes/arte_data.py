@@ -23,7 +23,7 @@ from stillhouse_language.arte.reading import PARTS, TASKS, ReadTasks
 from stillhouse_language.arte.tailoring import ChooseExamples, Pick, PickDrafts, WriteExamples
 from stillhouse_language.arte.testing_rows import TokenizeTest
 from stillhouse_language.causal.loading import LoadCausalLM
-from stillhouse_language.recipes.arte_settings import ArteSettings
+from stillhouse_language.recipes.arte_settings import TOKENS, ArteSettings
 
 if TYPE_CHECKING:
     from stillhouse_language.recipes.arte_alignment import Aligning
@@ -147,8 +147,9 @@ def styles_of_tasks(settings: ArteSettings) -> tuple[str, ...]:
 
 
 def data_of(settings: ArteSettings, sources: Sources, aligned: "Aligning") -> Mapping[str, Make]:
-    """The data of each row, by row."""
-    return {row: _data(settings, sources, aligned, row) for row in settings.rows}
+    """The data of each row that has data of its own, by row."""
+    own = [row for row in settings.rows if row != TOKENS]
+    return {row: _data(settings, sources, aligned, row) for row in own}
 
 
 def _data(settings: ArteSettings, sources: Sources, aligned: "Aligning", row: str) -> Make:

@@ -13,9 +13,18 @@ from stillhouse_language.arte.answering import Mode
 from stillhouse_language.arte.pairing import Prefer
 
 Row = Literal[
-    "original", "unaligned", "random", "worst", "arte", "reversed", "rationale", "question"
+    "original",
+    "unaligned",
+    "random",
+    "worst",
+    "arte",
+    "reversed",
+    "rationale",
+    "question",
+    "tokens",
 ]
 ROWS: tuple[Row, ...] = get_args(Row)
+TOKENS: Row = "tokens"  # what the paper has not: the aligned teacher's token distributions, too
 BASELINE: Row = "original"
 METHOD: Row = "arte"
 ABLATIONS = ("rationale", "question")
@@ -80,6 +89,10 @@ class ArteSettings(Settings):
     lr: float = Field(2e-5, gt=0, description="highest learning rate of fine-tuning")
     steps: int = Field(420, ge=1, description="of fine-tuning")
     batch: int = Field(16, ge=1, description="examples of a step")
+    token_weight: float = Field(
+        0.5, gt=0, le=1, description="of the teacher's token distributions in the row tokens"
+    )
+    token_temperature: float = Field(1.0, gt=0, description="of these distributions")
     width: int = Field(64, ge=8, description="of a student trained here")
     teacher_width: int = Field(96, ge=8, description="of a teacher trained here")
     layers: int = Field(2, ge=1, description="of both")
@@ -144,7 +157,7 @@ class ArteSettings(Settings):
             "data": "data:language",
             "teacher": "hub:meta-llama/Meta-Llama-3-70B-Instruct",
             "student": "hub:google/gemma-2b",
-            "rows": ROWS,
+            "rows": tuple(row for row in ROWS if row != TOKENS),  # two vocabularies
             "seeds": 3,
             "dtype": "bfloat16",
             "onnx": False,
@@ -203,4 +216,4 @@ class ArteSettings(Settings):
         return not self.teacher
 
 
-__all__ = ["ABLATIONS", "BASELINE", "METHOD", "ROWS", "ArteSettings"]
+__all__ = ["ABLATIONS", "BASELINE", "METHOD", "ROWS", "TOKENS", "ArteSettings"]
