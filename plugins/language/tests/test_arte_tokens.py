@@ -1,5 +1,6 @@
 """The row of language/arte that learns token distributions: kept as sparse targets, read back."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from stillhouse.work import Work
 from stillhouse_language.arte.token_targets import PadRows
 from stillhouse_language.causal.model import CausalLM
 from stillhouse_language.causal.samples import built as language_model
-from stillhouse_language.causal.samples import tokenizer
+from stillhouse_language.causal.samples import model, tokenizer
 from stillhouse_language.causal.tokens import trainable
 
 NAME = "language/arte"
@@ -35,8 +36,8 @@ def models(folder: Path) -> dict[str, Built]:
     (folder / "a").mkdir()
     (folder / "b").mkdir()
     return {
-        "teacher": language_model(folder / "a", seed=1),
-        "student": language_model(folder / "b", seed=2),
+        "teacher": replace(language_model(folder / "a"), module=model(1)),
+        "student": replace(language_model(folder / "b"), module=model(2)),
     }
 
 
@@ -100,7 +101,7 @@ def test_kept_distributions_bring_the_student_to_its_teacher(tmp_path: Path) -> 
     given = models(tmp_path)
     rows = PadRows()({**given, "data": examples()}, work=Work())["train"]
     artifacts: dict[str, Artifact] = {"data": save_data(tmp_path / "data", rows)}
-    artifacts |= {role: save_model(tmp_path / role, model) for role, model in given.items()}
+    artifacts |= {role: save_model(tmp_path / role, each) for role, each in given.items()}
     ctx = Context(
         stage="tokens-0",
         out=tmp_path / "out",
