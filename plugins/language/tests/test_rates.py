@@ -12,6 +12,7 @@ from stillhouse.artifact import Artifact, Built, load_model, save_model
 from stillhouse.data.data import TensorData
 from stillhouse.data.shards import save_data
 from stillhouse.errors import BadData, BadSetting
+from stillhouse.reach import check_reach
 from stillhouse.recipe import Context, Recipe, Stage
 from stillhouse.references import Ref
 from stillhouse.settings import make_recipe, make_settings
@@ -87,6 +88,14 @@ def test_without_rates_there_is_nothing_to_choose() -> None:
     assert isinstance(made.stage("chosen-tuned-0"), Train)
     assert not any("rate" in stage.name or stage.name == "apart" for stage in made.stages)
     assert "Learning rates" not in made.studies
+
+
+def test_a_rate_of_its_own_reaches_nothing_where_one_is_chosen() -> None:
+    settings = make_settings(NAME, "tiny", {"tune_lr": 0.5})
+    with pytest.raises(BadSetting, match="tune_lr"):
+        check_reach(NAME, settings, {"tune_lr": 0.5})
+    given = {"tune_lr": 0.5, "rates": ()}
+    check_reach(NAME, make_settings(NAME, "tiny", given), given)
 
 
 @pytest.mark.parametrize("rates", [(0.0, 1e-3), (1e-3, 1e-3), (-1e-3,)])

@@ -23,12 +23,16 @@ class FineTuning:
     task: Make
 
     def tuning(self) -> Tuning:
-        """A fine-tuning with few labels."""
+        """A fine-tuning with few labels; at the first of the rates where one is to be chosen."""
         s = self.settings
+        lr, fresh = (s.rates[0], s.rates[0]) if s.rates else (s.tune_lr, s.fresh_lr)
         return Tuning(
-            steps=s.tune_steps, batch=s.tune_batch, lr=s.tune_lr, fresh_lr=s.fresh_lr,
+            steps=s.tune_steps,
+            batch=s.tune_batch,
+            lr=lr,
+            fresh_lr=fresh,
             weight_decay=s.weight_decay,
-        )  # fmt: skip
+        )
 
     def head(self) -> AddHead:
         return AddHead(pool=self.settings.pool, dropout=self.settings.dropout)
