@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stillhouse.artifact import Artifact, Built, load_model, save_model
-from stillhouse.data.data import TensorData
+from stillhouse.data.data import Columns, TensorData
 from stillhouse.data.shards import save_data
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.reach import check_reach
@@ -111,6 +111,13 @@ def encoder(folder: Path) -> Built:
     return load_model(folder / "encoder")
 
 
+def numbers(columns: Columns, name: str) -> torch.Tensor:
+    """A column of numbers."""
+    found = columns[name]
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
 def labelled(model: Built) -> TensorData:
     arrays = {
         "text": np.array(TEXTS * 4),
@@ -125,11 +132,12 @@ def test_rows_kept_apart_are_of_each_class_and_of_no_other_port(tmp_path: Path) 
     data = labelled(encoder(tmp_path))
     keep = KeepApart(rows=10)
     found = keep({"data": data}, work=Work.seeded(3))
-    ids = {port: columns["id"] for port, columns in found.items()}
-    assert sorted(torch.cat([*ids.values()]).tolist()) == data.columns["id"].tolist()
-    assert found["validation"]["labels"].bincount().tolist() == [5, 5]
-    again = keep({"data": data}, work=Work.seeded(3))["validation"]["id"]
-    assert torch.equal(ids["validation"], again)
+    ids = {port: numbers(columns, "id") for port, columns in found.items()}
+    every = sorted(torch.cat([*ids.values()]).tolist())
+    assert every == numbers(data.columns, "id").tolist()
+    assert numbers(found["validation"], "labels").bincount().tolist() == [5, 5]
+    again = keep({"data": data}, work=Work.seeded(3))["validation"]
+    assert torch.equal(ids["validation"], numbers(again, "id"))
     with pytest.raises(BadData, match="48 rows are wanted, and the data have 48"):
         KeepApart(rows=48)({"data": data}, work=Work())
 
@@ -149,7 +157,7 @@ def test_the_rate_that_learns_is_chosen_and_trained_at(tmp_path: Path) -> None:
     choose = ChooseRate(lesson=lesson, rates=(1e-9, 3e-3))
     given = {"encoder": model, "train": data, "validation": data}
     table = choose(given, work=Work.of(context(tmp_path / "a"), 0))["rate"]
-    stayed, learned = table["accuracy"].tolist()
+    stayed, learned = numbers(table, "accuracy").tolist()
     assert learned > max(0.9, stayed + 0.2)
     assert best_rate(TensorData(table), where="x") == 3e-3
     spec, module = AddHead(dropout=0.0).made(model.module, ["bad", "good"], seed=1)
@@ -190,7 +198,7 @@ def test_short_rows_of_text_are_left_out(tmp_path: Path) -> None:
     texts = ["good", "good film", "good film bad plot"] * 4
     read = ReadCorpus(length=8, held=1, rows=9, shortest=4)
     found = read({"source": {"text": np.array(texts)}, "model": model}, work=Work())
-    lengths = torch.cat([found["held"]["mask"].sum(1), found["train"]["mask"].sum(1)])
+    lengths = torch.cat([numbers(found[port], "mask").sum(1) for port in ("held", "train")])
     assert sorted(lengths.tolist()) == [4] * 4 + [6] * 4
     with pytest.raises(BadData, match="0 rows of 7 to 8 tokens are all held out"):
         ReadCorpus(length=8, held=1, rows=9, shortest=7)(

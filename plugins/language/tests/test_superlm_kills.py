@@ -50,6 +50,7 @@ def stage(kind: str) -> Train:
 
 
 def inputs(folder: Path) -> dict[str, Artifact]:
+    """Data and roles as artifacts, each time to the same bytes."""
     torch.manual_seed(3)
     mask = torch.ones(24, 8, dtype=torch.int64)
     mask[::2, 5:] = 0
@@ -62,11 +63,11 @@ def inputs(folder: Path) -> dict[str, Artifact]:
 
 
 def run(kind: str, folder: Path, observe: Observer | None = None) -> dict[str, Tensor]:
-    folder.mkdir(exist_ok=True)
-    given = inputs(folder)
+    number = len([*folder.glob("out-*")])
+    given = inputs(folder / f"inputs-{number}")
     ctx = Context(
         stage="superlm",
-        out=folder / f"out-{len([*folder.glob('out-*')])}",
+        out=folder / f"out-{number}",
         checkpoints=folder / "checkpoints",
         caches=folder / "caches",
         checkpoint_steps=4,
