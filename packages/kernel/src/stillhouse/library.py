@@ -216,8 +216,8 @@ def _scores(
     found: dict[str, Mapping[str, float]] = {}
     for role, module in roles.items():
         module.to(device).eval()
-        metric = Classification(role=role)
-        found[role] = metric({role: module}, data, work=Work.seeded(0))
+        scores = Classification(role=role)({role: module}, data, work=Work.seeded(0))
+        found[role] = {name: value for name, value in scores.items() if isinstance(name, str)}
     return found
 
 

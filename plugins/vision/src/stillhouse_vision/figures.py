@@ -153,7 +153,7 @@ class Confusion:
 
         classes = len(next(iter(counts.values())))
         side = 1.6 + 0.36 * classes
-        figure = Figure(figsize=(side * len(counts), side), layout="constrained")
+        figure = Figure(figsize=(side * len(counts), side + 0.5), layout="constrained")
         names = [name_of(self.names, number) for number in range(classes)]
         every: Any = figure.subplots(1, len(counts), squeeze=False)  # Any: untyped by matplotlib
         for axes, (role, found) in zip(every[0], counts.items(), strict=True):

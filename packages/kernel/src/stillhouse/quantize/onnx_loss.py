@@ -57,7 +57,7 @@ def _content(network: OnnxNetwork) -> bytes:
 
 def _kept(
     network: OnnxNetwork, folder: Path, batches: Sequence[Arrays]
-) -> dict[str, Sequence[Any]]:  # Any: numpy arrays
+) -> dict[str, Any]:  # Any: numpy arrays, one a batch
     """What each tensor of a file is, by its name."""
     from onnxruntime.quantization import CalibrationDataReader, qdq_loss_debug
     from onnxruntime.quantization.shape_inference import quant_pre_process
