@@ -107,26 +107,28 @@ def _formats(folder: Path) -> list[str]:
 def _results(
     record: Mapping[str, Any], task: str | None, origin: Origin | None
 ) -> list[EvalResult]:
-    """A result a score; Any: JSON values."""
+    """A result a score of the whole model, in the order of their declaration; Any: JSON values."""
     declared = record.get("declared", {})
     known = {entry["name"]: Score(**entry) for entry in declared.get("scores", ())}
-    cells: Mapping[str, Sequence[str]] = declared.get("cells", {})
+    scores: Mapping[str, float] = {
+        name: value
+        for name, value in record.get("scores", {}).items()
+        if name not in declared.get("cells", {})  # of a table, such as the recall of each class
+    }
     where = "the run" if origin is None else origin.ref
     found = list[EvalResult]()
-    for key, value in record.get("scores", {}).items():
-        row, name = cells.get(key, ("", key))
+    for name in sorted(scores, key=[*known, *scores].index):
         score = known.get(name) or guessed(name)
-        if score.cost or not score.directed or not math.isfinite(value):
+        if score.cost or not score.directed or not math.isfinite(scores[name]):
             continue
-        better = " (lower is better)" if score.lower_is_better else ""
         found.append(
             EvalResult(
                 task_type=task or "other",
                 dataset_type="custom",
                 dataset_name=f"held-out data of {where}",
                 metric_type=name,
-                metric_value=value,
-                metric_name=f"{score.label}{', ' if row else ''}{row}{better}",
+                metric_value=scores[name],
+                metric_name=f"{score.label}{' (lower is better)' if score.lower_is_better else ''}",
             )
         )
     return found

@@ -227,6 +227,20 @@ def test_the_card_says_scores_comparison_and_limits(exported: Path) -> None:
     assert "without the report of the run" in hub_card(exported, REPO)
 
 
+def test_scores_are_indexed_in_their_order_without_tables(exported: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    record = json.loads((folder / "export.json").read_text())
+    scores = [{"name": "recall", "better": "higher"}, {"name": "iou", "better": "higher"}]
+    scores.append({"name": "accuracy", "better": "higher"})
+    record["scores"] = {"recall/cat": 0.5, "accuracy": 0.9, "iou": 0.7}
+    record["declared"] = {"cells": {"recall/cat": ["cat", "recall"]}, "scores": scores}
+    (folder / "export.json").write_text(json.dumps(record))
+    front = yaml.safe_load(hub_card(folder, REPO).split("---\n")[1])
+    metrics = front["model-index"][0]["results"][0]["metrics"]
+    assert [metric["type"] for metric in metrics] == ["iou", "accuracy"]
+
+
 @pytest.mark.slow
 def test_a_recipe_brings_its_report(stillhouse: Main, project: Path) -> None:
     assert stillhouse("run", "spirals/distill", "--device", "cpu", "--no-report")[0] == 0
