@@ -1,16 +1,20 @@
 """A server on 127.0.0.1 that speaks what huggingface_hub says to upload a folder: repositories,
-the check of a card's front matter, upload modes, Git LFS's batch API, commits. It keeps the bytes.
+the check of a card's front matter, upload modes, Git LFS's batch API, Xet's storage (of files below
+its chunks' 64 KiB), commits. It keeps the bytes.
 """
 
 import base64
 import hashlib
 import json
 import re
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
+import pyarrow
 import yaml
 
 LARGE = (".safetensors", ".onnx")  # what the hub keeps by LFS
@@ -53,6 +57,27 @@ class Refused(Exception):
 
     def __init__(self, status: int, said: str, **more: Any) -> None:
         self.status, self.answer = status, {"error": said, **more}
+
+
+def chunks(xorb: bytes) -> Iterator[bytes]:
+    """The chunks of a Xet object: each behind a head of 8 bytes, as it is, by LZ4, or by LZ4 of its
+    bytes by their place in words of four."""
+    at = 0
+    while at < len(xorb) and xorb[at] == 0:
+        scheme, size = xorb[at + 4], int.from_bytes(xorb[at + 5 : at + 8], "little")
+        end = at + 8 + int.from_bytes(xorb[at + 1 : at + 4], "little")
+        data = xorb[at + 8 : end]
+        if scheme:
+            data = pyarrow.Codec("lz4").decompress(data, size).to_pybytes()
+        if scheme == 2:
+            words, start = bytearray(size), 0
+            for place in range(4):
+                count = len(range(place, size, 4))
+                words[place::4] = data[start : start + count]
+                start += count
+            data = bytes(words)
+        yield data
+        at = end
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -114,6 +139,10 @@ class _Handler(BaseHTTPRequestHandler):
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)", self.path):
             repository = self._repository(found[1])
             return {"id": found[1], "private": repository.private, "sha": "0" * 40}
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/xet-write-token/main", self.path):
+            self._repository(found[1])
+            until = int(time.time()) + 3600
+            return {"casUrl": self.memory.url, "accessToken": "xet", "exp": until}
         raise Refused(404, f"no such address: {self.path}")
 
     def _post(self, body: bytes) -> Any:
@@ -128,6 +157,11 @@ class _Handler(BaseHTTPRequestHandler):
         if found := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", self.path):
             self._repository(found[1])
             return self._batch(json.loads(body)["objects"])
+        if self.path.startswith("/v1/xorbs/"):
+            self.memory.objects |= {hashlib.sha256(c).hexdigest(): c for c in chunks(body)}
+            return {"was_inserted": True}
+        if self.path == "/v2/shards":
+            return {"type": "result", "result": 1}
         if self.path == "/lfs/verify":
             return self._verified(json.loads(body))
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", self.path):
@@ -195,6 +229,8 @@ class _Handler(BaseHTTPRequestHandler):
             elif line["key"] == "file":
                 repository.files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
+                if value["oid"] not in self.memory.objects:
+                    raise Refused(400, f"{value['path']}: its bytes are not here")
                 repository.files[value["path"]] = self.memory.objects[value["oid"]]
         oid = f"{len(repository.commits):040x}"
         url = f"{self.memory.url}/{name}/commit/{oid}"

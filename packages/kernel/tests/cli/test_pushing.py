@@ -79,8 +79,7 @@ def push(hub: Hub, tmp_path: Path) -> Push:
             "HF_ENDPOINT": hub.url,
             "HF_TOKEN": TOKEN,
             "HF_HOME": str(tmp_path / "hf"),
-            # without it, large files would go by another protocol than LFS
-            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_XET": "1",  # large files go by Git LFS
             **changed,
         }
         return subprocess.run(
@@ -92,8 +91,10 @@ def push(hub: Hub, tmp_path: Path) -> Push:
 
 
 @pytest.mark.slow
-def test_the_hub_has_the_same_bytes(hub: Hub, push: Push, exported: Path) -> None:
-    done = push(str(exported), REPO, "--license", "mit", "--private", "--json")
+@pytest.mark.parametrize("disabled", ["1", ""], ids=["lfs", "xet"])
+def test_the_hub_has_the_same_bytes(hub: Hub, push: Push, exported: Path, disabled: str) -> None:
+    words = (str(exported), REPO, "--license", "mit", "--private", "--json")
+    done = push(*words, HF_HUB_DISABLE_XET=disabled)
     assert (done.returncode, done.stderr) == (0, "")
     told = json.loads(done.stdout)
     assert told["url"] == f"{hub.url}/{REPO}"
@@ -107,7 +108,8 @@ def test_the_hub_has_the_same_bytes(hub: Hub, push: Push, exported: Path) -> Non
     assert told["files"] == {name: len(data) for name, data in sorted(there.files.items())}
     assert told["left_out"] == ["faces.parquet", "faces.png"]
     assert yaml.safe_load(there.files["README.md"].decode().split("---\n")[1])["license"] == "mit"
-    # the large ones by LFS
+    assert ("POST /v2/shards" in hub.paths) is not bool(disabled)
+    # the large ones by their digests
     assert set(hub.objects.values()) == {
         there.files["model.onnx"],
         there.files["model.safetensors"],
