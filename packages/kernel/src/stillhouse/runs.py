@@ -24,21 +24,22 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from stillhouse import parallel
-from stillhouse.artifact import Artifact, Kind
+from stillhouse.artifact import Artifact
 from stillhouse.code import builds_in, changed_code, code_key, stage_modules, value_code
-from stillhouse.digest import digest, known_digest
+from stillhouse.digest import digest
 from stillhouse.environment import environment
 from stillhouse.errors import ContractError, CorruptArtifact, MissingData, StaleInput
 from stillhouse.files import storage, write_text, writing
 from stillhouse.heap import trim_grown
 from stillhouse.inputs import OPEN_BUILTIN, check_present, outside
-from stillhouse.json_files import read_json
 from stillhouse.leftovers import remove_asides, remove_temporaries, temporary
 from stillhouse.places import home, project_root
 from stillhouse.recipe import OUTSIDE, Context, Event, Observer, Recipe, Result, Stage, silent
+from stillhouse.records import StageRecord, differs, record_of
 from stillhouse.settings import Settings
 from stillhouse.training import Watch
 from stillhouse.trusted import covered
+from stillhouse.variants import same_elsewhere, take
 
 __all__ = [
     "Runs",
@@ -88,53 +89,16 @@ class Runs:
         write_text(self.settings, json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageRecord:
-    """What stage.json says: the key, and the outputs by port."""
-
-    key: str
-    outputs: Mapping[str, Artifact]
-
-
 def finished(stage: Stage, runs: Runs) -> StageRecord | None:
     """The record of a stage that has run; None where it has not. Raises CorruptArtifact for an
     unreadable record.
     """
-    folder = runs.folder / stage.name
-    file = folder / "stage.json"
-    if not file.is_file():
-        return None
-    redo = f"delete the folder {folder} and run again"
-    record = read_json(file, _StageFile, redo=redo)
-    outputs = {port: output.artifact(folder) for port, output in record.outputs.items()}
-    return StageRecord(key=record.key, outputs=outputs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _OutputFile:
-    """An output in stage.json."""
-
-    kind: Kind
-    path: str
-    digest: str
-    opener: str
-
-    def artifact(self, folder: Path) -> Artifact:
-        return Artifact(
-            kind=self.kind, path=folder / self.path, digest=self.digest, opener=self.opener
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _StageFile:
-    """What is read of stage.json."""
-
-    key: str
-    outputs: dict[str, _OutputFile]
+    return record_of(runs.folder / stage.name)
 
 
 def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact]:
-    """Run one stage, or skip it while its key holds; returns its outputs by port.
+    """Run one stage, or skip it while its key holds, or take it from another variant of the recipe
+    where it has the same key; returns its outputs by port.
 
     The key covers the stage, the digests of its inputs and the code it can reach (stillhouse.code).
     Raises MissingData when an input's stage has not run, CorruptArtifact when an input's bytes
@@ -155,9 +119,12 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
                 f"stage '{stage.name}': data or code changed while its processes began"
             )
         done = finished(stage, runs)
-        if parallel.agree(done is not None and done.key == key and _whole(done)):
+        if parallel.agree(done is not None and done.key == key and done.whole):
             runs.observe(Event(stage=stage.name, text="up to date"))
             return done.outputs if done else {}
+        if parallel.agree(rank == 0 and _taken(stage, key, runs)):
+            taken = finished(stage, runs)
+            return taken.outputs if taken else {}
         place = _Place(
             runs=runs,
             stage=stage,
@@ -175,6 +142,15 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
         return outputs
 
 
+def _taken(stage: Stage, key: str, runs: Runs) -> bool:
+    """Whether the stage was taken from another variant that has it by the same key."""
+    with storage(runs.folder):
+        source = take(runs.folder, stage.name, key)
+    if source:
+        runs.observe(Event(stage=stage.name, text=f"taken from {source}, where it is the same"))
+    return bool(source)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Found:
     """What a stage would run on: its inputs by port, the modules it can reach, and its key."""
@@ -185,8 +161,10 @@ class _Found:
     key: str
 
 
-def _found(recipe: Recipe, stage: Stage, runs: Runs) -> _Found:
-    inputs = {port: input_of(recipe, ref, runs) for port, ref in stage.inputs.items()}
+def _found(
+    recipe: Recipe, stage: Stage, runs: Runs, before: Mapping[str, StageRecord] | None = None
+) -> _Found:
+    inputs = {port: input_of(recipe, ref, runs, before) for port, ref in stage.inputs.items()}
     builds = builds_of(stage, inputs)
     modules = stage_modules(recipe, stage, builds)
     digests = {port: artifact.digest for port, artifact in inputs.items()}
@@ -194,12 +172,18 @@ def _found(recipe: Recipe, stage: Stage, runs: Runs) -> _Found:
     return _Found(inputs=inputs, builds=builds, modules=modules, key=key)
 
 
-def up_to_date(recipe: Recipe, stage: Stage, runs: Runs) -> bool:
-    """Whether `run_stage` would skip a stage; those that it reads must have run. Raises as
-    `run_stage` does for inputs that cannot be read.
+def already(
+    recipe: Recipe, stage: Stage, runs: Runs, before: Mapping[str, StageRecord]
+) -> StageRecord | None:
+    """What `run_stage` would skip or take from another variant, None where it would run the stage.
+    What the stages that it reads have left is in `before`, by name. Raises as `run_stage` does for
+    inputs that cannot be read.
     """
-    done = finished(stage, runs)
-    return done is not None and _whole(done) and done.key == _found(recipe, stage, runs).key
+    done, key = finished(stage, runs), _found(recipe, stage, runs, before).key
+    if done is not None and done.key == key and done.whole:
+        return done
+    same = next(same_elsewhere(runs.folder, stage.name, key), None)
+    return None if same is None else record_of(same)
 
 
 def run_recipe(recipe: Recipe, runs: Runs) -> None:
@@ -228,32 +212,27 @@ def stage_key(stage: Stage, digests: Mapping[str, str], code: str) -> str:
     return digest({"stage": stage, "inputs": digests, "code": code})
 
 
-def input_of(recipe: Recipe, ref: str, runs: Runs) -> Artifact:
-    """What a port's reference names; raises MissingData or CorruptArtifact as `run_stage` does."""
+def input_of(
+    recipe: Recipe, ref: str, runs: Runs, before: Mapping[str, StageRecord] | None = None
+) -> Artifact:
+    """What a port's reference names; raises MissingData or CorruptArtifact as `run_stage` does.
+    Records in `before`, by stage, stand for what is in the run's folder.
+    """
     if ref.startswith(OUTSIDE):
         return outside(ref, runs.root)
     name, _, port = ref.partition(".")
-    record = finished(recipe.stage(name), runs)
+    record = (before or {}).get(name) or finished(recipe.stage(name), runs)
     if record is None or port not in record.outputs:
         raise MissingData(
             f"'{ref}': stage '{name}' has not run. Run: stillhouse run {runs.recipe}@{runs.variant}"
         )
     artifact = record.outputs[port]
-    if _differs(artifact):
+    if differs(artifact):
         raise CorruptArtifact(
             f"{artifact.path}: its bytes differ from the digest in stage.json; "
             f"delete {runs.folder / name} and run stillhouse run {runs.recipe}@{runs.variant} again"
         )
     return artifact
-
-
-def _differs(artifact: Artifact) -> bool:
-    return not artifact.path.exists() or known_digest(artifact.path) != artifact.digest
-
-
-def _whole(record: StageRecord) -> bool:
-    """A skipped stage must still have its outputs; a damaged one is an error where it is read."""
-    return all(artifact.path.exists() for artifact in record.outputs.values())
 
 
 def _stage_lock(stage: Stage, runs: Runs, rank: int) -> FileLock:
@@ -330,7 +309,7 @@ class _Place:
         changed = [
             self.stage.inputs[port]
             for port, artifact in self.inputs.items()
-            if artifact.opener != OPEN_BUILTIN and _differs(artifact)  # built-in data are code
+            if artifact.opener != OPEN_BUILTIN and differs(artifact)  # built-in data are code
         ]
         changed += changed_code(self.modules)
         if changed:

@@ -22,16 +22,19 @@ class Planned:
 
 def planned(target: "Target") -> list[Planned]:
     """The stages in order. Raises as a run does for inputs that cannot be read."""
-    from stillhouse.runs import up_to_date
+    from stillhouse.records import StageRecord
+    from stillhouse.runs import already
 
-    runs, found = target.runs(), dict[str, Planned]()
+    runs, found, before = target.runs(), dict[str, Planned](), dict[str, StageRecord]()
     for stage in target.recipe.stages:
         reads = dict.fromkeys(ref.partition(".")[0] for ref in stage.inputs.values())
         after = tuple(name for name in reads if name in found and found[name].state == WOULD_RUN)
-        fresh = not after and up_to_date(target.recipe, stage, runs)
+        record = None if after else already(target.recipe, stage, runs, before)
+        if record is not None:
+            before[stage.name] = record
         found[stage.name] = Planned(
             stage=stage.name,
-            state=UP_TO_DATE if fresh else WOULD_RUN,
+            state=WOULD_RUN if record is None else UP_TO_DATE,
             after=after,
             seconds=seconds_of(target, stage.name),
         )
