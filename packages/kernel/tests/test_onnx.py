@@ -1,6 +1,6 @@
 """Networks as ONNX files: the same numbers as torch, int8 ones near them, and what a role must do."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,39 @@ def test_a_file_that_differs_at_another_length_is_refused(tmp_path: Path) -> Non
     check_onnx(tmp_path / ONNX, *given, tolerance=1e-5)
     with pytest.raises(ContractError, match=r"model\.onnx differs from torch"):
         check_onnx(tmp_path / ONNX, *given, tolerance=1e-5, dynamic=dynamic)
+
+
+class Late(Mapping[str, torch.Tensor]):
+    """Outputs that are computed when they are asked for, as a language model's logits."""
+
+    def __init__(self, layer: nn.Linear, images: torch.Tensor) -> None:
+        self.layer, self.images = layer, images
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        assert name == "logits"
+        return self.layer(self.images.mean((2, 3)))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["logits"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+class Lazy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, batch: Tensors) -> Late:
+        return Late(self.layer, batch["images"])
+
+
+def test_outputs_that_are_computed_late_are_checked_without_a_graph(tmp_path: Path) -> None:
+    """A graph would be a warning when the difference becomes a number, and warnings are errors."""
+    given = (Lazy(), {"images": asked(1)["images"]}, ("logits",))
+    write_onnx(*given, tmp_path / ONNX, opset=18)
+    check_onnx(tmp_path / ONNX, *given, tolerance=1e-5)
 
 
 def test_a_dynamic_axis_of_no_input_is_refused() -> None:
