@@ -1,6 +1,7 @@
 """Learning rates chosen on rows kept apart: never on test data, the same grid for all rows."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from stillhouse.work import Work
 from stillhouse_language import Architecture
 from stillhouse_language.classifier import AddHead
 from stillhouse_language.encoders import NewEncoder
-from stillhouse_language.rates import ChooseRate, TrainAtRate, best_rate
+from stillhouse_language.rates import ChooseRate, ChosenRates, TrainAtRate, best_rate
 from stillhouse_language.recipes.autodistil_settings import ROWS
 from stillhouse_language.texts import KeepApart, ReadCorpus, ReadTask
 from stillhouse_language.tuning import Lesson, Tuning
@@ -160,6 +161,11 @@ def test_the_rate_that_learns_is_chosen_and_trained_at(tmp_path: Path) -> None:
     stayed, learned = numbers(table, "accuracy").tolist()
     assert learned > max(0.9, stayed + 0.2)
     assert best_rate(TensorData(table), where="x") == 3e-3
+    shown = ChosenRates(titles={"rate-x": "row"})
+    work = replace(Work(), data={"rate-x": TensorData(table)})
+    found = shown({}, TensorData({}), work=work)
+    assert found["row", "chosen_lr"] == pytest.approx(30)
+    assert found["row", "validation_accuracy"] == learned
     spec, module = AddHead(dropout=0.0).made(model.module, ["bad", "good"], seed=1)
     headed = Built(spec=spec, module=module, assets=model.assets)
     artifacts: dict[str, Artifact] = {

@@ -23,6 +23,8 @@ from stillhouse.work import Work
 from stillhouse_language.tuning import Lesson, record_of
 
 RATE, ACCURACY = "rate", "accuracy"
+# a table that shows four digits would show 6e-5 as 1e-4
+RATE_UNIT = 1e4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,8 @@ class ChosenRates(Metric):
         found = dict[tuple[str, str], float]()
         for port, title in self.titles.items():
             rates, accuracy = _columns(work.data[port], work.ctx.stage)
-            found[title, "chosen_lr"] = best_rate(work.data[port], where=work.ctx.stage)
+            best = best_rate(work.data[port], where=work.ctx.stage)
+            found[title, "chosen_lr"] = RATE_UNIT * best
             found[title, "validation_accuracy"] = float(accuracy.max())
             found[title, "least_accuracy"] = float(accuracy.min())
             found[title, "tried"] = float(len(rates))
@@ -134,7 +137,7 @@ class ChosenRates(Metric):
 
     def scores(self) -> Sequence[Score]:
         return (
-            Score(name="chosen_lr", better="neither", label="Learning rate"),
+            Score(name="chosen_lr", better="neither", label="Learning rate x 1e4"),
             Score(
                 name="validation_accuracy",
                 better="higher",
