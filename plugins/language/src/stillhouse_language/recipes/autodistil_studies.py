@@ -29,7 +29,7 @@ PROXIES = ("relation", "parameters", "macs")
 
 def studies(settings: AutoDistil, parts: "Parts") -> dict[str, Sequence[Evaluate]]:
     """Evaluations by heading of the report."""
-    found = {
+    found: dict[str, Sequence[Evaluate]] = {
         "What was chosen": [_choices(parts)],
         "Relation loss on held-out text": [_losses(settings, parts)],
         "How scores rank fine-tuned subnets": [_ranking(settings, parts)],
