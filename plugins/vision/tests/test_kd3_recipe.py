@@ -109,6 +109,7 @@ def test_every_row_chooses_its_rate_on_images_kept_apart_from_test_and_students(
     assert list(made.studies)[-1] == CHOICES
 
 
+@pytest.mark.slow
 def test_the_student_that_is_scored_has_the_teachers_classifier(tmp_path: Path) -> None:
     """A tiny run: rates of which one learns nothing, on digits and glyphs."""
     given = make_settings(NAME, "tiny", {"rates": [1e-9, 2.0], "choose_steps": 200, "steps": 20})

@@ -58,7 +58,8 @@ def _content(network: OnnxNetwork) -> bytes:
 def _kept(
     network: OnnxNetwork, folder: Path, batches: Sequence[Arrays]
 ) -> dict[str, Any]:  # Any: numpy arrays, one a batch
-    """What each tensor of a file is, by its name."""
+    """What each tensor of a file is, by its name, in the order of the graph."""
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, qdq_loss_debug
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -74,7 +75,12 @@ def _kept(
     # as the int8 file was made: BatchNorm folded, so that both have the same tensors
     quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
     qdq_loss_debug.modify_model_output_intermediate_tensors(str(ready), str(watched))
-    return qdq_loss_debug.collect_activations(str(watched), Reader())
+    found = qdq_loss_debug.collect_activations(str(watched), Reader())
+    # ONNX Runtime lists them by a set, in an order of each process's own
+    graph = onnx.load(str(ready)).graph
+    made = (name for node in graph.node for name in node.output)
+    order = [*(each.name for each in graph.input), *made]
+    return {name: found[name] for name in order if name in found}
 
 
 def _said(network: OnnxNetwork, batches: Sequence[Arrays]) -> Mapping[str, list[Any]]:
