@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rounds import paired, summary, write
+from rounds import in_turns, paired, summary, write
 from torch import Generator, Tensor, nn
 
 from stillhouse.code import code_version
@@ -64,16 +64,6 @@ def used(run: Callable[[], object]) -> float:
     start = time.process_time()
     run()
     return time.process_time() - start
-
-
-def in_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contestant by round; a first round is not counted."""
-    names, found = list(contestants), {name: list[float]() for name in contestants}
-    for number in range(1 + rounds):
-        shift = number % len(names)
-        for name in [*names[shift:], *names[:shift]]:
-            found[name].append(contestants[name]())
-    return {name: values[1:] for name, values in found.items()}
 
 
 def sampling(settings: Msd, rounds: int) -> Record:

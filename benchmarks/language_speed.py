@@ -20,13 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rounds import paired, summary, write
+from rounds import in_turns, paired, summary, write
 from torch import Generator, Tensor, nn
 
 from stillhouse.code import code_version
@@ -154,16 +154,6 @@ def fitted(
             checkpoint_seconds=float("inf"),
         )
         fit(objective, models, data, setup=Setup(steps=steps, batch=batch), ctx=ctx)
-
-
-def in_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contestant by round; a first round is not counted."""
-    names, found = list(contestants), {name: list[float]() for name in contestants}
-    for number in range(1 + rounds):
-        shift = number % len(names)
-        for name in [*names[shift:], *names[:shift]]:
-            found[name].append(contestants[name]())
-    return {name: values[1:] for name, values in found.items()}
 
 
 def training(settings: AutoDistil, rounds: int) -> Record:

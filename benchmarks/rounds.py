@@ -73,6 +73,16 @@ class Passes(Generic[Batch]):
         return itertools.islice(self.feed, self.count)
 
 
+def in_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contestant by round; a first round is not counted."""
+    names, found = list(contestants), {name: list[float]() for name in contestants}
+    for number in range(1 + rounds):
+        shift = number % len(names)
+        for name in [*names[shift:], *names[:shift]]:
+            found[name].append(contestants[name]())
+    return {name: values[1:] for name, values in found.items()}
+
+
 def _private_stdout() -> TextIO:
     """The pipe to the driver; whatever a library prints goes to stderr instead."""
     pipe = os.fdopen(os.dup(1), "w")

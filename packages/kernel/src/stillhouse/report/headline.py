@@ -125,7 +125,7 @@ def _sentence(method: Row, baseline: Row, found: Findings) -> str:
         )
     if gap.low is not None and not gap.beyond_noise():
         return f"No difference beyond noise between {method.name} and {baseline.name}."
-    amount = f"{_points(gap, primary)} of {inside(primary.label)}"
+    amount = f"{_points(gap.mean, primary)} of {inside(primary.label)}"
     if gap.low is None:
         if gap.mean == 0:
             return f"{name} and {baseline.name} score the same on {seeds(gap.n)}."
@@ -148,8 +148,8 @@ def _gains(gap: Difference, primary: Score) -> bool:
     return (gap.mean < 0) == primary.lower_is_better
 
 
-def _points(gap: Difference, primary: Score) -> str:
-    return f"{number(abs(gap.mean), primary)} {primary.points}".rstrip()
+def _points(gap: float, primary: Score) -> str:
+    return f"{number(abs(gap), primary)} {primary.points}".rstrip()
 
 
 def _evidence(gap: Difference, primary: Score) -> str:
@@ -197,10 +197,9 @@ def _apart(gap: float, primary: Score) -> str:
     """How far the teacher's score is from the student's: "4.90 points above", "" where both are
     written alike.
     """
-    amount = f"{number(abs(gap), primary)} {primary.points}".rstrip()
     if number(abs(gap), primary) == number(0.0, primary):
         return ""
-    return f"{amount} {'above' if gap > 0 else 'below'}"
+    return f"{_points(gap, primary)} {'above' if gap > 0 else 'below'}"
 
 
 def _fewer(student: Row, teacher: Row, cost: Score) -> str:
@@ -230,7 +229,7 @@ def _others(found: Findings, primary: Score) -> tuple[str, ...]:
         return ()
     clear = [(name, gap) for name, gap in rows if gap.beyond_noise()]
     parts = [
-        f"{name} {'gains' if _gains(gap, primary) else 'loses'} {_points(gap, primary)}"
+        f"{name} {'gains' if _gains(gap, primary) else 'loses'} {_points(gap.mean, primary)}"
         for name, gap in clear
     ]
     if rest := [name for name, gap in rows if not gap.beyond_noise()]:

