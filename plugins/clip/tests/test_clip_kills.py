@@ -1,9 +1,13 @@
-"""Stages killed in the text bank, the teacher cache and stage 2 go on where they were, to the same
-bytes.
+"""Stages ended by SIGKILL in the text bank, the teacher cache and stage 2, in a process of their
+own, go on where they were, to the same bytes.
 """
 
 import json
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +16,7 @@ import pytest
 from stillhouse.cli.target import Target, make_target
 from stillhouse.recipe import Event
 from stillhouse.runs import finished, run_stage
-from stillhouse.testing.killing import KilledError, take_over
+from stillhouse.testing.killing import take_over
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SMALL = (
@@ -33,11 +37,17 @@ def before(target: Target, name: str) -> list[str]:
 
 
 def killed(
-    target: Target, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+    recipe: str,
+    given: Sequence[str],
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at: str,
 ) -> tuple[list[str], dict[str, object]]:
-    """What a stage says after a death at the first event that begins with `at`, and its record;
-    asserts that its bytes are those of a run that nobody killed.
+    """What a stage of a recipe at tiny says after a SIGKILL at the first event that begins with
+    `at`, and its record; asserts that its bytes are those of a run that nobody killed.
     """
+    target = make_target(recipe, "tiny", given)
     monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
     whole = replace(target.runs(), root=tmp_path / "whole", checkpoint_steps=3)
     stage = target.recipe.stage(name)
@@ -47,8 +57,15 @@ def killed(
     again = replace(whole, root=tmp_path / "again")
     for each in before(target, name):
         take_over(target.recipe, target.recipe.stage(each), again, whole)
-    with pytest.raises(KilledError):
-        run_stage(target.recipe, stage, replace(again, observe=dies(at)))
+    code = "import sys, test_clip_kills as here; here.run_and_die(*sys.argv[1:])"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, recipe, name, str(again.root), at, *given],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    assert ran.returncode == -signal.SIGKILL, ran.stderr
     assert finished(stage, again) is None
     events: list[Event] = []
     run_stage(target.recipe, stage, replace(again, observe=events.append))
@@ -62,16 +79,19 @@ def killed(
     return [event.text for event in events], record
 
 
-def dies(at: str) -> Callable[[Event], None]:
+def run_and_die(recipe: str, name: str, root: str, at: str, *given: str) -> None:
+    """Run one stage and end this process by SIGKILL at the first event that begins with `at`."""
+
     def observe(event: Event) -> None:
         if event.text.startswith(at):
-            raise KilledError
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    return observe
+    target = make_target(recipe, "tiny", given)
+    runs = replace(target.runs(), root=Path(root), checkpoint_steps=3, observe=observe)
+    run_stage(target.recipe, target.recipe.stage(name), runs)
 
 
 def test_the_text_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = make_target("clip/vlm_ood", "tiny", ("teacher_steps=4",))
     computed: list[int] = []
     from stillhouse_clip import banks
 
@@ -82,14 +102,15 @@ def test_the_text_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return unit(rows)
 
     monkeypatch.setattr(banks, "unit", counted)
-    killed(target, "bank-described", tmp_path, monkeypatch, at="texts")
-    # 120 classes, 64 at a time: whole; killed behind the first; the rest alone
-    assert computed[-4:] == [64, 56, 64, 56]
+    given = ("teacher_steps=4",)
+    killed("clip/vlm_ood", given, "bank-described", tmp_path, monkeypatch, at="texts")
+    # 120 classes, 64 at a time: whole; behind the part that the killed process kept, the rest
+    assert computed == [64, 56, 56]
 
 
 def test_the_teacher_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = make_target("clip/dc_clip", "tiny", SMALL)
-    _, record = killed(target, "map-image-0", tmp_path, monkeypatch, at="teacher cache of")
+    at = "teacher cache of"
+    _, record = killed("clip/dc_clip", SMALL, "map-image-0", tmp_path, monkeypatch, at=at)
     measured = record["measured"]
     assert isinstance(measured, dict)
     cache = measured["teacher_cache"]["teacher"]
@@ -97,7 +118,7 @@ def test_the_teacher_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_stage_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = make_target("clip/dc_clip", "tiny", SMALL)
-    said, record = killed(target, "map-aligned-0", tmp_path, monkeypatch, at="checkpoint")
+    at = "checkpoint"
+    said, record = killed("clip/dc_clip", SMALL, "map-aligned-0", tmp_path, monkeypatch, at=at)
     assert "resumed at step 3" in said
     assert record["resumed_at"] == 3

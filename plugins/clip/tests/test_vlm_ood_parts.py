@@ -222,12 +222,23 @@ def test_rows_add_up_the_losses() -> None:
     }
 
 
+def test_descriptions_may_be_of_some_rows_alone() -> None:
+    given = {"rows": ["cls", "mse", "proximity"], "described_rows": ["cls"], "shot_rows": ["mse"]}
+    made = make_recipe("clip/vlm_ood", make_settings("clip/vlm_ood", "tiny", given))
+    trained = {stage.name for stage in made.stages if isinstance(stage, Train)}
+    names = ("cls-plain-0", "mse-plain-0", "proximity-plain-0", "cls-described-0")
+    assert trained >= {*names, "mse-plain-0-tuned"}
+    assert not trained & {"mse-described-0", "proximity-described-0", "mse-described-0-tuned"}
+    assert made.stage("export").inputs["student"] == "cls-described-0-towers.model"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"rows": ["mse"]}, "name cls among them"),
         ({"rows": ["cls", "cls"]}, "name each once"),
         ({"shot_rows": ["mse"], "rows": ["cls"]}, "shot_rows: 'mse' is none of the rows cls"),
+        ({"described_rows": ["captions"]}, "described_rows: 'captions' is none of cls"),
         ({"image_weights": "file:a"}, "image_weights: an image network alone is no teacher"),
         ({"known": 1.0}, "known"),
         ({"student": "resnet18"}, "expected conv<width>, timm:<name>"),

@@ -88,7 +88,8 @@ class _Experiment:
     def _comparison(self) -> Comparison:
         settings = self.settings
         students, titles = self._students()
-        best = "proximity" if "proximity" in settings.rows else settings.rows[-1]
+        rows = settings.rows_with(settings.texts[-1])
+        best = "proximity" if "proximity" in rows else rows[-1]
         rate = f"-{cell(settings.grid[0])}" if settings.grid else ""
         return Comparison(
             teachers={
@@ -111,7 +112,7 @@ class _Experiment:
         for rate in settings.grid or (None,):
             key, said = ("", "") if rate is None else (f"-{cell(rate)}", f", rate {rate:g}")
             for text in settings.texts:
-                for row in settings.rows:
+                for row in settings.rows_with(text):
                     name = f"{row}-{text}{key}"
                     each = (self.stages.student(row, text, seed, rate) for seed in seeds)
                     students[name] = tuple(each)
@@ -174,7 +175,9 @@ class _Experiment:
         if settings.shot_rows:
             data["support"] = out(self.stages.support("support", self.stages.image_teacher))
         for text in settings.texts:
-            for row in settings.shot_rows:
+            for row in settings.rows_with(text):
+                if row not in settings.shot_rows:
+                    continue
                 title, role = f"{TITLES[row]}, {SAID[text]}", f"{row}-{text}"
                 student = self.stages.student(row, text, seed)
                 roles[role] = out(student)

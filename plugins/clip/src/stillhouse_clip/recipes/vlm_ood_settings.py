@@ -46,6 +46,9 @@ class VlmOodSettings(Settings):
     texts: tuple[Text, ...] = Field(
         ("plain", "described"), description="of classes: their names, or with descriptions"
     )
+    described_rows: tuple[Row, ...] = Field(
+        (), description="rows that descriptions are tried in; none: all"
+    )
     descriptions: Input = Field(
         "", description="JSONL of class descriptions by wnid, for parquet data"
     )
@@ -146,16 +149,13 @@ class VlmOodSettings(Settings):
             "student": "conv8",
             "size": 64,
             "dim": 384,
-            "steps": 400,
-            "batch": 32,
-            "rates": {
-                "cls": 0.03,
-                "mse": 0.03,
-                "contrastive": 0.1,
-                "proximity": 0.03,
-                "imitation": 0.1,
-                "closed": 0.03,
-            },
+            "steps": 800,
+            "batch": 64,
+            "optimizer": "adamw",
+            "lr": 3e-3,
+            "weight_decay": 0.01,
+            "crop": 0.6,
+            "described_rows": ("cls", "proximity"),
             "image_weights": EFFICIENTNET,
             "text_weights": f"{MINILM}model.safetensors#sha256="
             "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
@@ -163,7 +163,7 @@ class VlmOodSettings(Settings):
             "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
             "text_tokenizer": f"{MINILM}tokenizer.json#sha256="
             "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-            "teacher_steps": 1500,
+            "teacher_steps": 300,
             "teacher_batch": 256,
             "teacher_lr": 1e-3,
             "shot_steps": 50,
@@ -208,7 +208,7 @@ class VlmOodSettings(Settings):
                 raise ValueError(f"rates: {name} must be > 0 (got {rate:g})")
         return rates
 
-    @field_validator("rows", "texts", "shot_rows")
+    @field_validator("rows", "texts", "shot_rows", "described_rows")
     @classmethod
     def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) < len(names):
@@ -223,6 +223,9 @@ class VlmOodSettings(Settings):
             if row not in self.rows or row in ("captions", "prompts"):
                 usable = ", ".join(r for r in self.rows if r in get_args(Row)[:5])
                 raise ValueError(f"shot_rows: '{row}' is none of the rows {usable}")
+        for row in self.described_rows:
+            if row not in self.rows:
+                raise ValueError(f"described_rows: '{row}' is none of {', '.join(self.rows)}")
         texts = (self.text_weights, self.text_config, self.text_tokenizer)
         if not self.teacher and self.image_weights and not all(texts):
             raise ValueError(
@@ -232,3 +235,8 @@ class VlmOodSettings(Settings):
         if len(self.mean) != 3 or len(self.std) != 3:
             raise ValueError("mean and std need three values, red green blue")
         return self
+
+    def rows_with(self, text: Text) -> tuple[Row, ...]:
+        """The rows that are trained with these class texts, in order."""
+        apart = self.described_rows if text == "described" else ()
+        return tuple(row for row in self.rows if not apart or row in apart)
