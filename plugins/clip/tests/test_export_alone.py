@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from stillhouse.artifact import Built, load_model, save_model
+from stillhouse.cli import main
 from stillhouse.data.data import TensorData
 from stillhouse.export import Export
 from stillhouse.work import Work
@@ -102,3 +104,38 @@ def test_onnxruntime_alone_gives_the_same_answers(exported: Path) -> None:
     np.testing.assert_allclose(found["logits"], logits, atol=1e-3)
     np.testing.assert_allclose(np.array(found["cosines"]) / 0.07, other, atol=1e-3)
     assert logits.std() > 1e-2
+
+
+@pytest.mark.slow
+def test_labels_in_a_line_name_an_image_and_nothing_is_trained(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`stillhouse predict STUDENT image --labels "a, b, c"`, and its answer worked out apart."""
+    (image,) = torch.from_numpy(np.load(exported / "images.npy"))[:1]
+    file = tmp_path / "one.png"
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
+    before = {f: f.read_bytes() for f in exported.rglob("*") if f.is_file()}
+
+    def told(*words: str) -> tuple[int, str, str]:
+        code = main(["predict", str(exported), str(file), "--format", "json", *words])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    code, out, _ = told("--labels", "square, red ring, a wheel")
+    assert code == 0
+    (row,) = json.loads(out)
+    built = load_model(exported)
+    with torch.no_grad():
+        bank = relabelled(built, ["square", "red ring", "a wheel"]).module
+        expected = bank({"images": image[None]})["logits"][0].softmax(0)
+    names = ["square", "red ring", "a wheel"]
+    best = int(expected.argmax())
+    assert row["class"] == names[best]
+    assert row["probability"] == pytest.approx(float(expected[best]), abs=1e-3)
+    assert {row["class"], row["class 2"], row["class 3"]} == set(names)
+    (own,) = json.loads(told()[1])
+    assert {own["class"], own["class 2"], own["class 3"]} == set(NAMES)
+    code, _, err = told("--labels", "square, square")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "name each class once" in err
+    assert before == {f: f.read_bytes() for f in exported.rglob("*") if f.is_file()}

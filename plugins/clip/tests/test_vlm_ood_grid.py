@@ -47,6 +47,7 @@ def test_with_a_grid_nothing_reads_a_test_port(scale: str) -> None:
             assert stage.inputs["data"] == "held-out.train"
     if scale == "small":
         assert "data.every" not in reads
+        assert made.stage("feature-pairs").inputs["data"] == "held-out.train"
 
 
 def test_a_grid_has_each_row_and_the_closed_set_at_each_rate() -> None:

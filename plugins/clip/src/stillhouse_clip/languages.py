@@ -167,7 +167,7 @@ class Languages(Metric):
         tokenized by its asset. Raises BadData.
         """
         module = named(models, self.role, what="role", where="languages")
-        images, texts = (_rows(work.data, port) for port in (self.images, self.texts))
+        images, texts = (rows_at(work.data, port) for port in (self.images, self.texts))
         columns = {name: _column(images, name) for name in ("labels", "source")}
         more = {name: _column(texts, name) for name in ("labels", "source", "language")}
         every = text_column(texts, "text")
@@ -194,7 +194,8 @@ class Languages(Metric):
         return tokenized(assets[ASSET], texts, length=self.context, where="texts")["tokens"]
 
 
-def _rows(data: Mapping[str, Data], port: str) -> RowData:
+def rows_at(data: Mapping[str, Data], port: str) -> RowData:
+    """The rows of a data port; raises as `named` does, BadData for data without places."""
     found = named(data, port, what="data port", where="languages")
     if not isinstance(found, RowData):
         raise BadData(f"data port '{port}': rows by place are needed")
@@ -255,7 +256,7 @@ class Aligned(Languages):
 
     def bank(self, models: Models, place: int, work: Work) -> tuple[Tensor, list[str], Tensor]:
         """Of the source's classes in a language: labels [C], names, and rows [C, D] of the bank."""
-        texts = _rows(work.data, self.texts)
+        texts = rows_at(work.data, self.texts)
         every, first = text_column(texts, "text"), dict[int, str]()
         source, language, label = (
             _column(texts, name) for name in ("source", "language", "labels")
@@ -390,7 +391,7 @@ class Vocabulary(Languages):
         assets = work.assets.get(self.role, {})
         whole = read_tokenizer(named(assets, "whole-tokenizer", what="asset", where=self.role))
         seen, held_out = (
-            text_column(_rows(work.data, port), "text") for port in (self.seen, self.texts)
+            text_column(rows_at(work.data, port), "text") for port in (self.seen, self.texts)
         )
         before = [encoded.ids for encoded in opened(whole).encode_batch(held_out)]
         scores: dict[tuple[str, str], float] = {("whole", "tokens"): float(size_of(whole))}

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from stillhouse.card import Card
@@ -12,7 +13,7 @@ from stillhouse.metrics import Latency, Memory, Profile
 from stillhouse.places import project_root
 from stillhouse.recipe import Recipe
 from stillhouse.references import out
-from stillhouse.stages import Convert, Evaluate
+from stillhouse.stages import Convert, Evaluate, Make
 from stillhouse_clip.dual_export import DualExport
 from stillhouse_clip.dual_figures import TopFiveNames
 from stillhouse_clip.holding import cell
@@ -37,6 +38,7 @@ from stillhouse_clip.recipes.dc_clip_teacher import (
     parts_of,
     teacher_of,
 )
+from stillhouse_clip.zero_shot_sets import ReadSets, ZeroShotSets, read_sets
 
 TITLES: Mapping[str, str] = {
     "scratch": "contrastive from scratch",
@@ -172,6 +174,7 @@ def _studies(
                 data=("images", "texts"),
             )
         ],
+        **_sets(settings, made),
         "Concepts that the pairs of stage 2 lack": _lacking(settings, teacher),
         "The tokenizer, whole and trimmed": [
             Evaluate(
@@ -182,6 +185,33 @@ def _studies(
             )
         ],
     }
+
+
+def _sets(settings: DCClip, made: Comparison) -> Mapping[str, list[Evaluate]]:
+    """The table of the data sets of the setting `sets`; none without."""
+    if not settings.sets:
+        return {}
+    sets = read_sets(Path(raw_input(settings.sets, project_root())))
+    images = Make(
+        name="sets",
+        make=ReadSets(size=settings.size, sets=sets),
+        inputs={"sets": settings.sets},
+        ports=("images",),
+    )
+    table = functools.partial(
+        ZeroShotSets,
+        sets=sets,
+        languages=settings.languages,
+        context=settings.context,
+        templates=_templates(settings),
+    )
+    scored = Evaluate(
+        name="sets-scores",
+        metrics=(by_line(table, made.lines()),),
+        inputs={"images": images["images"], **made.roles()},
+        data=("images",),
+    )
+    return {"Zero-shot classification of data sets, first seed": [scored]}
 
 
 def _lacking(settings: DCClip, teacher: Teacher) -> list[Evaluate]:

@@ -98,6 +98,9 @@ class DCClip(Settings):
     teacher_copies: int = Field(4, ge=1, description="those of the teacher's pairs")
     named: int = Field(0, ge=0, le=1, description="source whose texts are class names: 0, 1")
     templates: Input = Field("", description="file:<JSON of templates by language> for zero-shot")
+    sets: Input = Field(
+        "", description="folder of data sets for a table of zero-shot classification (ELEVATER's)"
+    )
     share: float = Field(0.5, gt=0, lt=1, description="of the labels, in pairs that lack the rest")
     lacking_on: Literal["test", "train"] = Field(
         "test", description="images on which the concepts without pairs are scored"

@@ -32,13 +32,13 @@ CLOSED_SET = (
 )
 RATES = (
     "Each row has its own learning rate, the baseline and the closed set too, chosen among the "
-    "same rates on a fifth of the training images of known classes (benchmarks/clip_grid.py). The "
-    "joined teacher's map had seen these images."
+    "same rates on a fifth of the training images of known classes (benchmarks/clip_grid.py)."
 )
 GRID = (
-    "A grid: students learn from four fifths of the training images of known classes, and scores "
-    "are those on the last fifth. No stage reads the validation images or unseen classes, but for "
-    "the teacher of drawn scenes, which is trained on all."
+    "A grid: students, and the map of a joined teacher, learn from four fifths of the training "
+    "images of known classes, and scores are those on the last fifth. No stage reads the "
+    "validation images or unseen classes, but for the teacher of drawn scenes, which is trained on "
+    "all."
 )
 JOINED = (
     "The teacher is an image network trained on labels of 1,000 classes, the unseen ones among "

@@ -58,8 +58,8 @@ HALF = (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True)
 class Stages:
-    """The stages of one experiment. With a grid students learn from a part of the training images;
-    a training is then given its rate.
+    """The stages of one experiment. With a grid students, and the map of a joined teacher, learn
+    from a part of the training images; a training is then given its rate.
     """
 
     settings: VlmOodSettings
@@ -81,14 +81,14 @@ class Stages:
 
     @cached_property
     def held_out(self) -> Make:
-        """The training images in two: what students learn from, what rates are chosen on."""
+        """The training images in two: what is learned from, what settings are chosen on."""
         inputs = {"data": self.data["train"]}
         make, ports = HoldOutImages(), ("train", "held_out")
         return Make(name="held-out", make=make, inputs=inputs, ports=ports)
 
     @property
     def train(self) -> Ref:
-        """What students learn from."""
+        """What students and a joining map learn from."""
         return self.held_out["train"] if self.settings.grid else self.data["train"]
 
     @property
@@ -110,7 +110,7 @@ class Stages:
             return given, given
         if settings.image_weights:
             both = joined_teacher(
-                data=self.data["train"],
+                data=self.train,
                 classes=classes,
                 photos=settings.photos,
                 networks=self._networks,
