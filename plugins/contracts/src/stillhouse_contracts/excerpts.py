@@ -32,13 +32,13 @@ def excerpt(ids: Sequence[int], length: int) -> list[int]:
     if len(ids) <= length:
         return list(ids)
     whole = np.array(ids)
-    keys = np.flatnonzero(IS_KEY[whole])
+    keys = IS_KEY[whole].nonzero()[0]
     if len(keys) == 0:
         return list(ids[:length])
     places = np.arange(len(ids))
-    after = np.minimum(np.searchsorted(keys, places), len(keys) - 1)
-    before = np.maximum(after - 1, 0)
-    far = np.minimum(np.abs(keys[after] - places), np.abs(keys[before] - places))
+    # up to the middle between two key statements the earlier one is the nearest
+    nearest = keys[np.searchsorted((keys[1:] + keys[:-1]) // 2, places)]
+    far = np.abs(places - nearest)
     far[: min(HEAD, length // SHARE_OF_HEAD)] = -1
     kept = np.sort(np.argsort(far, kind="stable")[:length])
     return whole[kept].tolist()

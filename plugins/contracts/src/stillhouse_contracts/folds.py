@@ -1,7 +1,7 @@
 """Cross-validation: hundreds of small trainings in one stage, by three ways to split."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ TEACHER, EVERYTHING = "teacher", "all-positive"
 SHOWN = ("macro_f1", "macro_precision", "macro_recall", "macro_auc", "macro_average_precision")
 # a fold is held out, the next are public contracts, what is left trains
 LEAST = 3
+Record = Mapping[str, float]  # a training's scores by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,15 @@ class CrossValidation(Metric):
     def __call__(
         self, models: Models, data: Data, *, work: Work
     ) -> Mapping[tuple[str, str], float]:
+        found: dict[str, dict[str, Record]] = {}
+        for learner, fold, record in self.records(data, work=work):
+            found.setdefault(learner, {})[fold] = record
+        return self.summary(found)
+
+    def records(self, data: Data, *, work: Work) -> Iterator[tuple[str, str, Record]]:
+        """Each training when it is done: its learner, its fold ("<draw>-<number>", both from 0 on)
+        and its scores. More draws or learners leave those that are kept as they are.
+        """
         table = _Table.of(data)
         check_members(table.labels.numpy(), table.groups, self.types, folds=self.folds)
         teachers: dict[str, nn.Module] = {}  # by fold: of the one that is at work
@@ -96,13 +106,13 @@ class CrossValidation(Metric):
             for fold in range(self.folds)
             for learner in self._learners()
         ]
-        found: dict[str, list[Mapping[str, float]]] = {}
-        for name, (tensors, record) in trainings(names, train, of=self, work=work):
+        # what a training does not depend on
+        of = replace(self, learners=(), baseline="", seeds=1)
+        for name, (tensors, record) in trainings(names, train, of=of, work=work):
             learner, fold = name.split("-in-")
             if learner == TEACHER:
                 teachers = {fold: self._opened(tensors)}
-            found.setdefault(learner, []).append(record)
-        return self._summary(found)
+            yield learner, fold, record
 
     def _learners(self) -> Sequence[str]:
         """In order; the teacher first, where one is needed or asked for."""
@@ -132,20 +142,23 @@ class CrossValidation(Metric):
     ) -> dict[str, float]:
         return macro(type_scores(logits, table.labels[parts["test"]], self.types))
 
-    def _summary(
-        self, found: Mapping[str, Sequence[Mapping[str, float]]]
-    ) -> Mapping[tuple[str, str], float]:
+    def summary(self, found: Mapping[str, Mapping[str, Record]]) -> Mapping[tuple[str, str], float]:
+        """The scores of each row, of the records by learner and fold; gains are over the folds that
+        a learner and the baseline have both.
+        """
         scores: dict[tuple[str, str], float] = {}
         for learner, records in found.items():
             row = self._row(learner)
             for score in SHOWN:
-                scores[row, score] = float(np.mean([record[score] for record in records]))
+                scores[row, score] = float(np.mean([each[score] for each in records.values()]))
             scores[row, "trainings"] = float(len(records))
-            own = [record["macro_f1"] for record in records]
-            spread = summarize(own)
+            spread = summarize([each["macro_f1"] for each in records.values()])
             scores |= _ends(row, F1_ENDS, spread.low, spread.high)
-            if self.baseline in found and learner != self.baseline:
-                gap = paired(own, [record["macro_f1"] for record in found[self.baseline]])
+            base = found.get(self.baseline, {})
+            both = [fold for fold in records if fold in base]
+            if both and learner != self.baseline:
+                own, other = ([each[fold]["macro_f1"] for fold in both] for each in (records, base))
+                gap = paired(own, other)
                 scores[row, "f1_gain"] = gap.mean
                 scores |= _ends(row, GAIN_ENDS, gap.low, gap.high)
         return scores

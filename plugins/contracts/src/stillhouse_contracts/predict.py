@@ -21,7 +21,7 @@ from stillhouse_contracts.sarif import Finding, Trouble, sarif_log
 from stillhouse_contracts.solidity import Fragment, parse
 from stillhouse_contracts.usage import detected_by
 
-READ = 2048  # functions that are read before the network sees them
+READ = 16_384  # functions that are read before the network sees each distinct one of them
 BATCH = 32  # distinct ones that go through it at a time: what fits a processor's cache
 EVERY = 200  # files between two lines of progress
 KNOWN = re.compile(r"0\.[4-8](?:\.|\D|$)")  # versions that the grammar was made for
@@ -48,8 +48,8 @@ def predict(
     read = _Reader(files=list(each_file(inputs, {SOLIDITY}, kind="contract")))
     findings: list[Finding] = []
     for places in read.batches():
-        shares = _shares(model, rows_of_tokens([each.code for _, each in places], length))
-        findings += _found(places, shares, types, threshold)
+        rows = rows_of_tokens([each.code for _, each in places], length)
+        findings += _found(places, shares(model, rows), types, threshold)
     if read.functions == 0 and len(read.unreadable) == len(read.files):
         raise BadData(f"{read.files[0]}: {read.unreadable[0].reason}; no file could be read")
     note(f"{len(findings)} finding(s) in {read.functions} functions of {len(read.files)} file(s)")
@@ -107,7 +107,7 @@ class _Reader:
         return trouble
 
 
-def _shares(model: Built, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+def shares(model: Built, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
     """Probabilities [N, C] of rows of tokens [N, L]; of copies once."""
     rows, places = distinct(tokens)
     with torch.no_grad():
@@ -117,7 +117,7 @@ def _shares(model: Built, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 def _found(
-    places: Places, shares: NDArray[np.float32], types: Sequence[str], threshold: float
+    places: Places, found: NDArray[np.float32], types: Sequence[str], threshold: float
 ) -> list[Finding]:
     return [
         Finding(
@@ -128,7 +128,7 @@ def _found(
             type=name,
             probability=float(share),
         )
-        for (file, each), row in zip(places, shares, strict=True)
+        for (file, each), row in zip(places, found, strict=True)
         for name, share in zip(types, row, strict=True)
         if share >= threshold
     ]

@@ -6,6 +6,7 @@ VulDeePecker has it: names of contracts and functions leak labels (docs of the r
 operators and the language's own names are kept.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 
@@ -49,21 +50,21 @@ OPERATORS = _words(
     """
 )
 
-# the alternatives begin with other characters each, what is most frequent first; a comment comes
-# before what is divided by, a number before its point. Operators of one character that begin no
-# longer one stand second; the others, and what is no Solidity, are the last alternative
+# white space and comments before a token are read with it. The alternatives begin with other
+# characters each, what is most frequent first, and a number before its point. Operators of one
+# character that begin no longer one stand second; the others, and what is no Solidity, are the last
+# but one; the last is the end
 LEXEME = re.compile(
+    r"\s*+(?:(?://[^\n\r]*|/\*[\s\S]*?(?:\*/|\Z))\s*+)*+("
     r"(?!(?:hex|unicode)[\"'])[A-Za-z_$][\w$]*"
     r"|[;,()\[\]{}~?]"
     r"|0[xX][0-9a-fA-F_]+|(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE]-?\d+)?"
-    r"|//[^\n\r]*|/\*[\s\S]*?(?:\*/|\Z)"
     r"|(?:hex|unicode)?(?:\"(?:\\[\s\S]|[^\"\\\n])*\"?|'(?:\\[\s\S]|[^'\\\n])*'?)"
-    r"|" + "|".join(re.escape(each) for each in OPERATORS if len(each) > 1) + r"|\S"
+    r"|" + "|".join(re.escape(each) for each in OPERATORS if len(each) > 1) + r"|\S|\Z)"
 )
 SIZED = re.compile(r"(bytes|u?int|u?fixed)\d+(?:x\d+)?")
-COMMENTS = ("//", "/*")
 DECLARES = {"function", "modifier", "event", "constructor", "emit"}
-CALLED = (["("], ["{"])
+CALLED = ("(", "{")
 QUOTES = ('"', "'")
 ADDRESS_LENGTH = 42  # 0x and 20 bytes
 LONGEST_SMALL = 9  # digits of a number that is no BIG
@@ -83,7 +84,8 @@ VOCABULARY: tuple[str, ...] = (
 )
 IDS = {token: number for number, token in enumerate(VOCABULARY)}
 OWN = {*KEYWORDS, *TYPES, *UNITS, *BUILTINS}
-FIXED = {token: token for token in (*OWN, *OPERATORS, *KEPT_NUMBERS)}
+FIXED = {token: IDS[token] for token in (*OWN, *OPERATORS, *KEPT_NUMBERS)}
+FIRST_FUNCTION, FIRST_VARIABLE = IDS[f"{FUNCTION}0"], IDS[f"{VARIABLE}0"]
 
 
 def lexemes(source: str) -> list[str]:
@@ -91,8 +93,8 @@ def lexemes(source: str) -> list[str]:
     character.
     """
     found: list[str] = LEXEME.findall(source)
-    if "//" in source or "/*" in source:  # else there is none
-        return [text for text in found if not text.startswith(COMMENTS)]
+    while found and not found[-1]:  # the end, after what stands before it, and alone
+        found.pop()
     return found
 
 
@@ -100,27 +102,24 @@ def tokens(source: str) -> list[str]:
     """The normalised tokens of a piece of Solidity: a function, as a rule. Numbers are given to
     names from 0 on in each piece.
     """
-    written = lexemes(source)
-    normal = _normal(written)
-    return [normal[text] for text in written]
+    return [VOCABULARY[place] for place in encode(source)]
 
 
 def encode(source: str) -> list[int]:
     """The places in the vocabulary of the normalised tokens."""
     written = lexemes(source)
-    ids = {text: IDS[normal] for text, normal in _normal(written).items()}
-    return [ids[text] for text in written]
-
-
-def _normal(written: Sequence[str]) -> dict[str, str]:
-    """Each distinct text of a piece, as it is normalised: by where it first stands."""
-    known = {text: FIXED.get(text, "") for text in written}  # in the order of their first places
-    counts = {FUNCTION: 0, VARIABLE: 0}
-    for text, normal in known.items():
-        if not normal:
-            named = text[0].isalpha() or text[0] in "_$"
-            known[text] = _name(written, text, counts) if named else _literal(text)
-    return known
+    places = dict.fromkeys(written, 0)  # in the order of their first places
+    functions = variables = 0
+    for text in places:
+        place = _fixed(text)
+        if place is None and _of_function(written, written.index(text)):
+            place = FIRST_FUNCTION + min(functions, NAMES - 1)
+            functions += 1
+        elif place is None:
+            place = FIRST_VARIABLE + min(variables, NAMES - 1)
+            variables += 1
+        places[text] = place
+    return [places[text] for text in written]
 
 
 def normalise(source: str) -> str:
@@ -128,16 +127,23 @@ def normalise(source: str) -> str:
     return " ".join(tokens(source))
 
 
-def _name(written: Sequence[str], text: str, counts: dict[str, int]) -> str:
+@functools.lru_cache(maxsize=1 << 16)  # contracts repeat their words
+def _fixed(text: str) -> int | None:
+    """The place of a text that is the same in every piece; None for a name that a user chose."""
+    if text in FIXED:
+        return FIXED[text]
+    if not (text[0].isalpha() or text[0] in "_$"):
+        return IDS[_literal(text)]
     if sized := SIZED.fullmatch(text):
-        return sized[1]
-    if text.endswith(QUOTES):
-        return TEXT  # hex"00"
-    place = written.index(text)
-    called = written[place + 1 : place + 2] in CALLED
-    kind = FUNCTION if called or (place > 0 and written[place - 1] in DECLARES) else VARIABLE
-    number, counts[kind] = counts[kind], counts[kind] + 1
-    return f"{kind}{min(number, NAMES - 1)}"
+        return IDS[sized[1]]
+    return IDS[TEXT] if text.endswith(QUOTES) else None  # hex"00"
+
+
+def _of_function(written: Sequence[str], place: int) -> bool:
+    """Whether the name at this place is called or declared as a function."""
+    if place > 0 and written[place - 1] in DECLARES:
+        return True
+    return place + 1 < len(written) and written[place + 1] in CALLED
 
 
 def _literal(text: str) -> str:

@@ -184,7 +184,7 @@ def _folds(settings: AfStipSettings) -> list[Evaluate]:
     return [
         Evaluate(
             name=f"folds-{split}",
-            metrics=(_cross_validation(settings, split, names),),
+            metrics=(cross_validation(settings, split, names),),
             inputs={"data": _data(settings)["all"]},
         )
         for split, names in settings.fold_learners.items()
@@ -192,9 +192,10 @@ def _folds(settings: AfStipSettings) -> list[Evaluate]:
     ]
 
 
-def _cross_validation(
+def cross_validation(
     settings: AfStipSettings, split: Split, learners: tuple[str, ...]
 ) -> CrossValidation:
+    """The cross-validation of learners by a way to split; all are trained as their rows are."""
     named = dict.fromkeys((TEACHER, *learners))
     return CrossValidation(
         split=split,
