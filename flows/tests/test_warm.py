@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,14 +13,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+import stillhouse_flows
 from stillhouse_flows.process import Children, ask
-from stillhouse_flows.warm import Warm, main_of, possible, words_of, zygote
+from stillhouse_flows.warm import Warm, main_of, possible, start_ahead, words_of, zygote
 
 pytestmark = [
     pytest.mark.skipif(not possible(), reason="forks are Linux's"),
     pytest.mark.timeout(300),
 ]
 RECIPE = "vision/distill"
+FLOWS = Path(stillhouse_flows.__path__[0])
 JOBS = """\
 import json, os, random, signal, subprocess, sys, time
 
@@ -54,6 +57,10 @@ def main(argv):
             subprocess.run(["sleep", mark])
         case ["learn"]:
             import colorsys, sndhdr
+        case ["where"]:
+            import stillhouse, stillhouse_flows
+
+            print(stillhouse.__path__[0], stillhouse_flows.__path__[0], os.getppid())
         case ["known"]:
             print("sndhdr" in sys.modules)
     return 0
@@ -299,3 +306,41 @@ def test_nothing_joins_the_group_of_a_process_that_was_killed(
     if late:
         late.close()
     assert late is None
+
+
+def test_one_that_was_begun_ahead_takes_the_code_of_its_run(
+    place: Path, environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At first it forks what this process has, the flow's check; then another checkout's code."""
+    here, packages = Path(__file__).parents[2], ("packages/kernel", "flows", "plugins/vision")
+    copies = [tmp_path / Path(name).name for name in packages]
+    for name, copy in zip(packages, copies, strict=True):
+        shutil.copytree(here / name / "src", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setenv("PYTHONPATH", str(place))
+    ahead = start_ahead()
+    assert ahead
+    assert ahead is start_ahead()
+    mine = dict(os.environ)
+    code, text = run(ahead, mine, tmp_path, "where")
+    *before, parent = text.split()
+    assert code == 0
+    assert before == [str(here / packages[0] / "src/stillhouse"), str(FLOWS)]
+    theirs = mine | {"PYTHONPATH": os.pathsep.join(map(str, [*copies, place]))}
+    with zygote(RECIPE, env=theirs, cwd=tmp_path) as warm:
+        assert warm is ahead
+        found = run(warm, theirs, tmp_path, "where")[1].split()
+    assert found == [str(copies[0] / "stillhouse"), str(copies[1] / "stillhouse_flows"), parent]
+
+
+def test_one_that_was_begun_with_another_environment_is_not_taken(
+    place: Path, environ: dict[str, str], tmp_path: Path
+) -> None:
+    ahead = start_ahead()
+    assert ahead
+    begun = max(psutil.Process().children(), key=lambda process: process.create_time())
+    other = environ | {"MKL_NUM_THREADS": "1"}
+    with zygote(RECIPE, env=other, cwd=place) as warm:
+        assert warm
+        assert warm is not ahead
+        assert run(warm, other, tmp_path, "code", "7") == (7, "")
+    assert not begun.is_running()

@@ -16,6 +16,7 @@ from stillhouse_flows.server import no_server
 
 if TYPE_CHECKING:
     from stillhouse_flows.request import Request
+    from stillhouse_flows.warm import Warm
 
 INTERRUPTED = 130
 # a RuntimeError of Prefect's own in place of what httpx has raised
@@ -36,7 +37,7 @@ def begin(device: str, ref: str) -> None:
     os.environ.setdefault(INPUTS, os.sep)
 
 
-def check_requests(requests: "Sequence[Request]", ref: str) -> None:
+def check_requests(requests: "Sequence[Request]", ref: str, *, warm: "Warm | None" = None) -> None:
     """Refuse what cannot run, before there is a run of it; at another commit other settings may
     hold, and the run itself looks there.
     """
@@ -47,17 +48,21 @@ def check_requests(requests: "Sequence[Request]", ref: str) -> None:
         return
     record = {"project": str(project_root()), "requests": [asdict(each) for each in requests]}
     words = json.dumps(record)
-    ask("stillhouse_flows.checking", words, env=os.environ, cwd=Path.cwd())
+    ask("stillhouse_flows.checking", words, env=os.environ, cwd=Path.cwd(), warm=warm)
 
 
 def ready(requests: "Sequence[Request]", ref: str) -> None:
-    """Have a Prefect API, and refuse what cannot run: both take seconds, and go side by side."""
+    """Have a Prefect API and the first half of a zygote, and refuse what cannot run: each takes
+    seconds, and they go side by side.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     from stillhouse_flows.server import ensure_api
+    from stillhouse_flows.warm import start_ahead
 
+    warm = start_ahead()  # by this thread: it would end with the one that starts it
     with ThreadPoolExecutor(1) as pool:
-        checked = pool.submit(check_requests, requests, ref)
+        checked = pool.submit(check_requests, requests, ref, warm=warm)
 
         def refused() -> None:
             """Whoever asked need not wait for a server that nobody will need."""

@@ -5,6 +5,7 @@ an environment that is read at import, a zygote that is gone) the caller starts 
 """
 
 import array
+import atexit
 import contextlib
 import json
 import os
@@ -25,6 +26,10 @@ COLD = "STILLHOUSE_COLD"  # set to anything: every process of a flow starts an i
 # what DVC may be told to run without a shell
 COMMAND = re.compile(r"stillhouse (stage|flow inputs)( [A-Za-z0-9_./@:=-]+)+")
 KILLED = -9
+# what a run's environment may have other than the process that started its zygote: found again in
+# each message, or of the command line and of Prefect alone
+LATE = {"CUDA_VISIBLE_DEVICES", "PATH", "PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "SHELL"}
+LATE_PREFIXES = ("PREFECT_", "STILLHOUSE_")
 APP = "stillhouse.cli.app"
 ROOM = 1024  # bytes of a command line that a fork may show as its own
 
@@ -85,6 +90,10 @@ class Warm:
             return None
         return Forked(pid=pid, reply=reply)
 
+    def move(self, recipe: str, *, env: Mapping[str, str], cwd: Path) -> None:
+        """Have it import the code that `env` leads to: what it forks from now on is of that."""
+        self._send({"place": {"recipe": recipe, "env": dict(env), "cwd": str(cwd)}}, [])
+
     def get_ready(self, recipe: str) -> None:
         """Have it read a recipe's code and import what a report needs, when it has nothing else to
         do.
@@ -113,43 +122,95 @@ def possible() -> bool:
     return sys.platform == "linux" and hasattr(os, "pidfd_open") and not os.environ.get(COLD)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Started:
+    """A zygote's process, which knows no code of a run yet, and what it was started with."""
+
+    warm: Warm
+    process: "subprocess.Popen[bytes]"
+    env: Mapping[str, str]
+
+    def fits(self, env: Mapping[str, str]) -> bool:
+        """Whether it is there, and has read at import what a process of `env` would read."""
+        return self.process.poll() is None and _read_early(self.env) == _read_early(env)
+
+    def end(self) -> None:
+        self.process.terminate()  # it ends what it started
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            kill_group(self.process.pid)
+            self.process.wait()
+        self.warm.client.close()
+
+
+_ahead: list[_Started] = []  # at most one: begun before the run that will use it
+
+
+def start_ahead() -> Warm | None:
+    """Start the next run's zygote now, since imports take seconds: until there is a workspace, what
+    it forks imports the code that this process has. None where none can be.
+    """
+    if not possible():
+        return None
+    if not _ahead:
+        _ahead.append(_start(os.environ))
+        atexit.register(_end_ahead)
+    return _ahead[0].warm
+
+
+def _end_ahead() -> None:
+    while _ahead:
+        _ahead.pop().end()
+
+
 @contextlib.contextmanager
 def zygote(recipe: str, *, env: Mapping[str, str], cwd: Path) -> Generator[Warm | None]:
     """A zygote of the code that `env` leads to, while the block runs; None where none can be."""
     if not possible():
         yield None
         return
+    started = _taken(env) or _start(env)
+    try:
+        started.warm.move(recipe, env=env, cwd=cwd)
+        yield started.warm
+    finally:
+        started.end()
+
+
+def _taken(env: Mapping[str, str]) -> _Started | None:
+    """The one that was begun before, where it fits."""
+    try:
+        started = _ahead.pop()
+    except IndexError:  # runs side by side: another has taken it
+        return None
+    if started.fits(env):
+        return started
+    started.end()
+    return None
+
+
+def _start(env: Mapping[str, str]) -> _Started:
     server, client = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    module, room = "stillhouse_flows.zygote", recipe.ljust(ROOM)
+    ends = (server.fileno(), client.fileno())
+    # of the code that this process has: the two ends have to understand each other
+    here = {**env, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     with server:
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                module,
-                str(server.fileno()),
-                str(client.fileno()),
-                room,
-            ],
-            cwd=cwd,
-            env=dict(env),
+            [sys.executable, "-P", "-m", "stillhouse_flows.zygote", *map(str, ends), " " * ROOM],
+            env=here,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            pass_fds=(server.fileno(), client.fileno()),
+            pass_fds=ends,
         )
-    try:
-        with client:
-            yield Warm(client=client)
-    finally:
-        process.terminate()  # it ends what it started
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            kill_group(process.pid)
-            process.wait()
+    return _Started(warm=Warm(client=client), process=process, env=dict(env))
+
+
+def _read_early(env: Mapping[str, str]) -> dict[str, str]:
+    """What may decide something while packages of others are imported."""
+    return {k: v for k, v in env.items() if k not in LATE and not k.startswith(LATE_PREFIXES)}
 
 
 def inherited() -> Warm | None:

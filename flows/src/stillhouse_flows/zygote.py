@@ -1,11 +1,13 @@
 """A process that has imported what a run's stages need, and forks them: none of them imports torch.
 
-`python -P -m stillhouse_flows.zygote SERVER CLIENT RECIPE`: two ends of a socket pair that the flow
-made, so nobody else can ask (see `warm`); spaces after RECIPE are room for what `ps` shows.
+`python -P -m stillhouse_flows.zygote SERVER CLIENT ROOM`: two ends of a socket pair that the flow
+made, so nobody else can ask (see `warm`); the spaces of ROOM are for what `ps` shows.
 
 It imports, forks and waits, and does nothing else: no thread of a parallel region, no CUDA, no open
-repository. A request is one message of JSON with the files of the new process; its answers are the
-new process's id and, when it has ended, how.
+repository. At first it knows packages of others alone, and what it forks imports the code that is
+installed. A message then says where the code of a run lies, and it imports that. A request is one
+message of JSON with the files of the new process; its answers are the new process's id and, when it
+has ended, how.
 
 It ends with the flow, in whatever way that goes, and every group that it started with it.
 """
@@ -40,11 +42,15 @@ OURS = "STILLHOUSE_"
 CLIENT = "STILLHOUSE_ZYGOTE"
 # else a module that asks for a GPU while it is imported would set up CUDA, which no fork survives
 NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
+# of others: the most of the time, and the same wherever the run's own code lies
+FIRST = (
+    *("torch", "pydantic", "pyarrow", "typer"),
+    *("dvc.repo", "dvc.repo.reproduce", "dvc.stage.cache", "dvc.stage.run"),
+    *("dvc.stage.serialize", "dvc.logger", "dvc.utils.serialize", "dvc_data.hashfile.cache"),
+)
 PRELOADED = (
     *("stillhouse.cli.app", "stillhouse.cli.target", "stillhouse.runs", "stillhouse.reach"),
     *("stillhouse_flows.prepare", "stillhouse_flows.child", "stillhouse_flows.registering"),
-    *("dvc.repo", "dvc.repo.reproduce", "dvc.stage.cache", "dvc.stage.run"),
-    *("dvc.stage.serialize", "dvc.logger", "dvc.utils.serialize", "dvc_data.hashfile.cache"),
 )
 # imported while others work
 REPORT = ("stillhouse.report.pages", "stillhouse.report.terminal", "stillhouse.cli.tables")
@@ -97,15 +103,38 @@ def main(argv: Sequence[str]) -> int:
 
     signal.signal(signal.SIGTERM, end)
     os.environ[NVML] = "1"
-    _preload(argv[2].strip())
-    zygote.safe = _probe()
-    gc.collect()
-    gc.freeze()  # a collection in a fork would copy every page
+    for name in FIRST:
+        importlib.import_module(name)
+    _settle(zygote)
     zygote.poll.register(server, select.POLLIN)
     while True:
         job = _serve(zygote)
         if job is not None:  # this is the new process
             _finish(_work(zygote, *job))
+
+
+def _settle(zygote: Zygote) -> None:
+    """After imports: see that a fork works, and have collections in forks copy no page."""
+    zygote.safe = zygote.safe and _probe()
+    gc.collect()
+    gc.freeze()
+
+
+def _move(zygote: Zygote, *, recipe: str, env: Mapping[str, str], cwd: str) -> None:
+    """Become a zygote of the code that `env` leads to, with what `recipe` needs imported."""
+    paths = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.path[:] = [*paths, *(path for path in sys.path if path not in paths)]
+    sys.dont_write_bytecode = bool(env.get("PYTHONDONTWRITEBYTECODE"))
+    # this module was found where the flow's own code is, which may be another
+    for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    os.environ.clear()
+    os.environ.update({**env, NVML: "1"})
+    zygote.env = dict(env)
+    os.chdir(cwd)
+    _preload(recipe)
+    _settle(zygote)
 
 
 def _preload(recipe: str) -> None:
@@ -173,6 +202,9 @@ def _request(zygote: Zygote) -> tuple[Job, list[int]] | None:
     message: Any = found  # Any: JSON
     if "modules" in message:
         zygote.learned.extend(name for name in message["modules"] if name not in sys.modules)
+        return None
+    if "place" in message:
+        _move(zygote, **message["place"])
         return None
     if "recipe" in message:
         zygote.recipe = message["recipe"]
