@@ -93,8 +93,8 @@ def _start(
     # before Prefect registers its own: those run first, and send their last lines here
     atexit.register(stop, server)
     os.environ[API] = f"http://{reached_at(host)}:{port}/api"
-    # seconds of work, as the server's start is: done side by side
-    importlib.import_module("prefect")
+    # Prefect, too: seconds of work, as the server's start is, done side by side
+    importlib.import_module("stillhouse_flows.flow")
     _wait_for(os.environ[API], server, log, meanwhile)
     return server
 
