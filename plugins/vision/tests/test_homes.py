@@ -183,3 +183,23 @@ def test_without_a_name_they_are_listed_with_their_licence(
     assert all(
         home.license in line for home, line in zip(data_homes().values(), lines, strict=True)
     )
+
+
+@pytest.mark.parametrize("blocked", ["home", "data"])
+def test_a_folder_that_cannot_be_made_is_one_line(
+    blocked: str,
+    tmp_path: Path,
+    place: tuple[Path, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("STILLHOUSE_ROOT", str(tmp_path))
+    put_mnist(place[0], monkeypatch)
+    (tmp_path / blocked).write_text("a file\n")
+    assert main(["data", "fetch", "mnist", "--mirror", place[1]]) == 2
+    err = capsys.readouterr().err
+    assert len(err.strip().splitlines()) == 1
+    assert f"{tmp_path / blocked}" in err
+    assert "a file, where a folder is to be; move it" in err
+    assert (tmp_path / blocked).read_text() == "a file\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stillhouse.domain import DataHome, Domain, domains, load_function
 from stillhouse.errors import BadData, MissingData, UnknownName
-from stillhouse.files import writing
+from stillhouse.files import storage, writing
 from stillhouse.places import home
 
 
@@ -21,7 +21,8 @@ def fetch_data(name: str, root: Path, *, mirror: str = "") -> Path:
 
     `mirror` is another URL with the same files. Raises UnknownName for a data set that no domain
     has, BadData where the folder is there already or a download has other bytes than it should,
-    MissingData where the home cannot be reached, or where the user has to accept terms first.
+    MissingData where the home cannot be reached, or where the user has to accept terms first,
+    StorageError where a folder cannot be written.
     """
     homes = data_homes()
     if name not in homes:
@@ -36,7 +37,8 @@ def fetch_data(name: str, root: Path, *, mirror: str = "") -> Path:
         )
     place = mirror or found.home
     downloads = home() / "downloads" / name
-    downloads.mkdir(parents=True, exist_ok=True)
+    with storage(downloads):
+        downloads.mkdir(parents=True, exist_ok=True)
     write = load_function(found.fetch, where=f"data set '{name}'")
     with writing(folder) as aside:
         write(name, aside, place if place.endswith("/") else f"{place}/", downloads)
