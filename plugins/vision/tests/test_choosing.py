@@ -1,7 +1,8 @@
-"""Learning rates chosen on images kept apart: never on test data, the same grid for all rows."""
+"""Settings chosen on data kept apart: never on test data, the same grid for all rows."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,16 @@ import pytest
 import torch
 
 from stillhouse.artifact import Artifact
-from stillhouse.data.data import select
+from stillhouse.data.data import Data, RowData, select
 from stillhouse.data.shards import load_data, save_data
-from stillhouse.errors import BadRecipe, StillhouseError
-from stillhouse.objectives.objective import Composed
+from stillhouse.errors import BadData, BadRecipe, StillhouseError
+from stillhouse.metrics import Classification, Metric, Score
+from stillhouse.objectives.objective import Composed, Models
 from stillhouse.recipe import Context, Event, Recipe
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Make, Train
-from stillhouse.work import Work
-from stillhouse_vision.choosing import (
+from stillhouse.stages.choosing import (
+    CHOICES,
     Choices,
     Choose,
     TrainChosen,
@@ -25,6 +27,7 @@ from stillhouse_vision.choosing import (
     chosen_of,
     read_by,
 )
+from stillhouse.work import Work
 from stillhouse_vision.data import ReadImages
 from stillhouse_vision.drawing import KeepApart
 from stillhouse_vision.models import ImageSpec
@@ -68,8 +71,15 @@ def test_a_selection_that_reads_a_test_port_is_refused() -> None:
     stage, data = chooser(made, "labels"), made.stage("data")
     assert isinstance(data, Make)
     test = data["test"]
-    with pytest.raises(BadRecipe, match="chooses by 'data.test', which is test data; give images"):
-        chosen_of(stage.candidates, name="choose-labels", validation=test, steps=3)
+    with pytest.raises(BadRecipe, match="chooses by 'data.test', which is test data; give data"):
+        chosen_of(
+            stage.candidates,
+            name="choose-labels",
+            validation=test,
+            steps=3,
+            metric=Classification(),
+            score="accuracy",
+        )
     behind = Make(name="copy", make=KeepApart(rows=10), inputs={"data": test}, ports=("pool",))
     with pytest.raises(BadRecipe, match="chooses by 'data.test'"):
         replace(stage, inputs={**stage.inputs, "validation": behind["pool"]})
@@ -93,10 +103,10 @@ def test_no_selection_of_the_recipe_reads_a_test_port() -> None:
 def test_all_rows_choose_from_the_same_rates_and_distilled_ones_a_factor() -> None:
     made = recipe()
     grids = {
-        row: [(c.lr, c.factor) for c in chooser(made, row).candidates.values()]
+        row: [tuple(c.chosen.values()) for c in chooser(made, row).candidates.values()]
         for row in ("labels", "kd-all", "self-training")
     }
-    assert grids["labels"] == grids["self-training"] == [(0.02, 1), (0.2, 1)]
+    assert grids["labels"] == grids["self-training"] == [(0.02,), (0.2,)]
     assert grids["kd-all"] == [(0.02, 0.5), (0.02, 2), (0.2, 0.5), (0.2, 2)]
     for row in grids:
         final = made.stage(f"{row}-0")
@@ -105,7 +115,9 @@ def test_all_rows_choose_from_the_same_rates_and_distilled_ones_a_factor() -> No
         assert {name: c.train.steps for name, c in short.items()} == dict.fromkeys(short, 3)
         for name, candidate in final.candidates.items():
             assert candidate.train == replace(short[name].train, steps=candidate.train.steps)
-            assert candidate.train.objective.phases["student"].optimizer.lr == candidate.lr
+            assert (
+                candidate.train.objective.phases["student"].optimizer.lr == candidate.chosen["lr"]
+            )
 
 
 def test_a_factor_moves_the_teachers_weight_alone() -> None:
@@ -125,19 +137,22 @@ def test_rows_with_a_temperature_choose_it_too() -> None:
         rows=["labels", "kd", "kd-all", "rkd-all"], temperatures=[1.0, 4.0], factors=[1.0]
     )
     for row, found in {
-        "labels": [0, 0],
+        "labels": [None, None],
         "kd": [1, 4, 1, 4],
         "kd-all": [1, 4, 1, 4],
-        "rkd-all": [0, 0],
+        "rkd-all": [None, None],
     }.items():
         candidates = chooser(made, row).candidates
-        assert [c.temperature for c in candidates.values()] == found
+        assert [c.chosen.get("temperature") for c in candidates.values()] == found
     kd = chooser(made, "kd-all").candidates
     assert list(kd) == ["lr0_02-x1-t1", "lr0_02-x1-t4", "lr0_2-x1-t1", "lr0_2-x1-t4"]
     for candidate in kd.values():
         objective = candidate.train.objective
         assert isinstance(objective, Composed)
-        assert objective.losses["kd"].term.hyperparameters["temperature"] == candidate.temperature
+        assert (
+            objective.losses["kd"].term.hyperparameters["temperature"]
+            == candidate.chosen["temperature"]
+        )
 
 
 def test_a_choice_made_once_holds_for_all_seeds() -> None:
@@ -146,7 +161,7 @@ def test_a_choice_made_once_holds_for_all_seeds() -> None:
         finals = [made.stage(f"{row}-{seed}") for seed in range(2)]
         assert {stage.inputs["choice"] for stage in finals} == {f"choose-{row}.choice"}
         assert [stage.seed for stage in finals] == [0, 1]
-    assert made.studies == {"What each row has chosen on images kept apart": ("choices",)}
+    assert made.studies == {CHOICES: ("choices",)}
 
 
 def test_the_best_on_validation_is_what_is_trained(tmp_path: Path) -> None:
@@ -155,16 +170,16 @@ def test_the_best_on_validation_is_what_is_trained(tmp_path: Path) -> None:
     stage = chooser(recipe(rates=[1e-9, 0.2], choose_steps=40), "labels")
     chosen = stage.run(inputs, context(tmp_path / "a")).outputs["choice"]
     table = load_data(chosen.path)
-    assert table.columns["candidate"] == ["lr0_2-x1", "lr1e-09-x1"]
-    learned, stayed = table.rows(torch.arange(2))["accuracy"].tolist()
+    assert table.columns["candidate"] == ["lr0_2", "lr1e-09"]
+    learned, stayed = table.rows(torch.arange(2))["score"].tolist()
     assert learned > stayed + 0.1
-    assert best_row(table, where="x")["lr"] == 0.2
+    assert best_row(table, where="x") == ("lr0_2", learned, {"lr": 0.2})
     made = recipe(rates=[1e-9, 0.2], steps=5).stage("labels-0")
     assert isinstance(made, TrainChosen)
     given = {"data": inputs["data"], "choice": chosen}
     result = made.run(given, context(tmp_path / "b"))
-    assert result.measured["chosen"] == {"candidate": "lr0_2-x1", "lr": 0.2, "factor": 1.0}
-    candidate = made.candidates["lr0_2-x1"].train
+    assert result.measured["chosen"] == {"candidate": "lr0_2", "lr": 0.2}
+    candidate = made.candidates["lr0_2"].train
     assert isinstance(candidate, Train)
     again = candidate.run({"data": inputs["data"]}, context(tmp_path / "c"))
     assert result.outputs["student"].digest == again.outputs["student"].digest
@@ -184,22 +199,69 @@ def test_a_killed_choice_goes_on_behind_the_last_candidate(tmp_path: Path) -> No
 
 def test_what_was_chosen_stands_in_the_report(tmp_path: Path) -> None:
     columns = {
-        "candidate": ["a", "b"],
-        "accuracy": torch.tensor([0.3, 0.5], dtype=torch.float64),
-        "lr": torch.tensor([0.1, 0.2], dtype=torch.float64),
-        "factor": torch.tensor([1.0, 2.0], dtype=torch.float64),
-        "temperature": torch.tensor([0.0, 4.0], dtype=torch.float64),
+        "candidate": ["b", "a"],
+        "finite": torch.tensor([True, False]),
+        "score": torch.tensor([0.5, 0.0], dtype=torch.float64),
+        "chosen_lr": torch.tensor([0.2, 0.1], dtype=torch.float64),
+        "chosen_temperature": torch.tensor([4.0, 1.0], dtype=torch.float64),
     }
     table = load_data(save_data(tmp_path / "t", columns).path)
     work = replace(Work.seeded(0), data={"p": table})
-    found = Choices(titles={"p": "kd"})({}, table, work=work)
-    assert found == {
+    (accuracy,) = (each for each in Classification().scores() if each.name == "accuracy")
+    study = Choices(titles={"p": "kd"}, score=accuracy)
+    assert study({}, table, work=work) == {
         ("kd", "chosen_lr"): 0.2,
-        ("kd", "chosen_factor"): 2.0,
         ("kd", "chosen_temperature"): 4.0,
         ("kd", "validation_accuracy"): 0.5,
         ("kd", "tried"): 2,
     }
+    labels = {each.name: each.label for each in study.scores()}
+    assert labels["chosen_lr"] == "Learning rate"
+    assert labels["validation_accuracy"].startswith("Accuracy on the data kept apart")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss(Metric):
+    """A metric that is better lower, and of one training no number."""
+
+    def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
+        accuracy = Classification()(models, data, work=work)["accuracy"]
+        return {"loss": math.nan if accuracy < 0.2 else 1 - accuracy}
+
+    def scores(self) -> tuple[Score, ...]:
+        return (Score(name="loss", better="lower"), Score(name="seen", better="neither"))
+
+
+def test_of_a_loss_the_lowest_is_chosen_and_what_is_no_number_last(tmp_path: Path) -> None:
+    inputs = tables(tmp_path)
+    rates = recipe(rates=[1e-9, 0.2, 0.4], choose_steps=40)
+    stage = replace(chooser(rates, "labels"), metric=Loss(), score="loss")
+    table = load_data(stage.run(inputs, context(tmp_path / "a")).outputs["choice"].path)
+    assert isinstance(table, RowData)
+    names, losses = table.columns["candidate"], table.rows(torch.arange(3))["score"].tolist()
+    assert isinstance(names, list)
+    assert names[-1] == "lr1e-09"
+    assert table.rows(torch.arange(3))["finite"].tolist() == [True, True, False]
+    assert losses[0] <= losses[1]
+    none = replace(stage, candidates={"lr1e-09": stage.candidates["lr1e-09"]})
+    nothing = load_data(none.run(inputs, context(tmp_path / "b")).outputs["choice"].path)
+    with pytest.raises(BadData, match=r"no candidate is finite \(lr1e-09\); add a lower rate"):
+        best_row(nothing, where="x")
+
+
+def test_candidates_that_differ_in_what_is_chosen_are_refused() -> None:
+    stage = chooser(recipe(), "labels")
+    one, other = stage.candidates.values()
+    with pytest.raises(BadRecipe, match="differ in what is to be chosen"):
+        replace(stage, candidates={"a": one, "b": replace(other, chosen={"factor": 1.0})})
+
+
+def test_a_score_that_nothing_can_be_chosen_by_is_refused() -> None:
+    stage = chooser(recipe(), "labels")
+    with pytest.raises(BadRecipe, match="'choose-labels': no value of 'seen' is the better one"):
+        replace(stage, metric=Loss(), score="seen")
+    with pytest.raises(StillhouseError, match="lost.*Did you mean 'loss'"):
+        replace(stage, metric=Loss(), score="lost")
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from stillhouse.objectives.objective import Step
 from stillhouse.runs import run_stage
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Convert, Evaluate, Train
+from stillhouse.stages.choosing import CHOICES, Choose, TrainChosen, read_by
 from stillhouse.work import Work
-from stillhouse_vision.choosing import CHOICES, Choose, TrainChosen, read_by
 from stillhouse_vision.metrics import Kept, KeptPictures
 from stillhouse_vision.objectives import KD3, select_instances
 from stillhouse_vision.recipes.kd3 import VARIANTS, kd3
@@ -92,7 +92,7 @@ def test_every_row_chooses_its_rate_on_images_kept_apart_from_test_and_students(
     for chooser in choosers:
         assert chooser.inputs["validation"] == "apart.validation"
         assert not any(ref.endswith(".test") for ref in read_by(chooser))
-        assert [c.lr for c in chooser.candidates.values()] == [0.05, 0.3, 1.0, 3.0]
+        assert [c.chosen["lr"] for c in chooser.candidates.values()] == [0.05, 0.3, 1.0, 3.0]
         row = chooser.name.removeprefix("choose-")
         for seed in range(2):
             final = made.stage(f"{row}-{seed}")
@@ -118,11 +118,11 @@ def test_the_student_that_is_scored_has_the_teachers_classifier(tmp_path: Path) 
     for name in ("data", "apart", "web", "teacher", "head", "choose-kd3", "kd3-0"):
         run_stage(target.recipe, target.recipe.stage(name), runs)
     table = load_data(runs.folder / "choose-kd3" / "choice")
-    assert table.columns["candidate"] == ["lr1e-09-x1", "lr2-x1"]
-    still, learned = table.rows(torch.arange(2))["accuracy"].tolist()
+    assert table.columns["candidate"] == ["lr2", "lr1e-09"]
+    learned, still = table.rows(torch.arange(2))["score"].tolist()
     assert learned > still + 0.1
     record = json.loads((runs.folder / "kd3-0.run.json").read_text())
-    assert record["measured"]["chosen"] == {"candidate": "lr2-x1", "lr": 2.0, "factor": 1.0}
+    assert record["measured"]["chosen"] == {"candidate": "lr2", "lr": 2.0}
 
 
 def test_variants_differ_in_one_thing() -> None:

@@ -1,7 +1,8 @@
 """vision/distill with few labels: what a teacher and unlabelled images buy a small classifier."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 from stillhouse.artifact import Model
 from stillhouse.comparison import Scores, costed
@@ -15,15 +16,15 @@ from stillhouse.objectives.term import Term
 from stillhouse.recipe import Kind, Recipe, Row, Stage
 from stillhouse.references import Ref, collected, out
 from stillhouse.stages import Convert, Evaluate, Make, Train
-from stillhouse_vision.choosing import (
+from stillhouse.stages.choosing import (
     CHOICES,
     Candidate,
     Choose,
     TrainChosen,
     best_of,
+    by_name,
     chosen_of,
     chosen_study,
-    label,
 )
 from stillhouse_vision.drawing import DrawLabels, KeepApart
 from stillhouse_vision.figures import Confusion, Mistakes, Predictions
@@ -191,21 +192,13 @@ class _Draw:
 
     def candidates(self, row: str) -> dict[str, Candidate]:
         """A row's trainings to choose from, by name."""
-        factors = (1.0,) if row in (ALONE, SELF) else self.settings.factors
-        warm = row.removesuffix(ALL) in WARM and bool(self.settings.temperatures)
-        temperatures = self.settings.temperatures if warm else (0.0,)
-        made = [
-            Candidate(
-                train=self._train(row, lr=lr, factor=factor, temperature=temperature),
-                lr=lr,
-                factor=factor,
-                temperature=temperature,
-            )
-            for lr in self.settings.rates
-            for factor in factors
-            for temperature in temperatures
-        ]
-        return {label(candidate): candidate for candidate in made}
+        grid: dict[str, Sequence[float]] = {"lr": self.settings.rates}
+        if row not in (ALONE, SELF):
+            grid["factor"] = self.settings.factors
+        if row.removesuffix(ALL) in WARM and self.settings.temperatures:
+            grid["temperature"] = self.settings.temperatures
+        cells = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+        return by_name([Candidate(train=self._train(row, **c), chosen=c) for c in cells])
 
     def _train(
         self, row: str, *, lr: float, factor: float = 1.0, temperature: float = 0.0
@@ -302,6 +295,8 @@ def chosen(settings: Distill, row: str) -> Choose:
         name=f"choose-{row}",
         validation=apart(settings)["validation"],
         steps=settings.choose_steps,
+        metric=Classification(),
+        score="accuracy",
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from stillhouse.artifact import Model
 from stillhouse.cache import Cache
 from stillhouse.comparison import Comparison, seeded
+from stillhouse.metrics import Classification
 from stillhouse.objectives.logits import kd_loss
 from stillhouse.objectives.objective import Weighted
 from stillhouse.objectives.projectors import LinearProjector
@@ -16,14 +17,14 @@ from stillhouse.objectives.term import Term
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.references import Ref, out, reference
 from stillhouse.stages import Convert, Evaluate, Make, Train
-from stillhouse_vision.choosing import (
+from stillhouse.stages.choosing import (
     CHOICES,
     Candidate,
     Choose,
     best_of,
+    by_name,
     chosen_of,
     chosen_study,
-    label,
 )
 from stillhouse_vision.drawing import KeepApart
 from stillhouse_vision.metrics import Kept, KeptPictures
@@ -165,6 +166,8 @@ def _students(
             name=f"choose-{name}",
             validation=apart["validation"],
             steps=settings.choose_steps,
+            metric=Classification(),
+            score="accuracy",
             finish=MergeStudent() if "projector" in lesson.outputs else None,
         )
         choosers[name] = chooser
@@ -181,8 +184,7 @@ def _students(
 
 
 def _by_rate(trains: Mapping[float, Train]) -> dict[str, Candidate]:
-    made = [Candidate(train=train, lr=lr) for lr, train in trains.items()]
-    return {label(candidate): candidate for candidate in made}
+    return by_name([Candidate(train=each, chosen={"lr": lr}) for lr, each in trains.items()])
 
 
 def _choice_note(settings: KD3Settings) -> str:
