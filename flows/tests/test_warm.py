@@ -327,6 +327,7 @@ def test_one_that_was_begun_ahead_takes_the_code_of_its_run(
     assert before == [str(here / packages[0] / "src/stillhouse"), str(FLOWS)]
     theirs = mine | {"PYTHONPATH": os.pathsep.join(map(str, [*copies, place]))}
     with zygote(RECIPE, env=theirs, cwd=tmp_path) as warm:
+        assert warm
         assert warm is ahead
         found = run(warm, theirs, tmp_path, "where")[1].split()
     assert found == [str(copies[0] / "stillhouse"), str(copies[1] / "stillhouse_flows"), parent]
