@@ -45,9 +45,11 @@ NOTES = (
     "In the cross-validation a fold is held out, the next is the public contracts and three train; "
     "each distilled row has the teacher of its fold. At small the folds have one draw, not five, "
     "and leave out the generator, the BiLSTM and the distorted contracts (together more than half "
-    "of the time); by contract and at random they leave out the teacher and whatever it teaches.",
+    "of the time); by contract and at random they leave out the teacher and whatever it teaches. "
+    "benchmarks/contracts_folds.py trains more draws and the learners that are left out.",
 )
 CAUTION = (
-    "The rows noise, perturbed and generator answer different questions: see the notes for what "
-    "each is given. Perturbed is not data-free."
+    "Where a data-free row is no better than saying yes to everything, distillation without "
+    "contracts has failed. Students from noise, from generated texts and from distorted contracts "
+    "are given different things: see the notes. Distorted contracts are not data-free."
 )
