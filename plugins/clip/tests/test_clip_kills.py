@@ -12,11 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from stillhouse.cli.target import Target, make_target
 from stillhouse.recipe import Event
 from stillhouse.runs import finished, run_stage
 from stillhouse.testing.killing import take_over
+from stillhouse_clip.objectives.vlm_ood import unit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SMALL = (
@@ -86,6 +89,7 @@ def run_and_die(recipe: str, name: str, root: str, at: str, *given: str) -> None
         if event.text.startswith(at):
             os.kill(os.getpid(), signal.SIGKILL)
 
+    torch.set_num_threads(1)  # as conftest.py has it: sums in one order
     target = make_target(recipe, "tiny", given)
     runs = replace(target.runs(), root=Path(root), checkpoint_steps=3, observe=observe)
     run_stage(target.recipe, target.recipe.stage(name), runs)
@@ -93,15 +97,12 @@ def run_and_die(recipe: str, name: str, root: str, at: str, *given: str) -> None
 
 def test_the_text_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     computed: list[int] = []
-    from stillhouse_clip import banks
 
-    unit = banks.unit
-
-    def counted(rows: banks.Tensor) -> banks.Tensor:
+    def counted(rows: Tensor) -> Tensor:
         computed.append(len(rows))
         return unit(rows)
 
-    monkeypatch.setattr(banks, "unit", counted)
+    monkeypatch.setattr("stillhouse_clip.banks.unit", counted)
     given = ("teacher_steps=4",)
     killed("clip/vlm_ood", given, "bank-described", tmp_path, monkeypatch, at="texts")
     # 120 classes, 64 at a time: whole; behind the part that the killed process kept, the rest

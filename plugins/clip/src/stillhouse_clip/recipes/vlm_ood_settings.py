@@ -47,7 +47,7 @@ class VlmOodSettings(Settings):
         ("plain", "described"), description="of classes: their names, or with descriptions"
     )
     described_rows: tuple[Row, ...] = Field(
-        (), description="rows that descriptions are tried in; none: all"
+        (), description="rows that descriptions are tried in beside names; none: all"
     )
     descriptions: Input = Field(
         "", description="JSONL of class descriptions by wnid, for parquet data"
@@ -238,5 +238,6 @@ class VlmOodSettings(Settings):
 
     def rows_with(self, text: Text) -> tuple[Row, ...]:
         """The rows that are trained with these class texts, in order."""
-        apart = self.described_rows if text == "described" else ()
+        both = text == "described" and "plain" in self.texts
+        apart = self.described_rows if both else ()
         return tuple(row for row in self.rows if not apart or row in apart)
