@@ -51,3 +51,13 @@ def test_a_process_is_trimmed_when_it_has_grown(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_size_of_this_process_is_that_which_the_system_gives() -> None:
     assert heap.resident_bytes() == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)
+
+
+def test_what_arrow_frees_goes_back_to_the_system() -> None:
+    """mimalloc, Arrow's default, would keep it for as long as the process lives."""
+    import pyarrow as pa
+
+    import stillhouse.data.stored
+
+    assert stillhouse.data.stored.pa is pa
+    assert pa.default_memory_pool().backend_name == "system"
