@@ -70,7 +70,7 @@ def ready(requests: "Sequence[Request]", ref: str) -> None:
                 checked.result()
 
         try:
-            ensure_api(refused)
+            ensure_api(refused, beside="stillhouse_flows.flow")
         except StillhouseError:
             checked.result()  # whoever asked can put this right sooner
             raise

@@ -24,7 +24,8 @@ class StageSpec:
 def plan(root: Path, pipeline: str) -> tuple[StageSpec, ...]:
     """The stages of the file `pipeline` (under the DVC root), each after those it waits for.
 
-    Reads that file alone: a project may hold dozens, and DVC takes a quarter of a second for each.
+    Reads that file alone, since a project may hold dozens and DVC reads each slowly: cycles and
+    overlapping outputs within it are found here, those between two files by `dvc repro`.
     """
     from dvc.repo import Repo
     from dvc.repo.index import Index

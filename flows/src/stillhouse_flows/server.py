@@ -58,15 +58,15 @@ ENVIRONMENT = {
 }
 
 
-def ensure_api(meanwhile: Callable[[], None] | None = None) -> None:
-    """Have a Prefect API until this process ends; call it before Prefect is imported. `meanwhile`
-    is called now and then while it starts. Raises StillhouseError where the user's own does not
-    answer, and what `meanwhile` raises.
+def ensure_api(meanwhile: Callable[[], None] | None = None, *, beside: str = "prefect") -> None:
+    """Have a Prefect API until this process ends; call it before Prefect is imported. While it
+    starts, the module `beside` is imported and `meanwhile` called now and then. Raises
+    StillhouseError where the user's own does not answer, and what `meanwhile` raises.
     """
     if configured():
         check_answers()
     else:
-        _start(HOST, _free_port(), ENVIRONMENT, meanwhile)
+        _start(HOST, _free_port(), ENVIRONMENT, meanwhile, beside=beside)
 
 
 def ensure_server(host: str, port: int) -> "subprocess.Popen[bytes]":
@@ -86,6 +86,8 @@ def _start(
     port: int,
     settings: Mapping[str, str],
     meanwhile: Callable[[], None] | None = None,
+    *,
+    beside: str = "prefect",
 ) -> "subprocess.Popen[bytes]":
     log = Path(os.environ["PREFECT_HOME"]) / "server.log"
     with log.open("w") as stream:
@@ -93,8 +95,8 @@ def _start(
     # before Prefect registers its own: those run first, and send their last lines here
     atexit.register(stop, server)
     os.environ[API] = f"http://{reached_at(host)}:{port}/api"
-    # Prefect, too: seconds of work, as the server's start is, done side by side
-    importlib.import_module("stillhouse_flows.flow")
+    # seconds of work, as the server's start is: done side by side
+    importlib.import_module(beside)
     _wait_for(os.environ[API], server, log, meanwhile)
     return server
 

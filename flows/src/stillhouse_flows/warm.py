@@ -21,15 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse_flows.process_group import kill_group
+from stillhouse_flows.zygote import CLIENT, fixed
 
 COLD = "STILLHOUSE_COLD"  # set to anything: every process of a flow starts an interpreter
 # what DVC may be told to run without a shell
 COMMAND = re.compile(r"stillhouse (stage|flow inputs)( [A-Za-z0-9_./@:=-]+)+")
 KILLED = -9
-# what a run's environment may have other than the process that started its zygote: found again in
-# each message, or of the command line and of Prefect alone
-LATE = {"CUDA_VISIBLE_DEVICES", "PATH", "PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "SHELL"}
-LATE_PREFIXES = ("PREFECT_", "STILLHOUSE_")
+# what a run's environment may have other than the process that began its zygote, beside what any
+# fork may: it is set when the workspace is there, or is Prefect's alone
+LATE = {"PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "SHELL"}
+PREFECT = "PREFECT_"
 APP = "stillhouse.cli.app"
 ROOM = 1024  # bytes of a command line that a fork may show as its own
 
@@ -210,13 +211,11 @@ def _start(env: Mapping[str, str]) -> _Started:
 
 def _read_early(env: Mapping[str, str]) -> dict[str, str]:
     """What may decide something while packages of others are imported."""
-    return {k: v for k, v in env.items() if k not in LATE and not k.startswith(LATE_PREFIXES)}
+    return {k: v for k, v in fixed(env).items() if k not in LATE and not k.startswith(PREFECT)}
 
 
 def inherited() -> Warm | None:
     """The zygote that forked this process; None in an interpreter of its own."""
-    from stillhouse_flows.zygote import CLIENT
-
     number = os.environ.pop(CLIENT, "")
     return Warm(client=socket.socket(fileno=int(number))) if number else None
 

@@ -250,12 +250,13 @@ def _refusal(zygote: Zygote, job: Job) -> str:
     # whoever asked was killed since: nobody would end what joined a group of the dead
     if job.leader and all(each.pid != job.leader for each in zygote.running.values()):
         return "its group has ended"
-    mine, theirs = _fixed(zygote.env), _fixed(job.env)
+    mine, theirs = fixed(zygote.env), fixed(job.env)
     differ = [name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name)]
     return f"{', '.join(sorted(differ))} differs" if differ else ""
 
 
-def _fixed(env: Mapping[str, str]) -> dict[str, str]:
+def fixed(env: Mapping[str, str]) -> dict[str, str]:
+    """What of an environment may be read while modules are imported."""
     return {k: v for k, v in env.items() if k not in FREE and not k.startswith(OURS)}
 
 
