@@ -117,7 +117,7 @@ def read(root: Path) -> None:
         ),
         ("images.tsv", "images/0.png\t3", "line 1: class 3, but 3 are named"),
         ("images.tsv", "images/0.png 1", "line 1: expected <image>, a tab"),
-        ("images.tsv", "images/9.png\t1", "9.png is not there"),
+        ("images.tsv", "images/9.png\t1", "9.png not found"),
         ("images.tsv", "", "lists no image"),
     ],
 )

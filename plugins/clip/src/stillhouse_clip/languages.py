@@ -85,12 +85,30 @@ def read_templates(file: Path) -> Mapping[str, tuple[str, ...]]:
         raise BadData(f"{file}: no JSON of templates by language ({error})") from error
     if not isinstance(found, dict) or not found:
         raise BadData(f'{file}: expected {{"en": ["a photo of {{}}", ...], ...}}')
-    templates: dict[str, tuple[str, ...]] = {}
-    for language, each in found.items():  # pyright: ignore[reportUnknownVariableType]
-        if not isinstance(each, list) or not each or not all("{}" in str(t) for t in each):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-            raise BadData(f"{file}: {language}: a list of texts with {{}} in each")
-        templates[str(language)] = tuple(map(str, each))  # pyright: ignore[reportUnknownArgumentType]
+    return templates_in(found, where=f"{file}")
+
+
+def templates_in(found: Any, *, where: str) -> Mapping[str, tuple[str, ...]]:
+    """Templates by language of a JSON value; raises BadData for one without "{}"."""
+    templates = texts_by_language(found, where=where)
+    for language, texts in templates.items():
+        if bare := [text for text in texts if "{}" not in text]:
+            raise BadData(
+                f"{where}: {language}: a list of texts with {{}} in each ('{bare[0]}' has no {{}})"
+            )
     return templates
+
+
+def texts_by_language(found: Any, *, where: str) -> Mapping[str, tuple[str, ...]]:
+    """Lists of texts by language of a JSON value; raises BadData for another."""
+    if not isinstance(found, dict):
+        raise BadData(f"{where}: expected lists of texts by language")
+    texts: dict[str, tuple[str, ...]] = {}
+    for language, each in found.items():  # pyright: ignore[reportUnknownVariableType]
+        if not isinstance(each, list) or not each:
+            raise BadData(f"{where}: {language}: expected a list of texts")
+        texts[str(language)] = tuple(map(str, each))  # pyright: ignore[reportUnknownArgumentType]
+    return texts
 
 
 def text_embeddings(

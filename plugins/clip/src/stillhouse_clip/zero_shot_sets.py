@@ -32,8 +32,10 @@ from stillhouse_clip.languages import (
     Languages,
     image_embeddings,
     rows_at,
+    templates_in,
     templates_of,
     text_embeddings,
+    texts_by_language,
 )
 from stillhouse_clip.metrics import class_mean_accuracy
 from stillhouse_clip.objectives.distillation import unit, zero_shot_rows
@@ -77,7 +79,7 @@ def _class_set(file: Path) -> ClassSet:
     metric = about.get("metric", "accuracy")
     if metric not in get_args(SetMetric):
         raise BadData(f"{file}: metric '{metric}' is none of {', '.join(get_args(SetMetric))}")
-    labels = _texts(file, about, "labels")
+    labels = texts_by_language(about["labels"], where=f"{file}: labels")
     counts = {language: len(names) for language, names in labels.items()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{count} in {language}" for language, count in counts.items())
@@ -85,20 +87,8 @@ def _class_set(file: Path) -> ClassSet:
     (count,) = set(counts.values())
     if count < 2 or (metric == "roc_auc" and count > 2):
         raise BadData(f"{file}: {count} classes, of which {metric} cannot be")
-    templates = _texts(file, about, "templates")
-    for language, each in templates.items():
-        if bare := [text for text in each if "{}" not in text]:
-            raise BadData(f"{file}: templates: {language}: '{bare[0]}' has no {{}}")
+    templates = templates_in(about.get("templates") or {}, where=f"{file}: templates")
     return ClassSet(name=file.parent.name, metric=metric, labels=labels, templates=templates)
-
-
-def _texts(file: Path, about: Mapping[str, Any], key: str) -> Mapping[str, tuple[str, ...]]:
-    found: Any = about.get(key) or {}
-    if not isinstance(found, dict) or not all(
-        isinstance(each, list) and each for each in found.values()
-    ):
-        raise BadData(f"{file}: {key}: expected lists of texts by language")
-    return {str(language): tuple(map(str, each)) for language, each in found.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +129,7 @@ def _parts(
 def _listed(folder: Path, classes: int) -> Iterator[tuple[Path, Sequence[int]]]:
     file = folder / LISTED
     if not file.is_file():
-        raise MissingData(f"{file} is not there; list <image><tab><number of its class> a line")
+        raise MissingData(f"{file} not found; list <image><tab><number of its class> a line")
     rows = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not rows:
         raise BadData(f"{file}: lists no image")
@@ -152,7 +142,7 @@ def _listed(folder: Path, classes: int) -> Iterator[tuple[Path, Sequence[int]]]:
         if max(labels) >= classes:
             raise BadData(f"{file}: line {number}: class {max(labels)}, but {classes} are named")
         if not (folder / name).is_file():
-            raise MissingData(f"{file}: line {number}: {folder / name} is not there")
+            raise MissingData(f"{file}: line {number}: {folder / name} not found")
         yield folder / name, labels
 
 
@@ -239,13 +229,13 @@ def roc_auc(logits: Float[Tensor, "N 2"], truth: Bool[Tensor, "N 2"]) -> float:
     """The probability that an image of class 1 is likelier to be of it than an image of class 0,
     half where both are as likely. Raises BadData without images of either class.
     """
-    margin = (logits[:, 1] - logits[:, 0]).double()
-    one, other = margin[truth[:, 1]], margin[~truth[:, 1]].sort().values
-    if not len(one) or not len(other):
+    # torchmetrics takes seconds to import; recipes are built without it
+    from torchmetrics.functional.classification import binary_auroc
+
+    one = truth[:, 1].long()
+    if not 0 < int(one.sum()) < len(one):
         raise BadData("roc_auc: images of both classes are needed")
-    below = torch.searchsorted(other, one)
-    up_to = torch.searchsorted(other, one, right=True)
-    return float((below + up_to).double().mean() / (2 * len(other)))
+    return float(binary_auroc((logits[:, 1] - logits[:, 0]).double(), one))
 
 
 SCORED: Mapping[SetMetric, Callable[[Tensor, Tensor], float]] = {
