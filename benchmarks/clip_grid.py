@@ -23,7 +23,7 @@ import argparse
 import itertools
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,13 +83,8 @@ def best(cells: Mapping[str, list[float]]) -> str:
 def rates(recipe: str, scale: str, given: Record, device: str) -> Record:
     """All cells of the rates, and those chosen."""
     target = _prepared(recipe, scale, {"grid": list(RATES[recipe]), "seeds": 1, **given})
-    runs, wanted = target.runs(device=device, observe=tell), set[str]()
-    for row in target.recipe.rows.values():
-        if row.kind != "teacher":
-            wanted |= {each for name in row.stages for each in _before(target, name)}
-    for stage in target.recipe.stages:
-        if stage.name in wanted:
-            run_stage(target.recipe, stage, runs)
+    students = [row for row in target.recipe.rows.values() if row.kind != "teacher"]
+    _run(target, [name for row in students for name in row.stages], device)
     found = of_rows(target, MAIN[recipe])
     for row, cells in found.items():
         text = ", ".join(f"{rate}: {100 * values[0]:.1f} %" for rate, values in cells.items())
@@ -138,14 +133,10 @@ def joining_map(scale: str, given: Record, device: str) -> Record:
     for steps in MAP_STEPS:
         own = {"grid": list(RATES[VLM_OOD]), "seeds": 1, **given, "teacher_steps": steps}
         target = _prepared(VLM_OOD, scale, own)
-        runs = target.runs(device=device, observe=tell)
         assert isinstance(target.settings, VlmOodSettings)
         scored = [f"teacher-{text}-scores" for text in target.settings.texts]
-        wanted = set[str]().union(*(_before(target, name) for name in scored))
-        for stage in target.recipe.stages:
-            if stage.name in wanted:
-                run_stage(target.recipe, stage, runs)
-        done = collect(target.recipe, runs.folder)
+        _run(target, scored, device)
+        done = collect(target.recipe, target.runs().folder)
         each = {name: done[name].scores[MAIN[VLM_OOD]] for name in scored}
         found[f"teacher_steps={steps}"] = each
         said = ", ".join(f"{name} {100 * value:.1f} %" for name, value in each.items())
@@ -163,6 +154,16 @@ def _prepared(recipe: str, scale: str, given: Record) -> Target:
     target.runs().note_settings(settings)
     check_present(outside_refs(made), target.root)
     return target
+
+
+def _run(target: Target, names: Sequence[str], device: str) -> None:
+    """Run the stages `names` and all that they need."""
+    runs, wanted = target.runs(device=device, observe=tell), set[str]()
+    for name in names:
+        wanted |= _before(target, name)
+    for stage in target.recipe.stages:
+        if stage.name in wanted:
+            run_stage(target.recipe, stage, runs)
 
 
 def _metric(recipe: Recipe) -> Aligned:

@@ -37,6 +37,13 @@ class Quiet(SimpleHTTPRequestHandler):
         """Nothing on the terminal of the tests."""
 
 
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home and a project of each test's own."""
+    monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("STILLHOUSE_ROOT", str(tmp_path))
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     """A folder, and the URL that serves it."""
@@ -103,7 +110,6 @@ def read(folder: Path, size: int, channels: int) -> dict[str, np.ndarray]:
 def test_mnist_is_read_as_it_was_published(
     tmp_path: Path, place: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
     put_mnist(place[0], monkeypatch)
     folder = fetch_data("mnist", tmp_path, mirror=place[1])
     assert folder == tmp_path / "data" / "mnist"
@@ -118,7 +124,6 @@ def test_mnist_is_read_as_it_was_published(
 def test_cifar_is_read_as_it_was_published_and_not_downloaded_twice(
     tmp_path: Path, place: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
     put_cifar(place[0], monkeypatch)
     folder = fetch_data("cifar10", tmp_path, mirror=place[1])
     found = read(folder, 32, 3)
@@ -133,7 +138,6 @@ def test_a_file_of_other_bytes_is_not_used(
     tmp_path: Path, place: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against torchvision's own checksums, which no stand-in has."""
-    monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
     with monkeypatch.context() as patch:
         put_cifar(place[0], patch)
     with pytest.raises(StillhouseError, match="another MD5 than the published one") as error:
@@ -159,8 +163,6 @@ def test_what_cannot_be_fetched_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("STILLHOUSE_ROOT", str(tmp_path))
     (tmp_path / "data/fashion-mnist").mkdir(parents=True)
     given = [word.format(url=place[1]) for word in words]
     with warnings.catch_warnings():
@@ -193,8 +195,6 @@ def test_a_folder_that_cannot_be_made_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("STILLHOUSE_ROOT", str(tmp_path))
     put_mnist(place[0], monkeypatch)
     (tmp_path / blocked).write_text("a file\n")
     assert main(["data", "fetch", "mnist", "--mirror", place[1]]) == 2

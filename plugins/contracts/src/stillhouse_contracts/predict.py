@@ -121,21 +121,16 @@ def _found(
 ) -> list[Finding]:
     return [
         Finding(
-            file=places[row][0],
-            line=places[row][1].start_line,
-            end_line=places[row][1].end_line,
-            function=_named(places[row][1]),
+            file=file,
+            line=each.start_line,
+            end_line=each.end_line,
+            function=f"{each.contract}.{each.function}" if each.contract else each.function,
             type=types[column],
             probability=float(found[row, column]),
         )
         for row, column in np.argwhere(found >= threshold).tolist()
+        for file, each in (places[row],)
     ]
-
-
-def _named(fragment: Fragment) -> str:
-    if not fragment.contract:
-        return fragment.function
-    return f"{fragment.contract}.{fragment.function}"
 
 
 def _row(finding: Finding) -> Mapping[str, Any]:  # Any: what a cell shows
