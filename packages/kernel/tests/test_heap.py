@@ -1,13 +1,19 @@
 """Freed memory goes back to the system."""
 
 import platform
+from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 
 from stillhouse import heap
 from stillhouse.heap import GROWN, trim, trim_grown
+from stillhouse.runs import Runs, run_stage
+from stillhouse.settings import make_recipe, make_settings
+
+from .toys import SITE
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that keeps free pages")
@@ -53,11 +59,17 @@ def test_the_size_of_this_process_is_that_which_the_system_gives() -> None:
     assert heap.resident_bytes() == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)
 
 
-def test_what_arrow_frees_goes_back_to_the_system() -> None:
+def test_a_stage_has_arrow_return_what_it_frees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """mimalloc, Arrow's default, would keep it for as long as the process lives."""
-    import pyarrow as pa
-
-    import stillhouse.data.stored
-
-    assert stillhouse.data.stored.pa is pa
-    assert pa.default_memory_pool().backend_name == "system"
+    monkeypatch.syspath_prepend(str(SITE))
+    recipe = make_recipe("toy/toy", make_settings("toy/toy", "tiny"))
+    runs = Runs(root=tmp_path, recipe="toy/toy", variant="tiny")
+    before = pa.default_memory_pool()
+    try:
+        pa.set_memory_pool(pa.mimalloc_memory_pool())
+        run_stage(recipe, recipe.stage("data"), runs)
+        assert pa.default_memory_pool().backend_name == "system"
+    finally:
+        pa.set_memory_pool(before)

@@ -20,6 +20,15 @@ def trim_grown() -> bool:
     return True
 
 
+def allocate_as_the_system() -> None:
+    """Have Arrow allocate as the system does: its own allocator (mimalloc) keeps what a stage has
+    freed, hundreds of MB of it, from all that follow.
+    """
+    import pyarrow as pa  # slow to import
+
+    pa.set_memory_pool(pa.system_memory_pool())
+
+
 def resident_bytes() -> int:
     import psutil  # slow to import
 

@@ -30,7 +30,7 @@ from stillhouse.digest import digest
 from stillhouse.environment import environment
 from stillhouse.errors import ContractError, CorruptArtifact, MissingData, StaleInput
 from stillhouse.files import storage, write_text, writing
-from stillhouse.heap import trim_grown
+from stillhouse.heap import allocate_as_the_system, trim_grown
 from stillhouse.inputs import OPEN_BUILTIN, check_present, outside
 from stillhouse.leftovers import remove_asides, remove_temporaries, temporary
 from stillhouse.places import home, project_root
@@ -108,6 +108,7 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
     rank, nproc = parallel.world()
     if nproc > 1:
         parallel.join(runs.device)
+    allocate_as_the_system()
     with _held(_stage_lock(stage, runs, rank), stage, runs):
         if rank == 0:  # whoever held the lock before is gone
             remove_asides(runs.folder, stage.name)

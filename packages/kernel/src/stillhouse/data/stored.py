@@ -19,8 +19,6 @@ from stillhouse.errors import BadData, ContractError, CorruptArtifact, StaleInpu
 from stillhouse.trusted import check_arguments, code_of, decoder_class
 
 Array = NDArray[Any]  # Any: of whatever dtype a column has
-# Arrow's own allocator keeps what a stage has freed, hundreds of MB of it, from all that follow
-pa.set_memory_pool(pa.system_memory_pool())
 
 
 @dataclass(frozen=True, kw_only=True)
