@@ -1,5 +1,6 @@
 """Networks as ONNX files: the same numbers as torch, int8 ones near them, and what a role must do."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,25 @@ def file(folder: Path) -> Built:
 def logits(module: nn.Module, data: TensorData) -> torch.Tensor:
     with torch.no_grad():
         return module(dict(next(iter(data.batches(len(data), rng=None)))))["logits"]
+
+
+class Talkative(nn.Module):
+    """A network during whose export torch's exporter, its optimizer and a library speak."""
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        for name in ("torch.onnx.exporter", "onnxscript.optimizer", "another"):
+            logging.getLogger(name).warning("of %s", name)
+        return {"logits": batch["x"] + 1}
+
+
+def test_an_export_hides_what_the_exporter_warns_of_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_onnx(Talkative(), {"x": torch.zeros(2, 3)}, ("logits",), tmp_path / "a.onnx", opset=20)
+    warned = {record.name for record in caplog.records if record.levelno >= logging.WARNING}
+    assert warned == {"another"}
+    logging.getLogger("onnxscript.optimizer").warning("heard again")
+    assert caplog.records[-1].name == "onnxscript.optimizer"
 
 
 def test_the_file_gives_what_torch_gives_at_any_batch_size(float_: Built, file: Built) -> None:

@@ -2,10 +2,11 @@
 model card.
 """
 
+import contextlib
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,28 +189,38 @@ def write_onnx(
     axes = {name: ("batch", *dynamic.get(name, ())) for name in names}
     dims = {axis: torch.export.Dim(axis) for one in axes.values() for axis in one}
     shapes = tuple({i: dims[axis] for i, axis in enumerate(axes[name])} for name in names)
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            # torch's exporter warns about its own deprecations
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                _Positional(module.eval(), names, outputs),
-                tuple(batch.values()),
-                str(path),
-                input_names=list(names),
-                output_names=list(outputs),
-                dynamic_shapes={"values": shapes},
-                opset_version=opset,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-    finally:
-        logger.setLevel(before)
+    with _quiet_exporter():
+        torch.onnx.export(
+            _Positional(module.eval(), names, outputs),
+            tuple(batch.values()),
+            str(path),
+            input_names=list(names),
+            output_names=list(outputs),
+            dynamic_shapes={"values": shapes},
+            opset_version=opset,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
     _forget_places(path)
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Generator[None]:
+    """Without what torch's exporter warns of: its own deprecations, and constants that its
+    optimizer leaves to be computed later. What the file gives is compared with the module.
+    """
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _forget_places(path: Path) -> None:
