@@ -77,3 +77,30 @@ def test_a_shallow_encoder_begins_with_every_kth_layer_of_a_deep_one() -> None:
     assert layers_taken(5, 2) == (1, 4)
     with pytest.raises(BadSetting, match="3 layers cannot begin with those of 2"):
         layers_taken(2, 3)
+
+
+@pytest.mark.parametrize("prefix", [(), (3, 4)])
+def test_training_computes_the_tokens_that_count_to_the_same_gradients(
+    prefix: tuple[int, ...],
+) -> None:
+    torch.manual_seed(0)
+    tower = BertTower(spec(prefix=prefix, positions=9), dim=5)
+    # nobody's text reaches the last column
+    tokens = torch.cat([ids([0, 5, 9, 2], [0, 8, 2], [2]), torch.ones(3, 2).long()], dim=1)
+    aim = torch.randn(3, 5)
+    found, steps = dict[bool, Any](), dict[bool, list[torch.Tensor]]()
+    for training in (False, True):
+        made = found[training] = tower.train(training)({"tokens": tokens})
+        mask = made["text_mask"][..., None]
+        loss = (made["text"] - aim).square().sum() + (made["text_map"] * mask).square().sum()
+        steps[training] = list(torch.autograd.grad(loss, list(tower.parameters())))
+    assert found[True]["text_map"].shape == (3, 6, 16)
+    assert not found[True]["text_map"][~found[True]["text_mask"]].any()
+    torch.testing.assert_close(found[True]["text"], found[False]["text"])
+    torch.testing.assert_close(steps[True], steps[False], rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_of_nothing_but_padding_is_no_number_that_is_not_finite() -> None:
+    found = BertTower(spec(), dim=5).train()({"tokens": ids([1, 1], [1, 1])})
+    assert found["text"].isfinite().all()
+    assert found["text_map"].shape == (2, 2, 16)

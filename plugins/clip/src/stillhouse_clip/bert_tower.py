@@ -79,8 +79,50 @@ class TextSpec:
         return self.positions or self.context + len(self.prefix)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """Which of the tokens [B, L] are computed: all (`where` None), or T of them in a row, whose
+    numbers in the flat [B * L] are `where` [T].
+    """
+
+    mask: Tensor
+    where: Tensor | None = None
+
+    @classmethod
+    def packed(cls, mask: Tensor) -> "_Layout":
+        """Of those that count alone, up to the longest text's end."""
+        longest = int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 1
+        mask = mask[:, :longest]
+        return cls(mask=mask, where=mask.flatten().nonzero().squeeze(1))
+
+    @property
+    def columns(self) -> Tensor:
+        """The column of each token: [L] or [T]."""
+        length = self.mask.shape[1]
+        if self.where is None:
+            return torch.arange(length, device=self.mask.device)
+        return self.where % length
+
+    def pack(self, x: Tensor) -> Tensor:
+        """[B, L, ...] as the layers take it: [B, L, ...] or [T, ...]."""
+        x = x[:, : self.mask.shape[1]]
+        return x if self.where is None else x.flatten(0, 1).index_select(0, self.where)
+
+    def unpack(self, x: Tensor, length: int = 0) -> Tensor:
+        """[B, L, C] of what the layers give, with zeros where nothing counts, and to `length`."""
+        if self.where is None:
+            return x
+        whole = x.new_zeros(self.mask.numel(), *x.shape[1:]).index_copy(0, self.where, x)
+        whole = whole.unflatten(0, self.mask.shape)
+        return nn.functional.pad(whole, (0, 0, 0, max(0, length - whole.shape[1])))
+
+
 class BertEncoder(nn.Module):
-    """Token ids [B, L] and which of them count to the last layer's tokens [B, L, W]."""
+    """Token ids [B, L] and which of them count to the last layer's tokens [B, L, W].
+
+    In training those that do not count are not computed, and are 0: of short texts and one long one
+    they are most of a batch.
+    """
 
     def __init__(self, spec: TextSpec) -> None:
         super().__init__()
@@ -92,12 +134,15 @@ class BertEncoder(nn.Module):
     def forward(
         self, ids: Int64[Tensor, "B L"], mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B L W"]:
-        x = self.embeddings(ids)
+        # a compiler and an exporter want shapes that hang on no value
+        dense = not self.training or torch.compiler.is_compiling()
+        layout = _Layout(mask=mask) if dense else _Layout.packed(mask)
+        x = self.embeddings(layout.pack(ids), layout.columns)
         layers = self.encoder.get_submodule("layer")
         assert isinstance(layers, nn.ModuleList)
         for layer in layers:
-            x = layer(x, mask)
-        return x
+            x = layer(x, layout)
+        return layout.unpack(x, ids.shape[1])
 
 
 class _Embeddings(nn.Module):
@@ -108,9 +153,8 @@ class _Embeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(1, spec.width)
         self.LayerNorm = nn.LayerNorm(spec.width, eps=spec.epsilon)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        places = torch.arange(ids.shape[1], device=ids.device)
-        x = self.word_embeddings(ids) + self.position_embeddings(places)
+    def forward(self, ids: Tensor, columns: Tensor) -> Tensor:
+        x = self.word_embeddings(ids) + self.position_embeddings(columns)
         return self.LayerNorm(x + self.token_type_embeddings.weight[0])
 
 
@@ -126,8 +170,8 @@ class _Layer(nn.Module):
         self.intermediate.dense = nn.Linear(spec.width, spec.inner)
         self.output = _Added(spec.inner, spec)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = self.attention.output(self.attention.self(x, mask), x)  # pyright: ignore[reportCallIssue]
+    def forward(self, x: Tensor, layout: _Layout) -> Tensor:
+        x = self.attention.output(self.attention.self(x, layout), x)  # pyright: ignore[reportCallIssue]
         inner = nn.functional.gelu(self.intermediate.dense(x))  # pyright: ignore[reportCallIssue]
         return self.output(inner, x)
 
@@ -140,14 +184,15 @@ class _Attention(nn.Module):
         self.key = nn.Linear(spec.width, spec.width)
         self.value = nn.Linear(spec.width, spec.width)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, layout: _Layout) -> Tensor:
         q, k, v = (
-            part(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            layout.unpack(part(x)).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for part in (self.query, self.key, self.value)
         )
         scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
-        scores = scores.masked_fill(~mask[:, None, None], torch.finfo(scores.dtype).min)
-        return (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
+        mask = layout.mask[:, None, None]
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        return layout.pack((scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
 
 
 class _Added(nn.Module):
