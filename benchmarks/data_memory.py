@@ -2,13 +2,16 @@
 decoded), evaluation included, takes at most 1.5 GiB of anonymous memory, each page counted once.
 
     uv run python benchmarks/data_memory.py
+    uv run python benchmarks/data_memory.py --images 200000 --quality 100 --grain 40 \
+        --held-out 0.001 --keep /large/disk/images --root /large/disk/root
     uv run python benchmarks/data_memory.py --images 200000 --pixels 512 --keep /large/disk
 
-Smooth images with grain are written by Pillow (quality 90) into a folder a class: below a temporary
+Smooth images with grain are written by Pillow into a folder a class: below a temporary
 folder, or below `--keep`, where they are taken again. The run is the command line's, at scale tiny
 with few steps. Memory: `Anonymous` of /proc/<pid>/smaps_rollup, summed over the process and all its
 children, five times a second; what is mapped from files is not in it, since the kernel drops that
-where memory is short.
+where memory is short. The same command is given again: how long it takes to see that nothing is to
+do.
 """
 
 import argparse
@@ -34,7 +37,8 @@ from rounds import write
 from stillhouse.environment import environment
 
 ROOT = Path(__file__).parent.parent
-CLASSES, QUALITY, GOAL_MIB, SECONDS = 10, 90, 1536, 0.2
+CLASSES, GOAL_MIB, SECONDS = 10, 1536, 0.2
+QUALITY, GRAIN = 90, 12.0  # of the JPEG files, and of their noise: a deviation, of 255
 BATCH = 8  # of a step: what a training takes is up to its batch
 HELD_OUT = 0.025  # of the images, for the evaluation: 200 of 8,000
 STAGE = re.compile(r"^stage ([a-z0-9-]+): done")
@@ -42,28 +46,40 @@ STAGE = re.compile(r"^stage ([a-z0-9-]+): done")
 Record = Mapping[str, Any]  # Any: JSON
 
 
-def write_image(job: tuple[Path, int, int]) -> int:
+def write_image(job: tuple[Path, int, int, int, float]) -> int:
     """One image; bytes of its file. Classes differ in brightness: there is something to learn."""
-    path, number, pixels = job
+    path, number, pixels, quality, noise = job
     rng = np.random.default_rng(number)
     coarse = rng.uniform(0, 255, (8, 8, 3)) * 0.5 + 64 + 12 * (number % CLASSES - CLASSES / 2)
     smooth = Image.fromarray(coarse.clip(0, 255).astype(np.uint8)).resize(
         (pixels, pixels), Image.Resampling.BICUBIC
     )
-    grain = rng.normal(0, 12, (pixels, pixels, 1))
+    grain = rng.normal(0, noise, (pixels, pixels, 1))
     seen = (np.asarray(smooth, dtype=np.float32) + grain).clip(0, 255).astype(np.uint8)
-    Image.fromarray(seen).save(path, quality=QUALITY)
+    Image.fromarray(seen).save(path, quality=quality)
     return path.stat().st_size
 
 
-def make_images(folder: Path, count: int, pixels: int, *, distinct: int = 1 << 62) -> int:
+def make_images(
+    folder: Path,
+    count: int,
+    pixels: int,
+    *,
+    distinct: int = 1 << 62,
+    quality: int = QUALITY,
+    grain: float = GRAIN,
+) -> int:
     """`count` images in a folder a class, those after the first `distinct` links to these; bytes of
     all files.
     """
     for number in range(CLASSES):
         (folder / f"class{number}").mkdir(parents=True, exist_ok=True)
     paths = [folder / f"class{n % CLASSES}" / f"{n:07d}.jpg" for n in range(count)]
-    jobs = [(path, n, pixels) for n, path in enumerate(paths[:distinct]) if not path.is_file()]
+    jobs = [
+        (path, n, pixels, quality, grain)
+        for n, path in enumerate(paths[:distinct])
+        if not path.is_file()
+    ]
     with Pool(len(os.sched_getaffinity(0))) as pool:
         for _ in pool.imap_unordered(write_image, jobs, 64):
             pass
@@ -128,7 +144,7 @@ def run(images: Path, folder: Path, given: argparse.Namespace) -> tuple[Record, 
     settings = {
         "data": f"file:{images}",
         "size": given.pixels,
-        "held_out": HELD_OUT,
+        "held_out": given.held_out,
         "teacher_steps": given.steps,
         "steps": given.steps,
         "batch": BATCH,
@@ -164,16 +180,28 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=256)
     parser.add_argument("--distinct", type=int, default=8000, help="others are links to these")
     parser.add_argument("--steps", type=int, default=20, help="of teacher and students")
+    parser.add_argument("--quality", type=int, default=QUALITY, help="of the JPEG files")
+    parser.add_argument("--grain", type=float, default=GRAIN, help="deviation of their noise")
+    parser.add_argument("--held-out", type=float, default=HELD_OUT, help="for the evaluation")
     parser.add_argument("--keep", type=Path, help="where the images stay")
+    parser.add_argument("--root", type=Path, help="where the run stays, and is called again")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "data-memory")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         images = given.keep or Path(folder) / "images"
-        size = make_images(images, given.images, given.pixels, distinct=given.distinct)
+        size = make_images(
+            images,
+            given.images,
+            given.pixels,
+            distinct=given.distinct,
+            quality=given.quality,
+            grain=given.grain,
+        )
         print(f"{given.images:,} images of {given.pixels} px: {size / 2**20:,.0f} MiB")
-        root = Path(folder) / "root"
-        root.mkdir()
+        root = given.root or Path(folder) / "root"
+        root.mkdir(exist_ok=True)
         peaks, seconds = run(images, root, given)
+        _, again = run(images, root, given)
     highest = {n: max(p.get(n, 0.0) for p in peaks.values()) for n in ("anonymous", "own")}
     record: Record = {
         "claim": f"the run takes at most {GOAL_MIB} MiB of anonymous memory, a page counted once",
@@ -184,12 +212,15 @@ def main() -> None:
             "decoded_mib": given.images * 3 * given.pixels**2 / 2**20,
             "steps": given.steps,
             "batch": BATCH,
-            "held_out": HELD_OUT,
+            "held_out": given.held_out,
+            "quality": given.quality,
+            "grain": given.grain,
         },
         "environment": environment("cpu"),
         "peak_mib": highest,
         "peak_mib_by_stage": peaks,
         "seconds": seconds,
+        "seconds_with_nothing_to_do": again,
         "verdict": {"reached": highest["own"] <= GOAL_MIB},
     }
     write(given.out / f"{given.images}x{given.pixels}.json", record)

@@ -153,6 +153,7 @@ class VlmOodSettings(Settings):
             "batch": 64,
             "optimizer": "adamw",
             "lr": 3e-3,
+            "rates": {"contrastive": 1e-2, "proximity": 1e-2},
             "weight_decay": 0.01,
             "crop": 0.6,
             "described_rows": ("cls", "proximity"),
@@ -167,7 +168,7 @@ class VlmOodSettings(Settings):
             "teacher_batch": 256,
             "teacher_lr": 1e-3,
             "shot_steps": 50,
-            "seeds": 3,
+            "seeds": 5,
         },
         "paper": {
             "data": "file:Flower102",
