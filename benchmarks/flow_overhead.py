@@ -168,7 +168,7 @@ def server(place: Path) -> Generator[str]:
         process.wait()
 
 
-SERVE = [sys.executable, "-m", "stillhouse_flows.server", "127.0.0.1"]
+SERVE = [sys.executable, "-m", "stillhouse_flows.server.serving", "127.0.0.1"]
 
 if __name__ == "__main__":
     sys.exit(main())

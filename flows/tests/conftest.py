@@ -212,10 +212,10 @@ def finish(project: Project, changed: Mapping[str, float]) -> str:
     from stillhouse.report import report
     from stillhouse.runs import Runs, run_recipe
     from stillhouse.settings import find_settings, make_recipe
-    from stillhouse_flows.outside import write_notes
-    from stillhouse_flows.request import Request
-    from stillhouse_flows.run import opened, start
-    from stillhouse_flows.worktree import workspace
+    from stillhouse_flows.runs.request import Request
+    from stillhouse_flows.runs.run import opened, start
+    from stillhouse_flows.stages.outside import write_notes
+    from stillhouse_flows.workspace.worktree import workspace
 
     request = Request(recipe="toy/learn", settings=changed)
     with workspace(project.root, request.label()) as space:

@@ -8,8 +8,8 @@ import pytest
 from filelock import FileLock
 
 from stillhouse.errors import StillhouseError
-from stillhouse_flows.cleaning import clean, collect, survey
-from stillhouse_flows.failures import (
+from stillhouse_flows.upkeep.cleaning import clean, collect, survey
+from stillhouse_flows.upkeep.failures import (
     FIRST,
     LONGEST,
     clear_fault,
@@ -17,8 +17,8 @@ from stillhouse_flows.failures import (
     fault_of,
     note_fault,
 )
-from stillhouse_flows.git import git, identity
-from stillhouse_flows.worktree import RunWorkspace, keep_mark, prune, run_lock, workspace
+from stillhouse_flows.workspace.git import git, identity
+from stillhouse_flows.workspace.worktree import RunWorkspace, keep_mark, prune, run_lock, workspace
 
 if TYPE_CHECKING:
     from conftest import Project
@@ -196,8 +196,8 @@ def test_a_fault_that_repeats_waits_twice_as_long_each_time(toy: "Project") -> N
 def test_watch_does_not_try_again_what_is_known_to_fail(toy: "Project") -> None:
     from dataclasses import asdict, replace
 
-    from stillhouse_flows.gate import Gate
-    from stillhouse_flows.inputs import Inputs
+    from stillhouse_flows.promotion.gate import Gate
+    from stillhouse_flows.promotion.inputs import Inputs
     from stillhouse_flows.watch import Seen, wait_out
 
     inputs = Inputs(variant="tiny", settings={}, code="c", data="v1", outside={"data:a": "digest"})
@@ -220,7 +220,7 @@ def test_watch_does_not_try_again_what_is_known_to_fail(toy: "Project") -> None:
 
 def test_a_watch_that_starts_late_drops_what_came_due_meanwhile() -> None:
     from stillhouse_flows.flow import distill
-    from stillhouse_flows.overdue import drop_overdue
+    from stillhouse_flows.upkeep.overdue import drop_overdue
     from stillhouse_flows.watch import watch
 
     assert drop_overdue in watch.on_running_hooks

@@ -10,7 +10,7 @@ import pytest
 
 from stillhouse.runs import Runs, run_stage
 from stillhouse.settings import make_recipe, make_settings
-from stillhouse_flows.worktree import prune, workspace
+from stillhouse_flows.workspace.worktree import prune, workspace
 
 if TYPE_CHECKING:
     from conftest import Project

@@ -18,7 +18,7 @@ HAS = {name: importlib.util.find_spec(f"prefect_{name}") is not None for name in
 
 
 def test_a_run_for_every_recipe_and_every_value() -> None:
-    from stillhouse_flows.compare_cli import requests
+    from stillhouse_flows.cli.compare import requests
 
     made = requests(["a/b", "c/d"], "tiny", ["seeds=2"], ["lr=0.1,0.2"])
     assert [(each["recipe"], each["settings"]) for each in made] == [
@@ -60,7 +60,7 @@ def compare(project: "Project", home: Path, *words: str) -> "subprocess.Complete
 
 def test_too_few_or_equal_runs_are_refused() -> None:
     from stillhouse_flows.compare import run_names
-    from stillhouse_flows.request import Request
+    from stillhouse_flows.runs.request import Request
 
     one, other = Request(recipe="toy/count"), Request(recipe="toy/count", settings={"factor": 3})
     assert run_names([one, other]) == ["toy/count", "toy/count factor=3"]

@@ -6,9 +6,9 @@ import pytest
 from dvc.repo import Repo
 
 from stillhouse.errors import BadData, MissingData, UnknownName
-from stillhouse_flows import data_cli
-from stillhouse_flows.data import bring, datasets, pin
-from stillhouse_flows.worktree import shared_cache, workspace
+from stillhouse_flows.cli import data as data_cli
+from stillhouse_flows.data.pinned import bring, datasets, pin
+from stillhouse_flows.workspace.worktree import shared_cache, workspace
 
 if TYPE_CHECKING:
     from conftest import Project

@@ -57,7 +57,7 @@ GOOD = COUNT.replace("toy/count", "vision/distill").replace("settings: {seeds: 2
 def test_a_mistake_is_found_before_anything_is_registered(
     empty: "Project", found: str, instead: str, reason: str
 ) -> None:
-    from stillhouse_flows.deployments import read
+    from stillhouse_flows.server.deployments import read
 
     assert found in GOOD
     empty.write({"prefect.yaml": GOOD.replace(found, instead), "params.yaml": "{}\n"})
@@ -70,7 +70,7 @@ def test_a_mistake_is_found_before_anything_is_registered(
 
 
 def test_deployments_are_chosen_by_name(empty: "Project") -> None:
-    from stillhouse_flows.deployments import prepared, read
+    from stillhouse_flows.server.deployments import prepared, read
 
     empty.write({"prefect.yaml": GOOD})
     (each,) = read(empty.root, ["count"])
@@ -85,7 +85,7 @@ def test_deployments_are_chosen_by_name(empty: "Project") -> None:
 
 
 def test_the_projects_own_deployments_hold() -> None:
-    from stillhouse_flows.deployments import read
+    from stillhouse_flows.server.deployments import read
 
     root = Path(__file__).parents[2]
     assert [each.name for each in read(root)] == ["tiny", "nightly", "hourly"]
@@ -144,7 +144,7 @@ def test_what_prefect_raises_where_its_server_went_is_one_line() -> None:
     import httpx
 
     from stillhouse.errors import StillhouseError
-    from stillhouse_flows.foreground import answered
+    from stillhouse_flows.cli.foreground import answered
 
     request = httpx.Request("GET", "http://127.0.0.1:9/api/flows")
     refused = httpx.HTTPStatusError(

@@ -132,7 +132,7 @@ def trainer(leader: int) -> psutil.Process | None:
 
 
 def child(leader: int) -> psutil.Process | None:
-    return below(leader, "stillhouse_flows.child")
+    return below(leader, "stillhouse_flows.stages.child")
 
 
 def wait_for_checkpoint(home: Path, leader: int) -> None:
@@ -309,7 +309,7 @@ def server(env: dict[str, str], tmp_path: Path) -> Iterator[Callable[[], psutil.
         import urllib.request
 
         process = psutil.Popen(
-            [sys.executable, "-m", "stillhouse_flows.server", "127.0.0.1", port],
+            [sys.executable, "-m", "stillhouse_flows.server.serving", "127.0.0.1", port],
             env=own,
             start_new_session=True,
             stdout=subprocess.DEVNULL,

@@ -11,7 +11,7 @@ from stillhouse.metrics.scores import Score
 from stillhouse.report.collect import Product, Source
 from stillhouse.report.document import Document, Headline, Lineage, Row, Seed, StageEntry
 from stillhouse.report.statistics import summarize
-from stillhouse_flows.gate import Gate, Standard, check_scores, decide, read_gate
+from stillhouse_flows.promotion.gate import Gate, Standard, check_scores, decide, read_gate
 
 Values = Mapping[str, Sequence[float]]
 

@@ -10,7 +10,7 @@ import yaml
 
 from stillhouse.code.sources import snapshot
 from stillhouse.errors import StillhouseError
-from stillhouse_flows import cli
+from stillhouse_flows.cli import flow
 
 if TYPE_CHECKING:
     from conftest import Project
@@ -27,7 +27,7 @@ def generated(
     monkeypatch.chdir(counting.root)
     snapshot.cache_clear()
     capsys.readouterr()
-    cli.dvc(check=False)
+    flow.dvc(check=False)
     assert capsys.readouterr().out.splitlines() == [
         "written: pipelines/toy/count/tiny/dvc.yaml",
     ]
@@ -61,7 +61,7 @@ def test_a_stage_of_a_recipe_is_a_stage_of_dvc(generated: "Project") -> None:
 def test_drift_is_found_and_mended(
     generated: "Project", capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cli.dvc(check=True)
+    flow.dvc(check=True)
     file = generated / PIPELINE
     file.write_text(file.read_text().replace("double", "triple"))
     stale = generated / "pipelines/toy/count/small/dvc.yaml"
@@ -70,7 +70,7 @@ def test_drift_is_found_and_mended(
     generated.write({"pipelines/my/own/one/dvc.yaml": "stages: {}\n"})
     capsys.readouterr()
     with pytest.raises(typer.Exit) as left:
-        cli.dvc(check=True)
+        flow.dvc(check=True)
     assert left.value.exit_code == 2
     said = capsys.readouterr()
     assert said.out.splitlines() == [
@@ -78,8 +78,8 @@ def test_drift_is_found_and_mended(
         "out of date: pipelines/toy/count/small/dvc.yaml",
     ]
     assert said.err == "error: pipelines/ differs from the recipes. Run: stillhouse flow dvc\n"
-    cli.dvc(check=False)
-    cli.dvc(check=True)
+    flow.dvc(check=False)
+    flow.dvc(check=True)
     assert not stale.exists()
     assert (generated / "pipelines/my/own/one/dvc.yaml").is_file()
 
@@ -94,7 +94,7 @@ def test_settings_of_a_variant_are_its_params_except_seeds(generated: "Project")
     (generated / "params.yaml").write_text(
         f"toy:\n  count:\n    {variant}: {{factor: 3, seeds: 2}}\n"
     )
-    cli.dvc(check=False)
+    flow.dvc(check=False)
     stages = yaml.safe_load((generated / f"pipelines/toy/count/{variant}/dvc.yaml").read_text())[
         "stages"
     ]
@@ -115,7 +115,7 @@ def test_settings_of_a_variant_are_its_params_except_seeds(generated: "Project")
 def test_code_keys_are_noted_for_each_stage(generated: "Project") -> None:
     from stillhouse.code import stage_code
     from stillhouse.settings import make_recipe, make_settings
-    from stillhouse_flows.outside import check_key, write_notes
+    from stillhouse_flows.stages.outside import check_key, write_notes
 
     write_notes(generated.root, "toy/count@tiny")
     noted = json.loads((generated / "runs/toy/count/tiny/inputs/code.json").read_text())
@@ -136,7 +136,7 @@ def test_code_keys_are_noted_for_each_stage(generated: "Project") -> None:
 
 def test_code_inside_the_project_is_read_again_where_it_changed_only() -> None:
     from stillhouse.places import project_root
-    from stillhouse_flows.generate import files, targets
+    from stillhouse_flows.stages.generate import files, targets
 
     root = project_root()
     chosen = next(t for t in targets(root) if t.ref == "landmarks/two_teacher@tiny")

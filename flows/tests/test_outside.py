@@ -154,7 +154,7 @@ def test_what_dvc_takes_for_the_same_parameter_is_not_restored(
 
 
 def test_a_link_to_a_folder_below_data_is_refused(counting: "Project", tmp_path: Path) -> None:
-    from stillhouse_flows.data import check_links
+    from stillhouse_flows.data.pinned import check_links
 
     (tmp_path / "elsewhere").mkdir()
     check_links(counting / "data", ["a"])
@@ -169,7 +169,7 @@ def test_a_link_to_a_folder_below_data_is_refused(counting: "Project", tmp_path:
 def test_a_recipe_has_no_stage_of_the_name_of_ours() -> None:
     from stillhouse.recipe import Recipe
     from stillhouse.stages.make import Make
-    from stillhouse_flows.outside import check_free
+    from stillhouse_flows.stages.outside import check_free
 
     stage = Make(name="inputs", make=print, inputs={"file": "data:x"}, ports=("numbers",))  # type: ignore[arg-type]
     recipe = Recipe(name="x", reference="none", stages=[stage])
@@ -179,7 +179,7 @@ def test_a_recipe_has_no_stage_of_the_name_of_ours() -> None:
 
 def test_an_input_that_changed_since_it_was_noted_is_named(tmp_path: Path) -> None:
     from stillhouse.inputs import outside
-    from stillhouse_flows.outside import note_of, stale
+    from stillhouse_flows.stages.outside import note_of, stale
 
     outer, root = tmp_path / "outer.txt", tmp_path / "project"
     outer.write_text("1\n")

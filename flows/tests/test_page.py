@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from flow_servers import free_port, going, wait_for
 
-from stillhouse_flows.page import policy
+from stillhouse_flows.server.page import policy
 
 if TYPE_CHECKING:
     from conftest import Project

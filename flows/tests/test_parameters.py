@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stillhouse.errors import BadSetting, StillhouseError
-from stillhouse_flows.parameters import check_place
-from stillhouse_flows.process import ask
-from stillhouse_flows.request import Request
+from stillhouse_flows.processes.asking import ask
+from stillhouse_flows.runs.parameters import check_place
+from stillhouse_flows.runs.request import Request
 
 if TYPE_CHECKING:
     from conftest import Project
@@ -81,8 +81,8 @@ def test_prefect_refuses_the_same_before_a_run_starts(own_home: Path) -> None:
 def test_what_a_run_reads_stays_inside_the_project(
     counting: "Project", monkeypatch: pytest.MonkeyPatch, data: str, told: str
 ) -> None:
-    from stillhouse_flows.run import opened, start
-    from stillhouse_flows.worktree import workspace
+    from stillhouse_flows.runs.run import opened, start
+    from stillhouse_flows.workspace.worktree import workspace
 
     monkeypatch.setenv("PYTHONPATH", str(counting / "src"))
     monkeypatch.syspath_prepend(str(counting / "src"))
@@ -115,7 +115,7 @@ def test_unknown_settings_are_refused_with_the_nearest(
     monkeypatch.setenv("PYTHONPATH", str(counting / "src"))
     words = json.dumps({"recipe": "toy/count", "scale": "", "settings": {"facto; rm -rf /": 1}})
     with pytest.raises(StillhouseError, match="factor"):
-        ask("stillhouse_flows.prepare", words, env=os.environ, cwd=counting.root)
+        ask("stillhouse_flows.runs.prepare", words, env=os.environ, cwd=counting.root)
 
 
 @pytest.mark.slow

@@ -12,13 +12,13 @@ import pytest
 
 from stillhouse.digest import path_digest
 from stillhouse.errors import MissingData, StillhouseError, UnknownName
-from stillhouse_flows import promotion, student
-from stillhouse_flows.branches import Repository
-from stillhouse_flows.data import RemoteLost
-from stillhouse_flows.gate import Gate
-from stillhouse_flows.history import history
-from stillhouse_flows.promotion import judge, judge_now
-from stillhouse_flows.worktree import workspace
+from stillhouse_flows.data.pinned import RemoteLost
+from stillhouse_flows.promotion import promoted, student
+from stillhouse_flows.promotion.gate import Gate
+from stillhouse_flows.promotion.history import history
+from stillhouse_flows.promotion.promoted import judge, judge_now
+from stillhouse_flows.workspace.branches import Repository
+from stillhouse_flows.workspace.worktree import workspace
 
 if TYPE_CHECKING:
     from conftest import Learnt, Project
@@ -185,7 +185,7 @@ def test_a_kill_before_the_branch_moves_leaves_the_old_student(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(promotion, step, killed)
+        patch.setattr(promoted, step, killed)
         with pytest.raises(KeyboardInterrupt):
             judge(project.root, learnt.worse, LOW)
     assert project.git("rev-parse", "promoted") == tip
@@ -204,7 +204,7 @@ def test_a_kill_after_the_branch_moved_is_a_promotion(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(promotion, "_note", killed)
+        patch.setattr(promoted, "_note", killed)
         with pytest.raises(KeyboardInterrupt):
             judge(project.root, learnt.good, HIGH)
     (entry,) = [each for each in history(project.root) if each.run == learnt.good]

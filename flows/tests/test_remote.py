@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from flow_servers import flow_runs, free_port, going, wait_for
 
-from stillhouse_flows.git import git
+from stillhouse_flows.workspace.git import git
 
 if TYPE_CHECKING:
     from conftest import Project
@@ -43,8 +43,8 @@ def flow(clone: Path, env: Mapping[str, str], *code: str) -> "subprocess.Complet
     lines = [
         "import sys",
         "from stillhouse.errors import StillhouseError",
-        "from stillhouse_flows.local import settle",
-        "from stillhouse_flows.server import ensure_api",
+        "from stillhouse_flows.processes.local import settle",
+        "from stillhouse_flows.server.serving import ensure_api",
         "settle()",
         "ensure_api()",
         "from stillhouse_flows.flow import distill",

@@ -16,10 +16,10 @@ from dvc.repo import Repo
 from dvc.rwlock import rwlock
 
 from stillhouse.errors import StillhouseError
-from stillhouse_flows.child import StageResult, restore
-from stillhouse_flows.process import Children, StageFailed, run_stage, share_cores
-from stillhouse_flows.project import StageSpec, plan
-from stillhouse_flows.sources import stage_environment
+from stillhouse_flows.stages.child import StageResult, restore
+from stillhouse_flows.stages.process import Children, StageFailed, run_stage, share_cores
+from stillhouse_flows.stages.project import StageSpec, plan
+from stillhouse_flows.workspace.sources import stage_environment
 
 if TYPE_CHECKING:
     from conftest import Project
@@ -188,7 +188,7 @@ def test_a_stage_dies_with_the_process_that_started_it(toy: "Project") -> None:
     words = [
         sys.executable,
         "-m",
-        "stillhouse_flows.child",
+        "stillhouse_flows.stages.child",
         str(toy.root),
         f"{PIPELINE}:first",
         "/dev/null",

@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 import stillhouse_flows
-from stillhouse_flows.process import Children, ask
-from stillhouse_flows.warm import Warm, main_of, possible, start_ahead, words_of, zygote
+from stillhouse_flows.processes.asking import ask
+from stillhouse_flows.processes.warm import Warm, main_of, possible, start_ahead, words_of, zygote
+from stillhouse_flows.stages.process import Children
 
 pytestmark = [
     pytest.mark.skipif(not possible(), reason="forks are Linux's"),
@@ -51,7 +52,7 @@ def main(argv):
             print("ready", flush=True)
             subprocess.run(["sleep", mark])
         case ["stage", mark]:
-            from stillhouse_flows.process_group import die_with_parent
+            from stillhouse_flows.processes.process_group import die_with_parent
 
             die_with_parent()
             subprocess.run(["sleep", mark])
@@ -222,7 +223,9 @@ def test_a_killed_zygote_takes_its_forks_along_and_is_done_without(
         assert forked
         appears("600.875")
         zygotes = [
-            p for p in psutil.Process().children() if "stillhouse_flows.zygote" in p.cmdline()
+            p
+            for p in psutil.Process().children()
+            if "stillhouse_flows.processes.zygote" in p.cmdline()
         ]
         max(zygotes, key=lambda process: process.create_time()).kill()
         assert forked.wait() == -signal.SIGKILL
@@ -230,7 +233,7 @@ def test_a_killed_zygote_takes_its_forks_along_and_is_done_without(
         assert gone("600.875")
         words = '{"project": "%s", "root": "%s", "recipe": "a/b", "variant": "tiny"}'
         text = words % (tmp_path, tmp_path)
-        module = "stillhouse_flows.registering"
+        module = "stillhouse_flows.runs.registering"
         assert ask(module, text, env=environ, cwd=tmp_path, warm=warm).strip() == ""
 
 
@@ -238,8 +241,8 @@ def test_all_is_gone_with_the_flow(environ: dict[str, str], place: Path, tmp_pat
     script = f"""\
 import os
 from pathlib import Path
-from stillhouse_flows.process import Children
-from stillhouse_flows.warm import zygote
+from stillhouse_flows.stages.process import Children
+from stillhouse_flows.processes.warm import zygote
 place = Path({str(place)!r})
 with zygote({RECIPE!r}, env=os.environ, cwd=place) as warm:
     command = [{sys.executable!r}, "-m", "zygote_jobs", "sleep", "600.625"]

@@ -38,7 +38,7 @@ def test_without_a_gate_nothing_runs_and_how_to_write_one_is_said(
     learnt: "Learnt", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from stillhouse.errors import StillhouseError
-    from stillhouse_flows.request import Request
+    from stillhouse_flows.runs.request import Request
     from stillhouse_flows.watch import look
 
     monkeypatch.setenv("PYTHONPATH", learnt.env["PYTHONPATH"])
@@ -72,7 +72,7 @@ def test_a_row_or_score_that_the_report_will_not_have_is_refused_before_anything
     learnt: "Learnt", monkeypatch: pytest.MonkeyPatch, rules: str, words: str
 ) -> None:
     from stillhouse.errors import StillhouseError
-    from stillhouse_flows.request import Request
+    from stillhouse_flows.runs.request import Request
     from stillhouse_flows.watch import look
 
     monkeypatch.setenv("PYTHONPATH", learnt.env["PYTHONPATH"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse_flows import worker
+from stillhouse_flows.server import worker
 
 
 def outage(address: str) -> str:

@@ -6,8 +6,8 @@ import pytest
 from filelock import FileLock
 
 from stillhouse.errors import MissingExtra, StillhouseError
-from stillhouse_flows.git import GitError, snapshot
-from stillhouse_flows.worktree import prune, workspace
+from stillhouse_flows.workspace.git import GitError, snapshot
+from stillhouse_flows.workspace.worktree import prune, workspace
 
 if TYPE_CHECKING:
     from conftest import Project

@@ -24,12 +24,13 @@ from stillhouse.errors import BadSetting, MissingExtra, StillhouseError
 from stillhouse.files import storage, write_text
 from stillhouse.leftovers import temporary
 from stillhouse.places import home, project_root
-from stillhouse_flows.board import Board, say
-from stillhouse_flows.local import settle
-from stillhouse_flows.parameters import AskedRun, Device, Ref
-from stillhouse_flows.process import ERROR, Children, share_cores
-from stillhouse_flows.request import Request
+from stillhouse_flows.processes.asking import ERROR
+from stillhouse_flows.processes.local import settle
+from stillhouse_flows.runs.board import Board, say
+from stillhouse_flows.runs.parameters import AskedRun, Device, Ref
+from stillhouse_flows.runs.request import Request
 from stillhouse_flows.solo import Asked
+from stillhouse_flows.stages.process import Children, share_cores
 
 Runner = Literal["threads", "dask", "ray"]
 Spread = TaskRunner[PrefectFuture[Any]]  # Any: of whatever a task returns

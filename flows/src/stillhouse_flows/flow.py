@@ -26,21 +26,30 @@ from prefect.utilities.annotations import quote
 
 from stillhouse.errors import StillhouseError
 from stillhouse.places import project_root
-from stillhouse_flows import artifacts, slots
-from stillhouse_flows.board import Board, say
-from stillhouse_flows.child import StageResult
-from stillhouse_flows.data import RemoteLost, push_results
-from stillhouse_flows.failures import drop_earlier
-from stillhouse_flows.local import settle
-from stillhouse_flows.overdue import drop_overdue
-from stillhouse_flows.parameters import Device, Pools, RecipeName, Ref, ScaleName, SettingValues
-from stillhouse_flows.process import Children, StageFailed, ask, run_stage, share_cores
-from stillhouse_flows.project import INPUTS, StageSpec, plan
-from stillhouse_flows.remote import check_pools, send
-from stillhouse_flows.request import Request
-from stillhouse_flows.run import Finished, Run, opened, results_message, start
-from stillhouse_flows.warm import Warm, zygote
-from stillhouse_flows.worktree import RunWorkspace, forget, workspace
+from stillhouse_flows.data.pinned import RemoteLost, push_results
+from stillhouse_flows.processes.asking import ask
+from stillhouse_flows.processes.local import settle
+from stillhouse_flows.processes.warm import Warm, zygote
+from stillhouse_flows.runs import artifacts
+from stillhouse_flows.runs.board import Board, say
+from stillhouse_flows.runs.parameters import (
+    Device,
+    Pools,
+    RecipeName,
+    Ref,
+    ScaleName,
+    SettingValues,
+)
+from stillhouse_flows.runs.remote import check_pools, send
+from stillhouse_flows.runs.request import Request
+from stillhouse_flows.runs.run import Finished, Run, opened, results_message, start
+from stillhouse_flows.stages import slots
+from stillhouse_flows.stages.child import StageResult
+from stillhouse_flows.stages.process import Children, StageFailed, run_stage, share_cores
+from stillhouse_flows.stages.project import INPUTS, StageSpec, plan
+from stillhouse_flows.upkeep.failures import drop_earlier
+from stillhouse_flows.upkeep.overdue import drop_overdue
+from stillhouse_flows.workspace.worktree import RunWorkspace, forget, workspace
 
 # one stage at a time: each uses every core, and beside another its latencies would not be its own
 WORKERS = 1
@@ -183,7 +192,7 @@ def register(run: Run, warm: Warm | None) -> None:
         "recipe": run.prepared.recipe,
         "variant": run.prepared.variant,
     }
-    module = "stillhouse_flows.registering"
+    module = "stillhouse_flows.runs.registering"
     ask(module, json.dumps(words), env=run.env, cwd=run.space.root, warm=warm)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.files import write_text
-from stillhouse_flows.process import answer
-from stillhouse_flows.process_group import die_with_parent
-from stillhouse_flows.request import Request
+from stillhouse_flows.processes.asking import answer
+from stillhouse_flows.processes.process_group import die_with_parent
+from stillhouse_flows.runs.request import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,8 @@ class Asked:
 
 def run(asked: Asked) -> Mapping[str, str]:
     """The run's report.json and the name of its branch."""
-    from stillhouse_flows.local import settle
-    from stillhouse_flows.server import ensure_api
+    from stillhouse_flows.processes.local import settle
+    from stillhouse_flows.server.serving import ensure_api
 
     settle()
     ensure_api()

@@ -14,24 +14,31 @@ from prefect.states import Completed
 
 from stillhouse.errors import StillhouseError
 from stillhouse.places import project_root
-from stillhouse_flows.artifacts import key
-from stillhouse_flows.branches import Repository, repository
-from stillhouse_flows.data import RemoteLost, pin
-from stillhouse_flows.failures import clear_fault, fault_of, note_fault
+from stillhouse_flows.data.pinned import RemoteLost, pin
 from stillhouse_flows.flow import distill, remote_task, run_name, tell
-from stillhouse_flows.gate import Gate, check_scores, choose_row, missing_gate, read_gate
-from stillhouse_flows.history import decisions
-from stillhouse_flows.hush import hush_dvc
-from stillhouse_flows.inputs import Inputs, changes, inputs_from, reading_from, with_data
-from stillhouse_flows.local import settle
-from stillhouse_flows.overdue import drop_overdue
-from stillhouse_flows.parameters import Device, Pools, RecipeName, Ref, ScaleName, SettingValues
-from stillhouse_flows.process import ask
-from stillhouse_flows.promotion import Judgement, judge, promotion
-from stillhouse_flows.request import Request
-from stillhouse_flows.run import opened
-from stillhouse_flows.server import ENDS_OF_WATCH
-from stillhouse_flows.worktree import workspace
+from stillhouse_flows.processes.asking import ask
+from stillhouse_flows.processes.hush import hush_dvc
+from stillhouse_flows.processes.local import settle
+from stillhouse_flows.promotion.gate import Gate, check_scores, choose_row, missing_gate, read_gate
+from stillhouse_flows.promotion.history import decisions
+from stillhouse_flows.promotion.inputs import Inputs, changes, inputs_from, reading_from, with_data
+from stillhouse_flows.promotion.promoted import Judgement, judge, promotion
+from stillhouse_flows.runs.artifacts import key
+from stillhouse_flows.runs.parameters import (
+    Device,
+    Pools,
+    RecipeName,
+    Ref,
+    ScaleName,
+    SettingValues,
+)
+from stillhouse_flows.runs.request import Request
+from stillhouse_flows.runs.run import opened
+from stillhouse_flows.server.serving import ENDS_OF_WATCH
+from stillhouse_flows.upkeep.failures import clear_fault, fault_of, note_fault
+from stillhouse_flows.upkeep.overdue import drop_overdue
+from stillhouse_flows.workspace.branches import Repository, repository
+from stillhouse_flows.workspace.worktree import workspace
 
 UNCHANGED, PROMOTED, REFUSED = ENDS_OF_WATCH
 
@@ -143,7 +150,7 @@ def look(project: Path, request: Request, ref: str) -> Seen:
         run = opened(space, request, "auto")
         chosen = run.prepared
         words = json.dumps({"ref": chosen.ref, "project": str(project)})
-        text = ask("stillhouse_flows.inputs", words, env=run.env, cwd=space.root)
+        text = ask("stillhouse_flows.promotion.inputs", words, env=run.env, cwd=space.root)
         reading = reading_from(text)
         gate = read_gate((space.root / "params.yaml").read_text(), chosen.recipe)
         inputs = with_data(reading.inputs, pin(space.root), space.cache)

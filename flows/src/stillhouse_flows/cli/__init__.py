@@ -1,0 +1,1 @@
+"""What a terminal is offered: `stillhouse flow` and `stillhouse data`."""

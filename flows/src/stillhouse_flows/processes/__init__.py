@@ -1,0 +1,1 @@
+"""Processes: their surroundings, how they are asked, forked, and ended with all they started."""

@@ -1,0 +1,1 @@
+"""Prefect's server, and what stands by it for months: deployments and workers."""

@@ -1,0 +1,1 @@
+"""What old, failed and overdue runs leave, and when it goes."""
