@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -80,7 +81,7 @@ def test_a_shallow_encoder_begins_with_every_kth_layer_of_a_deep_one() -> None:
 
 
 @pytest.mark.parametrize("prefix", [(), (3, 4)])
-def test_training_computes_the_tokens_that_count_to_the_same_gradients(
+def test_of_several_texts_the_tokens_that_count_are_computed_to_the_same_gradients(
     prefix: tuple[int, ...],
 ) -> None:
     torch.manual_seed(0)
@@ -88,16 +89,19 @@ def test_training_computes_the_tokens_that_count_to_the_same_gradients(
     # nobody's text reaches the last column
     tokens = torch.cat([ids([0, 5, 9, 2], [0, 8, 2], [2]), torch.ones(3, 2).long()], dim=1)
     aim = torch.randn(3, 5)
-    found, steps = dict[bool, Any](), dict[bool, list[torch.Tensor]]()
-    for training in (False, True):
-        made = found[training] = tower.train(training)({"tokens": tokens})
-        mask = made["text_mask"][..., None]
-        loss = (made["text"] - aim).square().sum() + (made["text_map"] * mask).square().sum()
-        steps[training] = list(torch.autograd.grad(loss, list(tower.parameters())))
-    assert found[True]["text_map"].shape == (3, 6, 16)
-    assert not found[True]["text_map"][~found[True]["text_mask"]].any()
-    torch.testing.assert_close(found[True]["text"], found[False]["text"])
-    torch.testing.assert_close(steps[True], steps[False], rtol=1e-5, atol=1e-5)
+
+    def found(*batches: torch.Tensor) -> tuple[dict[str, torch.Tensor], Sequence[torch.Tensor]]:
+        made = [tower({"tokens": batch}) for batch in batches]
+        whole = {name: torch.cat([each[name] for each in made]) for name in made[0]}
+        counted = whole["text_map"] * whole["text_mask"][..., None]
+        loss = (whole["text"] - aim).square().sum() + counted.square().sum()
+        return whole, torch.autograd.grad(loss, list(tower.parameters()))
+
+    (together, steps), (apart, expected) = found(tokens), found(*tokens.split(1))
+    assert together["text_map"].shape == (3, 6, 16)
+    assert not together["text_map"][~together["text_mask"]].any()
+    torch.testing.assert_close(together["text"], apart["text"])
+    torch.testing.assert_close(steps, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_batch_of_nothing_but_padding_is_no_number_that_is_not_finite() -> None:

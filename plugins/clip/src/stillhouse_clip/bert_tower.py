@@ -120,8 +120,8 @@ class _Layout:
 class BertEncoder(nn.Module):
     """Token ids [B, L] and which of them count to the last layer's tokens [B, L, W].
 
-    In training those that do not count are not computed, and are 0: of short texts and one long one
-    they are most of a batch.
+    Of several texts those that do not count are not computed, and are 0: they are most of a batch
+    of short texts and a long one. A text alone is computed whole, and what is compiled or exported.
     """
 
     def __init__(self, spec: TextSpec) -> None:
@@ -135,7 +135,7 @@ class BertEncoder(nn.Module):
         self, ids: Int64[Tensor, "B L"], mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B L W"]:
         # a compiler and an exporter want shapes that hang on no value
-        dense = not self.training or torch.compiler.is_compiling()
+        dense = len(ids) == 1 or torch.compiler.is_compiling()
         layout = _Layout(mask=mask) if dense else _Layout.packed(mask)
         x = self.embeddings(layout.pack(ids), layout.columns)
         layers = self.encoder.get_submodule("layer")
