@@ -1,5 +1,6 @@
 """The one plot of our benchmarks: a row a contestant, a dot a round, a bar at the median."""
 
+import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from stillhouse.report.drawing import compact
 from stillhouse.report.palette import THEMES
 
 THEME = THEMES["light"]
@@ -86,4 +88,6 @@ def save(drawn: Figure, path: Path) -> None:
     """As SVG, the same bytes for the same numbers."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context({"svg.hashsalt": path.name}):
-        drawn.savefig(path, format="svg", metadata={"Date": None}, facecolor=THEME.paper)
+        text = io.StringIO()
+        drawn.savefig(text, format="svg", metadata={"Date": None}, facecolor=THEME.paper)
+    path.write_text(compact(text.getvalue()))

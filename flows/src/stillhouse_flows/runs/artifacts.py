@@ -26,9 +26,7 @@ from stillhouse_flows.stages.child import StageResult
 UPDATE_SECONDS = 2.0
 LARGEST = 400_000  # bytes of one chart; Prefect keeps artifacts in its database
 COUNT = re.compile(r"\b(\d+)/(\d+)\b")
-PICTURE = re.compile(
-    r'<picture>.*?<img src="(?P<path>[^"]+)" alt="(?P<alt>[^"]*)">.*?</picture>', re.DOTALL
-)
+PICTURE = re.compile(r"!\[(?P<alt>(?:[^\]\\]|\\.)*)\]\((?P<path>figures/[^)]+\.svg)\)")
 TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
@@ -126,9 +124,7 @@ def embedded(markdown: Path) -> str:
         kind = TYPES.get(chart.suffix)
         if kind is None or not chart.is_file() or chart.stat().st_size > LARGEST:
             return f"*{found['alt']}*"
-        # the charts for light pages, whatever the UI around them
-        drawn = chart.read_bytes().replace(b"<svg ", b'<svg style="background:#fff" ', 1)
-        body = base64.b64encode(drawn).decode()
+        body = base64.b64encode(chart.read_bytes()).decode()
         return f"![{found['alt']}](data:{kind};base64,{body})"
 
     return PICTURE.sub(inline, markdown.read_text())

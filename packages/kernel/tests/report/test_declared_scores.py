@@ -116,7 +116,7 @@ def test_a_lower_fid_is_a_gain_everywhere(tmp_path: Path) -> None:
         *("FID, student + kd", "12.50", "teacher 10.00"),
     )
     drawn = {plot.name: plot for plot in plots(document)}
-    assert "FID (lower is better)" in drawn["scores"].svg["light"]
+    assert "FID (lower is better)" in drawn["scores"].svg
     worse, _ = made(tmp_path / "worse", recipe(kd=25.0))
     assert worse.headline.sentence == "Student + kd is 5.0000 of FID behind student, on 1 seed."
 

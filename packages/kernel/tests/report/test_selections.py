@@ -41,7 +41,7 @@ def test_each_quantity_is_a_panel_with_a_line_a_training(tmp_path: Path) -> None
     taught = {"kd-0": REFRESHES, "kd-1": REFRESHES, "dkd-0": [{"selected": 7, "step": 0}]}
     made = document(tmp_path, taught)
     plot = next(p for p in plots(made) if p.name == "selections")
-    texts = [t.strip() for t in ElementTree.fromstring(plot.svg["light"]).itertext()]
+    texts = [t.strip() for t in ElementTree.fromstring(plot.svg).itertext()]
     for text in ("Selected", "In vocabulary, %", "student + kd", "student + dkd"):
         assert texts.count(text) == 1  # two seeds share an entry of the legend
     assert "student + kd from 4000 to 1000" in plot.alt

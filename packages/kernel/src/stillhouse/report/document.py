@@ -234,9 +234,20 @@ class Document:
 
 
 def dump(document: Document) -> str:
-    """The document as JSON text: the same document is the same text."""
+    """The document as JSON text, a line a field or an item: the same document is the same text."""
     plain = pydantic.TypeAdapter(Document).dump_python(document, mode="json")
-    return json.dumps(plain, indent=1, allow_nan=False) + "\n"
+    lines = ",\n".join(f"{json.dumps(name)}:{_lined(value)}" for name, value in plain.items())
+    return f"{{\n{lines}\n}}\n"
+
+
+def _lined(value: Any) -> str:  # Any: JSON values
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return "[\n" + ",\n".join(map(_compact, value)) + "\n]"
+    return _compact(value)
+
+
+def _compact(value: Any) -> str:  # Any: JSON values
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def load(path: Path) -> Document:

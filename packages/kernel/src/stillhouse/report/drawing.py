@@ -1,10 +1,11 @@
-"""What every plot of a report shares: a drawing in the colours of both modes, as SVG text.
+"""What every plot of a report shares: a drawing as SVG text, in the colours of the reader's mode.
 
 Drawn without pyplot. Text stays text, in the reader's own font; ids are salted and dates left out:
 the same document is the same bytes.
 """
 
 import io
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from stillhouse.metrics import units
 from stillhouse.metrics.scores import Score
 from stillhouse.report.document import Document, Row
-from stillhouse.report.palette import MODES, THEMES, Mode, Theme, colours, markers
+from stillhouse.report.palette import MODES, THEMES, Theme, colours, markers, pairs
 
 WIDTH = 4.3  # inches; at 72 points each the labels stay readable on a phone
 FONTS = "-apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
@@ -26,17 +27,23 @@ LEGEND: Mapping[str, Any] = {"loc": "outside lower center", "ncols": 2, "fontsiz
 SHORT = 4  # lines of a legend's column that a plot has room for
 LINE = 0.17  # inches of one
 STYLES = ("-", "--", ":", "-.")
+# measured in matplotlib's own font, set in the reader's
+FAMILY = " font-family: 'DejaVu Sans';"
+# of what matplotlib would write, no date and no program: the same document is the same bytes
+PLAIN = {"Date": None, "Creator": None, "Format": None, "Type": None}
+TAG = re.compile(r"<[a-z/][^<>]*>")  # in texts these signs are escaped
+LONG = re.compile(r"-?\b\d+\.\d{3,}\b")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """A plot in both modes, with what a reader who cannot see it is told."""
+    """A plot in the reader's mode, with what a reader who cannot see it is told."""
 
     name: str
     title: str
     caption: str
     alt: str
-    svg: Mapping[Mode, str]
+    svg: str
     wide: bool = False
 
 
@@ -62,24 +69,52 @@ class Drawing:
         return units.shown(value, self.primary)
 
 
-def both(document: Document, primary: Score, draw: Callable[[Drawing], Figure]) -> dict[Mode, str]:
+def as_svg(document: Document, primary: Score, draw: Callable[[Drawing], Figure]) -> str:
+    """What `draw` makes of a document, as SVG text."""
+
     def themed(theme: Theme) -> Figure:
         return draw(Drawing(document=document, primary=primary, theme=theme))
 
-    return in_modes(themed)
+    return adaptive(themed)
 
 
-def in_modes(draw: Callable[[Theme], Figure]) -> dict[Mode, str]:
-    """What `draw` draws in the colours of each mode, as SVG text."""
-    return {mode: _svg(draw, THEMES[mode]) for mode in MODES}
-
-
-def _svg(draw: Callable[[Theme], Figure], theme: Theme) -> str:
+def adaptive(draw: Callable[[Theme], Figure]) -> str:
+    """What `draw` draws in the light colours, as SVG text that takes the dark ones for a reader who
+    has set them.
+    """
+    theme = THEMES["light"]
     with mpl.rc_context(_style(theme)):
         text = io.StringIO()
-        draw(theme).savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    # measured in matplotlib's own font, set in the reader's
-    return text.getvalue().replace("'DejaVu Sans'", FONTS)
+        draw(theme).savefig(text, format="svg", metadata=PLAIN)
+    return following(compact(text.getvalue()))
+
+
+def compact(svg: str) -> str:
+    """The SVG that matplotlib wrote in fewer bytes: coordinates to 0.01 points, a path a line."""
+    return TAG.sub(lambda tag: LONG.sub(_rounded, " ".join(tag[0].split())), svg)
+
+
+def _rounded(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
+
+
+def following(svg: str) -> str:
+    """The SVG with a background, the reader's font, and rules that turn the light mode's colours
+    into the dark one's; a program that knows no rules shows the light ones.
+    """
+    rules = [
+        f'[style*="{what}: {light}"]{{{what}:{dark}!important}}'
+        for light, dark in pairs().items()
+        for what in ("fill", "stroke")
+        if f"{what}: {light}" in svg
+    ]
+    light, dark = (THEMES[mode].paper for mode in MODES)
+    style = (
+        f"svg{{background:{light}}}text{{font-family:{FONTS}}}"
+        f"@media screen and (prefers-color-scheme:dark){{svg{{background:{dark}}}{''.join(rules)}}}"
+    )
+    plain = TAG.sub(lambda tag: tag[0].replace(FAMILY, ""), svg)
+    return plain.replace("</style>", f"{style}</style>", 1)
 
 
 def _style(theme: Theme) -> dict[Any, Any]:  # Any: matplotlib's own literal type, not exported

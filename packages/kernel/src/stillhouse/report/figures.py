@@ -16,8 +16,8 @@ from stillhouse.report.drawing import (
     WIDTH,
     Drawing,
     Plot,
+    as_svg,
     band,
-    both,
     ladder,
     legend_room,
     marked,
@@ -55,7 +55,7 @@ def _scores(document: Document, primary: Score) -> Plot:
         if any(len(r.scores[primary.name].values) > 1 for r in _having(document, primary))
         else "One seed a model, so no interval.",
         alt=f"{primary.label} by model: {'; '.join(facts)}.",
-        svg=both(document, primary, _draw_scores),
+        svg=as_svg(document, primary, _draw_scores),
     )
 
 
@@ -68,7 +68,7 @@ def _differences(document: Document, primary: Score) -> Plot:
         if any(r.differences[primary.name].low is not None for r in _students(document, primary))
         else "One seed, so no interval: a difference may be chance.",
         alt=f"{primary.label}, difference to {document.baseline}: {'; '.join(facts)}.",
-        svg=both(document, primary, _draw_differences),
+        svg=as_svg(document, primary, _draw_differences),
     )
 
 
@@ -105,7 +105,7 @@ def _against(document: Document, primary: Score, cost: Score) -> Plot:
         title=f"{primary.label} against {units.inside(cost.label)}",
         caption="Means over seeds. Further left is cheaper, on a logarithmic scale.",
         alt=f"{primary.label} against {cost.label}: {'; '.join(facts)}.",
-        svg=both(document, primary, draw),
+        svg=as_svg(document, primary, draw),
     )
 
 

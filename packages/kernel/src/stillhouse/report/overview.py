@@ -14,7 +14,7 @@ from stillhouse.metrics.known import COMPUTE
 from stillhouse.metrics.scores import Score
 from stillhouse.report.cards import best_row, method_row
 from stillhouse.report.document import FILE, Document, Row, load
-from stillhouse.report.drawing import Plot, band, in_modes, ladder, marked
+from stillhouse.report.drawing import Plot, adaptive, band, ladder, marked
 from stillhouse.report.pages import TEXT, write_figures
 from stillhouse.report.palette import Theme
 from stillhouse.report.render import overview_markdown
@@ -170,7 +170,7 @@ def _plot(entries: Sequence[Entry]) -> Plot:
         "interval crosses zero, or one seed gives none. Reports whose headline is withheld are "
         "left out.",
         alt=f"Method against baseline, percent of the baseline's score: {'; '.join(facts)}.",
-        svg=in_modes(draw),
+        svg=adaptive(draw),
     )
 
 

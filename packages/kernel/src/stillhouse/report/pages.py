@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from filelock import FileLock
@@ -13,14 +12,15 @@ from stillhouse.files import storage, write_text, writing
 from stillhouse.places import home
 from stillhouse.recipe import Recipe
 from stillhouse.report.build import build
-from stillhouse.report.document import Document, dump, load, parse
+from stillhouse.report.document import Curve, Document, dump, load, parse
 from stillhouse.report.drawing import Plot
 from stillhouse.report.figures import plots
-from stillhouse.report.palette import MODES
+from stillhouse.report.pixels import smaller
 from stillhouse.report.render import html, markdown
 from stillhouse.runs import Runs
 
 FOLDER, PAGE, TEXT, RECORD = "report", "report.html", "report.md", "report.json"
+DIGITS = 5  # of a published curve
 
 
 def report(recipe: Recipe, runs: Runs, *, partial: bool = False) -> Path:
@@ -52,13 +52,16 @@ def publish(folder: Path, target: Path, *, pictures: bool = False) -> Path:
     document = load(source)
     kept = tuple(p for p in document.pictures if p.plot or pictures)
     document = _without_places(dataclasses.replace(document, pictures=kept), source)
-    images = {p.path: (source.parent / p.path).read_bytes() for p in kept}
-    places = {path: f"figures/{path.replace('/', '-')}" for path in images}
+    places: dict[str, str] = {}
     drawn = plots(document)
+    document = dataclasses.replace(document, curves=tuple(map(_rounded, document.curves)))
     with writing(target / "figures") as out:
         write_figures(drawn, out)
-        for path, data in images.items():
-            (out / Path(places[path]).name).write_bytes(data)
+        for each in kept:
+            suffix, data = smaller((source.parent / each.path).read_bytes())
+            name = f"{each.path.removesuffix('.png').replace('/', '-')}{suffix}"
+            (out / name).write_bytes(data)
+            places[each.path] = f"figures/{name}"
     write_text(target / RECORD, dump(document))
     write_text(target / TEXT, markdown(document, drawn, places))
     return target / TEXT
@@ -72,6 +75,15 @@ def _without_places(document: Document, report: Path) -> Document:
     for place in (*projects, home()):
         text = text.replace(json.dumps(f"{place}{os.sep}")[1:-1], "")
     return parse(text, where=str(report))
+
+
+def _rounded(curve: Curve) -> Curve:
+    """The curve with as many digits as a plot can show."""
+    columns = {
+        name: values if name == "step" else tuple(v and float(f"{v:.{DIGITS}g}") for v in values)
+        for name, values in curve.columns.items()
+    }
+    return dataclasses.replace(curve, columns=columns)
 
 
 def _unfinished(document: Document) -> str:
@@ -91,11 +103,7 @@ def _lock(folder: Path) -> FileLock:
 
 
 def write_figures(drawn: tuple[Plot, ...], folder: Path) -> None:
-    """The plots as SVG files of both modes."""
+    """The plots as SVG files."""
     folder.mkdir(exist_ok=True)
-    for name, text in _named(drawn).items():
-        (folder / name).write_text(text, encoding="utf-8")
-
-
-def _named(drawn: tuple[Plot, ...]) -> Mapping[str, str]:
-    return {f"{plot.name}-{mode}.svg": plot.svg[mode] for plot in drawn for mode in MODES}
+    for plot in drawn:
+        (folder / f"{plot.name}.svg").write_text(plot.svg, encoding="utf-8")

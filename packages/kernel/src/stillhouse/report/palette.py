@@ -1,7 +1,7 @@
 """Colours, the same in tables and figures; series after Okabe and Ito, for colour-blind readers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from stillhouse.report.document import Row
@@ -45,6 +45,14 @@ THEMES: Mapping[Mode, Theme] = {
         series=("#56b4e9", "#f0913f", "#35c99a", "#e28fc0", "#d9c545", "#9aa0ff", "#f08682"),
     ),
 }
+
+
+def pairs() -> dict[str, str]:
+    """The colour of the dark mode for each of the light one."""
+    light, dark = (THEMES[mode] for mode in MODES)
+    named = {getattr(light, f.name): getattr(dark, f.name) for f in fields(Theme)}
+    named.pop(light.series)
+    return named | dict(zip(light.series, dark.series, strict=True))
 
 
 def colours(rows: Sequence[Row], theme: Theme) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from stillhouse.report import tables
 from stillhouse.report.cards import cards
 from stillhouse.report.document import Document, Picture
 from stillhouse.report.drawing import Plot
-from stillhouse.report.palette import MODES, THEMES, Mode, colours
+from stillhouse.report.palette import MODES, THEMES, colours
 from stillhouse.report.studies import row_tables, study_tables
 
 if TYPE_CHECKING:
@@ -248,8 +248,8 @@ def svg_size(svg: str) -> tuple[int, int]:
     return round(float(match["width"]) * 4 / 3), round(float(match["height"]) * 4 / 3)
 
 
-def _svg_uri(plot: Plot, mode: Mode) -> str:
-    return _uri("image/svg+xml", plot.svg[mode].encode())
+def _svg_uri(plot: Plot) -> str:
+    return _uri("image/svg+xml", plot.svg.encode())
 
 
 def _uri(kind: str, data: bytes) -> str:

@@ -18,7 +18,7 @@ from stillhouse.report.drawing import (
     WIDTH,
     Drawing,
     Plot,
-    both,
+    as_svg,
     legend_room,
     wrapped,
 )
@@ -47,7 +47,7 @@ def loss_plots(document: Document) -> list[Plot]:
             title="Loss while training",
             caption="A line a seed. Panels differ in their terms: heights do not compare.",
             alt=f"Training loss by step: {'; '.join(ends)}.",
-            svg=both(document, score, draw),
+            svg=as_svg(document, score, draw),
             wide=True,
         )
     ]
@@ -126,7 +126,7 @@ def selection_plots(document: Document) -> list[Plot]:
             title="What was selected",
             caption="A line a seed: what each training chose to learn from, from that step on.",
             alt=f"Selections by step: {'; '.join(ends)}.",
-            svg=both(document, score, draw),
+            svg=as_svg(document, score, draw),
             wide=True,
         )
     ]
