@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse import digest, memo
-from stillhouse.digest import file_digest, path_digest
+from stillhouse.digest import file_digest, path_digest, reported
 
 
 @pytest.fixture(autouse=True)
@@ -100,3 +100,19 @@ def test_digests_taken_while_writing_are_kept(folder: Path, hashed: list[str]) -
     with sqlite3.connect(memo.home() / memo.FILE) as base:
         base.execute("DELETE FROM digests")
     assert path_digest(folder) == wanted
+
+
+def test_what_is_hashed_is_reported_after_each_file_and_what_is_known_is_not(
+    folder: Path, tmp_path: Path
+) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    settle(*files)
+    sizes = [path.stat().st_size for path in files]
+    assert len(sizes) > 1
+    heard: list[tuple[int, int]] = []
+    with reported(lambda read, size: heard.append((read, size))):
+        path_digest(folder)
+        path_digest(folder)
+    assert heard == [(sum(sizes[: n + 1]), sum(sizes)) for n in range(len(sizes))]
+    path_digest(folder)  # nobody waits for it now
+    assert len(heard) == len(sizes)

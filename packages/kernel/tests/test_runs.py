@@ -325,3 +325,15 @@ def test_where_things_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert project_root(tmp_path) == inside
     monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "h"))
     assert home() == tmp_path / "h"
+
+
+def test_many_bytes_of_inputs_are_reported_while_they_are_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Event] = []
+    recipe, runs = toy(tmp_path, seen.append)
+    run_stage(recipe, recipe.stage("data"), runs)
+    assert not any("inputs read" in event.text for event in seen)
+    monkeypatch.setattr("stillhouse.runs.SLOW_TO_READ", 1)
+    run_stage(recipe, recipe.stage("teacher"), runs)
+    assert {event.stage for event in seen if event.text == "MiB of its inputs read"} == {"teacher"}

@@ -5,6 +5,7 @@ functions or classes by their module and name. A lambda or closure has no name t
 could find, so it is refused with its path.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -12,7 +13,8 @@ import json
 import math
 import time
 import types
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
+from contextvars import ContextVar
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,12 @@ from typing import Any
 from stillhouse.errors import BadData, UnhashableRecipe
 from stillhouse.files import tree
 
-CHUNK = 1 << 20
+
+def _unreported(_read: int, _all: int) -> None: ...
+
+
+# whoever waits for gigabytes to be hashed; asked for where a stage's inputs are looked at
+_report: ContextVar[Callable[[int, int], None]] = ContextVar("report", default=_unreported)
 
 
 def canonical(value: Any, *, at: str = "recipe") -> Any:  # Any: whatever a recipe may hold
@@ -134,11 +141,23 @@ def path_digest(path: Path) -> str:
     return text_digest("\n".join(_line(path, each, digests.get(each)) for each in found))
 
 
+@contextlib.contextmanager
+def reported(report: Callable[[int, int], None]) -> Generator[None]:
+    """Have `report` called with the bytes that were hashed and those to hash, after each file."""
+    token = _report.set(report)
+    try:
+        yield
+    finally:
+        _report.reset(token)
+
+
 def file_digests(files: Sequence[Path]) -> dict[Path, str]:
     """sha256 of each file's bytes; large ones are read where they changed (stillhouse.memo)."""
     from stillhouse.memo import Memo
 
     memo, digests = Memo(files), dict[Path, str]()
+    report, read = _report.get(), 0
+    unknown = sum(stat.size for file, stat in memo.stats.items() if memo.recall(file) is None)
     try:
         for file in files:
             begun = time.time_ns()
@@ -146,6 +165,8 @@ def file_digests(files: Sequence[Path]) -> dict[Path, str]:
             digests[file] = known or file_digest(file)
             if known is None:
                 memo.remember(file, digests[file], begun_ns=begun)
+                read += memo.stats[file].size
+                report(read, unknown)
     finally:
         memo.close()  # what was hashed before a kill by Ctrl-C need not be again
     return digests

@@ -16,7 +16,7 @@ import datetime
 import json
 import shutil
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from stillhouse import parallel
 from stillhouse.artifact import Artifact
 from stillhouse.code import builds_in, changed_code, code_key, stage_modules, value_code
-from stillhouse.digest import digest
+from stillhouse.digest import digest, reported
 from stillhouse.environment import environment
 from stillhouse.errors import ContractError, CorruptArtifact, MissingData, StaleInput
 from stillhouse.files import storage, write_text, writing
@@ -52,6 +52,7 @@ __all__ = [
     "run_stage",
     "stage_key",
 ]
+SLOW_TO_READ = 512 << 20  # bytes of inputs, from which on hashing them is reported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,8 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
         if rank == 0:  # whoever held the lock before is gone
             remove_asides(runs.folder, stage.name)
             remove_temporaries()
-        found = _found(recipe, stage, runs)
+        with reported(_inputs_read(stage, runs)):
+            found = _found(recipe, stage, runs)
         key = found.key
         if key != parallel.agree(key):
             raise StaleInput(
@@ -141,6 +143,17 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
         parallel.agree(None)
         trim_grown()
         return outputs
+
+
+def _inputs_read(stage: Stage, runs: Runs) -> Callable[[int, int], None]:
+    """Tells whoever watches the run how much of many bytes was hashed."""
+
+    def report(read: int, size: int) -> None:
+        if size >= SLOW_TO_READ:
+            text, mib = "MiB of its inputs read", 1 << 20
+            runs.observe(Event(stage=stage.name, text=text, done=read // mib, total=size // mib))
+
+    return report
 
 
 def _taken(stage: Stage, key: str, runs: Runs) -> bool:
