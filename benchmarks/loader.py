@@ -6,7 +6,7 @@ at most 2 s, at its start and where a resumed training goes on.
     cd benchmarks && ../.venv/bin/python -m loader --images 200000 --rounds 0
 
 (`-m`, for worker processes start in no script.) JPEGs of 256 px are written as data_memory.py does,
-`--distinct` of them, the others copies of their pixels, read by stillhouse_vision's reader at 224 px,
+`--distinct` of them, the others copies of their pixels, read at 224 px by stillhouse_vision,
 stored in shards, and augmented by its CropFlip. torchvision's ResNet-18 trains on what the engine's
 own `batches_from` gives, and on one batch of the same shapes, in turns in one process, with all
 threads of the machine. While the batch in memory is trained on the workers fill their queues:
