@@ -38,7 +38,7 @@ PLUGINS = (
     "stillhouse_pointcloud.metrics",
     "stillhouse_pointcloud.objectives",
     "stillhouse_pointcloud.overlaps",
-    "stillhouse_sam.asking",
+    "stillhouse_sam.prompting",
     "stillhouse_sam.metrics",
     "stillhouse_sam.objectives",
     "stillhouse_sam.prompts",

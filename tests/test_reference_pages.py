@@ -24,7 +24,7 @@ TOLD = [
 SHOWN = {name.rpartition(".")[2] for name in TOLD}
 PLUGINS = ("vision", "clip", "language", "diffusion", "landmarks", "sam", "pointcloud", "contracts")
 # collections of what stands on the page by itself; told in words
-IN_WORDS = {"ZOO", "COMPARISON", "METHODS"}
+IN_WORDS = {"DISTILLATION_METHODS", "COMPARISON", "METHODS"}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from stillhouse.artifact import Built, Model, load_model, save_model
 from stillhouse.errors import BadData
-from stillhouse.weights import adopt, peeled, read_state
+from stillhouse.weights import import_checkpoint, peeled, read_state
 
 from .toys import SITE, Net
 
@@ -42,7 +42,7 @@ def test_a_file_fills_the_part_it_is_of(tmp_path: Path, suffix: str, prefix: str
     file = folder / f"weights{suffix}"
     save_file(state, file) if suffix == ".safetensors" else torch.save({"state_dict": state}, file)
     for name, source in {"of-file": file, "of-folder": folder}.items():
-        adopt(source, tmp_path / name, spec=spec(), check=nothing, inside="head")
+        import_checkpoint(source, tmp_path / name, spec=spec(), check=nothing, inside="head")
         loaded = load_model(tmp_path / name).module.get_submodule("head").state_dict()
         assert torch.equal(loaded["weight"], state[f"{prefix}weight"])
         assert torch.equal(loaded["bias"], state[f"{prefix}bias"])
@@ -50,14 +50,14 @@ def test_a_file_fills_the_part_it_is_of(tmp_path: Path, suffix: str, prefix: str
 
 def test_a_model_folder_keeps_its_own_spec_where_the_check_lets_it(tmp_path: Path) -> None:
     given = Built(spec=spec(5), module=spec(5).new())
-    adopt(given, tmp_path / "out", spec=spec(), check=nothing)
+    import_checkpoint(given, tmp_path / "out", spec=spec(), check=nothing)
     assert load_model(tmp_path / "out").spec == spec(5)
 
     def refuse(built: Built) -> None:
         raise BadData(f"width {built.spec.kwargs['width']}")
 
     with pytest.raises(BadData, match="width 5"):
-        adopt(given, tmp_path / "other", spec=spec(), check=refuse)
+        import_checkpoint(given, tmp_path / "other", spec=spec(), check=refuse)
     assert not (tmp_path / "other").exists()
 
 
@@ -65,18 +65,22 @@ def test_what_does_not_fit_is_named_with_its_file(tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
     save_file({"weight": torch.rand(5, 4), "bias": torch.rand(5)}, file)
     with pytest.raises(BadData, match=r"weights.safetensors \(a model\): .*'weight' is \[5, 4\]"):
-        adopt(file, tmp_path / "out", spec=spec(), check=nothing, inside="head", about="a model")
+        import_checkpoint(
+            file, tmp_path / "out", spec=spec(), check=nothing, inside="head", about="a model"
+        )
     assert not (tmp_path / "out").exists()
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(BadData, match=r"expected model.json or one checkpoint file \(found none\)"):
-        adopt(empty, tmp_path / "out", spec=spec(), check=nothing)
+        import_checkpoint(empty, tmp_path / "out", spec=spec(), check=nothing)
 
 
 def test_the_file_is_given_as_the_save_function_wrote_it(tmp_path: Path) -> None:
     built = Built(spec=spec(), module=spec().new())
     save_model(tmp_path / "model", built)
-    adopt(tmp_path / "model" / "model.safetensors", tmp_path / "out", spec=spec(), check=nothing)
+    import_checkpoint(
+        tmp_path / "model" / "model.safetensors", tmp_path / "out", spec=spec(), check=nothing
+    )
     first, second = (load_model(tmp_path / name).module for name in ("model", "out"))
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name])
@@ -88,7 +92,7 @@ def head(**changes: Any) -> dict[str, Any]:
 
 def refusal(file: Path, tmp_path: Path, inside: str = "head") -> str:
     with pytest.raises(BadData) as caught:
-        adopt(file, tmp_path / "out", spec=spec(), check=nothing, inside=inside)
+        import_checkpoint(file, tmp_path / "out", spec=spec(), check=nothing, inside=inside)
     text = str(caught.value)
     assert text.startswith(str(file))
     assert "\n" not in text
@@ -108,7 +112,9 @@ def test_names_within_wrappers_that_the_model_has_itself(tmp_path: Path) -> None
 def test_an_averaged_model_is_read(tmp_path: Path) -> None:
     averaged = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(3, 5))
     torch.save(averaged.state_dict(), tmp_path / "swa.pth")
-    adopt(tmp_path / "swa.pth", tmp_path / "out", spec=spec(), check=nothing, inside="head")
+    import_checkpoint(
+        tmp_path / "swa.pth", tmp_path / "out", spec=spec(), check=nothing, inside="head"
+    )
     loaded = load_model(tmp_path / "out").module.get_submodule("head")
     assert torch.equal(loaded.weight, averaged.module.weight)
 
@@ -146,7 +152,7 @@ def test_a_file_with_other_classes_names_them_and_the_way_out(tmp_path: Path, zi
         assert found
         subprocess.run([sys.executable, "-c", found[1]], check=True, cwd=tmp_path)
         if not isinstance(content, dict):
-            adopt(
+            import_checkpoint(
                 tmp_path / "weights.pth",
                 tmp_path / named,
                 spec=spec(),
@@ -184,7 +190,9 @@ def test_a_given_model_that_diverged_is_refused(tmp_path: Path) -> None:
     module = spec().new()
     module.get_submodule("head").bias.data.fill_(float("nan"))
     with pytest.raises(BadData, match="the given model: 'head.bias' holds values that are not"):
-        adopt(Built(spec=spec(), module=module), tmp_path / "o", spec=spec(), check=nothing)
+        import_checkpoint(
+            Built(spec=spec(), module=module), tmp_path / "o", spec=spec(), check=nothing
+        )
 
 
 def test_checkpoints_are_read_with_weights_only() -> None:

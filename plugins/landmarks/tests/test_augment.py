@@ -52,7 +52,7 @@ def middle(image: Tensor) -> list[float]:
 def test_a_point_stays_on_its_dot_when_turned(
     at: tuple[float, float], angle: float, size: float, shift: list[float]
 ) -> None:
-    # torchvision shifts pictures by whole numbers of pixels or not: here it must be what points do
+    # torchvision shifts images by whole numbers of pixels or not: here it must be what points do
     image, points = turned(blob(at), torch.tensor([[at]]), angle=angle, size=size, shift=shift)
     assert points[0, 0].tolist() == pytest.approx(middle(image), abs=0.06)
 

@@ -30,16 +30,16 @@ def ring(points: int, centre: tuple[float, float] = (30.0, 22.0), radius: float 
 
 def photo(points: Points, size: tuple[int, int] = (60, 48)) -> Image.Image:
     """Grey with a white pixel on the first point."""
-    picture = Image.new("RGB", size, (90, 90, 90))
-    picture.putpixel(
+    image = Image.new("RGB", size, (90, 90, 90))
+    image.putpixel(
         tuple(points[0].astype(int).clip(0, np.array(size) - 1).tolist()), (255, 255, 255)
     )
-    return picture
+    return image
 
 
-def save(picture: Image.Image, file: Path) -> None:
+def save(image: Image.Image, file: Path) -> None:
     """No two files alike: what follows an image in its file is not read."""
-    picture.save(file)
+    image.save(file)
     with file.open("ab") as stream:
         stream.write(str(file).encode())
 
@@ -76,7 +76,7 @@ def read(
 
 
 @pytest.mark.parametrize("points", [29, 68, 98])
-def test_pts_beside_pictures(tmp_path: Path, points: int) -> None:
+def test_pts_beside_images(tmp_path: Path, points: int) -> None:
     write_faces(tmp_path, {"train": 10, "test": 3}, points)
     made = read(tmp_path, points)
     assert {port: len(columns["images"]) for port, columns in made.items()} == {
@@ -118,7 +118,7 @@ def test_points_stay_on_their_pixels(tmp_path: Path, at: tuple[float, float], si
     assert landmarks[:2] * size == pytest.approx(found, abs=0.15)
 
 
-def test_black_where_the_crop_leaves_the_picture(tmp_path: Path) -> None:
+def test_black_where_the_crop_leaves_the_image(tmp_path: Path) -> None:
     write_face(tmp_path / "train", "a", ring(68, (2.0, 24.0), radius=12.0), end=".png")
     (face,) = find_faces(tmp_path)["train"]
     image, _ = ReadFaces(points=68, size=18, outside=0.3).crop(face)  # 36 px from x = -16
@@ -176,18 +176,18 @@ def missing_pts(folder: Path) -> None:
     (folder / "train" / "tr1.pts").unlink()
 
 
-def missing_picture(folder: Path) -> None:
+def missing_image(folder: Path) -> None:
     (folder / "train" / "tr1.jpg").unlink()
 
 
-def cut_picture(folder: Path) -> None:
+def cut_image(folder: Path) -> None:
     stream = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (48, 60, 3), dtype=np.uint8)
     Image.fromarray(noise).save(stream, "JPEG")
     (folder / "train" / "tr1.jpg").write_bytes(stream.getvalue()[: len(stream.getvalue()) // 2])
 
 
-def junk_picture(folder: Path) -> None:
+def junk_image(folder: Path) -> None:
     (folder / "train" / "tr1.jpg").write_bytes(b"junk")
 
 
@@ -209,9 +209,9 @@ def far_outside(folder: Path) -> None:
     ("damage", "message"),
     [
         (missing_pts, r"tr1.jpg: there is no tr1.pts beside it; add it or remove the image$"),
-        (missing_picture, r"tr1.pts: there is no image beside it; add it or remove the points$"),
-        (cut_picture, r"tr1.jpg: not a whole image \(.*\); replace it$"),
-        (junk_picture, r"tr1.jpg: not an image of a known format; replace it$"),
+        (missing_image, r"tr1.pts: there is no image beside it; add it or remove the points$"),
+        (cut_image, r"tr1.jpg: not a whole image \(.*\); replace it$"),
+        (junk_image, r"tr1.jpg: not an image of a known format; replace it$"),
         (
             break_pts(lambda text: text.replace("68\n", "67\n", 1)),
             r"tr1.pts: n_points is 67, but it has 68 points; correct it$",
@@ -344,12 +344,12 @@ def test_wflw_that_is_broken(tmp_path: Path) -> None:
 
 
 def write_cofw(path: Path, split: str, shapes: list[Points], pixels: list[NDArray[Any]]) -> None:
-    """As MATLAB 7.3 writes a cell of pictures and a matrix: HDF5, axes reversed."""
+    """As MATLAB 7.3 writes a cell of images and a matrix: HDF5, axes reversed."""
     images, phis = {"train": ("IsTr", "phisTr"), "test": ("IsT", "phisT")}[split]
     with h5py.File(path, "w") as file:
         references = [
-            file.create_dataset(f"#refs#/{i}", data=np.ascontiguousarray(picture.T)).ref
-            for i, picture in enumerate(pixels)
+            file.create_dataset(f"#refs#/{i}", data=np.ascontiguousarray(image.T)).ref
+            for i, image in enumerate(pixels)
         ]
         file.create_dataset(
             images, data=np.array([references], dtype=h5py.ref_dtype), dtype=h5py.ref_dtype

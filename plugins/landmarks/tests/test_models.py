@@ -14,7 +14,7 @@ SMALL = ImageSpec(size=32, points=5)
 SPEC = model("cnn2", images=SMALL)
 
 
-def pictures(size: int = 32, rows: int = 2) -> torch.Tensor:
+def images(size: int = 32, rows: int = 2) -> torch.Tensor:
     rng = Generator().manual_seed(0)
     return torch.randint(0, 256, (rows, 3, size, size), dtype=torch.uint8, generator=rng)
 
@@ -25,7 +25,7 @@ def pictures(size: int = 32, rows: int = 2) -> torch.Tensor:
 def test_any_network_gives_two_numbers_a_point(name: str) -> None:
     module = model(name, images=SMALL).new().eval()
     with torch.no_grad():
-        found = module({"images": pictures()})
+        found = module({"images": images()})
     assert found["landmarks"].shape == (2, 10)
 
 
@@ -45,17 +45,17 @@ def test_a_network_without_features_says_the_middle() -> None:
     torch.nn.init.zeros_(module.head.weight)
     torch.nn.init.zeros_(module.head.bias)
     with torch.no_grad():
-        assert torch.equal(module({"images": pictures()})["landmarks"], torch.full((2, 10), 0.5))
+        assert torch.equal(module({"images": images()})["landmarks"], torch.full((2, 10), 0.5))
 
 
-def test_bytes_and_fractions_are_the_same_picture() -> None:
+def test_bytes_and_fractions_are_the_same_image() -> None:
     module = SPEC.new().eval()
     with torch.no_grad():
-        one, two = (module({"images": p})["landmarks"] for p in (pictures(), pictures() / 255))
+        one, two = (module({"images": p})["landmarks"] for p in (images(), images() / 255))
     torch.testing.assert_close(one, two)
 
 
-def test_pictures_are_normalised_by_the_spec() -> None:
+def test_images_are_normalised_by_the_spec() -> None:
     images = ImageSpec(size=32, points=5, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
     module = model("cnn2", images=images).new()
     seen: list[torch.Tensor] = []
@@ -66,8 +66,8 @@ def test_pictures_are_normalised_by_the_spec() -> None:
 
 def test_dropout_is_of_the_features_and_off_when_evaluated() -> None:
     module = model("cnn4", images=SMALL, dropout=0.9).new()
-    assert not torch.equal(*(module.train()({"images": pictures()})["landmarks"] for _ in range(2)))
-    assert torch.equal(*(module.eval()({"images": pictures()})["landmarks"] for _ in range(2)))
+    assert not torch.equal(*(module.train()({"images": images()})["landmarks"] for _ in range(2)))
+    assert torch.equal(*(module.eval()({"images": images()})["landmarks"] for _ in range(2)))
 
 
 @pytest.mark.parametrize(
@@ -91,14 +91,14 @@ def test_unknown_names_are_answered_with_the_nearest(name: str, message: str) ->
         ({"points": 0}, r"size and points must be >= 1 \(got 64, 0\)"),
     ],
 )
-def test_pictures_no_model_takes_are_refused(change: dict[str, object], message: str) -> None:
+def test_images_no_model_takes_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(BadSetting, match=message):
         ImageSpec(**change)
     with pytest.raises(BadSetting, match=r"dropout must be >= 0 and < 1 \(got 1\)"):
         model("cnn2", images=SMALL, dropout=1)
 
 
-def test_the_pictures_of_a_converted_model_are_those_of_its_source() -> None:
+def test_the_images_of_a_converted_model_are_those_of_its_source() -> None:
     kwargs = {"source": {"build": "x:y", "kwargs": dict(SPEC.kwargs)}, "size": 9}
     converted = Model(build=torch.nn.Linear, kwargs=kwargs)
     assert images_of(converted) == images_of(SPEC) == SMALL

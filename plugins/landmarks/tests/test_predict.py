@@ -29,7 +29,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_points_of_the_central_square_in_pixels_of_the_whole_picture(built: Built) -> None:
+def test_points_of_the_central_square_in_pixels_of_the_whole_image(built: Built) -> None:
     Image.new("RGB", (300, 100)).save("wide.png")
     row = predict(built, [Path("wide.png")])[0]
     assert row == {
@@ -48,7 +48,7 @@ def test_points_are_drawn_where_they_are_said_to_be(built: Built) -> None:
     assert [drawn.getpixel((x, 128)) for x in (64, 128, 192)] == [COLOUR, (0, 0, 0), COLOUR]
 
 
-def test_a_folder_stands_for_its_pictures_and_no_drawing_is_overwritten(built: Built) -> None:
+def test_a_folder_stands_for_its_images_and_no_drawing_is_overwritten(built: Built) -> None:
     for name in ("in/a.png", "in/sub/a.jpg", "in/notes.txt"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         if name.endswith("txt"):
@@ -71,5 +71,5 @@ def test_what_cannot_be_used_is_named(built: Built) -> None:
     with pytest.raises(BadData, match=r"d.jpg: not an? (whole )?image"):
         predict(built, [Path("d.jpg")])
     other = Built(spec=Model(build=torch.nn.Linear), module=torch.nn.Linear(1, 1))
-    with pytest.raises(BadData, match="Linear: a model that does not say which pictures"):
+    with pytest.raises(BadData, match="Linear: a model that does not say which images"):
         predict(other, [])

@@ -50,7 +50,7 @@ def test_no_test_face_is_among_the_others(made: dict[str, dict[str, Tensor]]) ->
     assert len(rows[0] | rows[1] | rows[2]) == 1200
 
 
-def test_the_crop_is_the_whole_picture_that_was_cut_before() -> None:
+def test_the_crop_is_the_whole_image_that_was_cut_before() -> None:
     face = find_faces(FACES)["test"][0]
     _, landmarks = ReadFaces(points=68, size=64).crop(face)
     # the data were cut with the same margin: 256 px are the crop
@@ -85,7 +85,7 @@ def test_the_mean_face_is_what_a_student_must_beat(made: dict[str, dict[str, Ten
     assert 0.08 < nme(mean, test).mean().item() < 0.25
 
 
-def test_augmented_faces_keep_their_points_in_the_picture(
+def test_augmented_faces_keep_their_points_in_the_image(
     made: dict[str, dict[str, Tensor]],
 ) -> None:
     columns = made["validation"]

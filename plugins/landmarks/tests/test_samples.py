@@ -1,4 +1,4 @@
-"""Drawn faces: the points are where the picture shows them, and the same faces every time."""
+"""Drawn faces: the points are where the image shows them, and the same faces every time."""
 
 import numpy as np
 import pytest
@@ -62,17 +62,17 @@ def test_each_number_bends_its_own_part() -> None:
     assert all(moved.values())
 
 
-def test_the_picture_shows_the_mouth_where_its_points_are() -> None:
+def test_the_image_shows_the_mouth_where_its_points_are() -> None:
     """Inside the open mouth it is darker than the skin between mouth and chin, on most faces."""
     rng, darker, count = np.random.default_rng(0), 0, 0
     for _ in range(60):
-        picture, flat = face(rng, 64)
+        image, flat = face(rng, 64)
         points = flat.reshape(-1, 2)
         if points[66, 1] - points[62, 1] < 0.06:
             continue
         inside = (points[62] + points[66]) / 2
         below = (points[57] + points[8]) / 2
-        grey = picture.mean(0)
+        grey = image.mean(0)
         (x, y), (u, v) = (64 * inside).astype(int), (64 * below).astype(int)
         count += 1
         darker += grey[y, x] < grey[v, u]

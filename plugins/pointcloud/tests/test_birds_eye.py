@@ -14,6 +14,7 @@ from stillhouse.data.data import TensorData
 from stillhouse.data.shards import load_data, save_data
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.work import Work
+from stillhouse_pointcloud.camera_images import CAMERA_IMAGE, WithCameraImages
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.detectors import SMALL_GRID, Found, model, with_pillars
 from stillhouse_pointcloud.figures import (
@@ -23,11 +24,10 @@ from stillhouse_pointcloud.figures import (
     BirdsEye,
     ChosenPoints,
     Overlay,
-    in_picture,
+    in_image,
     outlines,
 )
 from stillhouse_pointcloud.objectives import LocalGraphDistillation
-from stillhouse_pointcloud.pictured import PICTURE, WithPictures
 from stillhouse_pointcloud.samples import PROJECTION, scenes
 
 
@@ -92,44 +92,44 @@ def test_a_box_is_outlined_with_a_stroke_to_its_front():
     assert stroke.get_ydata() == pytest.approx([10, 10])
 
 
-def test_edges_in_the_picture_end_before_the_camera():
+def test_edges_in_the_image_end_before_the_camera():
     axis = Figure().subplots()
-    in_picture(axis, np.array([[10.0, 0.0, 0.0, 2.0, 2.0, 2.0, 0.0]]), PROJECTION, TRUTH)
+    in_image(axis, np.array([[10.0, 0.0, 0.0, 2.0, 2.0, 2.0, 0.0]]), PROJECTION, TRUTH)
     assert len(axis.lines) == 12
     # the near side is 9 m away: 721.5 * 1 / 9 pixels to each side of the middle
     x = np.concatenate([line.get_xdata() for line in axis.lines])
     assert (x.min(), x.max()) == pytest.approx((609.6 - 721.5 / 9, 609.6 + 721.5 / 9))
     crossing, behind = Figure().subplots(), Figure().subplots()
-    in_picture(crossing, np.array([[0.0, 0.0, 0.0, 8.0, 2.0, 2.0, 0.0]]), PROJECTION, TRUTH)
+    in_image(crossing, np.array([[0.0, 0.0, 0.0, 8.0, 2.0, 2.0, 0.0]]), PROJECTION, TRUTH)
     assert len(crossing.lines) == 8  # without the four edges behind
-    in_picture(behind, np.array([[-9.0, 0.0, 0.0, 8.0, 2.0, 2.0, 0.0]]), PROJECTION, TRUTH)
+    in_image(behind, np.array([[-9.0, 0.0, 0.0, 8.0, 2.0, 2.0, 0.0]]), PROJECTION, TRUTH)
     assert len(behind.lines) == 0
 
 
-def test_the_overlay_takes_the_picture_where_there_is_one(tmp_path):
+def test_the_overlay_takes_the_image_where_there_is_one(tmp_path):
     Image.new("RGB", (1242, 375), (9, 8, 7)).save(tmp_path / "a.png")
-    make = WithPictures(make=Framed(), port="test")
+    make = WithCameraImages(make=Framed(), port="test")
     made = make({"source": tmp_path}, work=Work.seeded(0))
-    assert PICTURE not in made["train"]
+    assert CAMERA_IMAGE not in made["train"]
     save_data(tmp_path / "test", made["test"])
     data = load_data(tmp_path / "test")
     figure = Overlay(lines=LINES)(MODELS, data, work=Work())
-    with_picture, without = figure.axes[:2]
-    assert with_picture.images[0].get_array()[0, 0].tolist() == [9, 8, 7]
-    assert not with_picture.collections
+    with_image, without = figure.axes[:2]
+    assert with_image.images[0].get_array()[0, 0].tolist() == [9, 8, 7]
+    assert not with_image.collections
     assert not without.images
     assert len(without.collections) == 1
     # a row a model: the truth, and what it finds in its class's colour
     assert [axis.get_ylabel() for axis in figure.axes[::2]] == list(LINES)
     assert all(lines_of(axis, TRUTH) for axis in figure.axes[::2])
-    for spoilt in (b"no picture", broken_png()):
+    for spoilt in (b"no image", broken_png()):
         (tmp_path / "a.png").write_bytes(spoilt)
         with pytest.raises(BadData, match=r"a.png: not an? (whole )?image .*; replace it"):
             make({"source": tmp_path}, work=Work())
     # data that hold none
     assert not Overlay(lines=LINES)(MODELS, DATA, work=Work()).axes[0].images
-    with pytest.raises(BadSetting, match=r"pictures: count must be >= 1 \(got 0\)"):
-        WithPictures(make=Framed(), port="test", count=0)
+    with pytest.raises(BadSetting, match=r"images: count must be >= 1 \(got 0\)"):
+        WithCameraImages(make=Framed(), port="test", count=0)
 
 
 def broken_png() -> bytes:
@@ -140,7 +140,7 @@ def broken_png() -> bytes:
 
 
 class Framed:
-    """Drawn scenes whose first test frame names a picture."""
+    """Drawn scenes whose first test frame names an image."""
 
     def __call__(self, inputs, *, work):
         made = ReadKitti()({"source": scenes()}, work=work)

@@ -65,7 +65,7 @@ def test_a_box_of_the_camera_and_back():
     assert NOMINAL.to_image == pytest.approx(PROJECTION)
 
 
-def test_a_cloud_of_kitti_has_its_camera_and_its_picture(built):
+def test_a_cloud_of_kitti_has_its_camera_and_its_image(built):
     file = kitti()
     Image.new("RGB", (1242, 375), (9, 8, 7)).save("training/image_2/000001.png")
     row = predict(built, [file])[0]
@@ -98,11 +98,11 @@ def test_a_cloud_alone_has_a_nominal_camera_and_no_drawing_is_overwritten(built)
     assert all(Path(row["drawn"]).is_file() for row in rows)
 
 
-def test_a_picture_that_is_none_is_named(built):
+def test_a_image_that_is_none_is_named(built):
     file, photo = kitti(), Path("training/image_2/000001.png")
     Image.new("RGB", (4, 4)).save(photo)
     torn = photo.read_bytes()[:33] + b"\0\0\0\1\xff\xff\xff\xff" + bytes(20)
-    for content in (b"no picture", torn):  # of which Pillow says OSError, SyntaxError
+    for content in (b"no image", torn):  # of which Pillow says OSError, SyntaxError
         photo.write_bytes(content)
         with pytest.raises(BadData, match=r"000001.png: not an? (whole )?image .*; replace it"):
             predict(built, [file])

@@ -232,8 +232,8 @@ class TestReal:
         assert torch.as_tensor(counts).tolist() == [74, 25, 14]
         assert sum(len(made[port]["ignored"].values) for port in made) == 5
 
-    def test_boxes_hold_points_and_their_pictures_agree(self) -> None:
-        """Cars that are not hidden hold points; a box's outline in the picture is its 2D box."""
+    def test_boxes_hold_points_and_their_images_agree(self) -> None:
+        """Cars that are not hidden hold points; a box's outline in the image is its 2D box."""
         found: list[int] = []
         errors: list[float] = []
         for frame in find_frames(KITTI)["train"]:

@@ -78,7 +78,7 @@ def same(one, two) -> None:
 
 
 def without_labels(folder: Path) -> Path:
-    """What is left are the info files, the clouds and the pictures."""
+    """What is left are the info files, the clouds and the images."""
     for name in ("training/calib", "training/label_2", "ImageSets"):
         shutil.rmtree(folder / name)
     return folder
@@ -150,7 +150,7 @@ def test_the_same_samples_either_way(folder):
     bare = without_labels(folder)
     same(plain, read(bare))
     same(plain, read(bare / "kitti_infos_train.pkl"))
-    shutil.rmtree(bare / "training/velodyne")  # the reduced clouds are those within the picture
+    shutil.rmtree(bare / "training/velodyne")  # the reduced clouds are those within the image
     same(plain, read(bare))
 
 

@@ -23,7 +23,7 @@ def row(x, y=0.0):
     return [x, y, -1.0, *CAR]
 
 
-def scene(truth, found, scores, *, difficulty=None, ignored=(), heights=None, said=None):
+def scene(truth, found, scores, *, difficulty=None, ignored=(), heights=None, predicted=None):
     """Cars at places (x or (x, y)), and cars found."""
 
     def boxes(places):
@@ -40,7 +40,7 @@ def scene(truth, found, scores, *, difficulty=None, ignored=(), heights=None, sa
         ignored_labels=np.zeros(len(ignored), dtype=np.int64),
         found=boxes(found),
         scores=np.array(scores, dtype=float),
-        said=np.array(said or [0] * count, dtype=np.int64),
+        predicted=np.array(predicted or [0] * count, dtype=np.int64),
         heights=np.array(heights or [100] * count, dtype=float),
     )
 
@@ -122,16 +122,16 @@ def test_a_box_lower_than_the_least_height_is_neither_right_nor_wrong():
 
 def test_a_low_box_of_another_class_takes_a_car_away():
     # as the development kit: the height is asked before the class
-    given = [scene([0], [0, 0], [0.7, 0.9], heights=[100, 30], said=[0, 1])]
+    given = [scene([0], [0, 0], [0.7, 0.9], heights=[100, 30], predicted=[0, 1])]
     assert average_precision(given, 0, EASY, sampling="exact") == 0
     assert average_precision(given, 0, MODERATE, sampling="exact") == pytest.approx(1)
     # it is no mistake where there is no car
-    given = [scene([0], [0, 10], [0.7, 0.9], heights=[100, 30], said=[0, 1])]
+    given = [scene([0], [0, 10], [0.7, 0.9], heights=[100, 30], predicted=[0, 1])]
     assert average_precision(given, 0, EASY, sampling="exact") == pytest.approx(1)
 
 
 def test_classes_do_not_mix_and_a_class_without_truth_has_no_score():
-    given = [scene([0, 10], [0, 10], [0.9, 0.8], said=[0, 1])]
+    given = [scene([0, 10], [0, 10], [0.9, 0.8], predicted=[0, 1])]
     assert average_precision(given, 0, EASY, sampling="exact") == pytest.approx(0.5)
     assert average_precision(given, 1, EASY) is None
     scores = KittiAp(sampling="exact").of(given)

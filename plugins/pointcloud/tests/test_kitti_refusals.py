@@ -13,11 +13,11 @@ from stillhouse.data import TensorData, read_image
 from stillhouse.data.notes import noted
 from stillhouse.errors import BadData
 from stillhouse.work import Work
+from stillhouse_pointcloud.camera_images import WithCameraImages
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.detectors import Found
 from stillhouse_pointcloud.frames import REDUCED
 from stillhouse_pointcloud.metrics import KittiAp
-from stillhouse_pointcloud.pictured import WithPictures
 from stillhouse_pointcloud.stock import write_infos
 from stillhouse_pointcloud.sweeps import read_bin
 
@@ -217,13 +217,13 @@ def test_an_image_that_a_camera_turned_is_refused(tmp_path):
 def test_deep_images_are_shown_by_their_range_or_refused(tmp_path):
     source = kitti(tmp_path)
     file = source / "training/image_2/000002.png"
-    make = WithPictures(make=ReadKitti(), port="test")
+    make = WithCameraImages(make=ReadKitti(), port="test")
     for value, shown in ((65535, 255), (32768, 127)):
         Image.fromarray(np.full((375, 1242), value, np.uint16)).save(file)
         made = make({"source": source}, work=Work.seeded(0))
         batch = TensorData(made["test"]).rows(torch.tensor([0]))
-        picture = read_image(batch["picture"].numpy().tobytes(), "it")
-        assert abs(picture.getpixel((0, 0))[0] - shown) <= 1
+        image = read_image(batch["picture"].numpy().tobytes(), "it")
+        assert abs(image.getpixel((0, 0))[0] - shown) <= 1
     Image.fromarray(np.full((375, 1242), 900, np.uint16)).save(file)
     with pytest.raises(BadData, match=r"image_2/000002.png: "):
         make({"source": source}, work=Work.seeded(0))

@@ -111,7 +111,7 @@ def test_ours_is_mmdetection3ds(source):
                 ignored_labels=part("ignored_labels", row),
                 found=there,
                 scores=scores.double().numpy(),
-                said=labels.numpy(),
+                predicted=labels.numpy(),
                 heights=image_heights(there, projection, IMAGE_SIZE[1]),
             )
         )

@@ -18,17 +18,17 @@ from stillhouse.training import Setup
 from stillhouse.work import Work
 from stillhouse_pointcloud.augment import SceneAugment
 from stillhouse_pointcloud.boxes import CLASSES, inside
+from stillhouse_pointcloud.camera_images import WithCameraImages
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.mixed import ReadMixed
 from stillhouse_pointcloud.mmdet.library import missing
 from stillhouse_pointcloud.mmdet.transforms import LibraryAugment
 from stillhouse_pointcloud.overlaps import bev_areas
-from stillhouse_pointcloud.pasted import MIN_POINTS, ObjectSampling, WithSpares
-from stillhouse_pointcloud.pictured import WithPictures
+from stillhouse_pointcloud.pasted import MIN_POINTS, ObjectSampling, WithGroundTruthSamples
 from stillhouse_pointcloud.samples import SMALL_LIDAR, SMALL_STREET, scenes
 
 STILL = SceneAugment(flip=0.0, rotation=0.0, scale=0.0)
-OBJECTS, SPARES = 5, 10
+OBJECTS, CARRIED = 5, 10
 FAR = (-200.0, -200.0, -20.0, 200.0, 200.0, 20.0)  # nothing is outside
 NAME = "pointcloud/pointdistiller"
 library = pytest.mark.skipif(
@@ -37,8 +37,8 @@ library = pytest.mark.skipif(
 
 
 def made(make=None, seed=0):
-    spared = WithSpares(make=make or ReadKitti(), spares=SPARES)
-    return spared({"source": scenes()}, work=Work.seeded(seed))
+    maker = WithGroundTruthSamples(make=make or ReadKitti(), samples=CARRIED)
+    return maker({"source": scenes()}, work=Work.seeded(seed))
 
 
 def batch(count=6, view=1, **given):
@@ -82,7 +82,7 @@ def test_spares_are_objects_of_other_training_frames():
         rows = train.rows(torch.tensor([row]))
         counts, start = rows["spare_counts"].tolist(), 0
         labels = torch.bincount(rows["spare_labels"], minlength=len(CLASSES))
-        assert labels.max() <= SPARES
+        assert labels.max() <= CARRIED
         for box, count in zip(rows["spare_boxes"], counts, strict=True):
             owner, points = whole[tuple(box.tolist())]  # a box of no other port is here
             assert owner != json.loads(text)["name"]
@@ -269,14 +269,14 @@ def test_the_recipe_pastes_where_it_is_told_to():
     data, student = on.stage("data"), on.stage("both-0")
     assert isinstance(data, Make)
     assert isinstance(student, Train)
-    assert data.make == WithSpares(make=ReadKitti(), spares=6)
+    assert data.make == WithGroundTruthSamples(make=ReadKitti(), samples=6)
     assert student.augment == ObjectSampling(objects=3, then=off.stage("both-0").augment)
     mixed, pasted = (recipe(scale).stage("data").make for scale in ("small", "paper"))
-    assert isinstance(mixed, WithPictures)
+    assert isinstance(mixed, WithCameraImages)
     assert isinstance(mixed.make, ReadMixed)
-    assert isinstance(pasted, WithPictures)
-    assert isinstance(pasted.make, WithSpares)
-    assert pasted.make.spares == 30
+    assert isinstance(pasted, WithCameraImages)
+    assert isinstance(pasted.make, WithGroundTruthSamples)
+    assert pasted.make.samples == 30
 
 
 @both

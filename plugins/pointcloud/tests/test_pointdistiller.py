@@ -17,12 +17,12 @@ from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Convert, Evaluate, Make, Train
 from stillhouse.training import Setup
 from stillhouse.work import Work
+from stillhouse_pointcloud.camera_images import WithCameraImages
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.distilled import GraphRole
 from stillhouse_pointcloud.figures import BirdsEye, Overlay
 from stillhouse_pointcloud.mixed import ReadMixed
 from stillhouse_pointcloud.objectives import LocalGraphDistillation
-from stillhouse_pointcloud.pictured import WithPictures
 from stillhouse_pointcloud.recipes.pointdistiller_settings import GRAPHS, STUDENTS
 from stillhouse_pointcloud.samples import scenes
 
@@ -108,7 +108,7 @@ def test_paper_has_the_settings_of_the_paper():
     assert (loss.num, loss.k, loss.out_dim, loss.tau) == (6000, 128, 32, 0.01)
     assert (loss.compat, loss.concat) == ("official", True)
     assert both.objective.losses["graphs"].weight == 1
-    # KITTI's own frames alone, whose pictures are figures
+    # KITTI's own frames alone, whose images are figures
     assert made.stage("data").ports == ("train", "validation", "test")
     assert made.stage("pictures").figures
     assert not made.stage("pictures").plots
@@ -135,7 +135,7 @@ def test_real_and_rendered_frames_are_scored_apart():
     assert not tried.stage("pictures").plots
 
 
-def test_boxes_are_drawn_in_the_pictures_of_real_frames():
+def test_boxes_are_drawn_in_the_images_of_real_frames():
     mixed, own, drawn = recipe("small"), recipe("paper"), recipe()
     assert [type(f) for f in mixed.stage("real-0").figures] == [BirdsEye, Overlay]
     assert [type(f) for f in own.stage("pictures").figures] == [BirdsEye, Overlay]
@@ -143,10 +143,10 @@ def test_boxes_are_drawn_in_the_pictures_of_real_frames():
     assert not any(isinstance(f, Overlay) for f in mixed.stage("pictures").plots)
     overlay = mixed.stage("real-0").figures[1]
     assert list(overlay.lines) == ["teacher", "student 4x alone", "both"]
-    # the pictures are there where these figures look
+    # the images are there where these figures look
     assert mixed.stage("data").make.port == "real"
     assert own.stage("data").make.port == "test"
-    assert not isinstance(drawn.stage("data").make, WithPictures)
+    assert not isinstance(drawn.stage("data").make, WithCameraImages)
 
 
 def test_an_own_teacher_is_used_as_it_is():
@@ -279,7 +279,7 @@ def test_settings_that_cannot_be_are_named(settings, message):
 def test_the_data_stage_of_small_mixes_scenes_with_real_frames():
     stage = recipe("small").stage("data")
     assert isinstance(stage, Make)
-    assert isinstance(stage.make, WithPictures)
+    assert isinstance(stage.make, WithCameraImages)
     mixed = stage.make.make
     assert isinstance(mixed, ReadMixed)
     assert (mixed.scenes, mixed.copies, mixed.lidar.beams) == (600, 5, 48)

@@ -105,7 +105,7 @@ def test_difficulties_by_height_and_hidden_part_by_hand():
 
 @pytest.mark.parametrize(("cut", "level"), [(0.1, 0), (0.2, 1), (0.4, 2), (0.6, -1)])
 @pytest.mark.parametrize("side", [-1, 1])
-def test_difficulties_by_the_part_beyond_the_picture_by_hand(cut, level, side):
+def test_difficulties_by_the_part_beyond_the_image_by_hand(cut, level, side):
     pixels = FOCAL * 4 / 20  # of a board of 4 m, 20 m ahead
     edge = 0 if side > 0 else 1242
     column = edge + side * pixels * (0.5 - cut)  # of its middle

@@ -30,7 +30,7 @@ from stillhouse_sam.everything import (
 from stillhouse_sam.formats import encoded
 
 EASY: dict[str, Any] = {"pred_iou_thresh": -9.0, "stability_score_thresh": 0.0}
-PICTURE = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -52,14 +52,14 @@ def sam() -> Sam:
 
 
 def points_of(sam: Sam, generator: HierarchicalMaskGenerator) -> list[tuple[float, float]]:
-    """Points decoded, in fractions of the picture."""
+    """Points decoded, in fractions of the image."""
     seen: list[torch.Tensor] = []
 
     def see(_: object, args: object, kwargs: dict[str, Any]) -> None:
         seen.append(kwargs["points"][0][:, 0])
 
     hook = sam.prompt_encoder.register_forward_pre_hook(see, with_kwargs=True)
-    generator.generate(PICTURE)
+    generator.generate(IMAGE)
     hook.remove()
     frame = torch.tensor([64.0, 46.0])  # 40 x 56 at a longer side of 64
     return [(round(x, 5), round(y, 5)) for x, y in (torch.cat(seen) / frame).tolist()]
@@ -102,7 +102,7 @@ def test_inf_decodes_each_point_of_sams_grid_once(sam: Sam) -> None:
 def test_minus_inf_decodes_the_first_round_alone(sam: Sam) -> None:
     generator = HierarchicalMaskGenerator(sam, 8, **EASY, high_confidence=-math.inf)
     assert points_of(sam, generator) == every_fourth(8)
-    assert len(generator.generate(PICTURE)) > 0
+    assert len(generator.generate(IMAGE)) > 0
 
 
 def test_points_in_the_high_confidence_area_are_skipped() -> None:
@@ -117,8 +117,8 @@ def test_points_in_the_high_confidence_area_are_skipped() -> None:
 def test_on_the_same_points_the_records_are_sams(sam: Sam, mode: str, layers: int) -> None:
     # one point: the first round is the grid, so both generators decode the same
     settings = {**EASY, "crop_n_layers": layers, "output_mode": mode}
-    ours = HierarchicalMaskGenerator(sam, 1, **settings).generate(PICTURE)
-    sams = SamAutomaticMaskGenerator(sam, 1, **settings).generate(PICTURE)
+    ours = HierarchicalMaskGenerator(sam, 1, **settings).generate(IMAGE)
+    sams = SamAutomaticMaskGenerator(sam, 1, **settings).generate(IMAGE)
     assert len(ours) == len(sams) > 0
     for mine, theirs in zip(ours, sams, strict=True):
         assert list(mine) == list(theirs)
@@ -133,7 +133,7 @@ def test_with_filters_and_nms_the_records_are_sams(sam: Sam, layers: int) -> Non
     sam.mask_threshold = 0.07  # masks of some hundred pixels, not of nearly all
     one = {"points_per_batch": 1, "stability_score_offset": 0.003, "crop_n_layers": layers}
     all_kept = {"box_nms_thresh": 1.0, "crop_nms_thresh": 1.0}
-    every = SamAutomaticMaskGenerator(sam, 6, **EASY, **one, **all_kept).generate(PICTURE)
+    every = SamAutomaticMaskGenerator(sam, 6, **EASY, **one, **all_kept).generate(IMAGE)
     thresholds = {
         f"{short}_thresh": float(np.nanquantile([record[name] for record in every], 0.3))
         for short, name in (
@@ -142,10 +142,10 @@ def test_with_filters_and_nms_the_records_are_sams(sam: Sam, layers: int) -> Non
         )
     }
     settings = {**one, **thresholds, "box_nms_thresh": 0.9, "crop_nms_thresh": 0.9}
-    filtered = SamAutomaticMaskGenerator(sam, 6, **one, **thresholds, **all_kept).generate(PICTURE)
-    sams = SamAutomaticMaskGenerator(sam, 6, **settings).generate(PICTURE)
+    filtered = SamAutomaticMaskGenerator(sam, 6, **one, **thresholds, **all_kept).generate(IMAGE)
+    sams = SamAutomaticMaskGenerator(sam, 6, **settings).generate(IMAGE)
     assert 3 < len(sams) <= len(filtered) < 0.7 * len(every)
-    ours = HierarchicalMaskGenerator(sam, 6, **settings, high_confidence=math.inf).generate(PICTURE)
+    ours = HierarchicalMaskGenerator(sam, 6, **settings, high_confidence=math.inf).generate(IMAGE)
 
     def order(record: dict[str, Any]) -> tuple[float, ...]:
         return (record["predicted_iou"], *record["point_coords"][0], *record["bbox"])
@@ -156,33 +156,33 @@ def test_with_filters_and_nms_the_records_are_sams(sam: Sam, layers: int) -> Non
 
 def test_no_mask_kept_gives_no_record_and_the_whole_grid(sam: Sam) -> None:
     generator = HierarchicalMaskGenerator(sam, 8, pred_iou_thresh=99.0, crop_n_layers=1)
-    assert generator.generate(PICTURE) == []
-    assert generator.counts.prompts == 5 * 64  # a picture and its four crops
+    assert generator.generate(IMAGE) == []
+    assert generator.counts.prompts == 5 * 64  # an image and its four crops
 
 
 def test_small_regions_go_as_sam_lets_them_go(sam: Sam) -> None:
     pytest.importorskip("cv2")
     settings = {**EASY, "min_mask_region_area": 30}
-    ours = HierarchicalMaskGenerator(sam, 1, **settings).generate(PICTURE)
-    np.testing.assert_equal(ours, SamAutomaticMaskGenerator(sam, 1, **settings).generate(PICTURE))
+    ours = HierarchicalMaskGenerator(sam, 1, **settings).generate(IMAGE)
+    np.testing.assert_equal(ours, SamAutomaticMaskGenerator(sam, 1, **settings).generate(IMAGE))
 
 
 def test_counts_of_metas_generator(sam: Sam) -> None:
     with counted(sam) as counts:
-        SamAutomaticMaskGenerator(sam, 8, 16, **EASY).generate(PICTURE)
+        SamAutomaticMaskGenerator(sam, 8, 16, **EASY).generate(IMAGE)
     assert (counts.prompts, counts.calls) == (64, 4)
     assert not sam.mask_decoder._forward_hooks  # pyright: ignore[reportPrivateUsage]
 
 
 def photos() -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
-    truth = np.zeros((2, *PICTURE.shape[:2]), dtype=bool)
+    truth = np.zeros((2, *IMAGE.shape[:2]), dtype=bool)
     truth[0, :20], truth[1, 25:, 10:] = True, True
-    return [(PICTURE, truth)]
+    return [(IMAGE, truth)]
 
 
 def test_calibration_takes_the_lowest_logit_that_loses_little(sam: Sam) -> None:
     settings = EverythingSettings(points_per_side=8, **EASY)
-    every = torch.cat(sure_logits(settings, sam, PICTURE)).double().numpy()
+    every = torch.cat(sure_logits(settings, sam, IMAGE)).double().numpy()
     free = calibrate_high_confidence(sam, photos(), settings=settings, lost=1.0)
     assert free.high_confidence == np.quantile(every, 0.0)
     strict = calibrate_high_confidence(sam, photos(), settings=settings, lost=0.0)
@@ -192,11 +192,11 @@ def test_calibration_takes_the_lowest_logit_that_loses_little(sam: Sam) -> None:
     assert tried
     truth = [encoded(mask) for mask in photos()[0][1]]
     for value in tried:
-        lower = settings.with_confidence(float(value)).hierarchical(sam).generate(PICTURE)
+        lower = settings.with_confidence(float(value)).hierarchical(sam).generate(IMAGE)
         assert best_ious(lower, truth).mean() < strict.grid_miou
     # what it says is what the generator does
     rounds = settings.with_confidence(free.high_confidence).hierarchical(sam)
-    assert best_ious(rounds.generate(PICTURE), truth).mean() == free.hierarchical_miou
+    assert best_ious(rounds.generate(IMAGE), truth).mean() == free.hierarchical_miou
     assert free.skipped == 1 - rounds.counts.prompts / 64
 
 
@@ -209,13 +209,13 @@ def no_logit_above_zero(sam: Sam) -> None:
 def test_where_nothing_is_sure_the_whole_grid_is_measured(sam: Sam) -> None:
     no_logit_above_zero(sam)
     settings = EverythingSettings(points_per_side=4, **EASY)
-    assert sum(map(len, sure_logits(settings, sam, PICTURE))) == 0
+    assert sum(map(len, sure_logits(settings, sam, IMAGE))) == 0
     found = calibrate_high_confidence(sam, photos(), settings=settings)
     assert (found.high_confidence, found.skipped, found.grid_miou) == (math.inf, 0.0, 0.0)
     sam.mask_threshold = -1.0  # all is mask
     found = calibrate_high_confidence(sam, photos(), settings=settings)
     assert (found.high_confidence, found.skipped) == (math.inf, 0.0)
-    # whole pictures over a half and over 15 rows of 40, 46 columns of 56
+    # whole images over a half and over 15 rows of 40, 46 columns of 56
     share = (1 / 2 + 15 * 46 / (40 * 56)) / 2
     assert found.grid_miou == found.hierarchical_miou == pytest.approx(share)
 
@@ -239,10 +239,10 @@ def test_messages(sam: Sam) -> None:
         HierarchicalMaskGenerator(sam, None)
     with pytest.raises(BadSetting, match=r"output_mode must be .* \(got 'png'\)"):
         HierarchicalMaskGenerator(sam, output_mode="png")
-    nothing = np.zeros((0, *PICTURE.shape[:2]), dtype=bool)
+    nothing = np.zeros((0, *IMAGE.shape[:2]), dtype=bool)
     with pytest.raises(BadData, match="a photo without a true segment"):
-        calibrate_high_confidence(sam, [(PICTURE, nothing)], settings=EverythingSettings())
+        calibrate_high_confidence(sam, [(IMAGE, nothing)], settings=EverythingSettings())
     deaf = EverythingSettings(points_per_side=4, pred_iou_thresh=99.0)
-    whole = [(PICTURE, np.ones((1, 40, 56), dtype=bool))]
+    whole = [(IMAGE, np.ones((1, 40, 56), dtype=bool))]
     found = calibrate_high_confidence(sam, whole, settings=deaf)
     assert (found.high_confidence, found.skipped, found.grid_miou) == (math.inf, 0.0, 0.0)

@@ -1,4 +1,4 @@
-"""A decoder that learns to fill boxes without a picture."""
+"""A decoder that learns to fill boxes without an image."""
 
 from dataclasses import replace
 
@@ -54,16 +54,16 @@ def test_boxes_lie_in_the_frame_and_are_of_all_sizes() -> None:
     assert shares == pytest.approx([0.2] * 5, abs=0.02)
 
 
-def test_the_pictures_do_not_matter_and_a_seed_draws_the_same() -> None:
+def test_the_images_do_not_matter_and_a_seed_draws_the_same() -> None:
     torch.manual_seed(0)
     models = {
         "prompts": prompts_named(shape=SHAPE).new(),
         "decoder": decoder_named(shape=SHAPE).new(),
     }
 
-    def losses(pictures: dict[str, Tensor], seed: int) -> list[float]:
+    def losses(images: dict[str, Tensor], seed: int) -> list[float]:
         rng = Generator().manual_seed(seed)
-        found = FILL.terms("boxes", models, pictures, step=0, steps=1, rng=rng)
+        found = FILL.terms("boxes", models, images, step=0, steps=1, rng=rng)
         return [found[name].item() for name in ("mask", "iou")]
 
     assert losses(batch(2), 0) == losses(batch(2, fill=200), 0)

@@ -103,7 +103,7 @@ class Recorded(nn.Module):
 
 
 def in_masks(points: Tensor, rows: Callable[[int], int]) -> bool:
-    """Whether each point (pixels of the frame) lies in one of its picture's masks."""
+    """Whether each point (pixels of the frame) lies in one of its image's masks."""
     given = batch()
     masks = unpack_masks(given["masks"]).any(1)
     places = (points / 2).floor().long()
@@ -222,7 +222,7 @@ def test_padding_changes_nothing_that_is_asked_of_the_teacher():
     assert torch.equal(plain["embedding"], again["embedding"])
 
 
-def test_pictures_without_a_mask_take_part_in_the_embedding_only():
+def test_images_without_a_mask_take_part_in_the_embedding_only():
     models, given = roles(), batch()
     given["mask_valid"] = torch.zeros_like(given["mask_valid"])
     rng = Generator().manual_seed(0)

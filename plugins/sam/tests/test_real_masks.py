@@ -95,10 +95,10 @@ def test_panoptic_segments_are_the_whole_photo() -> None:
     areas = {row["image_id"]: row["segments_info"] for row in told["annotations"]}
     count = 0
     for photo in photos[::4]:
-        picture, found = photo.read()
+        image, found = photo.read()
         assert [thing["area"] for thing in found] == [row["area"] for row in areas[photo.place]]
         cover = np.stack([decoded(thing["rle"]) for thing in found]).sum(0)
-        assert cover.shape == (picture.height, picture.width)
+        assert cover.shape == (image.height, image.width)
         assert cover.max() == 1
         count += len(found)
     assert sum(len(rows) for rows in areas.values()) == 1078

@@ -1,4 +1,4 @@
-"""Pictures, masks and boxes are mirrored together, and the padding stays."""
+"""Images, masks and boxes are mirrored together, and the padding stays."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ SIDE, LOW = 64, 16
 
 
 def batch(view: int, widths: tuple[int, ...] = (64, 40)) -> dict[str, Tensor]:
-    """Pictures whose every channel is 255 on the object, in steps of a mask's cell."""
+    """Images whose every channel is 255 on the object, in steps of a mask's cell."""
     rng = torch.Generator().manual_seed(0)
     count = len(widths)
     masks = torch.rand(count, 2, LOW, LOW, generator=rng) < 0.3
@@ -77,7 +77,7 @@ def test_a_view_is_mixed_row_by_row_and_nothing_is_written_into() -> None:
     assert all(torch.equal(kept[name], before[name]) for name in before)
 
 
-def test_pictures_alone_will_do() -> None:
+def test_images_alone_will_do() -> None:
     whole = batch(1)
     part = {name: whole[name] for name in ("id", "view", "images", "sizes")}
     assert torch.equal(Flip()(part)["images"], Flip()(whole)["images"])

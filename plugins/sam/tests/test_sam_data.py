@@ -1,4 +1,4 @@
-"""Pictures, masks and boxes in the frame: by hand, from folders, from scenes, from real photos."""
+"""Images, masks and boxes in the frame: by hand, from folders, from scenes, from real photos."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -386,6 +386,6 @@ def test_one_photo_cannot_be_parted(tmp_path: Path) -> None:
 
 def test_a_broken_photo_is_named(tmp_path: Path) -> None:
     write_photos(tmp_path, {"train": 4, "val": 2})
-    (tmp_path / "val" / "5.png").write_bytes(b"no picture")
+    (tmp_path / "val" / "5.png").write_bytes(b"no image")
     with pytest.raises(BadData, match="val/5.png: not an image of a known format; replace it"):
         read(tmp_path)

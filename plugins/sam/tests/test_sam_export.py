@@ -52,7 +52,7 @@ def sam(encoder: str) -> Built:
 
 
 def asked(count: int, points: int = 2) -> dict[str, Tensor]:
-    """A picture, and as many prompts: boxes and clicks in turn, each filled up by no points."""
+    """An image, and as many prompts: boxes and clicks in turn, each filled up by no points."""
     rng = Generator().manual_seed(count)
     coords = torch.rand(1, count, points, 2, generator=rng) * 30
     coords[:, ::2, 1] += 30

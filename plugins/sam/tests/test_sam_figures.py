@@ -16,7 +16,7 @@ from stillhouse.work import Work
 from stillhouse_sam.annotated import PUBLISHABLE, credit_of
 from stillhouse_sam.drawing import colour_at, colours, painted
 from stillhouse_sam.everything import EverythingSettings
-from stillhouse_sam.figures import SIDE, Clicks, EverythingPictures, Masks
+from stillhouse_sam.figures import SIDE, Clicks, EverythingMasks, Masks
 from stillhouse_sam.formats import of_mask
 from stillhouse_sam.metrics import click_ious
 from stillhouse_sam.models import SamNetwork, Shape, named
@@ -63,7 +63,7 @@ def known(row: int, height: int, width: int) -> str:
 
 
 def objects() -> TensorData:
-    """Grey pictures of 64 x 48 with an object of 24 x 32 pixels and one of 16 x 16."""
+    """Grey images of 64 x 48 with an object of 24 x 32 pixels and one of 16 x 16."""
     masks = torch.zeros(4, 2, 32, 32, dtype=torch.bool)
     masks[:, 0, 4:20, 2:14] = True
     masks[:, 1, 22:30, 14:22] = True
@@ -148,8 +148,8 @@ def test_only_photos_that_may_be_shown_with_their_credit() -> None:
 
 def test_credit_lines() -> None:
     def line(licence: int | str | None, credit: str) -> str:
-        picture: Any = {"licence": licence, "credit": credit}
-        return credit_of(picture)
+        image: Any = {"licence": licence, "credit": credit}
+        return credit_of(image)
 
     assert line(4, "A") == "A, CC BY 2.0"
     assert line(1, "") == "licence 1"
@@ -172,7 +172,7 @@ def test_the_curve_is_the_miou_of_each_click() -> None:
 
 
 def test_everything_by_the_grid_and_in_two_rounds() -> None:
-    page = EverythingPictures(lines={"SAM": "a"}, settings=EASY, licences=PUBLISHABLE, columns=2)
+    page = EverythingMasks(lines={"SAM": "a"}, settings=EASY, licences=PUBLISHABLE, columns=2)
     figure = page({"a": small_sam()}, photos(), work=Work())
     axes = np.array(figure.axes).reshape(3, 2)
     labels = ["truth", "SAM, grid", "SAM, hierarchical"]

@@ -1,4 +1,4 @@
-"""Every layout is written with a real picture and read back; whatever is wrong is named."""
+"""Every layout is written with a real image and read back; whatever is wrong is named."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ def masks() -> NDArray[np.bool_]:
     return np.stack([box, disc, corner])
 
 
-def write_picture(path: Path, size: tuple[int, int] = (WIDTH, HEIGHT), seed: int = 0) -> None:
+def write_image(path: Path, size: tuple[int, int] = (WIDTH, HEIGHT), seed: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -77,7 +77,7 @@ def coco(**changed: Any) -> Json:
 
 def write_coco(folder: Path, content: Json | None = None) -> Path:
     for number in (7, 9):
-        write_picture(folder / "train2017" / f"{number:012d}.jpg")
+        write_image(folder / "train2017" / f"{number:012d}.jpg")
     write_json(folder / "annotations" / "instances_train2017.json", content or coco())
     return folder
 
@@ -90,7 +90,7 @@ def write_panoptic(folder: Path, ids: NDArray[np.int64] | None = None, **changed
     """The box is segment 70000 (more than two bytes), the disc 300, the corner 5."""
     if ids is None:
         ids = segment_ids()
-    write_picture(folder / "val2017" / f"{7:012d}.jpg")
+    write_image(folder / "val2017" / f"{7:012d}.jpg")
     png = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
     path = folder / "annotations" / "panoptic_val2017" / f"{7:012d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def write_panoptic(folder: Path, ids: NDArray[np.int64] | None = None, **changed
 
 
 def write_sa1b(folder: Path, **changed: Any) -> Path:
-    write_picture(folder / "sa_1.jpg")
+    write_image(folder / "sa_1.jpg")
     content = {
         "image": {"image_id": 1, "file_name": "sa_1.jpg", "height": HEIGHT, "width": WIDTH},
         "annotations": [{"id": 50 + i, "segmentation": encoded(m)} for i, m in enumerate(masks())],
@@ -116,17 +116,17 @@ def write_sa1b(folder: Path, **changed: Any) -> Path:
 
 
 def write_folder(folder: Path, mode: str = "L", seed: int = 0) -> Path:
-    write_picture(folder / "images" / "a.jpg", seed=seed)
+    write_image(folder / "images" / "a.jpg", seed=seed)
     ids = (masks() * np.array([255, 3, 9])[:, None, None]).sum(0).astype(np.uint8)
-    picture = Image.fromarray(ids)
+    image = Image.fromarray(ids)
     if mode == "P":
-        picture.putpalette(list(range(256)) * 3)
+        image.putpalette(list(range(256)) * 3)
     elif mode == "RGB":
-        picture = Image.fromarray(np.stack([ids * 0, ids, ids], axis=-1))
+        image = Image.fromarray(np.stack([ids * 0, ids, ids], axis=-1))
     elif mode == "I;16":
-        picture = Image.fromarray(ids.astype(np.uint16) * 100)
+        image = Image.fromarray(ids.astype(np.uint16) * 100)
     (folder / "masks").mkdir()
-    picture.save(folder / "masks" / "a.png")
+    image.save(folder / "masks" / "a.png")
     return folder
 
 
@@ -137,9 +137,9 @@ def only(source: Path, split: str = "train") -> Photo:
 
 
 def found(photo: Photo) -> tuple[list[Object], NDArray[np.bool_]]:
-    picture, objects = photo.read()
-    assert picture.mode == "RGB"
-    assert picture.size == (WIDTH, HEIGHT)
+    image, objects = photo.read()
+    assert image.mode == "RGB"
+    assert image.size == (WIDTH, HEIGHT)
     return objects, np.stack([decoded(thing["rle"]) for thing in objects])
 
 
@@ -160,8 +160,8 @@ def test_instances_are_read_in_all_their_forms(tmp_path: Path) -> None:
 
 def test_annotations_are_json(tmp_path: Path) -> None:
     photo = find_photos(write_coco(tmp_path))["train"][0]
-    picture, objects = photo.read()
-    known = json.loads(photo.annotations(picture.height, picture.width, objects))
+    image, objects = photo.read()
+    known = json.loads(photo.annotations(image.height, image.width, objects))
     assert known.pop("objects") == objects
     assert known == {
         "name": "000000000007.jpg", "height": HEIGHT, "width": WIDTH, "licence": 4,
@@ -183,7 +183,7 @@ def test_coco_of_any_name_and_place_is_found(tmp_path: Path) -> None:
     write_json(tmp_path / "valid" / "_annotations.coco.json", coco())
     for seed, split in enumerate(("train", "valid")):
         for number in (7, 9):
-            write_picture(tmp_path / split / f"{number:012d}.jpg", seed=seed)
+            write_image(tmp_path / split / f"{number:012d}.jpg", seed=seed)
     photos = find_photos(tmp_path)
     assert sorted(photos) == ["train", "validation"]
     assert (found(photos["validation"][0])[1] == masks()).all()
@@ -227,7 +227,7 @@ def test_splits_of_folders(tmp_path: Path) -> None:
     assert (found(photos["validation"][0])[1] == masks()[[1, 2, 0]]).all()
 
 
-def test_a_picture_named_as_a_split_is_in_none(tmp_path: Path) -> None:
+def test_an_image_named_as_a_split_is_in_none(tmp_path: Path) -> None:
     write_folder(tmp_path)
     for place, end in (("images", "jpg"), ("masks", "png")):
         (tmp_path / place / f"a.{end}").rename(tmp_path / place / f"test_1.{end}")
@@ -277,8 +277,8 @@ def test_many_small_objects_are_no_smoothed_mask(tmp_path: Path) -> None:
 
 def test_hidden_files_are_not_seen_and_others_are_counted(tmp_path: Path) -> None:
     write_coco(tmp_path)
-    write_picture(tmp_path / ".thumbs" / "a.jpg")
-    write_picture(tmp_path / "train2017" / "more.jfif")
+    write_image(tmp_path / ".thumbs" / "a.jpg")
+    write_image(tmp_path / "train2017" / "more.jfif")
     (tmp_path / "notes.txt").write_text("nothing")
     lines: list[str] = []
     with noted(lines.append):
@@ -326,7 +326,7 @@ def broken(
 
 def resized(write: Callable[[Path], Path], file: str) -> Callable[[Path], Path]:
     def resized_folder(folder: Path) -> Path:
-        write_picture(write(folder) / file, (WIDTH + 1, HEIGHT))
+        write_image(write(folder) / file, (WIDTH + 1, HEIGHT))
         return folder
 
     return resized_folder
@@ -387,7 +387,7 @@ def empty(folder: Path) -> Path:
 
 
 def bare(folder: Path) -> Path:
-    write_picture(folder / "a.png")
+    write_image(folder / "a.png")
     return folder
 
 
@@ -399,8 +399,8 @@ IMAGE = {"file_name": "sa_1.jpg", "height": HEIGHT, "width": WIDTH}
 
 WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no folder": (lambda folder: folder / "none", "none: not a folder"),
-    "no picture": (empty, r"no pictures; expected COCO's"),
-    "no masks": (bare, r"1 picture\(s\) and no masks; expected COCO's"),
+    "no image": (empty, r"no images; expected COCO's"),
+    "no masks": (bare, r"1 image\(s\) and no masks; expected COCO's"),
     "broken json": (broken(write_coco, INSTANCES, b"{"), f"{INSTANCES}: cannot be read as JSON"),
     "no text": (broken(write_coco, INSTANCES, b"\xff"), f"{INSTANCES}: cannot be read as JSON"),
     "no record": (broken(write_coco, INSTANCES, b"[]"), f"{INSTANCES}: there is no list 'images'"),
@@ -411,16 +411,16 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no name": (coco_with(images=[{"id": 7}, coco_image(9)]), "image 7: file_name is None; .*text"),
     "twice": (coco_with(images=[coco_image(), coco_image()]), "image 7 is there twice"),
     "no such image": (coco_with(images=[coco_image(9)]), "annotation 100: there is no image 7"),
-    "picture missing": (
+    "image missing": (
         broken(write_coco, JPG, None),
-        f"{INSTANCES}: image 7: the picture 000000000007.jpg is not there",
+        f"{INSTANCES}: image 7: image 000000000007.jpg not found",
     ),
-    "picture broken": (broken(write_coco, JPG, b"x"), f"{JPG}: not an image of a known format"),
-    "picture cut": (
+    "image broken": (broken(write_coco, JPG, b"x"), f"{JPG}: not an image of a known format"),
+    "image cut": (
         broken(write_coco, JPG, b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01\x01"),
         f"{JPG}: not a whole image",
     ),
-    "picture of another size": (
+    "image of another size": (
         resized(write_coco, JPG),
         f"{JPG}: 41 x 24 pixels, but 40 x 24 in .*{INSTANCES}: image 7",
     ),
@@ -436,7 +436,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "flat polygon": (segmentation([1, 1, 5, 5, 9, 9]), "101: polygon 1 has 0 numbers"),
     "rle of another size": (
         segmentation(OTHER),
-        r"annotation 101: run lengths of size \[40, 24\]; the picture's is \[24, 40\]",
+        r"annotation 101: run lengths of size \[40, 24\]; the image's is \[24, 40\]",
     ),
     "short rle": (segmentation(SHORT), "101: run lengths cover 959 pixels, not the 40 x 24"),
     "short string": (segmentation({**SHORT, "counts": "1"}), "101: run lengths cover 1 pixels"),
@@ -446,7 +446,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "far outside": (
         segmentation([[1, 1, 50, 1, 50, 20]]),
         f"{INSTANCES}: annotation 101: polygon 1 reaches from x 1 to 50, far outside the 40 x 24 "
-        "pixels of its picture, as if drawn on one of another size; correct it",
+        "pixels of its image, as if drawn on one of another size; correct it",
     ),
     "far above": (segmentation([[1, -9, 5, 1, 5, 20]]), "101: polygon 1 reaches from y -9 to 20"),
     "unknown category": (
@@ -461,7 +461,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
         turned(write_coco, JPG),
         rf"{JPG}: its camera's orientation tag \(6\) turns or mirrors it, and coordinates would",
     ),
-    "float picture": (
+    "float image": (
         with_values(write_folder, "images/a.tif", np.float32(300)),
         "images/a.tif: floating values from 300 to 300; expected 0..1",
     ),
@@ -469,7 +469,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
         with_values(write_folder, "images/a.png", np.uint16(900)),
         "images/a.png: 16 bits, but no value above 900",
     ),
-    "picture in two splits": (
+    "image in two splits": (
         lambda f: write_folder(write_folder(f / "train").parent / "test").parent,
         "train/images/a.jpg: has the bytes of .*test/images/a.jpg, in another split",
     ),
@@ -508,7 +508,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "png missing": (
         broken(write_panoptic, PNG, None),
-        r"panoptic_val2017.json: image 7: the picture 000000000007.png is not there",
+        r"panoptic_val2017.json: image 7: image 000000000007.png not found",
     ),
     "png of another size": (
         resized(write_panoptic, PNG),
@@ -530,9 +530,9 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
         broken(lambda f: write_sa1b(write_sa1b(f) / "b").parent, "b/sa_1.json", None),
         "b/sa_1.jpg: there is no JSON of its stem",
     ),
-    "sa-1b picture missing": (
+    "sa-1b image missing": (
         broken(lambda f: write_sa1b(write_sa1b(f) / "b").parent, "b/sa_1.jpg", None),
-        "b/sa_1.json: there is no picture of its stem",
+        "b/sa_1.json: there is no image of its stem",
     ),
     "sa-1b of another name": (
         lambda f: write_sa1b(f, image={**IMAGE, "file_name": "sa_2.jpg"}),
@@ -556,18 +556,18 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "mask missing": (
         broken(write_folder, "masks/a.png", None),
-        r"1 picture\(s\) and no masks",
+        r"1 image\(s\) and no masks",
     ),
     "mask of another stem": (
         lambda f: (write_folder(f) / "masks/a.png").rename(f / "masks/b.png").parents[1],
         "images/a.jpg: there is no mask of its stem",
     ),
     "mask too many": (
-        lambda f: (write_picture(write_folder(f) / "masks/b.png"), f)[1],
-        "masks/b.png: there is no picture of its stem",
+        lambda f: (write_image(write_folder(f) / "masks/b.png"), f)[1],
+        "masks/b.png: there is no image of its stem",
     ),
-    "two pictures": (
-        lambda f: (write_picture(write_folder(f) / "images/a.png"), f)[1],
+    "two images": (
+        lambda f: (write_image(write_folder(f) / "images/a.png"), f)[1],
         "images/a.png: .*images/a.jpg has the same stem",
     ),
     "mask of another size": (

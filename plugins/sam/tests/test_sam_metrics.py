@@ -71,7 +71,7 @@ class Filled(nn.Module):
 
 
 def objects() -> TensorData:
-    """Two pictures with two objects and one, rectangles of 32 x 32 cells."""
+    """Two images with two objects and one, rectangles of 32 x 32 cells."""
     masks = torch.zeros(2, 2, 32, 32, dtype=torch.bool)
     for image, corners in enumerate(RECTANGLES):
         for place, corner in enumerate(corners):
@@ -144,7 +144,7 @@ def test_a_sam_no_better_than_filled_boxes_is_refused() -> None:
     assert lines == ["teacher: no labelled training photo to try it on"]
 
 
-def test_a_picture_without_an_object_adds_nothing() -> None:
+def test_an_image_without_an_object_adds_nothing() -> None:
     data = objects()
     valid = torch.tensor([[False, False], [True, False]])
     some = TensorData({**data.columns, "mask_valid": valid})
@@ -166,7 +166,7 @@ def test_a_filled_box_is_worth_the_part_of_it_that_is_object() -> None:
 
 
 def predictors(sam: SamNetwork) -> list[SamPredictor]:
-    """segment-anything's own, its picture set, one an image."""
+    """segment-anything's own, its image set, one an image."""
     images, found = objects().rows(torch.arange(2))["images"], list[SamPredictor]()
     for image, (height, width) in zip(images, SIZES.tolist(), strict=True):
         predictor = SamPredictor(sam.sam)
@@ -260,7 +260,7 @@ def test_a_fake_quantized_sam_is_scored_by_boxes() -> None:
 
 
 def annotated(*, crowd: bool = False) -> TensorData:
-    """`objects` with annotations of pictures twice the frame's size: a cell is 4 of their pixels."""
+    """`objects` with annotations of images twice the frame's size: a cell is 4 of their pixels."""
     texts: list[str] = []
     for (height, width), corners in zip((2 * SIZES).tolist(), RECTANGLES, strict=True):
         things: list[Any] = []
@@ -331,8 +331,8 @@ def test_the_best_iou_of_each_segment_by_hand() -> None:
 
     truth = [of_mask(rectangle(0, 4)), of_mask(rectangle(4, 8)), of_mask(rectangle(0, 8))]
     truth[2]["crowd"] = 1
-    picture: Any = {"objects": truth}
-    rles = [thing["rle"] for thing in segments(picture)]
+    image: Any = {"objects": truth}
+    rles = [thing["rle"] for thing in segments(image)]
     records = [{"segmentation": of_mask(rectangle(*ends))["rle"]} for ends in ((0, 3), (2, 6))]
     # 3 of 4, and 2 of 6; the crowd is no segment
     assert best_ious(records, rles).tolist() == pytest.approx([3 / 4, 2 / 6])

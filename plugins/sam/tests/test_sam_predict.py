@@ -45,7 +45,7 @@ def all_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SETTINGS", SURE_OF_ALL)
 
 
-def test_masks_are_listed_in_pixels_of_the_picture(
+def test_masks_are_listed_in_pixels_of_the_image(
     built: Built, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     all_kept(monkeypatch)
@@ -70,7 +70,7 @@ def test_masks_are_listed_in_pixels_of_the_picture(
     assert [mask["area"] for mask in masks] == sorted((m["area"] for m in masks), reverse=True)
 
 
-def test_small_pictures_are_drawn_larger_and_masks_where_they_are(
+def test_small_images_are_drawn_larger_and_masks_where_they_are(
     built: Built, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     all_kept(monkeypatch)
@@ -80,7 +80,7 @@ def test_small_pictures_are_drawn_larger_and_masks_where_they_are(
     assert drawn.shape == (366, 512, 3)
     masks = json.loads((FOLDER / "grey.json").read_text())["annotations"]
     covered = np.any([decoded(mask["segmentation"]) for mask in masks], axis=0)
-    shown = (drawn != 90).any(-1)[4::9, 4::9]  # about a pixel of the picture each
+    shown = (drawn != 90).any(-1)[4::9, 4::9]  # about a pixel of the image each
     large = np.asarray(Image.fromarray(covered).resize((512, 366)))[4::9, 4::9]
     assert (shown == large).mean() > 0.95
 
@@ -104,7 +104,7 @@ def test_a_sam_is_asked_by_the_settings_kept_with_it(built: Built, tmp_path: Pat
     assert row["masks"] > 0
 
 
-def test_a_picture_of_which_nothing_is_kept(built: Built) -> None:
+def test_an_image_of_which_nothing_is_kept(built: Built) -> None:
     assert isinstance(built.module, SamNetwork)
     for value in built.module.sam.mask_decoder.iou_prediction_head.parameters():
         torch.nn.init.zeros_(value)  # says of each mask that its IoU is 0
@@ -132,7 +132,7 @@ def test_empty_masks_are_none_and_the_json_is_valid(
     assert json.loads(text, parse_constant=refused)["annotations"] == []
 
 
-def test_of_a_large_picture_fewer_points_are_decoded_at_a_time(
+def test_of_a_large_image_fewer_points_are_decoded_at_a_time(
     built: Built, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     all_kept(monkeypatch)
@@ -149,7 +149,7 @@ def test_of_a_large_picture_fewer_points_are_decoded_at_a_time(
     assert [mask["segmentation"] for mask in first] == [mask["segmentation"] for mask in second]
 
 
-def test_a_folder_stands_for_its_pictures_and_no_drawing_is_overwritten(
+def test_a_folder_stands_for_its_images_and_no_drawing_is_overwritten(
     built: Built, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SETTINGS", EverythingSettings(points_per_side=1))
@@ -167,7 +167,7 @@ def test_a_folder_stands_for_its_pictures_and_no_drawing_is_overwritten(
 
 def test_what_cannot_be_used_is_named(built: Built) -> None:
     Path("empty").mkdir()
-    with pytest.raises(MissingData, match="empty: no pictures in this folder"):
+    with pytest.raises(MissingData, match="empty: no images in this folder"):
         predict(built, [Path("empty")])
     with pytest.raises(MissingData, match=r"c.png: there is no such file"):
         predict(built, [Path("c.png")])

@@ -73,7 +73,7 @@ def test_each_student_has_one_part_more() -> None:
         assert loss.phases["student"].trains == ("encoder", "decoder")
 
 
-def test_students_see_the_same_pictures_from_the_same_first_weights() -> None:
+def test_students_see_the_same_images_from_the_same_first_weights() -> None:
     made = recipe("small")
     students = [made.stage(f"{name}-1") for name in STUDENTS]
     for student in students:
@@ -157,7 +157,7 @@ def test_void_values_reach_the_readers() -> None:
     assert made.stage("data").make.void == made.stage("photos").make.void == (255, 7)
 
 
-def test_pictures_are_of_photos_that_may_be_shown() -> None:
+def test_images_are_of_photos_that_may_be_shown() -> None:
     made = recipe("small")
     figures = [f for s in made.stages if isinstance(s, Evaluate) for f in s.figures]
     assert len(figures) == 3

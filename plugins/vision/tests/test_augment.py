@@ -55,19 +55,19 @@ def test_input_and_global_generator_are_not_touched(augment: Augment) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_crops_are_windows_of_the_padded_picture() -> None:
+def test_crops_are_windows_of_the_padded_image() -> None:
     padding = 2
     padded = torch.nn.functional.pad(batch()["images"], [padding] * 4)
     found = CropFlip(padding=padding)(batch())["images"]
     mirrored = 0
-    for picture, source in zip(found, padded, strict=True):
+    for image, source in zip(found, padded, strict=True):
         windows = [
             (top, left, source[:, top : top + 16, left : left + 16])
             for top in range(2 * padding + 1)
             for left in range(2 * padding + 1)
         ]
-        plain = [w for _, _, w in windows if torch.equal(w, picture)]
-        flipped = [w for _, _, w in windows if torch.equal(w.flip(-1), picture)]
+        plain = [w for _, _, w in windows if torch.equal(w, image)]
+        flipped = [w for _, _, w in windows if torch.equal(w.flip(-1), image)]
         assert len(plain) + len(flipped) == 1
         mirrored += len(flipped)
     assert 0 < mirrored < 12
@@ -81,13 +81,13 @@ def test_places_and_mirrors_are_even() -> None:
     given = {"id": ids, "view": torch.zeros_like(ids), "images": images}
     rows = CropFlip(padding=1, flip=False)(given)["images"].flatten(1).argmax(1)
     seen = CropFlip(padding=1, flip=False)(given)["images"].flatten(1).sum(1) > 0
-    # the mark leaves the picture when the crop starts one column to the right of it: 3 of 9 places
+    # the mark leaves the image when the crop starts one column to the right of it: 3 of 9 places
     assert 1 - seen.float().mean().item() == pytest.approx(3 / 9, abs=0.03)
     shares = torch.bincount(rows[seen], minlength=9)[[0, 1, 3, 4, 6, 7]] / count
     assert shares.tolist() == pytest.approx([1 / 9] * 6, abs=0.02)
 
 
-def test_no_padding_and_no_flip_is_the_picture() -> None:
+def test_no_padding_and_no_flip_is_the_image() -> None:
     assert torch.equal(CropFlip(padding=0, flip=False)(batch())["images"], batch()["images"])
 
 

@@ -31,9 +31,9 @@ def write_parquet(
     file: Path, rows: Sequence[tuple[Any, Any]], image: str = "image", label: str = "label"
 ) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    pictures = [{"bytes": encoded, "path": None} for encoded, _ in rows]
+    images = [{"bytes": encoded, "path": None} for encoded, _ in rows]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    columns = {image: pa.array(pictures, type=kind), label: pa.array([row[1] for row in rows])}
+    columns = {image: pa.array(images, type=kind), label: pa.array([row[1] for row in rows])}
     pq.write_table(pa.table(columns), file)
 
 
@@ -103,7 +103,7 @@ def test_folders_are_labelled_in_the_order_of_names(tmp_path: Path) -> None:
     assert (made["train"]["images"][:, 0, 0, 0] >= 16).tolist() == [True, False]
 
 
-def test_grey_pictures_are_read_for_colour_models(tmp_path: Path) -> None:
+def test_grey_images_are_read_for_colour_models(tmp_path: Path) -> None:
     write_folder(tmp_path, ("cat", "dog"), 2)
     images = read(tmp_path)["train"]["images"]
     assert torch.equal(images[:, 0], images[:, 2])
@@ -118,7 +118,7 @@ def test_resize_keeps_the_centre_square(tmp_path: Path) -> None:
     assert images[0, 0].tolist() == [[2, 3, 4, 5]] * 4
 
 
-def test_pictures_of_another_size_are_fitted_when_asked(tmp_path: Path) -> None:
+def test_images_of_another_size_are_fitted_when_asked(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write_parquet(tmp_path / f"{split}.parquet", [(png(1, (9, 5)), 0), (png(2), 1)])
     assert read(tmp_path, resize=True)["train"]["images"].shape == (2, 3, 4, 4)
@@ -186,7 +186,7 @@ def cut(encoded: bytes) -> bytes:
     ],
     ids=["jpeg", "png", "empty", "junk"],
 )
-def test_truncated_picture_in_a_row(tmp_path: Path, damaged: bytes, problem: str) -> None:
+def test_truncated_image_in_a_row(tmp_path: Path, damaged: bytes, problem: str) -> None:
     rows = [(png(1), 0), (damaged, 1)]
     for split in ("train", "test"):
         write_parquet(tmp_path / f"{split}.parquet", rows)
@@ -194,7 +194,7 @@ def test_truncated_picture_in_a_row(tmp_path: Path, damaged: bytes, problem: str
         read(tmp_path)
 
 
-def test_truncated_picture_file(tmp_path: Path) -> None:
+def test_truncated_image_file(tmp_path: Path) -> None:
     write_folder(tmp_path, ("cat", "dog"), 3)
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     stream = io.BytesIO()
@@ -238,7 +238,7 @@ def test_class_without_rows(tmp_path: Path, split: str) -> None:
         read(tmp_path)
 
 
-def test_class_folder_without_pictures(tmp_path: Path) -> None:
+def test_class_folder_without_images(tmp_path: Path) -> None:
     write_folder(tmp_path, ("cat", "dog"), 2)
     (tmp_path / "eel").mkdir()
     (tmp_path / "eel" / "notes.txt").write_text("none yet")
@@ -252,13 +252,13 @@ def test_class_folder_that_names_do_not_have(tmp_path: Path) -> None:
         read(tmp_path, ImageSpec(size=4, names=("cat", "eel")))
 
 
-def test_too_few_pictures_to_hold_one_out(tmp_path: Path) -> None:
+def test_too_few_images_to_hold_one_out(tmp_path: Path) -> None:
     write_folder(tmp_path, ("cat", "dog"), 1)
     with pytest.raises(BadData, match=r"cat/0.png: the only image of its class"):
         read(tmp_path)
 
 
-def test_colour_pictures_for_a_grey_model(tmp_path: Path) -> None:
+def test_colour_images_for_a_grey_model(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", [(png(i), i % 2) for i in range(4)])
     with pytest.raises(BadData, match=r"row \d: an image of mode RGB, but mean and std have 1"):
         read(tmp_path, GREY)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from stillhouse.errors import BadSetting, StillhouseError, UnknownName
+from stillhouse.objectives.catalogue import DISTILLATION_METHODS
 from stillhouse.objectives.objective import Composed, Step
-from stillhouse.objectives.zoo import ZOO
 from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Convert, Evaluate, Train
 from stillhouse_vision.models import LoadCheckpoint
@@ -144,7 +144,7 @@ def batch() -> dict[str, torch.Tensor]:
     return {"id": rows, "view": torch.zeros_like(rows), "images": images, "labels": labels}
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", DISTILLATION_METHODS)
 def test_every_objective_of_the_zoo_trains_the_student(
     name: str, batch: dict[str, torch.Tensor]
 ) -> None:
@@ -172,7 +172,7 @@ STORED = {
 PAIRED = ("dist", "sp", "rkd", "cc", "pkt", "infonce", "crd")  # no means over samples
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", DISTILLATION_METHODS)
 def test_what_is_stored_and_what_may_be_cut_follow_from_the_terms(name: str) -> None:
     stage = recipe(objective=name).stage(f"{name}-0")
     assert {r: c.outputs for r, c in stage.cache.items()} == (

@@ -210,7 +210,7 @@ def test_paper_has_the_settings_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("batch", [32, 64, 128])
-def test_the_papers_epochs_are_as_many_pictures_whatever_the_batch(batch: int) -> None:
+def test_the_papers_epochs_are_as_many_images_whatever_the_batch(batch: int) -> None:
     made = recipe("small", batch=batch)
     for name in ("calibration-cost", "search-cost"):
         stage = made.stage(name)
@@ -220,7 +220,7 @@ def test_the_papers_epochs_are_as_many_pictures_whatever_the_batch(batch: int) -
         contest = measure.contest
         steps = contest.schedules["training, 240 epochs (computed)"]
         assert contest.trained.batch == batch
-        # whole batches of 50,000 pictures
+        # whole batches of 50,000 images
         assert 240 * (50_000 - batch) < steps * batch <= 240 * 50_000
 
 
@@ -245,7 +245,7 @@ def test_bad_settings_are_one_clear_line(settings: dict[str, Any], message: str)
     assert "\n" not in str(error.value)
 
 
-def test_reduced_pictures_are_means_of_areas_and_rows_are_apart() -> None:
+def test_reduced_images_are_means_of_areas_and_rows_are_apart() -> None:
     images = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4).repeat(6, 1, 1, 1)
     images[:, :, 0, 0] += torch.arange(6, dtype=torch.uint8)[:, None] * 4
     source = TensorData({"images": images, "labels": torch.arange(6)})
@@ -258,9 +258,9 @@ def test_reduced_pictures_are_means_of_areas_and_rows_are_apart() -> None:
     # areas 0 1 4 5, 2 3 6 7, 8 9 12 13, 10 11 14 15; halves are rounded to even
     shift = labels[0][0]
     assert first.tolist() == [[round((10 + 4 * shift) / 4), 4], [10, 12]]
-    with pytest.raises(BadData, match=r"5 \+ 2 pictures are wanted, there are 6"):
+    with pytest.raises(BadData, match=r"5 \+ 2 images are wanted, there are 6"):
         Reduce(size=2, train=5, validation=2)({"source": source}, work=Work(rng=rng))
-    with pytest.raises(BadData, match="pictures of 4 pixels cannot be reduced to 8"):
+    with pytest.raises(BadData, match="images of 4 pixels cannot be reduced to 8"):
         Reduce(size=8, train=4, validation=2)({"source": source}, work=Work(rng=rng))
 
 

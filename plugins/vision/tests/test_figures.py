@@ -1,4 +1,4 @@
-"""Pictures of predictions, of mistakes, of classes that are confused: what they show, by hand."""
+"""Images of predictions, of mistakes, of classes that are confused: what they show, by hand."""
 
 import numpy as np
 import pytest
@@ -12,14 +12,14 @@ from stillhouse.work import Work
 from stillhouse_vision.figures import MATRIX, Confusion, Grid, Mistakes
 
 NAMES = ("cat", "dog", "rat")
-# truth, and what student and teacher say, of six pictures: three mistakes of the student
+# truth, and what student and teacher say, of six images: three mistakes of the student
 TRUTH = torch.tensor([0, 0, 1, 1, 2, 2])
 STUDENT = torch.tensor([[5.0, 0, 0], [0, 1, 0], [3, 0, 0], [0, 4, 0], [0, 6, 0], [0, 0, 1]])
 TEACHER = torch.tensor([[9.0, 0, 0], [9, 0, 0], [0, 0, 9], [0, 9, 0], [0, 0, 9], [0, 0, 9]])
 
 
 class Said(nn.Module):
-    """Answers that are looked up by a picture's first pixel."""
+    """Answers that are looked up by an image's first pixel."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()

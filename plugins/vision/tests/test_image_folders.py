@@ -179,11 +179,11 @@ def test_deep_and_turned_images_are_read_as_they_look(tmp_path: Path) -> None:
     assert set(values.unique().tolist()) == {0, 156, 255}
     turned = Image.Exif()
     turned[0x0112] = 8
-    picture = Image.new("L", (4, 4))
-    picture.paste(255, (2, 0, 4, 4))
+    photo = Image.new("L", (4, 4))
+    photo.paste(255, (2, 0, 4, 4))
     for name in ("cat", "dog"):
-        picture.save(tmp_path / name / "0.png", exif=turned)
-        picture.putpixel((0, 0), 1)
+        photo.save(tmp_path / name / "0.png", exif=turned)
+        photo.putpixel((0, 0), 1)
     made = read(tmp_path, held_out=0.5)
     values = torch.cat([made[port]["images"] for port in ("train", "test")])
     bright = [image for image in values[:, 0] if image[0, 1] == 255 and image[2, 1] == 0]

@@ -123,7 +123,7 @@ def test_selection_refuses(given: dict[str, float], message: str) -> None:
         select_instances(torch.zeros(2, 2), torch.zeros(2, 2), **given)  # type: ignore[arg-type]
 
 
-# -- pictures of mixed statistics
+# -- images of mixed statistics
 
 
 def test_mix_by_hand() -> None:
@@ -170,7 +170,7 @@ def _mixed_with_floor(images: Tensor, lam: Tensor, order: Tensor, spec: ImageSpe
 
 
 def test_mix_refuses_single_pixels() -> None:
-    with pytest.raises(BadSetting, match="needs pictures of 2 pixels"):
+    with pytest.raises(BadSetting, match="needs images of 2 pixels"):
         mix_distribution(torch.zeros(2, 1, 1, 1), torch.ones(2), torch.arange(2))
 
 

@@ -65,9 +65,9 @@ def roles(train: Train) -> dict[str, nn.Module]:
 
 
 def batch(count: int = 12) -> dict[str, Tensor]:
-    pictures = torch.randint(0, 256, (count, 1, 8, 8), generator=rng()).to(torch.uint8)
+    images = torch.randint(0, 256, (count, 1, 8, 8), generator=rng()).to(torch.uint8)
     rows = torch.arange(count)
-    return {"images": pictures, "id": rows, "view": torch.zeros_like(rows)}
+    return {"images": images, "id": rows, "view": torch.zeros_like(rows)}
 
 
 def rng(seed: int = 0) -> Generator:
@@ -121,7 +121,7 @@ def test_only_what_is_trained_gets_a_gradient() -> None:
     assert all(p.grad is None for p in linear_of(models["student"]).parameters())
 
 
-def test_pictures_go_through_the_student_in_two_passes() -> None:
+def test_images_go_through_the_student_in_two_passes() -> None:
     train = stage(**SMALL)
     models, given = roles(train), batch()
     counted = next(m for m in models["student"].modules() if isinstance(m, nn.BatchNorm2d))

@@ -20,7 +20,7 @@ from stillhouse.settings import make_recipe, make_settings
 from stillhouse.stages import Convert, Evaluate, Train
 from stillhouse.stages.choosing import CHOICES, Choose, TrainChosen, read_by
 from stillhouse.work import Work
-from stillhouse_vision.metrics import Kept, KeptPictures
+from stillhouse_vision.metrics import Kept, KeptImages
 from stillhouse_vision.objectives import KD3, select_instances
 from stillhouse_vision.recipes.kd3 import VARIANTS, kd3
 
@@ -207,7 +207,7 @@ def test_own_teacher_web_and_target(tmp_path: Path) -> None:
         ({"milestones": [150, 180]}, "fractions between 0 and 1"),
         ({"mixing": [0.0, 0.5]}, "mixing: fractions > 0 of the refreshes"),
         ({"names": ["a", "b"]}, "2 names for classes=10; give one a class"),
-        ({"select_on": "pictures"}, "set cache=false for select_on=pictures"),
+        ({"select_on": "pictures"}, "set cache=false for select_on=images"),
         ({"factor": 3}, "factor must divide target"),
         ({"cutoff": 0}, "cutoff: Input should be greater than 0"),
     ],
@@ -224,7 +224,7 @@ def test_recipe_is_a_function_of_its_settings() -> None:
 
 
 class Says(nn.Module):
-    """A role with known logits, by picture."""
+    """A role with known logits, by image."""
 
     def __init__(self, logits: torch.Tensor) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ def test_study_counts_what_is_kept_and_what_is_dropped() -> None:
         assert scores[line, "in_vocabulary_rate"] == pytest.approx(share)
         both = sum(agree[i] for i in rows) / len(rows)
         assert scores[line, "teacher_agreement"] == pytest.approx(both)
-    drawing = KeptPictures(alpha=0.5, cutoff=0.9, names=("a", "b", "c"), batch=7)
+    drawing = KeptImages(alpha=0.5, cutoff=0.9, names=("a", "b", "c"), batch=7)
     figure = drawing(models, data, work=Work())
     titles = [part.get_suptitle() for part in figure.subfigs]
     assert titles == [f"Kept: {len(kept)} of 40", f"Dropped: {len(dropped)} of 40"]

@@ -1,4 +1,4 @@
-"""vision/knfu: who gets which pictures, what its rows differ in, its settings, its messages."""
+"""vision/knfu: who gets which images, what its rows differ in, its settings, its messages."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -62,7 +62,7 @@ def split(images: Mapping[str, TensorData], seed: int = 0, **changes: Any) -> An
 @pytest.mark.parametrize(
     "way", [Grouped(groups=GROUPS, members=(2, 2, 2)), Dirichlet(alpha=0.1), Dirichlet(alpha=5.0)]
 )
-def test_no_picture_is_at_two_places(images: Mapping[str, TensorData], way: Any) -> None:
+def test_no_image_is_at_two_places(images: Mapping[str, TensorData], way: Any) -> None:
     made = split(images, split=way)
     assert list(made) == ["transfer", "test", *CLIENTS]
     train = images["train"].columns
@@ -72,7 +72,7 @@ def test_no_picture_is_at_two_places(images: Mapping[str, TensorData], way: Any)
             continue
         rows = columns["id"]
         assert len(rows) == (100 if port == "transfer" else 20)
-        # the row says what the picture is
+        # the row says what the image is
         assert torch.equal(columns["images"], train["images"][rows])
         assert torch.equal(columns["labels"], train["labels"][rows])
         seen.append(rows)
@@ -109,7 +109,7 @@ def test_each_seed_has_a_split_of_its_own(images: Mapping[str, TensorData]) -> N
 
 
 def test_messages_of_a_split(images: Mapping[str, TensorData]) -> None:
-    with pytest.raises(BadSetting, match=r"got 400 of 400 training pictures"):
+    with pytest.raises(BadSetting, match=r"got 400 of 400 training images"):
         split(images, transfer=400)
     with pytest.raises(BadSetting, match=r"group \[0, 1, 2\]: 2 clients of 60 rows need 120"):
         split(images, size=60)

@@ -47,9 +47,9 @@ def test_parameters_are_those_of_the_papers(name: str, classes: int, millions: s
 def outputs_of(name: str, images: ImageSpec = IMAGES) -> dict[str, Tensor]:
     torch.manual_seed(0)
     module = model(name, classes=7, images=images).new().eval()
-    pictures = torch.rand(2, images.channels, images.size, images.size)
+    noise = torch.rand(2, images.channels, images.size, images.size)
     with torch.no_grad():
-        return module({"images": pictures})
+        return module({"images": noise})
 
 
 @pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n not in SLOW])
@@ -118,7 +118,7 @@ def test_shuffle_takes_the_halves_in_turn() -> None:
     assert shuffled(x).flatten().tolist() == [0, 3, 1, 4, 2, 5]
 
 
-def test_bytes_and_fractions_are_the_same_picture() -> None:
+def test_bytes_and_fractions_are_the_same_image() -> None:
     module = model("cnn4", classes=3, images=GREY).new().eval()
     stored = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
     as_bytes = module({"images": stored})["logits"]
@@ -150,7 +150,7 @@ def test_timm_models_by_name_have_the_same_outputs() -> None:
     assert channels(spec).hints[-1] == 512
 
 
-def test_timm_transformers_take_the_size_of_the_pictures() -> None:
+def test_timm_transformers_take_the_size_of_the_images() -> None:
     images = ImageSpec(size=32, mean=(0.5,), std=(0.5,))
     shapes = output_shapes(model("timm:vit_tiny_patch16_224", classes=5, images=images))
     assert shapes["hint1"] == (192, 2, 2)

@@ -28,7 +28,7 @@ def built() -> Built:
     return Built(spec=spec, module=module)
 
 
-def test_a_row_a_picture_with_the_three_likeliest_classes(built: Built, tmp_path: Path) -> None:
+def test_a_row_a_image_with_the_three_likeliest_classes(built: Built, tmp_path: Path) -> None:
     files = [tmp_path / "a.png", tmp_path / "b.jpg"]
     Image.new("L", (8, 8)).save(files[0])
     Image.new("L", (30, 17), 200).save(files[1])
@@ -51,11 +51,11 @@ def test_files_that_cannot_be_used_are_named(built: Built, tmp_path: Path) -> No
 
 def test_models_of_another_kind_are_refused() -> None:
     module = torch.nn.Linear(2, 2)
-    with pytest.raises(BadData, match="does not say which pictures"):
+    with pytest.raises(BadData, match="does not say which images"):
         predict(Built(spec=Model(build=torch.nn.Linear), module=module), [])
 
 
-def test_figure_shows_each_picture_with_its_truth_and_what_is_said(built: Built) -> None:
+def test_figure_shows_each_image_with_its_truth_and_what_is_said(built: Built) -> None:
     images = torch.from_numpy(np.arange(5 * 64, dtype=np.uint8).reshape(5, 1, 8, 8))
     data = TensorData({"images": images, "labels": torch.tensor([0, 1, 2, 1, 1])})
     figure = Predictions(names=GREY.names, columns=3, rows=2)

@@ -47,7 +47,7 @@ def test_cifar10_photos_are_read_without_the_lossless_rows() -> None:
     assert mean.tolist() == pytest.approx([0.491, 0.482, 0.447], abs=0.01)
 
 
-def test_mnist_digits_are_read_as_grey_pictures() -> None:
+def test_mnist_digits_are_read_as_grey_images() -> None:
     images = ImageSpec(size=28, mean=(0.13,), std=(0.31,))
     made = ReadImages(images=images, classes=10)({"source": DATA / "mnist-subset"}, work=Work())
     assert first(made["test"])["images"].shape == (10_000, 1, 28, 28)

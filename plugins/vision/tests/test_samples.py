@@ -31,6 +31,6 @@ def test_digits_use_the_whole_range_and_are_what_the_reader_reads() -> None:
 
 
 def test_mean_and_std_of_the_preset_are_those_of_the_digits() -> None:
-    pictures = digits()["train_images"] / 255
-    assert abs(pictures.mean() - IMAGES.mean[0]) < 0.01
-    assert abs(pictures.std() - IMAGES.std[0]) < 0.01
+    images = digits()["train_images"] / 255
+    assert abs(images.mean() - IMAGES.mean[0]) < 0.01
+    assert abs(images.std() - IMAGES.std[0]) < 0.01

@@ -88,7 +88,7 @@ def test_three_blocks_a_stage_are_resnet20():
 
 
 def test_depths_cost_what_they_do_by_hand():
-    # [1, 3, 1] of widths 2, 2, 3, 4 on grey 8 x 8 pictures, shortcuts of zeros
+    # [1, 3, 1] of widths 2, 2, 3, 4 on grey 8 x 8 images, shortcuts of zeros
     space = ResNetDepths(widths=(2, 2, 3, 4), shortcut="pad", classes=5, images=TINY)
     stem, first = 9 * 2 + 4, 2 * (36 + 4)
     second = (54 + 6) + 5 * (81 + 6)

@@ -1,4 +1,4 @@
-"""Unlabelled pictures: what is read, what is kept of a label, what is refused."""
+"""Unlabelled images: what is read, what is kept of a label, what is refused."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from stillhouse.work import Work
 from stillhouse_vision.glyphs import COPIES, FONTS, SYMBOLS, glyphs
 from stillhouse_vision.models import ImageSpec, model
 from stillhouse_vision.samples import digits
-from stillhouse_vision.web import MostConfident, ReadWeb, find_pictures
+from stillhouse_vision.web import MostConfident, ReadWeb, find_images
 
 IMAGES = ImageSpec(size=8)
 GREY = ImageSpec(size=8, mean=(0.3,), std=(0.37,))
@@ -76,7 +76,7 @@ def test_folders_are_searched_to_any_depth(tmp_path: Path) -> None:
     for name, value in (("b/x.png", 2), ("a/deep/y.png", 1), ("z.png", 3)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(png(value))
-    (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / "notes.txt").write_text("not an image")
     found = read(tmp_path)
     assert set(found) == {"images"}
     assert found["images"][:, 0, 0, 0].tolist() == [1, 2, 3]
@@ -84,12 +84,12 @@ def test_folders_are_searched_to_any_depth(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadData, match="no image in it; expected parquet with a column image"):
-        find_pictures(tmp_path)
+        find_images(tmp_path)
     (tmp_path / "broken.png").write_bytes(png(1)[:40])
     with pytest.raises(BadData, match=r"broken.png: not a"):
         read(tmp_path)
-    pq.write_table(pa.table({"picture": [b"x"]}), tmp_path / "a.parquet")
-    with pytest.raises(BadData, match="a.parquet: no column image or img; it has picture"):
+    pq.write_table(pa.table({"photo": [b"x"]}), tmp_path / "a.parquet")
+    with pytest.raises(BadData, match="a.parquet: no column image or img; it has photo"):
         read(tmp_path)
     pq.write_table(pa.table({"image": [png(1), None]}), tmp_path / "a.parquet")
     with pytest.raises(BadData, match="a.parquet: row 1: has no image"):
@@ -116,11 +116,11 @@ def test_glyphs_are_what_the_reader_reads() -> None:
     count = len(FONTS) * len(SYMBOLS) * COPIES
     assert found["images"].shape == (count, 1, 8, 8)
     assert int(found["vocabulary"].sum()) * 36 == count * 10
-    pictures = found["images"].reshape(len(FONTS), len(SYMBOLS), COPIES, -1)
-    assert len({p.numpy().tobytes() for p in pictures.reshape(count, -1)}) > 0.99 * count
+    images = found["images"].reshape(len(FONTS), len(SYMBOLS), COPIES, -1)
+    assert len({p.numpy().tobytes() for p in images.reshape(count, -1)}) > 0.99 * count
     # stretched from black to white, and about 15 % of them inverted
-    assert bool((pictures.amin(-1) <= 2).all())
-    assert bool((pictures.amax(-1) >= 253).all())
+    assert bool((images.amin(-1) <= 2).all())
+    assert bool((images.amax(-1) >= 253).all())
     border = found["images"][:, 0, [0, 0, 7, 7], [0, 7, 0, 7]].float().mean(1)
     assert 0.1 < float((border > 127).float().mean()) < 0.25
 
@@ -137,16 +137,16 @@ def test_most_confident_are_kept_in_their_order() -> None:
     torch.manual_seed(0)
     spec = model("cnn2", classes=3, images=GREY)
     teacher = Built(spec=spec, module=spec.new().eval())
-    pictures = torch.randint(0, 256, (31, 1, 8, 8), dtype=torch.uint8)
-    data = TensorData({"images": pictures, "vocabulary": torch.arange(31) < 9})
+    images = torch.randint(0, 256, (31, 1, 8, 8), dtype=torch.uint8)
+    data = TensorData({"images": images, "vocabulary": torch.arange(31) < 9})
     made = MostConfident(share=0.3, batch=7)({"web": data, "teacher": teacher}, work=Work())
     with torch.no_grad():
-        confidence = teacher.module({"images": pictures})["logits"].softmax(1).amax(1)
+        confidence = teacher.module({"images": images})["logits"].softmax(1).amax(1)
     expected = sorted(sorted(range(31), key=lambda i: -float(confidence[i]))[:9])
     found = made["web"]
     assert isinstance(found["id"], torch.Tensor)
     assert found["id"].tolist() == expected
-    assert torch.equal(found["images"], pictures[expected])  # type: ignore[arg-type]
+    assert torch.equal(found["images"], images[expected])  # type: ignore[arg-type]
     assert set(found) == {"images", "vocabulary", "id"}
     with pytest.raises(BadSetting, match="share must be > 0"):
         MostConfident(share=0.0)

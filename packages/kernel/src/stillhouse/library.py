@@ -23,6 +23,7 @@ from stillhouse.engine import fit
 from stillhouse.errors import BadData, BadSetting, ContractError, UnknownName
 from stillhouse.metrics.classification import Classification
 from stillhouse.network_roles import STUDENT, TEACHER, State, as_role
+from stillhouse.objectives.catalogue import distillation_method
 from stillhouse.objectives.groups import Only
 from stillhouse.objectives.methods import Channels, with_ce
 from stillhouse.objectives.objective import (
@@ -35,7 +36,6 @@ from stillhouse.objectives.objective import (
     roles_read,
 )
 from stillhouse.objectives.term import Term, outputs_of, owner_of
-from stillhouse.objectives.zoo import zoo_method
 from stillhouse.recipe import Context, Event, Observer
 from stillhouse.training import Precision, Setup
 from stillhouse.work import Work
@@ -89,7 +89,7 @@ def distill(
     a tensor, read as "logits", or a mapping of tensors; `layers` adds outputs of its modules, as
     {"student.mid": "layer2", "teacher.mid": "layer3"}.
 
-    `losses` is a method of the zoo that reads logits, labels or "embedding" only ("kd", Hinton et
+    `losses` is a distillation method that reads logits, labels or "embedding" only ("kd", Hinton et
     al. 2015, arXiv 1503.02531: 0.1 cross-entropy + 0.9 KD at temperature 4; "dkd", "dist", "pkt",
     ...), or terms by name. Without a teacher the student learns from the labels alone: the
     baseline that a gain is measured against.
@@ -148,7 +148,7 @@ def _terms(losses: Losses, *, taught: bool) -> Mapping[str, Weighted | Term]:
     if not isinstance(losses, str):
         return losses
     any_ = Channels(hints=(1,), sizes=(1,), embedding=1)
-    entry = zoo_method(losses)(any_, any_, classes=3, samples=1)
+    entry = distillation_method(losses)(any_, any_, classes=3, samples=1)
     if entry.roles or any("hint" in n for w in entry.losses.values() for n in w.term.names):
         raise BadSetting(
             f"losses='{losses}' trains projectors between layers of known shapes; a recipe does "

@@ -166,7 +166,7 @@ def as_named(state: State) -> tuple[State, ...]:
     return state, unwrapped(state)
 
 
-def adopt(
+def import_checkpoint(
     source: Built | Path,
     out: Path,
     *,

@@ -57,8 +57,8 @@ def beside_bars(
     for axis in axes.flat:
         axis.set_axis_off()
     for number, truth in enumerate(truths):
-        picture, chart = axes[number // 3, 2 * (number % 3) : 2 * (number % 3) + 2]
-        _show(picture, images[number], truth)
+        image, chart = axes[number // 3, 2 * (number % 3) : 2 * (number % 3) + 2]
+        _show(image, images[number], truth)
         _bars(chart, list(chosen[number]), values[number], truth)
     return figure
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from stillhouse.artifact import Built, Model
 from stillhouse.errors import BadData, BadSetting, UnknownName
-from stillhouse.weights import adopt
+from stillhouse.weights import import_checkpoint
 from stillhouse.work import Work
 from stillhouse_contracts.attention import AdaptiveFusion, masked_max, masked_mean
 from stillhouse_contracts.tokens import VOCABULARY
@@ -306,7 +306,7 @@ class OpenDetector:
         *,
         work: Work,
     ) -> None:
-        adopt(inputs["checkpoint"], out, spec=self.model, check=self._check)
+        import_checkpoint(inputs["checkpoint"], out, spec=self.model, check=self._check)
 
     def _check(self, source: Built) -> None:
         wanted, found = detected_by(self.model), detected_by(source.spec)

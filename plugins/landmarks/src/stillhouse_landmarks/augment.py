@@ -1,7 +1,7 @@
 """Augmentation that moves points with pixels, as a pure function of (seed, sample id, view).
 
 The same in any batch, in any order, on any day: that is what lets teacher outputs be computed once.
-Pictures and points are changed together by torchvision's v2 transforms.
+Images and points are changed together by torchvision's v2 transforms.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class FaceAugment:
     points). Turned by up to `rotation` degrees either way, sized by up to 1 +- `scale` and shifted
     by up to `translation` of the side, each evenly drawn, around the centre; what comes in from
     outside is black. With probability `occlusion`, a rectangle of one colour, its sides up to
-    `occluder` of the picture's, hides a part; the points behind it stay where they are. Points may
+    `occluder` of the image's, hides a part; the points behind it stay where they are. Points may
     leave the crop.
     """
 
@@ -129,7 +129,7 @@ def mirrored(image: Tensor, points: Tensor, swap: Tensor) -> tuple[Tensor, Tenso
     from torchvision.transforms.v2 import functional
 
     # torchvision mirrors keypoints as places of pixels' centres, and turns them as places between
-    # the picture's edges: the two differ by half a pixel
+    # the image's edges: the two differ by half a pixel
     keypoints = _keypoints(points - 0.5, image)
     flipped = functional.horizontal_flip(keypoints).as_subclass(Tensor) + 0.5
     return functional.horizontal_flip(image), flipped[:, swap]

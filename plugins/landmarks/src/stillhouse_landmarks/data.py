@@ -40,7 +40,7 @@ class ReadFaces:
 
     Landmarks are x0, y0, x1, y1, ... in fractions of the crop: 0 is its left or top edge, 1 the
     other. A crop is the square around the box of a face's own points, `margin` times its longer
-    side, black where it leaves the picture.
+    side, black where it leaves the image.
 
     Source: a folder in a format of `formats`, or arrays train_images, train_landmarks, test_images,
     test_landmarks that are such crops already. A validation part beside a test part is that for
@@ -128,15 +128,15 @@ class ReadFaces:
 
     def crop(self, face: Face) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """The face as image [3, size, size] and landmarks [2 * points]; BadData names it."""
-        picture = face.photo.open()
-        self._check_inside(face, picture.size)
+        photo = face.photo.open()
+        self._check_inside(face, photo.size)
         low, high = face.points.min(axis=0), face.points.max(axis=0)
         side = float((high - low).max()) * self.margin
         if side <= 0:
             raise BadData(f"{face.where}: all points are the same; correct it")
         corner = (low + high) / 2 - side / 2
         check_pixels(face.where, math.ceil(side), math.ceil(side))
-        image = cut(picture, float(corner[0]), float(corner[1]), side, self.size)
+        image = cut(photo, float(corner[0]), float(corner[1]), side, self.size)
         return image, ((face.points - corner) / side).astype(np.float32).ravel()
 
     def _check_inside(self, face: Face, size: tuple[int, int]) -> None:
@@ -187,13 +187,13 @@ def _layout_hint(points: int) -> str:
     return f"set layout={known} if they have its order, else {own}" if known else f"set {own}"
 
 
-def cut(picture: Image.Image, left: float, top: float, side: float, size: int) -> NDArray[np.uint8]:
+def cut(image: Image.Image, left: float, top: float, side: float, size: int) -> NDArray[np.uint8]:
     """The square of `side` pixels at (left, top), from the edges, as [3, size, size]; antialiased,
-    black outside the picture.
+    black outside the image.
     """
     x, y = math.floor(left), math.floor(top)
     whole = math.ceil(max(left - x, top - y) + side)
-    part = picture.crop((x, y, x + whole, y + whole))
+    part = image.crop((x, y, x + whole, y + whole))
     box = (left - x, top - y, left - x + side, top - y + side)
     scaled = part.resize((size, size), Image.Resampling.BILINEAR, box=box)
     return np.ascontiguousarray(np.asarray(scaled, dtype=np.uint8).transpose(2, 0, 1))
@@ -211,7 +211,7 @@ def parted(
 ) -> tuple[list[Face], list[Face]]:
     """The rest, and the faces of `fraction` of the photos drawn by `rng`, each in their order.
 
-    A photo file whose bytes another has stays in the rest, which a line says.
+    A photo file whose bytes another has stays in the rest, which is logged.
     """
     contents = _contents(faces)
     copies = copied(contents.values())

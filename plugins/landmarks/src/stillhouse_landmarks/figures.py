@@ -1,4 +1,4 @@
-"""Pictures of points on faces, and curves of their errors."""
+"""Figures of points on faces, and curves of their errors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,10 +62,10 @@ def _bare(axis: "Axes") -> None:
         spine.set_visible(False)
 
 
-def _show(axis: "Axes", picture: Tensor, truth: Tensor, predicted: Tensor | None) -> None:
-    side = picture.shape[-1]
-    pixels = picture if picture.dtype == torch.uint8 else (picture * 255).round().byte()
-    # points are measured from the edges of the picture
+def _show(axis: "Axes", image: Tensor, truth: Tensor, predicted: Tensor | None) -> None:
+    side = image.shape[-1]
+    pixels = image if image.dtype == torch.uint8 else (image * 255).round().byte()
+    # points are measured from the edges of the image
     extent = (0.0, float(side), float(side), 0.0)
     axis.imshow(pixels.permute(1, 2, 0).numpy(), extent=extent, interpolation="nearest")
     axis.set_xlim(0, side)

@@ -173,9 +173,9 @@ def read_pts(file: Path) -> NDArray[np.float64]:
     inner = range(marks[0] + 1, marks[1])
     rows = [_numbers(f"{file}: line {i + 1}", lines[i], 2) for i in inner if lines[i].strip()]
     header = [line.partition(":") for line in lines[: marks[0]]]
-    said = next((v.strip() for k, _, v in header if k.strip() == "n_points"), str(len(rows)))
-    if said != str(len(rows)):
-        raise BadData(f"{file}: n_points is {said}, but it has {len(rows)} points; correct it")
+    listed = next((v.strip() for k, _, v in header if k.strip() == "n_points"), str(len(rows)))
+    if listed != str(len(rows)):
+        raise BadData(f"{file}: n_points is {listed}, but it has {len(rows)} points; correct it")
     return np.array(rows, dtype=np.float64).reshape(-1, 2)
 
 
@@ -205,31 +205,31 @@ def _numbers(where: str, text: str, count: int) -> list[float]:
 def wflw(source: Path, files: Sequence[Path]) -> dict[Split, list[Face]]:
     """WFLW: a line a face (98 points x y, box, six attributes, file name below WFLW_images)."""
     inside = (folder for file in files for folder in file.parents)
-    pictures = next((folder for folder in inside if folder.name == "WFLW_images"), None)
-    if pictures is None:
+    photos = next((folder for folder in inside if folder.name == "WFLW_images"), None)
+    if photos is None:
         raise BadData(f"{source}: WFLW's lists are there, but no folder WFLW_images; unpack it too")
     splits: dict[Split, list[Face]] = {}
     for split, name in WFLW_LISTS.items():
         for file in (file for file in files if file.name == name):
             lines = enumerate(_text(file).splitlines(), 1)
             splits[split] = [
-                _wflw_face(f"{file}: line {number}", line, pictures)
+                _wflw_face(f"{file}: line {number}", line, photos)
                 for number, line in lines
                 if line.strip()
             ]
     return _with_train(source, splits)
 
 
-def _wflw_face(where: str, line: str, pictures: Path) -> Face:
+def _wflw_face(where: str, line: str, photos: Path) -> Face:
     words = line.split(maxsplit=WFLW_NUMBERS)
     if len(words) != WFLW_NUMBERS + 1:
         raise BadData(
             f"{where}: {len(words)} fields; expected {WFLW_NUMBERS} numbers and a file name"
         )
     numbers = _numbers(where, " ".join(words[:-1]), WFLW_NUMBERS)
-    path = pictures / words[-1].strip()
+    path = photos / words[-1].strip()
     if not path.is_file():
-        raise BadData(f"{where}: the image {path} is not there; unpack all of WFLW_images")
+        raise BadData(f"{where}: image {path} not found; unpack all of WFLW_images")
     points = np.array(numbers[: 2 * WFLW_POINTS]).reshape(-1, 2) + 0.5
     return Face(where=where, photo=PhotoFile(path=path), points=points)
 

@@ -1,7 +1,7 @@
 """What the points of the known mark-ups mean: mirror partners, eye corners, pupils.
 
 Points are counted from 0. 68: iBUG's mark-up of 300-W. 98: WFLW. 29: COFW. Left and right are the
-picture's.
+image's.
 """
 
 import re

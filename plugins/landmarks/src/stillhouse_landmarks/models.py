@@ -1,6 +1,6 @@
 """Regressors of landmarks by name, and weights that others trained for them.
 
-B: batch. P: points. S: side of the crop in pixels. A network's features, pooled over the picture,
+B: batch. P: points. S: side of the crop in pixels. A network's features, pooled over the image,
 and one linear layer give 2P numbers: x0, y0, x1, y1, ... as fractions of the crop. They are offsets
 from its middle, as the paper centres its targets, so that fresh weights start there.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stillhouse.artifact import Built, Model
 from stillhouse.errors import BadData, BadSetting, UnknownName
-from stillhouse.weights import adopt
+from stillhouse.weights import import_checkpoint
 from stillhouse.work import Work
 
 TIMM = "timm:"
@@ -77,7 +77,7 @@ def images_of(spec: Model) -> ImageSpec | None:
 class Regressor(nn.Module):
     """batch["images"] [B, 3, S, S], uint8 or floats in [0, 1] -> landmarks [B, 2P].
 
-    `net` maps normalised pictures to features [B, width].
+    `net` maps normalised images to features [B, width].
     """
 
     mean: Tensor
@@ -190,7 +190,7 @@ class LoadCheckpoint:
         *,
         work: Work,
     ) -> None:
-        adopt(inputs["checkpoint"], out, spec=self.model, check=self._check)
+        import_checkpoint(inputs["checkpoint"], out, spec=self.model, check=self._check)
 
     def _check(self, source: Built) -> None:
         wanted, found = images_of(self.model), images_of(source.spec)

@@ -136,7 +136,7 @@ class TwoTeacher:
     With the ramp, a teacher pulls a prediction off the truth with slope weight |negative| / beta;
     unless the main loss is at least as steep there, the truth is no minimum. So both variants
     demand main_weight * slope >= sum of weight |negative| / beta; raises BadSetting with the two
-    numbers. A teacher of weight 0 is left out, and its role is not asked for.
+    numbers. A teacher of weight 0 is left out, and its role is not needed.
     """
 
     variant: Variant

@@ -18,13 +18,13 @@ from stillhouse_landmarks.models import images_of
 
 FOLDER = Path("predictions")
 COLOUR = (61, 220, 132)
-SMALLEST = 256  # pixels of a drawn picture's side: points stay apart
+SMALLEST = 256  # pixels of a drawn image's side: points stay apart
 
 
 def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]:
-    """A row a picture: its file, the box around the points in its pixels, and the files written
-    into ./predictions: the picture's square with the points drawn, and the points of the whole
-    picture as 300-W's .pts (the middle of the first pixel is 1, 1).
+    """A row an image: its file, the box around the points in its pixels, and the files written
+    into ./predictions: the image's square with the points drawn, and the points of the whole
+    image as 300-W's .pts (the middle of the first pixel is 1, 1).
 
     An image is a crop of one face, of any size: its central square is what the model sees; a
     camera's orientation tag is applied first. A folder stands for all images below it. Raises
@@ -33,7 +33,7 @@ def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]
     images = images_of(model.spec)
     if images is None:
         name = model.spec.build.__qualname__
-        raise BadData(f"{name}: a model that does not say which pictures it takes")
+        raise BadData(f"{name}: a model that does not record which images it takes")
     names: set[str] = set()
     return [
         _row(model, images.size, file, free_name(file.stem, names))
@@ -42,14 +42,14 @@ def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]
 
 
 def _row(model: Built, size: int, file: Path, name: str) -> Mapping[str, Any]:
-    picture = read_image(file, str(file))
-    side = min(picture.size)
-    left, top = ((length - side) / 2 for length in picture.size)
-    seen = torch.from_numpy(cut(picture, left, top, side, size))
+    image = read_image(file, str(file))
+    side = min(image.size)
+    left, top = ((length - side) / 2 for length in image.size)
+    seen = torch.from_numpy(cut(image, left, top, side, size))
     with torch.no_grad():
         points = as_points(model.module({"images": seen[None]})["landmarks"])[0]
     drawn, listed = FOLDER / f"{name}.png", FOLDER / f"{name}.pts"
-    square = picture.crop((int(left), int(top), int(left) + side, int(top) + side))
+    square = image.crop((int(left), int(top), int(left) + side, int(top) + side))
     with writing_file(drawn) as aside:
         _drawn(square, points).save(aside)
     whole = side * points + torch.tensor([left, top])
@@ -67,11 +67,11 @@ def _row(model: Built, size: int, file: Path, name: str) -> Mapping[str, Any]:
 def _drawn(square: Image.Image, points: Tensor) -> Image.Image:
     """The square, enlarged where it is small, with a dot a point."""
     side = max(SMALLEST, square.width)
-    picture = square.resize((side, side), Image.Resampling.BICUBIC)
-    draw, radius = ImageDraw.Draw(picture), side / 120
+    image = square.resize((side, side), Image.Resampling.BICUBIC)
+    draw, radius = ImageDraw.Draw(image), side / 120
     for x, y in (side * points).tolist():
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=COLOUR)
-    return picture
+    return image
 
 
 def _pts(points: Tensor) -> str:

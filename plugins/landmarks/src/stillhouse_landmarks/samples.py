@@ -2,7 +2,7 @@
 
 A face is a head of 68 points in three dimensions (jaw 17, brows 10, nose 9, eyes 12, mouth 20, in
 the order of 300-W) that a few numbers deform (jaw and nose, an open mouth, a smile, brows, lids)
-and that is turned, moved and scaled before it is drawn. The points of a picture are those it was
+and that is turned, moved and scaled before it is drawn. The points of an image are those it was
 drawn from: exact, also where something hides them.
 """
 
@@ -26,8 +26,8 @@ NOISE = 6.0  # standard deviation of the pixels' noise, in grey levels
 
 
 def faces() -> Mapping[str, NDArray[np.uint8] | NDArray[np.float32]]:
-    """`TRAIN` and `TEST` drawn faces: uint8 pictures [N, 3, 32, 32] and points [N, 136], x0, y0,
-    x1, y1, ... in fractions of the picture's side.
+    """`TRAIN` and `TEST` drawn faces: uint8 images [N, 3, 32, 32] and points [N, 136], x0, y0,
+    x1, y1, ... in fractions of the image's side.
     """
     return dict(_faces(TRAIN, TEST, SIZE, SEED))
 
@@ -36,12 +36,12 @@ def faces() -> Mapping[str, NDArray[np.uint8] | NDArray[np.float32]]:
 def _faces(train: int, test: int, size: int, seed: int) -> Mapping[str, Any]:  # Any: arrays
     rng = np.random.default_rng(seed)
     drawn = [face(rng, size) for _ in range(train + test)]
-    pictures = np.stack([picture for picture, _ in drawn])
+    images = np.stack([image for image, _ in drawn])
     points = np.stack([shape for _, shape in drawn])
     return {
-        "train_images": pictures[:train],
+        "train_images": images[:train],
         "train_landmarks": points[:train],
-        "test_images": pictures[train:],
+        "test_images": images[train:],
         "test_landmarks": points[train:],
     }
 
@@ -131,12 +131,12 @@ def _lips(look: Look, angle: Points, wide: float, high: float) -> Points:
 def face(
     rng: np.random.Generator, size: int = SIZE
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """A picture uint8 [3, size, size] and its points float32 [136], in fractions of the side."""
+    """An image uint8 [3, size, size] and its points float32 [136], in fractions of the side."""
     look = Look.drawn(rng)
     turned = _turned(np.concatenate([head(look), _skull()]), rng)
     placed = _placed(turned, rng)
-    picture = _drawn(placed, rng, size)
-    return picture, placed[:68].astype(np.float32).reshape(-1)
+    image = _drawn(placed, rng, size)
+    return image, placed[:68].astype(np.float32).reshape(-1)
 
 
 def _skull() -> Points:
@@ -158,7 +158,7 @@ def _turned(points: Points, rng: np.random.Generator) -> Points:
 
 
 def _placed(points: Points, rng: np.random.Generator) -> Points:
-    """Moved and scaled so that the 68 points fill about two thirds of the picture, all inside."""
+    """Moved and scaled so that the 68 points fill about two thirds of the image, all inside."""
     low, high = points[:68].min(0), points[:68].max(0)
     scale = rng.uniform(0.58, 0.76) / (high - low).max()
     middle = 0.5 + rng.uniform(-0.08, 0.08, 2)
@@ -168,13 +168,13 @@ def _placed(points: Points, rng: np.random.Generator) -> Points:
 def _drawn(points: Points, rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
     large = size * FINER
     skin = _skin(rng)
-    picture = Image.fromarray(_background(rng, large))
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(_background(rng, large))
+    draw = ImageDraw.Draw(image)
     at = points * large
     _draw_head(draw, at, skin, _shade(rng, (10, 120)))
     _draw_features(draw, at, skin, rng)
     _draw_occluder(draw, rng, large)
-    small = picture.resize((size, size), Image.Resampling.BOX)
+    small = image.resize((size, size), Image.Resampling.BOX)
     lit = np.asarray(small, dtype=np.float64) * _light(rng, size)
     noisy = lit + rng.normal(0, NOISE, lit.shape)
     return np.rint(noisy.clip(0, 255)).astype(np.uint8).transpose(2, 0, 1)
@@ -245,7 +245,7 @@ def _flat(points: Points) -> list[float]:
 
 
 def _draw_occluder(draw: ImageDraw.ImageDraw, rng: np.random.Generator, size: int) -> None:
-    """In a third of the pictures, a box or a disc over a part of it."""
+    """In a third of the images, a box or a disc over a part of it."""
     chance, round_ = rng.random(2)
     x, y, wide, high = rng.uniform((0, 0, 0.15, 0.15), (0.9, 0.9, 0.4, 0.4)) * size
     colour = _colour(rng.uniform(0, 255, 3))

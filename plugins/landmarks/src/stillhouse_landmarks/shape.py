@@ -60,7 +60,7 @@ class ShapeModel:
     def soften(self, shapes: Float[Tensor, "S C"]) -> Float[Tensor, "S C"]:
         """Soft landmarks: b = V (s - mean), each b_i clipped to +-3 sqrt(variance_i), mean + b V.
 
-        The detail that K modes cannot tell is gone, and what is rare is drawn in. Raises BadData
+        The detail that K modes cannot express is gone, and what is rare is drawn in. Raises BadData
         for another number of coordinates and for shapes of another type than the model's.
         """
         if shapes.shape[1] != len(self.mean):

@@ -128,7 +128,7 @@ class LoadEncoder:
         state = {**model.state_dict()}
         if (first := first_position(model)) and POSITIONS in state:
             state[POSITIONS] = state[POSITIONS][first:]
-        _adopt(module, state, where)
+        _load_tensors(module, state, where)
         if not (gap := difference(module, model, tokenizer)) < CLOSE:
             raise BadData(
                 f"{where}: a {type(model).__name__} computes otherwise than BERT's layers do (its "
@@ -147,7 +147,7 @@ def first_position(model: "PreTrainedModel") -> int:
     return 0 if padding is None else padding + 1
 
 
-def _adopt(module: Encoder, state: Mapping[str, torch.Tensor], where: str) -> None:
+def _load_tensors(module: Encoder, state: Mapping[str, torch.Tensor], where: str) -> None:
     """The tensors that the module has; raises BadData where one is not there."""
     wanted = module.state_dict()
     for name, value in wanted.items():

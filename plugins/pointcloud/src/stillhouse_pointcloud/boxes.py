@@ -1,4 +1,4 @@
-"""Boxes in a LiDAR's coordinates: corners, projection to a picture, other conventions.
+"""Boxes in a LiDAR's coordinates: corners, projection to an image, other conventions.
 
 A box is (x, y, z, dx, dy, dz, yaw) in metres and radians: x to the front, y to the left, z up;
 x, y, z its geometric centre; dx its length along the heading, dy its width, dz its height; yaw
@@ -59,7 +59,7 @@ def inside(points: Array, box: Array) -> NDArray[np.bool_]:
 
 
 def project(points: Array, projection: Array) -> tuple[Array, Array]:
-    """Pixels [..., 2] and depths [...] of points [..., 3] by `projection` [3, 4], LiDAR to picture;
+    """Pixels [..., 2] and depths [...] of points [..., 3] by `projection` [3, 4], LiDAR to image;
     pixels mean something where the depth is positive.
     """
     seen = points[..., :3] @ projection[:, :3].T + projection[:, 3]
@@ -69,13 +69,13 @@ def project(points: Array, projection: Array) -> tuple[Array, Array]:
 
 
 def in_view(points: Array, projection: Array, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Which points [n, >= 3] are within a picture of `size` (width, height)."""
+    """Which points [n, >= 3] are within an image of `size` (width, height)."""
     pixels, depth = project(points, projection)
     return (depth > 0) & (pixels >= 0).all(axis=1) & (pixels < np.array(size)).all(axis=1)
 
 
 def image_heights(boxes: Array, projection: Array, height: float = np.inf) -> Array:
-    """The heights [M], in pixels, of the boxes' outlines in a picture that is `height` high; 0
+    """The heights [M], in pixels, of the boxes' outlines in an image that is `height` high; 0
     where a box is behind the camera.
     """
     at = corners(boxes)

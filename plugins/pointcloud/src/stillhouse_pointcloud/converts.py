@@ -21,7 +21,7 @@ from stillhouse.export import check_onnx, check_opset, write_onnx
 from stillhouse.objectives.objective import Tensors
 from stillhouse.profile import first_batch, macs, parameters
 from stillhouse.quantize.onnx_network import ONNX
-from stillhouse.weights import adopt
+from stillhouse.weights import import_checkpoint
 from stillhouse.work import Work
 from stillhouse_pointcloud.detectors import PillarDetector, PillarGrid, with_pillars
 from stillhouse_pointcloud.detectors.pillars import CELLS, COUNTS, DECORATED, POINTS
@@ -48,7 +48,7 @@ class LoadDetector:
         *,
         work: Work,
     ) -> None:
-        adopt(inputs["checkpoint"], out, spec=self.model, check=self._check)
+        import_checkpoint(inputs["checkpoint"], out, spec=self.model, check=self._check)
 
     def _check(self, source: Built) -> None:
         if not isinstance(source.module, PillarDetector):
@@ -59,9 +59,9 @@ class LoadDetector:
                 f"the given teacher has the grid {found}, the recipe {wanted}; set x, y, cell, "
                 "max_points and max_pillars alike"
             )
-        if (width := source.module.width) != (asked := self.model.kwargs["width"]):
+        if (width := source.module.width) != (expected := self.model.kwargs["width"]):
             raise BadData(
-                f"the given teacher is a pillars-{width}, the recipe's a pillars-{asked}; set "
+                f"the given teacher is a pillars-{width}, the recipe's a pillars-{expected}; set "
                 f"teacher_model=pillars-{width}"
             )
 

@@ -1,4 +1,4 @@
-"""Pictures of clouds and boxes: from above, in the camera's picture, and what a loss chose."""
+"""Figures of clouds and boxes: from above, in the camera's image, and what a loss chose."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse.work import Work
 from stillhouse_pointcloud.boxes import CLASSES, EDGES, NEAR, corners, project
+from stillhouse_pointcloud.camera_images import CAMERA_IMAGE
 from stillhouse_pointcloud.detectors import Found, Picking
 from stillhouse_pointcloud.detectors.found import Area, Held, Voxelised, detector
 from stillhouse_pointcloud.objectives import Chosen, LocalGraphDistillation
-from stillhouse_pointcloud.pictured import PICTURE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ Array = NDArray[np.float64]
 TRUTH, MUTED = "#00805c", "#9aa5b1"
 COLOURS = ("#c8500a", "#0069a8", "#a8457f")  # of what is found: car, pedestrian, cyclist
 SHOWN = Picking(score=0.3)
-FAINT = 1e-3  # the least weight that has a colour of its own, of the largest
+FAINT = 1e-3  # the least weight that is coloured, of the largest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class BirdsEye:
     """`columns` clouds drawn by `seed`, seen from above, x upwards: a row of the true boxes, then a
     row a model, its boxes in their class's colour over the truth. A stroke leads to the front.
 
-    `lines` maps what a row is called to its role; `picking` says how sure a drawn box is.
+    `lines` maps what a row is called to its role; `picking` how confident a drawn box is.
     """
 
     lines: Mapping[str, str]
@@ -68,10 +68,10 @@ class BirdsEye:
 
 @dataclass(frozen=True, kw_only=True)
 class Overlay:
-    """The first `columns` clouds' boxes in the camera's picture, a row a model: the truth green,
+    """The first `columns` clouds' boxes in the camera's image, a row a model: the truth green,
     what is found in its class's colour.
 
-    Pictures are those of the data (see `pictured`); where it has none, the points stand for it,
+    Images are those of the data (see `camera_images`); where it has none, the points stand for it,
     near ones dark.
     """
 
@@ -83,7 +83,7 @@ class Overlay:
     def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         batch = _first(data, self.columns, None)
         rows = _predicted(models, self.lines, batch, self.picking)
-        pictures = [_picture(batch, place) for place in range(_clouds(batch))]
+        images = [_image(batch, place) for place in range(_clouds(batch))]
         figure, axes = _page(rows, self.columns, (5.4, 1.75))
         for row, (line, found) in enumerate(rows.items()):
             for place in range(self.columns):
@@ -92,11 +92,11 @@ class Overlay:
                 if place < len(found):
                     projection = batch["projection"][place].double().numpy()
                     wide, high = batch["image_size"][place].tolist()
-                    points, picture = _part(batch, "points", place), pictures[place]
-                    backdrop(axis, points, projection, picture, (wide, high))
+                    points, image = _part(batch, "points", place), images[place]
+                    backdrop(axis, points, projection, image, (wide, high))
                     truth = _part(batch, "boxes", place)
-                    in_picture(axis, truth, projection, TRUTH)
-                    found_in_picture(axis, found[place], projection)
+                    in_image(axis, truth, projection, TRUTH)
+                    found_in_image(axis, found[place], projection)
             axes[row, 0].set_ylabel(line, fontsize=9)
         legend(figure)
         return figure
@@ -107,7 +107,7 @@ class ChosenPoints:
     """`columns` clouds seen from above: the points of the pillars that the graph loss chose, by the
     weight it gave them (mean 1; logarithmic), over the others in grey and the true boxes.
 
-    `graphs` is the role that holds a `LocalGraphDistillation`, asked with the pillars of `teacher`
+    `graphs` is the role that holds a `LocalGraphDistillation`, run on the pillars of `teacher`
     and `student`.
     """
 
@@ -231,15 +231,15 @@ def backdrop(
     axis: "Axes",
     points: Array,
     projection: Array,
-    picture: Image.Image | None,
+    image: Image.Image | None,
     size: tuple[int, int],
 ) -> None:
-    """The camera's picture, or where there is none the points in its frame of `size` (width,
+    """The camera's image, or where there is none the points in its frame of `size` (width,
     height), near ones dark.
     """
     width, height = size
-    if picture is not None:
-        axis.imshow(np.asarray(picture.convert("RGB")), extent=(0.0, width, height, 0.0))
+    if image is not None:
+        axis.imshow(np.asarray(image.convert("RGB")), extent=(0.0, width, height, 0.0))
     else:
         pixels, depth = project(points[:, :3], projection)
         seen = depth > NEAR
@@ -250,7 +250,7 @@ def backdrop(
     axis.set_aspect("equal")
 
 
-def in_picture(axis: "Axes", boxes: Array, projection: Array, colour: str) -> None:
+def in_image(axis: "Axes", boxes: Array, projection: Array, colour: str) -> None:
     """The boxes' edges by `projection` [3, 4], cut where they come too near the camera."""
     for corner in corners(boxes):
         depths = project(corner, projection)[1]
@@ -267,17 +267,17 @@ def in_picture(axis: "Axes", boxes: Array, projection: Array, colour: str) -> No
             axis.plot(pixels[:, 0], pixels[:, 1], color=colour, linewidth=0.8)
 
 
-def found_in_picture(axis: "Axes", found: Found, projection: Array) -> None:
+def found_in_image(axis: "Axes", found: Found, projection: Array) -> None:
     """What is found, each box in its class's colour."""
     for label, colour in enumerate(COLOURS):
         boxes = found.boxes[found.labels == label].double().numpy()
-        in_picture(axis, boxes, projection, colour)
+        in_image(axis, boxes, projection, colour)
 
 
-def _picture(batch: Tensors, row: int) -> Image.Image | None:
-    if PICTURE not in batch:
+def _image(batch: Tensors, row: int) -> Image.Image | None:
+    if CAMERA_IMAGE not in batch:
         return None
-    file = row_of(batch, PICTURE, row).cpu().numpy().tobytes()
+    file = row_of(batch, CAMERA_IMAGE, row).cpu().numpy().tobytes()
     return read_image(file, f"image of cloud {row}", annotated=True) if file else None
 
 

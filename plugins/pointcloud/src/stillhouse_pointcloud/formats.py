@@ -82,7 +82,7 @@ def difficulty(height: float, occlusion: int, truncation: float) -> int:
 
 
 def text(file: Path) -> str:
-    """What a file says; BadData names it where it cannot be read."""
+    """What a file holds; BadData names it where it cannot be read."""
     try:
         return file.read_text()
     except (OSError, UnicodeDecodeError) as error:

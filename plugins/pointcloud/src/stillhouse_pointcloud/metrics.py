@@ -43,7 +43,7 @@ class Scene:
     """The truth of one cloud and what was found in it; arrays as `data.ReadKitti` has them.
 
     `ignored`: neighbouring classes (Van, Person_sitting), which count neither for nor against.
-    `heights`: of the found boxes in the picture, in pixels.
+    `heights`: of the found boxes in the image, in pixels.
     """
 
     boxes: Float[ndarray, "M 7"]
@@ -53,7 +53,7 @@ class Scene:
     ignored_labels: Integer[ndarray, " S"]
     found: Float[ndarray, "D 7"]
     scores: Float[ndarray, " D"]
-    said: Integer[ndarray, " D"]
+    predicted: Integer[ndarray, " D"]
     heights: Float[ndarray, " D"]
 
 
@@ -82,7 +82,7 @@ def average_precision(
 
     A true box counts if its difficulty is at most `level`; harder ones and neighbouring classes
     take a found box away without counting. A found box lower than the level's least height in the
-    picture is no mistake, and of whatever class may take a true box away. DontCare regions have no
+    image is no mistake, and of whatever class may take a true box away. DontCare regions have no
     place in space: as in the development kit, they excuse nothing here. Truths pick, in their
     order, of the boxes that share more than `overlap` (default: `OVERLAPS`): to choose the
     thresholds the most confident, to count the nearest.
@@ -124,7 +124,7 @@ def _pairs(scene: Scene, label: int, level: int, kind: str, least: float) -> _Pa
     counts = (hard >= 0) & (hard <= level)
     states = [COUNTED if ok else IGNORED for ok in counts] + [IGNORED] * int(near.sum())
     low = scene.heights < MIN_HEIGHT[level]
-    seen = (scene.said == label) | low  # a low box is ignored before its class is asked
+    seen = (scene.predicted == label) | low  # a low box is ignored, whatever its class
     shared = KINDS[kind](truth, scene.found[seen])
     candidates = [[(int(i), float(row[i])) for i in np.flatnonzero(row > least)] for row in shared]
     return _Pairs(
@@ -242,7 +242,7 @@ def scene_of(batch: Tensors, row: int, found: Found, within: Area | None) -> Sce
         ignored_labels=columns["ignored_labels"],
         found=boxes,
         scores=found.scores.double().numpy(),
-        said=found.labels.numpy(),
+        predicted=found.labels.numpy(),
         heights=image_heights(boxes, projection, high),
     )
 

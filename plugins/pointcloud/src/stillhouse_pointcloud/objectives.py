@@ -73,7 +73,7 @@ class LocalGraphDistillation(nn.Module):
                       with importance="max", of max G_i^T / tau over its D (and K) numbers
         no reweight   1/N sum_i |G_i^T - G_i^S|^2 (eq. 1)
     |.|^2 is a sum over D and K, so the value grows with D * K. Reconstruction: the form of eq. 1
-    (its picture could not be read), the mean over clouds, and that phi is detached.
+    (its image could not be read), the mean over clouds, and that phi is detached.
 
     compat="official", means over all i, D and K of the batch, where d = G^T - G^S:
         count, given  factor * mean(N softmax(s / tau) d^2); factor 2
@@ -97,7 +97,7 @@ class LocalGraphDistillation(nn.Module):
     teacher's encoder as it was drawn, so that the targets are no moving ones (ours: the paper and
     the released code train both, which lets the encoders lower the loss without the student). A
     cloud of no items adds 0. `chosen` and `teacher_variance` (of |G_i^T| over all i: 0 when the
-    encoders have collapsed) tell of the last call. Raises BadSetting and BadData.
+    encoders have collapsed) are of the last call. Raises BadSetting and BadData.
     """
 
     def __init__(

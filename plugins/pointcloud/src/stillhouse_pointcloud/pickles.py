@@ -1,7 +1,7 @@
 """Pickles that others wrote, read without running anything in them: pickle is code.
 
-numpy's arrays are not made by numpy's own functions for it: told to hold objects, these take bytes
-of the file for addresses.
+numpy's arrays are not made by numpy's own functions for it: with a dtype of objects, these take
+bytes of the file for addresses.
 """
 
 import collections
@@ -24,7 +24,7 @@ class _Kind:
     def __init__(self, code: str, *rest: object) -> None:
         self.dtype = np.dtype(str(code))
         if self.dtype.kind not in KINDS:
-            raise pickle.UnpicklingError(f"it asks for arrays of {code}")
+            raise pickle.UnpicklingError(f"it contains arrays of {code}")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:  # Any: numpy's own
         if state[1] == ">":
@@ -88,16 +88,16 @@ KNOWN: Mapping[tuple[str, str], Callable[..., Any]] = {
 class _Plain(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:  # Any: of `KNOWN`
         if (module_name, global_name) not in KNOWN:
-            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
+            raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")
         return KNOWN[module_name, global_name]
 
     def persistent_load(self, pid: Any) -> NoReturn:  # Any: what the pickle says
-        raise pickle.UnpicklingError(f"it asks for {pid}")
+        raise pickle.UnpicklingError(f"it refers to {pid}")
 
 
 def read_pickle(file: Path) -> Any:  # Any: what others wrote
     """The numbers, texts, lists, dicts and numpy arrays in a pickle. Raises BadData for one that
-    holds, or asks for, anything else, and for one that is cut short.
+    holds, or refers to, anything else, and for one that is cut short.
     """
     try:
         with file.open("rb") as stream:

@@ -23,7 +23,7 @@ from stillhouse_pointcloud.figures import (
     SHOWN,
     Array,
     backdrop,
-    found_in_picture,
+    found_in_image,
     legend,
     view_from_above,
 )
@@ -50,13 +50,13 @@ class _Sweep:
     points: Array
     calib: Calibration
     calib_file: Path | None
-    picture: Image.Image | None
+    image: Image.Image | None
     size: tuple[int, int]  # of the image, in pixels
 
 
 def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]:
     """A row a cloud: its file, how many of each class were found (score >= 0.3), and the files
-    written into ./predictions: a picture from above, with the camera's where there is one, and the
+    written into ./predictions: an image from above, with the camera's where there is one, and the
     boxes as KITTI's results, a line each with its score.
 
     Clouds: KITTI's .bin, nuScenes' .pcd.bin (turned to KITTI's axes), Argoverse 2's .feather
@@ -107,7 +107,7 @@ def read(file: Path) -> _Sweep:
     calib = read_calib(calib_file) if known else NOMINAL
     size = image_size(photo, calib) if known else IMAGE_SIZE
     shown = known and photo.is_file()
-    picture = read_image(photo, str(photo), annotated=True) if shown else None
+    image = read_image(photo, str(photo), annotated=True) if shown else None
     seen = points[in_view(points.astype(np.float64), calib.to_image, size)]
     if len(seen) == 0:
         raise BadData(f"{file}: no point is in the camera's view; is x to the front?")
@@ -115,7 +115,7 @@ def read(file: Path) -> _Sweep:
         points=seen.astype(np.float64),
         calib=calib,
         calib_file=calib_file if known else None,
-        picture=picture,
+        image=image,
         size=size,
     )
 
@@ -133,7 +133,7 @@ def boxes_in(module: Placed, points: Array) -> Found:
 
 
 def lines(found: Found, sweep: _Sweep) -> list[str]:
-    """KITTI's results: type, truncation and occlusion (-1: unknown), alpha, the box in the picture,
+    """KITTI's results: type, truncation and occlusion (-1: unknown), alpha, the box in the image,
     height, width, length, place in the camera's coordinates, rotation_y, score.
     """
     rows: list[str] = []
@@ -152,7 +152,7 @@ def _wrapped(angle: float) -> float:
 
 
 def outline(box: Array, projection: Array, size: tuple[int, int]) -> list[float]:
-    """Left, top, right, bottom in pixels, within the picture; zeros for a box behind the camera."""
+    """Left, top, right, bottom in pixels, within the image; zeros for a box behind the camera."""
     pixels, depth = project(corners(box[None])[0], projection)
     seen = pixels[depth > NEAR].clip(0, np.array(size, dtype=np.float64))
     return [*seen.min(axis=0), *seen.max(axis=0)] if len(seen) else [0.0] * 4
@@ -164,8 +164,8 @@ def _draw(module: Placed, sweep: _Sweep, found: Found, file: Path) -> None:
     figure = Figure(figsize=(6.4, 8.4), layout="constrained")
     top, below = figure.subplots(2, 1, height_ratios=(1, 3))
     projection = sweep.calib.to_image
-    backdrop(top, sweep.points, projection, sweep.picture, sweep.size)
-    found_in_picture(top, found, projection)
+    backdrop(top, sweep.points, projection, sweep.image, sweep.size)
+    found_in_image(top, found, projection)
     view_from_above(below, sweep.points, np.zeros((0, 7)), found, module.area)
     top.set_axis_off()
     below.set_xlabel("metres to the right")

@@ -92,9 +92,9 @@ def render(
     float32 [total, 7], labels, difficulty int64 [total], ignored and ignored_labels (none), each
     with "<name>_offsets" [count + 1], projection [count, 3, 4] and image_size [count, 2].
 
-    Scene i depends on `seed` and i alone. Points are those in the camera's picture. An object
-    without a point has no box. Its difficulty follows KITTI's limits by its height in the picture,
-    its part beyond the picture's edge and the part of its rays that something else takes. A scene
+    Scene i depends on `seed` and i alone. Points are those in the camera's image. An object
+    without a point has no box. Its difficulty follows KITTI's limits by its height in the image,
+    its part beyond the image's edge and the part of its rays that something else takes. A scene
     took 0.013 s at 64 beams, 0.0023 s at those of `scenes` (one core, one run).
     """
     lidar, street = lidar or Lidar(), street or Street()

@@ -37,7 +37,7 @@ def write_infos(source: Path, out: Path) -> dict[str, int]:
     Files: kitti_infos_train.pkl and kitti_infos_val.pkl by ImageSets, which KittiDataset reads;
     kitti_dbinfos_train.pkl and kitti_gt_database/, the training frames' objects, which ObjectSample
     reads; and, where `source` has whole scans, training/velodyne_reduced/, of each of these frames
-    the points within the picture, of which stock configurations train.
+    the points within the image, of which stock configurations train.
     """
     frames = {split: [described(f) for f in found] for split, found in find_frames(source).items()}
     with storage(out):

@@ -90,7 +90,7 @@ def _is_five(raw: bytes) -> bool:
 
 
 def missing_cloud(file: Path) -> str:
-    """What would do where the .bin of a frame is not there."""
+    """What would do where the .bin of a frame is missing."""
     for suffix in OTHERS:
         if (other := file.with_suffix(suffix)).is_file():
             return (

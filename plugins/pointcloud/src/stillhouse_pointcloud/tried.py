@@ -89,7 +89,7 @@ def found_as(scenes: Sequence[Scene], overlaps: tuple[float, float, float]) -> n
                 continue
             counts[label, -1] += 1
             if len(share) and share.max() > overlaps[label]:
-                counts[label, scene.said[share.argmax()]] += 1
+                counts[label, scene.predicted[share.argmax()]] += 1
     return counts
 
 
@@ -101,9 +101,9 @@ def check(counts: np.ndarray) -> None:
     found = int(counts[:, :-1].sum()) - right
     start = f"the given teacher finds {right} of the {total} boxes in {FRAMES} training frames"
     if found >= LEAST * total:
-        label, said = np.unravel_index(counts[:, :-1].argmax(), counts[:, :-1].shape)
+        label, other = np.unravel_index(counts[:, :-1].argmax(), counts[:, :-1].shape)
         raise BadData(
-            f"{start}, and {found} as another class ({CLASSES[label]} as {CLASSES[said]}): its "
+            f"{start}, and {found} as another class ({CLASSES[label]} as {CLASSES[other]}): its "
             f"classes are in another order than {', '.join(CLASSES)}; give one with these, or "
             f"{GO_ON}"
         )

@@ -1,4 +1,4 @@
-"""What an exported pillar detector says about its use: export.json, the card, and detect.py."""
+"""Usage of an exported pillar detector: export.json, the card, and detect.py."""
 
 import json
 from collections.abc import Mapping

@@ -13,7 +13,7 @@ from stillhouse_sam.prompts import pack_masks, unpack_masks
 class Flip:
     """Odd views are mirrored, even ones left as they are; the padding stays where it is.
 
-    Of a picture the first sizes[:, 1] columns are real and change places: images [B, C, S, S], the
+    Of an image the first sizes[:, 1] columns are real and change places: images [B, C, S, S], the
     packed masks [B, M, L, L / 8] and the boxes [B, M, 4] in pixels of the frame (four zeros: no
     box, stays). Masks and boxes are optional. A cell of a mask takes the value of the cell in which
     its mirrored centre lies: exact where the real width is a multiple of S / L, at most half a cell
@@ -39,20 +39,20 @@ class Flip:
 _COLUMNS = ("images", "masks", "boxes")
 
 
-def mirrored(pictures: Tensor, widths: Tensor, *, beyond: bool = True) -> Tensor:
-    """Pictures [B, K, H, W], of which `widths` [B] columns (may be broken numbers) are real, left
-    and right exchanged; beyond them the pictures' own pixels, or zeros without `beyond`.
+def mirrored(images: Tensor, widths: Tensor, *, beyond: bool = True) -> Tensor:
+    """Images [B, K, H, W], of which `widths` [B] columns (may be broken numbers) are real, left
+    and right exchanged; beyond them the images' own pixels, or zeros without `beyond`.
     """
-    place = torch.arange(pictures.shape[-1], device=pictures.device)
+    place = torch.arange(images.shape[-1], device=images.device)
     source = (widths.double()[:, None] - (place + 0.5)).floor().long()
     real = (source >= 0)[:, None, None, :]
-    index = torch.where(source >= 0, source, place).clamp_max(pictures.shape[-1] - 1)
-    turned = pictures.gather(-1, index[:, None, None, :].expand_as(pictures))
+    index = torch.where(source >= 0, source, place).clamp_max(images.shape[-1] - 1)
+    turned = images.gather(-1, index[:, None, None, :].expand_as(images))
     return turned if beyond else turned & real
 
 
 def mirrored_boxes(boxes: Tensor, widths: Tensor) -> Tensor:
-    """Boxes [B, M, 4] (left, top, right, bottom) in pictures of real width `widths` [B]."""
+    """Boxes [B, M, 4] (left, top, right, bottom) in images of real width `widths` [B]."""
     left, top, right, bottom = boxes.unbind(-1)
     width = widths.to(boxes.dtype)[:, None]
     turned = torch.stack([width - right, top, width - left, bottom], -1)

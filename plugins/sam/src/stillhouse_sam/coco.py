@@ -1,6 +1,6 @@
 """COCO's two forms of masks: instances, and panoptic annotations with their PNGs.
 
-h, w: a picture's height and width in pixels.
+h, w: an image's height and width in pixels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +28,8 @@ from stillhouse_sam.mask_files import read_ids
 NO_MASKS: Mapping[int, Path] = {}
 
 
-def instances(pictures: Sequence[Path], file: Path) -> list[Photo]:
-    """The photos of an instances JSON, which lie among `pictures`: polygons, run lengths, crowds. A
+def instances(images: Sequence[Path], file: Path) -> list[Photo]:
+    """The photos of an instances JSON, which lie among `images`: polygons, run lengths, crowds. A
     photo without annotations has no objects.
     """
     coco = Coco.read(file)
@@ -40,7 +40,7 @@ def instances(pictures: Sequence[Path], file: Path) -> list[Photo]:
         if image not in rows:
             raise BadData(f"{where}: there is no image {image}; add it or remove the annotation")
         rows[image].append(row)
-    return coco.photos(pictures, {n: partial(_instances, coco, rows[n]) for n in rows}, rows)
+    return coco.photos(images, {n: partial(_instances, coco, rows[n]) for n in rows}, rows)
 
 
 def _instances(coco: "Coco", rows: Sequence[Json], height: int, width: int) -> list[Object]:
@@ -57,12 +57,12 @@ def _instances(coco: "Coco", rows: Sequence[Json], height: int, width: int) -> l
     ]
 
 
-def panoptic(pictures: Sequence[Path], file: Path) -> list[Photo]:
+def panoptic(images: Sequence[Path], file: Path) -> list[Photo]:
     """The photos of a panoptic JSON: a PNG a photo, in which a segment's id is R + 256 G + 65536 B
     and 0 is nothing. Things and stuff are objects alike.
     """
     coco = Coco.read(file)
-    pngs = [path for path in pictures if file.stem in path.parts and path.suffix == ".png"]
+    pngs = [path for path in images if file.stem in path.parts and path.suffix == ".png"]
     known = {field(f"{file}: an annotation", row, "image_id", int): row for row in coco.annotations}
     read: dict[int, Callable[[int, int], list[Object]]] = {}
     rows: dict[int, list[Json]] = {}
@@ -75,7 +75,7 @@ def panoptic(pictures: Sequence[Path], file: Path) -> list[Photo]:
         rows[number] = records(where, known[number], "segments_info")
         read[number] = partial(_segments, coco, where, png, rows[number])
     every = set(pngs)
-    return coco.photos([path for path in pictures if path not in every], read, rows, masks)
+    return coco.photos([path for path in images if path not in every], read, rows, masks)
 
 
 def _segments(
@@ -141,14 +141,14 @@ class Coco:
 
     def photos(
         self,
-        pictures: Sequence[Path],
+        files: Sequence[Path],
         objects: Mapping[int, Callable[[int, int], list[Object]]],
         rows: Mapping[int, Sequence[Json]],
         masks: Mapping[int, Path] = NO_MASKS,
     ) -> list[Photo]:
-        """The photos, found among `pictures`, with what reads their objects, and their masks."""
+        """The photos, found among `files`, with what reads their objects, and their masks."""
         by_name: dict[str, list[Path]] = {}
-        for path in pictures:
+        for path in files:
             by_name.setdefault(path.name, []).append(path)
         return [
             self._photo(
@@ -178,7 +178,7 @@ class Coco:
             where=f"{where} ({path.name})",
             name=path.name,
             place=number,
-            picture=partial(read_sized, path, where, image.get("height"), image.get("width")),
+            image=partial(read_sized, path, where, image.get("height"), image.get("width")),
             objects=objects,
             labelled=labelled,
             licence=licence if isinstance(licence, int | str) else None,
@@ -201,8 +201,8 @@ def located(paths: Sequence[Path], where: str, name: str, *, near: Path | None =
             if path.parent.name in near.stem or near.parent in path.parents
         ]  # fmt: skip
     if len(fitting) != 1:
-        found = "is not there; unpack it too" if not fitting else "is there several times"
-        raise BadData(f"{where}: the picture {name} {found}")
+        found = "not found; unpack it too" if not fitting else "found several times"
+        raise BadData(f"{where}: image {name} {found}")
     return fitting[0]
 
 

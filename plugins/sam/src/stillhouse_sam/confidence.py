@@ -1,4 +1,4 @@
-"""high_confidence of everything mode, calibrated on training photos, as an artifact of its own."""
+"""high_confidence of everything mode, calibrated on training photos, as a separate artifact."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +55,7 @@ def calibrate_high_confidence(
     """The lowest logit tried with which two rounds lose at most `lost` of the grid's mIoU on
     TRAINING photos (ours: TinySAM gives 8.5, for SAM's own logits; a small SAM may never reach it).
 
-    A photo is its picture [H, W, 3] and its true segments [K, H, W]. Tried are quantiles (`TRIED`)
+    A photo is its image [H, W, 3] and its true segments [K, H, W]. Tried are quantiles (`TRIED`)
     of the positive logits of the masks that round 1 keeps, and at last inf, with which nothing is
     skipped. Raises BadData where a photo has no segment, or there is no photo.
     """
@@ -65,25 +65,25 @@ def calibrate_high_confidence(
     points = 0
     logits: list[Tensor] = []
     found: list[NDArray[np.float64]] = []
-    for (picture, _), truth in zip(photos, truths, strict=True):
+    for (image, _), truth in zip(photos, truths, strict=True):
         grid = settings.grid(sam)
         with counted(sam) as counts:
-            found.append(best_ious(grid.generate(picture), truth))
+            found.append(best_ious(grid.generate(image), truth))
         points += counts.prompts
-        logits += sure_logits(settings, sam, picture)
+        logits += sure_logits(settings, sam, image)
     whole = float(np.concatenate(found).mean())
     for value in _tried(logits):
-        asked, miou = _two_rounds(sam, photos, truths, settings.with_confidence(value))
+        prompts, miou = _two_rounds(sam, photos, truths, settings.with_confidence(value))
         if miou >= whole - lost:
             break
     else:
         value = math.inf
-        asked, miou = _two_rounds(sam, photos, truths, settings.with_confidence(value))
+        prompts, miou = _two_rounds(sam, photos, truths, settings.with_confidence(value))
     return Calibration(
         high_confidence=value,
         grid_miou=whole,
         hierarchical_miou=miou,
-        skipped=1 - asked / points,
+        skipped=1 - prompts / points,
     )
 
 
@@ -93,13 +93,13 @@ def _two_rounds(
     truths: Sequence[Sequence[Any]],  # Any: COCO's run lengths
     settings: EverythingSettings,
 ) -> tuple[int, float]:
-    """Prompts asked of all photos, and the mIoU."""
+    """The number of prompts over all photos, and the mIoU."""
     generator = settings.hierarchical(sam)
-    asked, found = 0, list["NDArray[np.float64]"]()
-    for (picture, _), truth in zip(photos, truths, strict=True):
-        found.append(best_ious(generator.generate(picture), truth))
-        asked += generator.counts.prompts
-    return asked, float(np.concatenate(found).mean())
+    prompts, found = 0, list["NDArray[np.float64]"]()
+    for (image, _), truth in zip(photos, truths, strict=True):
+        found.append(best_ious(generator.generate(image), truth))
+        prompts += generator.counts.prompts
+    return prompts, float(np.concatenate(found).mean())
 
 
 def _tried(logits: Sequence[Tensor]) -> list[float]:
@@ -132,7 +132,7 @@ def high_confidence() -> nn.Module:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateConfidence:
-    """A `convert`: the `HighConfidence` of the SAM at port `role`, by the first `photos` pictures
+    """A `convert`: the `HighConfidence` of the SAM at port `role`, by the first `photos` images
     with masks of the port "data", as they lie in their frames; `lost` as in
     `calibrate_high_confidence`.
     """
@@ -167,16 +167,16 @@ class CalibrateConfidence:
 
 
 def _photos(data: Data, count: int) -> "Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]]":
-    """Pictures [h, w, 3] as they lie in their frames, and their true masks [K, h, w]."""
+    """Images [h, w, 3] as they lie in their frames, and their true masks [K, h, w]."""
     for known, batch in zip(annotations(data), data.batches(1, rng=None), strict=True):
         if count == 0:
             return
         if things := segments(known):
             count -= 1
             height, width = (int(side) for side in batch["sizes"][0])
-            picture = batch["images"][0, :, :height, :width].permute(1, 2, 0).contiguous().numpy()
+            image = batch["images"][0, :, :height, :width].permute(1, 2, 0).contiguous().numpy()
             masks = [_scaled(decoded(thing["rle"]), height, width) for thing in things]
-            yield picture, np.stack(masks)
+            yield image, np.stack(masks)
 
 
 def _scaled(mask: "NDArray[np.bool_]", height: int, width: int) -> "NDArray[np.bool_]":

@@ -1,7 +1,7 @@
-"""Pictures and masks for promptable models: read in any known format, scaled into SAM's frame.
+"""Images and masks for promptable models: read in any known format, scaled into SAM's frame.
 
-S: the frame's side in pixels. L: a mask's side in cells. M: the masks of a picture. h, w: a
-picture's own height and width. A picture's longer side is scaled to S; it lies at the top left, and
+S: the frame's side in pixels. L: a mask's side in cells. M: the masks of an image. h, w: an
+image's own height and width. An image's longer side is scaled to S; it lies at the top left, and
 the rest of the frame is zero, as in SAM (Kirillov et al. 2023, arXiv 2304.02643).
 """
 
@@ -36,12 +36,12 @@ HALF = 0.5 - 1e-6  # of a cell, inside it: what is half by rounding alone is hal
 
 @dataclass(frozen=True, kw_only=True)
 class ReadMasks:
-    """A `make`: the port "source" to the ports `PORTS`, of a picture a row: images
+    """A `make`: the port "source" to the ports `PORTS`, of an image a row: images
     uint8 [N, 3, S, S]; sizes int64 [N, 2], (height, width) of its real part in the frame; the M =
     `masks` largest objects as masks uint8 [N, M, L, L / 8] (`prompts.pack_masks`), mask_valid bool
     [N, M] and boxes float32 [N, M, 4] (left, top, right, bottom edge in pixels of the frame);
     annotations (text): JSON with name, height, width, licence, licence_name, credit and all
-    objects (rle in the picture's own pixels, area, crowd, category); but for train, a prompt each
+    objects (rle in the image's own pixels, area, crowd, category); but for train, a prompt each
     as `prompts.first_prompts` has it, for calibration with clicks.
 
     A cell is inside where at least half of it is. A crowd, or an object without a cell, is no mask.
@@ -115,7 +115,7 @@ class ReadMasks:
             some = some or any(row["mask_valid"].any() for row in rows)
             yield columns
         if not some and port in JUDGED:  # an encoder is distilled without masks, but not judged
-            raise BadData(f"{port}: no object of {self.masks} masks a picture; label some")
+            raise BadData(f"{port}: no object of {self.masks} masks an image; label some")
 
     def _prompts(self, columns: Mapping[str, Any], *, clicks: bool) -> dict[str, Tensor]:
         masks, valid, boxes = (columns[name][:, 0] for name in ("masks", "mask_valid", "boxes"))
@@ -124,14 +124,14 @@ class ReadMasks:
 
     def row(self, photo: Photo) -> dict[str, Any]:
         """The columns of a photo, numpy arrays and text; BadData names what cannot be used."""
-        picture, objects = photo.read()
-        height, width = _real(picture.height, picture.width, self.size)
+        original, objects = photo.read()
+        height, width = _real(original.height, original.width, self.size)
         image = np.zeros((3, self.size, self.size), dtype=np.uint8)
-        scaled = picture.resize((width, height), Image.Resampling.BILINEAR)
+        scaled = original.resize((width, height), Image.Resampling.BILINEAR)
         image[:, :height, :width] = np.asarray(scaled).transpose(2, 0, 1)
         masks = np.zeros((self.masks, self.low, self.low), dtype=bool)
         boxes = np.zeros((self.masks, 4), dtype=np.float32)
-        scale = np.array([width / picture.width, height / picture.height])
+        scale = np.array([width / original.width, height / original.height])
         for row, (mask, box) in enumerate(self._largest(objects, scale)):
             masks[row], boxes[row] = mask, box
         return {
@@ -140,7 +140,7 @@ class ReadMasks:
             "masks": np.packbits(masks, axis=-1),
             "mask_valid": masks.any((1, 2)),
             "boxes": boxes,
-            "annotations": photo.annotations(picture.height, picture.width, objects),
+            "annotations": photo.annotations(original.height, original.width, objects),
         }
 
     def _largest(
@@ -161,7 +161,7 @@ _TENSORS = ("images", "sizes", "masks", "mask_valid", "boxes")
 
 @dataclass(frozen=True, kw_only=True)
 class ReadEverything:
-    """A `make`: the port "source" to the port photos, for masks of everything in a picture: photos
+    """A `make`: the port "source" to the port photos, for masks of everything in an image: photos
     (ragged uint8, rows of h * w pixels [3]), original_sizes int64 [N, 2] (h, w) and annotations, as
     `ReadMasks` gives them.
 
@@ -198,12 +198,12 @@ class ReadEverything:
 
 
 def _whole(photo: Photo) -> Columns:
-    picture, objects = photo.read()
-    pixels = torch.from_numpy(np.array(picture)).flatten(0, 1)
+    image, objects = photo.read()
+    pixels = torch.from_numpy(np.array(image)).flatten(0, 1)
     return {
         "photos": Ragged(values=pixels, offsets=torch.tensor([0, len(pixels)])),
-        "original_sizes": torch.tensor([[picture.height, picture.width]]),
-        "annotations": [photo.annotations(picture.height, picture.width, objects)],
+        "original_sizes": torch.tensor([[image.height, image.width]]),
+        "annotations": [photo.annotations(image.height, image.width, objects)],
     }
 
 
@@ -260,7 +260,7 @@ def _rendered(size: int, seed: int, index: int) -> Photo:
         where=f"scene {index}",
         name=f"scene-{index:06d}",
         place=index,
-        picture=partial(Image.fromarray, image),
+        image=partial(Image.fromarray, image),
         objects=partial(_exact, masks),
         labelled=bool(masks),
     )
@@ -345,7 +345,7 @@ def _of_arrays(arrays: Mapping[str, Any], split: str) -> list[Photo]:  # Any: nu
             where=f"{names[0]}: row {row}",
             name=f"{split}-{row:06d}",
             place=row,
-            picture=partial(Image.fromarray, np.ascontiguousarray(real)),
+            image=partial(Image.fromarray, np.ascontiguousarray(real)),
             objects=partial(_unpacked, masks[row]),
             labelled=bool(masks[row].any()),
         )

@@ -27,10 +27,10 @@ def sides(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def resized(photo: "NDArray[np.uint8]", size: tuple[int, int]) -> "NDArray[np.uint8]":
-    """A picture [h, w, 3] of the height and width `size`."""
+    """An image [h, w, 3] of the height and width `size`."""
     height, width = size
-    picture = Image.fromarray(photo).resize((width, height), Image.Resampling.BICUBIC)
-    return np.array(picture)
+    image = Image.fromarray(photo).resize((width, height), Image.Resampling.BICUBIC)
+    return np.array(image)
 
 
 def scaled(masks: Tensor, size: tuple[int, int]) -> "NDArray[np.bool_]":
@@ -45,7 +45,7 @@ def painted(
     masks: "Iterable[NDArray[np.bool_]]",
     colours: "Sequence[NDArray[np.float64]] | None" = None,
 ) -> "NDArray[np.uint8]":
-    """A picture [h, w, 3] with masks [h, w] laid on it, each over those before, filled and with an
+    """An image [h, w, 3] with masks [h, w] laid on it, each over those before, filled and with an
     outline. Without `colours` (RGB, 0..1) a mask's is that of the place it has (`colour_at`), so
     that two models' masks of a thing look alike.
     """
@@ -87,7 +87,7 @@ def _hue(value: float) -> "NDArray[np.float64]":
 
 
 def _shrunk(mask: "NDArray[np.bool_]", by: int) -> "NDArray[np.bool_]":
-    """Without the pixels that are nearer than `by` to one outside, the picture's edge included."""
+    """Without the pixels that are nearer than `by` to one outside, the image's edge included."""
     x = torch.from_numpy(mask)[None].float()
     inside = -functional.max_pool2d(functional.pad(-x, (by,) * 4), 2 * by + 1, stride=1)
     return inside[0].numpy() > 0.5

@@ -1,7 +1,7 @@
-"""Everything in a picture: SAM's grid of points, and TinySAM's hierarchical one (arXiv 2312.13789,
+"""Everything in an image: SAM's grid of points, and TinySAM's hierarchical one (arXiv 2312.13789,
 sec. 3.3), which skips the points that large sure masks already hold.
 
-H, W: a picture's height and width in pixels. K: masks. Points are (x, y) in pixels of a crop.
+H, W: an image's height and width in pixels. K: masks. Points are (x, y) in pixels of a crop.
 """
 
 import math
@@ -32,7 +32,7 @@ class HierarchicalMaskGenerator:
     two rounds of points (TinySAM, sec. 3.3).
 
     1. Of SAM's grid every fourth point of every fourth row, SAM's filters; the high-confidence area
-    is the union of {logit > `high_confidence`} at the picture's resolution over the masks kept.
+    is the union of {logit > `high_confidence`} at the image's resolution over the masks kept.
     2. The grid's other points but those within that area, the same filters. Both together go
     through box NMS. With `high_confidence` inf both rounds decode SAM's whole grid; with -inf
     nothing is decoded in round 2 once round 1 has kept a mask.
@@ -41,7 +41,7 @@ class HierarchicalMaskGenerator:
     to an even grid of sqrt(points) // 4 a side, at least 1. After `generate`, `counts` says what it
     cost. Differs from the published code: round 1 is part of SAM's grid (there a coarser one, whose
     points lie between SAM's and are decoded besides), round 2 is exact (there it lacks the last row
-    and column and is rounded to whole pixels), and a picture without points left is no error.
+    and column and is rounded to whole pixels), and an image without points left is no error.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class HierarchicalMaskGenerator:
 
     @torch.no_grad()
     def generate(self, image: "NDArray[np.uint8]") -> list[Record]:
-        """A record a mask of a picture [H, W, 3]: segmentation (by `output_mode`), area (pixels),
+        """A record a mask of an image [H, W, 3]: segmentation (by `output_mode`), area (pixels),
         bbox and crop_box (x, y, width, height), predicted_iou, stability_score, point_coords.
         """
         g = self.whole
@@ -162,7 +162,7 @@ def kept(
     size: tuple[int, ...],
 ) -> "MaskData":
     """What SAM's filters keep of the masks of points: masks (logits [K, h, w] of the crop),
-    iou_preds, stability_score, boxes and points. The generator's picture is set to the crop.
+    iou_preds, stability_score, boxes and points. The generator's image is set to the crop.
     """
     from segment_anything.utils import amg
 
@@ -212,7 +212,7 @@ def first_round(grid: "NDArray[np.float64]") -> "NDArray[np.bool_]":
 
 
 def _encode(found: "MaskData", crop: list[int], size: tuple[int, ...], threshold: float) -> None:
-    """Logits of a crop become run lengths of masks of the picture."""
+    """Logits of a crop become run lengths of masks of the image."""
     from segment_anything.utils.amg import mask_to_rle_pytorch, uncrop_masks
 
     whole = uncrop_masks(found["masks"] > threshold, crop, size[0], size[1])
@@ -314,13 +314,13 @@ class EverythingSettings:
 
 
 def sure_logits(
-    settings: EverythingSettings, sam: "Sam", picture: "NDArray[np.uint8]"
+    settings: EverythingSettings, sam: "Sam", image: "NDArray[np.uint8]"
 ) -> list[Tensor]:
-    """The logits above 0 of each mask that round 1 keeps of a picture [H, W, 3]."""
+    """The logits above 0 of each mask that round 1 keeps of an image [H, W, 3]."""
     from segment_anything.utils.amg import batch_iterator
 
-    grid, (height, width) = settings.grid(sam), picture.shape[:2]
-    grid.predictor.set_image(picture)
+    grid, (height, width) = settings.grid(sam), image.shape[:2]
+    grid.predictor.set_image(image)
     found: list[Tensor] = []
     points = grid.point_grids[0][first_round(grid.point_grids[0])] * np.array([[width, height]])
     for (some,) in batch_iterator(grid.points_per_batch, points):

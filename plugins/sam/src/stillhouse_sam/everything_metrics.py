@@ -18,10 +18,10 @@ from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models
 from stillhouse.work import Work
 from stillhouse_sam.annotated import Annotation, annotations, segments
-from stillhouse_sam.asking import sam_of
 from stillhouse_sam.confidence import confident
 from stillhouse_sam.counts import Counts, counted
 from stillhouse_sam.everything import EverythingSettings, best_ious
+from stillhouse_sam.prompting import sam_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,18 +40,18 @@ TIMES = (
 
 
 def photos_of(data: Data) -> "Iterator[tuple[NDArray[np.uint8], Annotation]]":
-    """Pictures [H, W, 3] and what is known of them; raises BadData where the two disagree."""
+    """Images [H, W, 3] and what is known of them; raises BadData where the two disagree."""
     known = annotations(data)
-    for picture, rows in zip(known, data.batches(1, rng=None), strict=True):
+    for image, rows in zip(known, data.batches(1, rng=None), strict=True):
         pixels = named(rows, "photos", what="column", where="batch")
         height, width = named(rows, "original_sizes", what="column", where="batch")[0].tolist()
-        if [picture["height"], picture["width"]] != [height, width]:
-            annotated = f"{picture['height']} x {picture['width']}"
+        if [image["height"], image["width"]] != [height, width]:
+            annotated = f"{image['height']} x {image['width']}"
             raise BadData(
-                f"{picture['name']}: {height} x {width} pixels, but annotated as {annotated}; "
+                f"{image['name']}: {height} x {width} pixels, but annotated as {annotated}; "
                 "make the data again"
             )
-        yield pixels.reshape(height, width, 3).numpy(), picture
+        yield pixels.reshape(height, width, 3).numpy(), image
 
 
 @dataclass(kw_only=True)
@@ -65,7 +65,7 @@ class Tally:
     ious: "list[NDArray[np.float64]]" = field(default_factory=lambda: list["NDArray[np.float64]"]())
 
     def add(
-        self, sam: "Sam", photo: "NDArray[np.uint8]", picture: Annotation, *,
+        self, sam: "Sam", photo: "NDArray[np.uint8]", image: Annotation, *,
         settings: EverythingSettings, mode: str,
     ) -> None:  # fmt: skip
         """One more photo."""
@@ -77,7 +77,7 @@ class Tally:
         self.photos, self.masks = self.photos + 1, self.masks + len(records)
         sums = {name: value + getattr(self.counts, name) for name, value in asdict(counts).items()}
         self.counts = Counts(**sums)
-        self.ious.append(best_ious(records, [thing["rle"] for thing in segments(picture)]))
+        self.ious.append(best_ious(records, [thing["rle"] for thing in segments(image)]))
 
     def miou(self) -> float:
         """Over the true segments of all photos."""
@@ -120,9 +120,9 @@ class Everything(Metric):
     def __call__(self, models: Models, data: Data, *, work: Work) -> Mapping[str, float]:
         sam, tally = sam_of(models, self.role, where="everything"), Tally()
         settings = confident(self.settings, models, self.confidence)
-        for photo, picture in photos_of(data):
+        for photo, image in photos_of(data):
             mode = MODES[self.hierarchical]
-            tally.add(sam, photo, picture, settings=settings, mode=mode)
+            tally.add(sam, photo, image, settings=settings, mode=mode)
         return tally.scores()
 
     def scores(self) -> Sequence[Score]:
@@ -151,11 +151,11 @@ class EverythingBoth(Metric):
         sam = sam_of(models, self.role, where="everything")
         settings = confident(self.settings, models, self.confidence)
         tallies = {mode: Tally() for mode in MODES}
-        for number, (photo, picture) in enumerate(photos_of(data)):
+        for number, (photo, image) in enumerate(photos_of(data)):
             if number == 0:
                 _warm(sam, photo, settings)
             for mode in MODES if number % 2 == 0 else reversed(MODES):
-                tallies[mode].add(sam, photo, picture, settings=settings, mode=mode)
+                tallies[mode].add(sam, photo, image, settings=settings, mode=mode)
         found = {mode: {**tally.scores(), **tally.times()} for mode, tally in tallies.items()}
         grid, rounds = (found[mode] for mode in MODES)
         return {

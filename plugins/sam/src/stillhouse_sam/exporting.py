@@ -1,4 +1,4 @@
-"""A SAM's exported folder: what asks it again in ONNX Runtime, and what opens it in torch alone."""
+"""A SAM's exported folder: a decoder for ONNX Runtime, and what opens it in torch alone."""
 
 import inspect
 import json
@@ -32,11 +32,12 @@ ANSWERS = ("logits", "iou")
 class ExportSam:
     """A `convert`: what `export` writes of a whole SAM, and beside it decoder.onnx and load_sam.py.
 
-    decoder.onnx (embedding, point_coords, point_labels -> logits, iou) asks more of an image that
-    model.onnx or model-int8.onnx has embedded. load_sam.py opens the weights as a stock Sam with
-    torch and segment_anything alone; an image encoder that is none of segment_anything's is written
-    for it as image_encoder.pt2, by torch.export. The card and export.json say which it is. Raises
-    BadData for what is no whole SAM, ContractError where a file and torch differ.
+    decoder.onnx (embedding, point_coords, point_labels -> logits, iou) answers further prompts on
+    an image that model.onnx or model-int8.onnx has embedded. load_sam.py opens the weights as a
+    stock Sam with torch and segment_anything alone; an image encoder that is none of
+    segment_anything's is written for it as image_encoder.pt2, by torch.export. The card and
+    export.json say which it is. Raises BadData for what is no whole SAM, ContractError where a file
+    and torch differ.
     """
 
     export: Export
@@ -61,18 +62,18 @@ class ExportSam:
         batch = sample(data, export.samples, export.inputs)
         with torch.no_grad():
             embedding = network.eval()(dict(batch))["embedding"]
-        asked = {"embedding": embedding, **{name: batch[name] for name in PROMPTS}}
-        given, axes = (Decoder(network.sam), asked, ANSWERS), export.dynamic
+        prompted = {"embedding": embedding, **{name: batch[name] for name in PROMPTS}}
+        given, axes = (Decoder(network.sam), prompted, ANSWERS), export.dynamic
         cut_decoder(file.with_name(ONNX), file)
         check_onnx(file, *given, tolerance=export.tolerance, dynamic=axes)
         whole = json.loads((file.parent / load_sam.RECORD).read_text())
         ports = {**whole["inputs"], **whole["outputs"]}
-        record = {"task": whole["task"], "inputs": {n: ports[n] for n in asked}}
+        record = {"task": whole["task"], "inputs": {n: ports[n] for n in prompted}}
         add_metadata(file, record | {"outputs": {n: ports[n] for n in ANSWERS}})
 
 
 def cut_decoder(whole: Path, file: Path) -> None:
-    """Write the part of a SAM's ONNX file behind its embedding as a file of its own."""
+    """Write the part of a SAM's ONNX file behind its embedding as a separate file."""
     import onnx
     from onnx.utils import Extractor
 
@@ -205,6 +206,6 @@ from segment_anything import SamPredictor
 predictor = SamPredictor(load_sam())
 ```
 
-{DECODER} asks more of an image that was embedded: it takes `embedding`, an output of the other ONNX
-files, with further `point_coords` and `point_labels`, and gives `logits` and `iou`.
+{DECODER} answers further prompts on an image that was embedded: it takes `embedding`, an output of
+the other ONNX files, with further `point_coords` and `point_labels`, and gives `logits` and `iou`.
 """

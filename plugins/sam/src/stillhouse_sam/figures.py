@@ -1,4 +1,4 @@
-"""Pictures of masks on photos, and the curve of mIoU by clicks."""
+"""Figures of masks on photos, and the curve of mIoU by clicks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,6 @@ from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse.work import Work
 from stillhouse_sam.annotated import Annotation, allowed, annotations, credit_of, segments
-from stillhouse_sam.asking import ask_boxes, on_device, sam_of, threshold_of
 from stillhouse_sam.confidence import confident
 from stillhouse_sam.drawing import by_area, colours, painted, resized, scaled, sides
 from stillhouse_sam.everything import EverythingSettings, Record
@@ -23,6 +22,7 @@ from stillhouse_sam.everything_metrics import MODES, photos_of
 from stillhouse_sam.formats import decoded
 from stillhouse_sam.metrics import click_ious, truth_of
 from stillhouse_sam.objectives import mask_iou
+from stillhouse_sam.prompting import on_device, predict_from_boxes, sam_of, threshold_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +47,7 @@ class Panel:
 @dataclass(frozen=True, kw_only=True)
 class Masks:
     """`columns` photos drawn by `seed` with their true masks, and below a line a model: its masks,
-    each asked by its true box and in the truth's colour, with their mean IoU.
+    each prompted by its true box and in the truth's colour, with their mean IoU.
 
     `lines` maps what a line is called to its role. Only photos of a licence in `licences` or
     without one are shown (None: any); whose they are stands below.
@@ -75,8 +75,8 @@ class Masks:
         assert isinstance(valid, Tensor)
         fits = [
             row
-            for row, picture in enumerate(known)
-            if allowed(picture, self.licences) and bool(valid[row].any())
+            for row, image in enumerate(known)
+            if allowed(image, self.licences) and bool(valid[row].any())
         ]
         if not fits:
             raise BadData(
@@ -98,9 +98,9 @@ def _answered(module: nn.Module, batch: Tensors) -> list[Panel]:
     for row in range(len(masks)):
         one = {name: value[row : row + 1] for name, value in batch.items()}
         boxes = one["boxes"][0, valid[row]]
-        asked = on_device({**one, "rows": torch.zeros(len(boxes)).long(), "asked": boxes}, module)
+        prompts = on_device({**one, "rows": torch.zeros(len(boxes)).long(), "boxes": boxes}, module)
         with torch.no_grad():
-            logits = ask_boxes(module, asked, asked["rows"], asked["asked"])[0].cpu()
+            logits = predict_from_boxes(module, prompts, prompts["rows"], prompts["boxes"])[0].cpu()
         above = logits - threshold_of(module)
         iou = mask_iou((above > 0) & real[row], masks[row][valid[row]]).mean().item()
         panels.append(_over(batch, row, above.sigmoid(), title=f"IoU {iou:.2f}"))
@@ -152,10 +152,10 @@ class Clicks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EverythingPictures:
+class EverythingMasks:
     """The first `columns` photos with all their true segments, and two rows a whole SAM: all masks
     of its grid, and of two rounds, with the points that were decoded, how many they are, and how
-    many masks were kept. A mask's colour says where it lies.
+    many masks were kept. A mask's colour shows where it lies.
 
     `lines` maps what a line is called to its role. `licences` as of `Masks`,
     `confidence` as of `Everything`.
@@ -174,14 +174,14 @@ class EverythingPictures:
         pairs = list(islice(fits, self.columns))
         if not pairs:
             raise BadData(f"everything: no photo has a licence in {self.licences}; allow another")
-        rows = {TRUTH: [_everything(photo, _segments(picture)) for photo, picture in pairs]}
+        rows = {TRUTH: [_everything(photo, _segments(image)) for photo, image in pairs]}
         for line, role in self.lines.items():
             sam = sam_of(models, role, where="everything")
             for mode in MODES:
                 rows[f"{line}, {mode}"] = [
                     _generated(sam, photo, settings, mode) for photo, _ in pairs
                 ]
-        return _page(rows, [credit_of(picture) for _, picture in pairs])
+        return _page(rows, [credit_of(image) for _, image in pairs])
 
 
 def _generated(
@@ -208,9 +208,9 @@ def _generated(
     return _everything(photo, found, title=title, points=points)
 
 
-def _segments(picture: Annotation) -> list[Any]:
+def _segments(image: Annotation) -> list[Any]:
     """Run lengths of the true segments, large ones first."""
-    return [thing["rle"] for thing in by_area(segments(picture))]
+    return [thing["rle"] for thing in by_area(segments(image))]
 
 
 def _everything(

@@ -1,4 +1,4 @@
-"""A decoder's first lesson: where a box is, before it sees a picture.
+"""A decoder's first lesson: where a box is, before it sees an image.
 
 B: images. N: boxes of a step. C: channels. G: side of the embedding. L: side of the masks.
 """
@@ -22,8 +22,8 @@ SMALLEST = 1 / 32  # side of a drawn box, of the frame's
 @dataclass(frozen=True, kw_only=True)
 class FillBoxes:
     """SAM's own mask and IoU losses (`prediction_loss`) of boxes to be filled, for a teacher that
-    is trained from nothing: until a decoder has found out where its prompts are, a picture tells
-    it nothing, and on few pictures that takes most of the training. No part of any paper.
+    is trained from nothing: until a decoder has found out where its prompts are, an image gives
+    it no signal, and on few images that takes most of the training. No part of any paper.
 
     Roles: "prompts" and "decoder" learn. Of a batch only the images' number and side S count: each
     stands for `boxes` boxes, their sides drawn between S / 32 and S, uniformly in the logarithm,

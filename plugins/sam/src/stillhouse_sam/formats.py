@@ -1,7 +1,7 @@
 """Masks as COCO writes them (run lengths down the columns, in numbers or packed in a string;
-polygons), and a picture with its objects as every reader gives it.
+polygons), and an image with its objects as every reader gives it.
 
-h, w: a picture's height and width in pixels. A picture with a camera's orientation tag is refused:
+h, w: an image's height and width in pixels. An image with a camera's orientation tag is refused:
 annotations do not say whether they count before or after it.
 """
 
@@ -20,7 +20,7 @@ from stillhouse.data.images import read_image
 from stillhouse.errors import BadData
 
 Json = Mapping[str, Any]  # Any: JSON
-OUTSIDE = 0.05  # of a picture's longer side: how far a polygon may reach beyond it
+OUTSIDE = 0.05  # of an image's longer side: how far a polygon may reach beyond it
 LONGEST = 7  # characters that a run length of 32 bits takes in COCO's compressed form
 
 
@@ -32,7 +32,7 @@ class Rle(TypedDict):
 
 
 class Object(TypedDict):
-    """An object of a picture; area is in pixels. A crowd is a group that was outlined as one."""
+    """An object of an image; area is in pixels. A crowd is a group that was outlined as one."""
 
     rle: Rle
     area: int
@@ -42,16 +42,16 @@ class Object(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """A picture that is not decoded yet, and how its objects are read. `where` names it in
+    """An image that is not decoded yet, and how its objects are read. `where` names it in
     messages; `place` is its place among others (COCO's id; its row elsewhere); `files` are those it
-    is read from, the picture first.
+    is read from, the image first.
     """
 
     where: str
     name: str
     place: int
-    picture: Callable[[], Image.Image]  # in RGB
-    objects: Callable[[int, int], list[Object]]  # of the picture's height and width
+    image: Callable[[], Image.Image]  # in RGB
+    objects: Callable[[int, int], list[Object]]  # of the image's height and width
     labelled: bool = True
     licence: int | str | None = None
     licence_name: str = ""
@@ -59,9 +59,9 @@ class Photo:
     files: tuple[Path, ...] = ()
 
     def read(self) -> tuple[Image.Image, list[Object]]:
-        """The picture in RGB and all its objects; BadData names what cannot be used."""
-        picture = self.picture()
-        return picture, self.objects(picture.height, picture.width)
+        """The image in RGB and all its objects; BadData names what cannot be used."""
+        image = self.image()
+        return image, self.objects(image.height, image.width)
 
     def annotations(self, height: int, width: int, objects: Sequence[Object]) -> str:
         """All that is known of it, as JSON."""
@@ -88,7 +88,7 @@ def encoded(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> Rle:
 
 def decoded(rle: Mapping[str, Any]) -> NDArray[np.bool_]:  # Any: size, and counts in any form
     """The mask [h, w] of run lengths (counts a string, bytes or numbers). Raises BadData where they
-    do not cover the picture exactly.
+    do not cover the image exactly.
     """
     height, width = (int(side) for side in rle["size"])
     counts = _covering(run_lengths(rle["counts"]), height, width)
@@ -139,8 +139,8 @@ def as_object(
     crowd: bool = False,
     category: str = "",
 ) -> Object:
-    """An object of a picture from its segmentation: COCO's polygons, numbers or compressed string.
-    BadData, with `where`, for one that is none or of another picture's size.
+    """An object of an image from its segmentation: COCO's polygons, numbers or compressed string.
+    BadData, with `where`, for one that is none or of another image's size.
     """
     try:
         if isinstance(segmentation, list):
@@ -183,14 +183,14 @@ def _check_inside(number: int, points: NDArray[np.float64], height: int, width: 
         if low < -beyond or high > length + beyond:
             raise BadData(
                 f"polygon {number} reaches from {axis} {low:g} to {high:g}, far outside the "
-                f"{width} x {height} pixels of its picture, as if drawn on one of another size"
+                f"{width} x {height} pixels of its image, as if drawn on one of another size"
             )
 
 
 def _of_lengths(rle: Mapping[str, Any], height: int, width: int) -> Rle:  # Any: JSON
     size, counts = rle.get("size"), rle.get("counts")
     if size != [height, width]:
-        raise BadData(f"run lengths of size {size}; the picture's is {[height, width]}")
+        raise BadData(f"run lengths of size {size}; the image's is {[height, width]}")
     if isinstance(counts, list):
         numbers = cast("list[object]", counts)
         if not all(type(number) is int for number in numbers):
@@ -203,8 +203,8 @@ def _of_lengths(rle: Mapping[str, Any], height: int, width: int) -> Rle:  # Any:
     return {"size": [height, width], "counts": counts}
 
 
-def read_picture(path: Path) -> Image.Image:
-    """An annotated picture's file in RGB with 8 bits (`read_image`)."""
+def read_annotated(path: Path) -> Image.Image:
+    """An annotated image's file in RGB with 8 bits (`read_image`)."""
     return read_image(path, str(path), annotated=True)
 
 
@@ -217,13 +217,15 @@ def read_json(path: Path) -> Any:  # Any: JSON
 
 
 def read_sized(path: Path, where: str, height: object, width: object) -> Image.Image:
-    """A picture in RGB that has the height and width told `where`, as far as they are told."""
-    picture = read_picture(path)
-    told = (width or picture.width, height or picture.height)
-    if picture.size != told:
-        found = f"{picture.width} x {picture.height}"
-        raise BadData(f"{path}: {found} pixels, but {told[0]} x {told[1]} in {where}; correct it")
-    return picture
+    """An image in RGB of the height and width that `where` records, as far as it does."""
+    image = read_annotated(path)
+    expected = (width or image.width, height or image.height)
+    if image.size != expected:
+        found = f"{image.width} x {image.height}"
+        raise BadData(
+            f"{path}: {found} pixels, but {expected[0]} x {expected[1]} in {where}; correct it"
+        )
+    return image
 
 
 def of_mask(mask: NDArray[np.bool_], *, crowd: bool = False, category: str = "") -> Object:

@@ -39,10 +39,10 @@ MORE = 0.5  # of the steps that have more clicks, where there are any
 @dataclass(frozen=True, kw_only=True)
 class FullStage:
     """L = alpha L_embedding + beta L_token + gamma sum_i H_i L_output^i + L_mask + L_ious (Shu et
-    al. 2025, arXiv 2312.13789, sec. 3.1), of which `distil` names the terms that ask the teacher.
+    al. 2025, arXiv 2312.13789, sec. 3.1), of which `distil` names the terms that read the teacher.
 
     Roles: "encoder" and "decoder" learn; "prompts" reads prompts for both sides, so that a student
-    has the teacher's, frozen; "teacher-encoder" and "teacher-decoder" are asked as `distil` needs
+    has the teacher's, frozen; "teacher-encoder" and "teacher-decoder" run as `distil` needs
     them. The batch has images, sizes [B, 2], masks uint8 [B, M, L, L / 8], mask_valid [B, M] and
     boxes [B, M, 4]; an image without a mask takes part in the embedding term only.
 
@@ -52,7 +52,7 @@ class FullStage:
     the frame (SAM, arXiv 2304.02643, app. A). With hard prompts (`hard_rounds` > 0) the points are
     drawn anew, a number of times uniform in 0..hard_rounds, from what the student's own mask misses
     (`sample_hard_points`); the new point replaces the old one. In half of the steps 1 to
-    `more_clicks` further points, a number for all prompts of the step, are asked together with the
+    `more_clicks` further points, a number for all prompts of the step, are given together with the
     prompt: from where the mask of that prompt errs, with label 1 in what it misses and 0 in what it
     wrongly takes. Sampling passes carry no gradient; the embedding is computed once.
 
@@ -137,7 +137,7 @@ class FullStage:
         masks = unpack_masks(batch["masks"])
         real = real_part(batch, masks.shape[-1])
         masks = masks & real[:, None]
-        # a mask that lies in the last, broken cell of a mirrored picture is none
+        # a mask that lies in the last, broken cell of a mirrored image is none
         valid = batch["mask_valid"] & masks.flatten(2).any(2)
         if not bool(valid.any()):
             return {}
@@ -199,8 +199,8 @@ class FullStage:
         rounds = int(torch.randint(self.hard_rounds + 1, (), generator=rng))
         with torch.no_grad():
             for _ in range(rounds if len(free) else 0):
-                asked = _single(models, points[free], side)
-                found = models["decoder"]({"embedding": embedding[free], **asked})
+                prompt = _single(models, points[free], side)
+                found = models["decoder"]({"embedding": embedding[free], **prompt})
                 missed = sample_hard_points(truth[free], chosen_mask(found), rng=rng)
                 points = points.index_copy(0, free, missed)
         prompt = _single(models, points, side)
@@ -228,7 +228,7 @@ class FullStage:
         with torch.no_grad():
             found = _real(models["decoder"]({"embedding": embedding, **prompt}), inside)
         points, labels = error_points(truth, chosen_mask(found), count, rng=rng)
-        clicks = _asked(models, points, labels, side)["sparse"]
+        clicks = _encoded(models, points, labels, side)["sparse"]
         # the last token pads points that have no box beside them; the prompt brings what it needs
         return {**prompt, "sparse": torch.cat([prompt["sparse"], clicks[:, :-1]], dim=1)}
 
@@ -242,7 +242,7 @@ def jittered(boxes: Tensor, noise: float, most: float, *, rng: Generator) -> Ten
     return boxes + (noise * sides * drawn).clamp(-most, most)
 
 
-def _asked(models: Models, points: Tensor, labels: Tensor, side: float) -> dict[str, Tensor]:
+def _encoded(models: Models, points: Tensor, labels: Tensor, side: float) -> dict[str, Tensor]:
     """The prompt of points [N, K, 2], pixels of the mask, with labels [N, K]; `side` is how many
     pixels of the frame one has.
     """
@@ -251,11 +251,11 @@ def _asked(models: Models, points: Tensor, labels: Tensor, side: float) -> dict[
 
 def _single(models: Models, points: Tensor, side: float) -> dict[str, Tensor]:
     """The prompt of one foreground point [N, 2] each."""
-    return _asked(models, points[:, None], torch.ones_like(points[:, :1]), side)
+    return _encoded(models, points[:, None], torch.ones_like(points[:, :1]), side)
 
 
 def _real(found: Tensors, inside: Tensor) -> dict[str, Tensor]:
-    """What a decoder gave, its logits saying no with certainty outside the picture: padding is in
+    """What a decoder gave, its logits certain to be no mask outside the image: padding is in
     no mask, whatever the decoder draws there, and costs nothing.
     """
     return {**found, "logits": found["logits"].masked_fill(~inside[:, None], NOT_THERE)}

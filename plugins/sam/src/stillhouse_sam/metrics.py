@@ -1,4 +1,4 @@
-"""How near a SAM's masks are to the truth, asked by boxes and by clicks: mIoU.
+"""How near a SAM's masks are to the truth, prompted by boxes and by clicks: mIoU.
 
 N: objects of all images. P: those of a batch. K: clicks. L: side of the masks. Everything is
 measured on L x L cells, within the real part of the frame; an mIoU is a fraction, the mean over
@@ -19,18 +19,18 @@ from stillhouse.metrics import Metric, Score
 from stillhouse.objectives.inputs import named
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse.work import Work
-from stillhouse_sam.asking import (
-    ask_boxes,
-    ask_points,
-    device_of,
-    embedded,
-    on_device,
-    sam_of,
-    threshold_of,
-)
 from stillhouse_sam.filled import filled
 from stillhouse_sam.full_stage import real_part
 from stillhouse_sam.objectives import mask_iou
+from stillhouse_sam.prompting import (
+    device_of,
+    embedded,
+    on_device,
+    predict_from_boxes,
+    predict_from_points,
+    sam_of,
+    threshold_of,
+)
 from stillhouse_sam.prompts import farthest_click, unpack_masks
 
 CLICKS = (1, 3, 5, 9)
@@ -54,14 +54,14 @@ def truth_of(
 def box_ious(
     models: Models, data: Data, *, role: str = "student", batch: int = 8
 ) -> Float[Tensor, " N"]:
-    """IoU of each object of each image, asked by its box."""
+    """IoU of each object of each image, prompted by its box."""
 
     def ious(module: nn.Module, rows: Tensors) -> Tensor:
         masks, valid, real = truth_of(rows)
         images, columns = valid.nonzero(as_tuple=True)
         if len(images) == 0:
             return torch.zeros(0)
-        logits, _ = ask_boxes(module, rows, images, rows["boxes"][images, columns])
+        logits, _ = predict_from_boxes(module, rows, images, rows["boxes"][images, columns])
         shown = (logits > threshold_of(module)) & real[images]
         return mask_iou(shown, masks[images, columns])
 
@@ -81,7 +81,7 @@ def click_ious(
     sam = sam_of(models, role, where="clicks")
 
     def ious(module: nn.Module, rows: Tensors) -> Tensor:
-        del module  # its Sam is asked
+        del module  # its Sam answers
         masks, valid, real = truth_of(rows)
         embedding, objects = embedded(sam, rows), valid.nonzero()
         found = [torch.zeros(0, clicks)]
@@ -94,7 +94,7 @@ def click_ious(
                 point, label = farthest_click(truth, taken)
                 points = torch.cat([points, point[:, None]], dim=1)
                 labels = torch.cat([labels, label[:, None]], dim=1)
-                logits, _ = ask_points(sam, embedding[images], points, labels)
+                logits, _ = predict_from_points(sam, embedding[images], points, labels)
                 taken = (logits > sam.mask_threshold) & real[images]
                 rounds.append(mask_iou(taken, truth))
             found.append(torch.stack(rounds, dim=1).cpu())
@@ -110,7 +110,7 @@ def _each(
     batch: int,
     ious: Callable[[nn.Module, Tensors], Tensor],
 ) -> Tensor:
-    """What `ious` says of each batch on the role's device, together, on the CPU."""
+    """`ious` of each batch on the role's device, together, on the CPU."""
     module = named(models, role, what="role", where="IoU")
 
     def found(rows: Tensors) -> Tensor:
@@ -128,7 +128,7 @@ def _some(parts: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class BoxIou(Metric):
-    """box_miou: over all objects, each asked by its true box.
+    """box_miou: over all objects, each prompted by its true box.
 
     A whole SAM embeds an image once. Any other role that answers the first box of an image (a
     fake-quantized SAM, an ONNX file) is run once an object: the same score, M times the cost.
@@ -148,7 +148,7 @@ class BoxIou(Metric):
 @dataclass(frozen=True, kw_only=True)
 class FilledBoxIou(Metric):
     """box_miou of the true boxes themselves, filled: what an answer to a box is worth that never
-    looks at the picture. Asks no role.
+    looks at the image. Runs no role.
     """
 
     batch: int = 8
@@ -176,7 +176,7 @@ class ClickIou(Metric):
 
     The first click is the truth's point farthest from its edge, each next one that of the larger
     error (`prompts.farthest_click`), 1 in what is missed, 0 in what is wrongly taken; all clicks so
-    far are asked together. Reconstruction: the mask of the click before is not given as a prompt.
+    far are decoded together. Reconstruction: the mask of the click before is not given as a prompt.
     """
 
     role: str = "student"

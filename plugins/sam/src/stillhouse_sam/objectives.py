@@ -66,7 +66,7 @@ def embedding_loss(
     inside: Bool[Tensor, "B G G"],
 ) -> Float[Tensor, ""]:
     """L_embedding: mean over images of mean |E_T(I) - E_S(I)| over the channels of the cells
-    `inside` the real part of the frame; teacher detached. Padding says nothing about the picture
+    `inside` the real part of the frame; teacher detached. Padding carries nothing of the image
     and is left out (reconstruction).
     """
     gap = (student - teacher.detach()).abs().mean(1) * inside

@@ -1,4 +1,4 @@
-"""All masks a trained SAM finds in pictures: drawn on a copy of each, and as JSON."""
+"""All masks a trained SAM finds in images: drawn on a copy of each, and as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,40 +25,40 @@ if TYPE_CHECKING:
 FOLDER = Path("predictions")
 # of a SAM that keeps none; below SAM's own 0.88 and 0.95: a small model is seldom that sure
 SETTINGS = EverythingSettings(pred_iou_thresh=0.7, stability_score_thresh=0.85)
-SMALLEST, LARGEST = 512, 1600  # pixels of a drawn picture's longer side
+SMALLEST, LARGEST = 512, 1600  # pixels of a drawn image's longer side
 PIXELS = 1 << 27  # of three masks a point that are decoded together
 
 
 def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]:
-    """A row a picture: its file, how many masks were kept, and the files written into
-    ./predictions: the picture with them in colours, and JSON as SA-1B's: image (file_name, height,
+    """A row an image: its file, how many masks were kept, and the files written into
+    ./predictions: the image with them in colours, and JSON as SA-1B's: image (file_name, height,
     width) and annotations (segmentation as COCO's run lengths, bbox as x, y, width, height, area,
-    predicted_iou, stability_score, point_coords, crop_box, id), all in the picture's pixels.
+    predicted_iou, stability_score, point_coords, crop_box, id), all in the image's pixels.
 
     Masks are those of everything in it, by a grid of points in two rounds (TinySAM), with the
     settings that were kept with the SAM; else 32 x 32 points, a predicted IoU above 0.7 and a
     stability of 0.85 or more. A camera's orientation tag is applied: masks are those of the upright
-    picture. A folder stands for all pictures below it. Raises MissingData or BadData naming the
+    image. A folder stands for all images below it. Raises MissingData or BadData naming the
     file.
     """
     module = model.module
     if not isinstance(module, SamNetwork):
         raise BadData(
-            f"{type(module).__name__}: not a whole SAM, which alone finds everything in a picture; "
+            f"{type(module).__name__}: not a whole SAM, which alone finds everything in an image; "
             "give one"
         )
     kept, names = module.everything, set[str]()
     settings = SETTINGS if kept is None else EverythingSettings.of(kept)
     return [
         _row(module.sam, settings, file, free_name(file.stem, names))
-        for file in each_file(inputs, IMAGE_SUFFIXES, kind="picture")
+        for file in each_file(inputs, IMAGE_SUFFIXES, kind="image")
     ]
 
 
 def _row(sam: "Sam", settings: EverythingSettings, file: Path, name: str) -> Mapping[str, Any]:
     photo = np.array(read_image(file, str(file)))
     height, width = photo.shape[:2]
-    # masks are decoded at the picture's size: of a large one, fewer at a time
+    # masks are decoded at the image's size: of a large one, fewer at a time
     at_once = max(1, min(settings.points_per_batch, PIXELS // (3 * height * width)))
     generator = replace(settings, points_per_batch=at_once).hierarchical(sam)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Points and boxes asked of a promptable model, drawn from masks.
+"""Point and box prompts, drawn from masks.
 
 N: masks. H, W: their sides in pixels. A point is (x, y), the whole-numbered pixel it lies in. Every
 draw comes from `rng`, a generator on the CPU, wherever the masks are; so the same seed gives the
@@ -76,7 +76,7 @@ def farthest_click(
 
     Of the missed region (truth & ~predicted) and the wrongly taken one (predicted & ~truth), the
     one whose farthest pixel is farther, by the Euclidean distance transform with all outside the
-    picture counted as outside the region; label 1 in a missed region, 0 in a wrongly taken one.
+    image counted as outside the region; label 1 in a missed region, 0 in a wrongly taken one.
     Equally far: the missed one; equal pixels: the first in reading order. Without any error, the
     pixel of the truth farthest from its edge, label 1 (reconstruction). Nothing is drawn. Raises
     BadData where both masks are empty.

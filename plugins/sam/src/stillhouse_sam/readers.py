@@ -1,7 +1,7 @@
-"""Where masks are published: COCO's instances and panoptic JSON, SA-1B's JSON beside each picture,
-a folder of pictures and one of mask PNGs. Which it is, the folder says.
+"""Where masks are published: COCO's instances and panoptic JSON, SA-1B's JSON beside each image,
+a folder of images and one of mask PNGs. Which it is follows from the folder.
 
-h, w: a picture's height and width in pixels.
+h, w: an image's height and width in pixels.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -23,16 +23,16 @@ from stillhouse_sam.formats import (
     as_object,
     field,
     of_mask,
+    read_annotated,
     read_json,
-    read_picture,
     records,
 )
 from stillhouse_sam.mask_files import read_ids
 
-ANY = "image"  # a name that says no split
+ANY = "image"  # a name that names no split
 NO_VOID: frozenset[int] = frozenset()
 EXPECTED = (
-    "expected COCO's instances_*.json or panoptic_*.json, SA-1B's JSON beside each picture, "
+    "expected COCO's instances_*.json or panoptic_*.json, SA-1B's JSON beside each image, "
     "or images/ and masks/"
 )
 
@@ -43,15 +43,15 @@ def find_photos(source: Path, *, void: frozenset[int] = NO_VOID) -> dict[Split, 
 
     Panoptic annotations go before instances. `void`: values of mask files that are no object.
     Hidden files are not seen, those of no use are counted in a line. BadData names a folder, file
-    or annotation that cannot be used, and a picture that is in two splits.
+    or annotation that cannot be used, and an image that is in two splits.
     """
     if not source.is_dir():
         raise BadData(f"{source}: not a folder; {EXPECTED}")
     files = visible_files(source)
-    pictures = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    if not pictures:
-        raise BadData(f"{source}: no pictures; {EXPECTED}")
-    splits = _found(source, pictures, files, void)
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
+        raise BadData(f"{source}: no images; {EXPECTED}")
+    splits = _found(source, images, files, void)
     found = {split: [photo.files[0] for photo in photos] for split, photos in splits.items()}
     check_apart({split: [(str(path), path) for path in paths] for split, paths in found.items()})
     note_left_out(
@@ -61,30 +61,30 @@ def find_photos(source: Path, *, void: frozenset[int] = NO_VOID) -> dict[Split, 
 
 
 def _found(
-    source: Path, pictures: Sequence[Path], files: Sequence[Path], void: frozenset[int]
+    source: Path, images: Sequence[Path], files: Sequence[Path], void: frozenset[int]
 ) -> dict[Split, list[Photo]]:
     jsons = [file for file in files if file.suffix.lower() == ".json"]
     for start, reader in (("panoptic", panoptic), ("instances", instances)):
         if named := [file for file in jsons if file.name.startswith(start)]:
-            return _by_split(source, [(file, reader(pictures, file)) for file in named])
-    if masks := {file: None for file in pictures if "masks" in file.relative_to(source).parts}:
-        rest = [file for file in pictures if file not in masks]
+            return _by_split(source, [(file, reader(images, file)) for file in named])
+    if masks := {file: None for file in images if "masks" in file.relative_to(source).parts}:
+        rest = [file for file in images if file not in masks]
         return mask_folder(source, rest, list(masks), void=void)
     if not jsons:
-        raise BadData(f"{source}: {len(pictures)} picture(s) and no masks; {EXPECTED}")
-    return _unnamed(source, pictures, jsons)
+        raise BadData(f"{source}: {len(images)} image(s) and no masks; {EXPECTED}")
+    return _unnamed(source, images, jsons)
 
 
 def _unnamed(
-    source: Path, pictures: Sequence[Path], jsons: Sequence[Path]
+    source: Path, images: Sequence[Path], jsons: Sequence[Path]
 ) -> dict[Split, list[Photo]]:
     """Annotations whose names say nothing: SA-1B's if the first is, else those that are COCO's."""
     if "image" in _keys(jsons[0]):
-        return sa1b(source, pictures, jsons)
+        return sa1b(source, images, jsons)
     coco = [file for file in jsons if {"images", "annotations"} <= _keys(file)]
     if not coco:
         raise BadData(f"{jsons[0]}: neither COCO's annotations nor SA-1B's; {EXPECTED}")
-    return _by_split(source, [(file, instances(pictures, file)) for file in coco])
+    return _by_split(source, [(file, instances(images, file)) for file in coco])
 
 
 def _keys(file: Path) -> set[str]:
@@ -92,35 +92,36 @@ def _keys(file: Path) -> set[str]:
     return set(cast("Json", content)) if isinstance(content, dict) else set()
 
 
-def sa1b(source: Path, pictures: Sequence[Path], jsons: Sequence[Path]) -> dict[Split, list[Photo]]:
-    """SA-1B: beside each picture a JSON of the same stem with {"image", "annotations"}."""
+def sa1b(source: Path, images: Sequence[Path], jsons: Sequence[Path]) -> dict[Split, list[Photo]]:
+    """SA-1B: beside each image a JSON of the same stem with {"image", "annotations"}."""
     found: list[tuple[Path, list[Photo]]] = []
-    pairs = _paired(pictures, jsons, lambda path: path.with_suffix(""), "JSON")
-    for place, (picture, file) in enumerate(pairs):
+    pairs = _paired(images, jsons, lambda path: path.with_suffix(""), "JSON")
+    for place, (image, file) in enumerate(pairs):
         photo = Photo(
             where=str(file),
-            name=picture.name,
+            name=image.name,
             place=place,
-            picture=partial(read_picture, picture),
-            objects=partial(_sa1b, file, picture),
-            files=(picture, file),
+            image=partial(read_annotated, image),
+            objects=partial(_sa1b, file, image),
+            files=(image, file),
         )
-        found.append((picture.with_name(ANY), [photo]))
+        found.append((image.with_name(ANY), [photo]))
     return _by_split(source, found)
 
 
-def _sa1b(file: Path, picture: Path, height: int, width: int) -> list[Object]:
+def _sa1b(file: Path, image: Path, height: int, width: int) -> list[Object]:
     content = read_json(file)
-    image = cast("Json", content).get("image") if isinstance(content, dict) else None
-    if not isinstance(image, dict):
+    record = cast("Json", content).get("image") if isinstance(content, dict) else None
+    if not isinstance(record, dict):
         raise BadData(f"{file}: there is no record 'image' in it; expected SA-1B's annotations")
-    known = cast("Json", image)
-    if (name := field(str(file), known, "file_name", str)) != picture.name:
-        raise BadData(f"{file}: annotates {name}, but {picture.name} is beside it; rename either")
-    told = field(str(file), known, "height", int), field(str(file), known, "width", int)
-    if told != (height, width):
+    known = cast("Json", record)
+    if (name := field(str(file), known, "file_name", str)) != image.name:
+        raise BadData(f"{file}: annotates {name}, but {image.name} is beside it; rename either")
+    listed = field(str(file), known, "height", int), field(str(file), known, "width", int)
+    if listed != (height, width):
         raise BadData(
-            f"{picture}: {width} x {height} pixels, but {told[1]} x {told[0]} in {file}; correct it"
+            f"{image}: {width} x {height} pixels, but {listed[1]} x {listed[0]} in {file}; "
+            "correct it"
         )
     return [
         as_object(f"{file}: annotation {row.get('id')}", row.get("segmentation"), height, width)
@@ -129,7 +130,7 @@ def _sa1b(file: Path, picture: Path, height: int, width: int) -> list[Object]:
 
 
 def mask_folder(
-    source: Path, pictures: Sequence[Path], masks: Sequence[Path], *, void: frozenset[int]
+    source: Path, images: Sequence[Path], masks: Sequence[Path], *, void: frozenset[int]
 ) -> dict[Split, list[Photo]]:
     """images/ and masks/ with PNGs of the same stems, in which each value but 0 and those in `void`
     is an object; folders in them, or around both, may be splits.
@@ -140,16 +141,16 @@ def mask_folder(
         return (*(part for part in folders if part not in ("images", "masks")), path.stem)
 
     found: list[tuple[Path, list[Photo]]] = []
-    for place, (picture, mask) in enumerate(_paired(pictures, masks, key, "mask")):
+    for place, (image, mask) in enumerate(_paired(images, masks, key, "mask")):
         photo = Photo(
-            where=str(picture),
-            name=picture.name,
+            where=str(image),
+            name=image.name,
             place=place,
-            picture=partial(read_picture, picture),
+            image=partial(read_annotated, image),
             objects=partial(_masked, mask, void),
-            files=(picture, mask),
+            files=(image, mask),
         )
-        found.append((picture.with_name(ANY), [photo]))
+        found.append((image.with_name(ANY), [photo]))
     return _by_split(source, found)
 
 
@@ -159,25 +160,25 @@ def _masked(file: Path, void: frozenset[int], height: int, width: int) -> list[O
 
 
 def _paired(
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     others: Sequence[Path],
     key: Callable[[Path], Hashable],
     what: str,
 ) -> list[tuple[Path, Path]]:
-    """Each picture and the other file of its key; BadData for one without the other, or two."""
+    """Each image and the other file of its key; BadData for one without the other, or two."""
     by_key: dict[Hashable, Path] = {}
     for other in others:
         if (first := by_key.setdefault(key(other), other)) != other:
             raise BadData(f"{other}: {first} has the same stem; keep one of them")
     pairs: dict[Hashable, tuple[Path, Path]] = {}
-    for picture in pictures:
-        if key(picture) not in by_key:
-            raise BadData(f"{picture}: there is no {what} of its stem; add it or remove it")
-        if (first := pairs.setdefault(key(picture), (picture, by_key[key(picture)]))[0]) != picture:
-            raise BadData(f"{picture}: {first} has the same stem; keep one of them")
+    for image in images:
+        if key(image) not in by_key:
+            raise BadData(f"{image}: there is no {what} of its stem; add it or remove it")
+        if (first := pairs.setdefault(key(image), (image, by_key[key(image)]))[0]) != image:
+            raise BadData(f"{image}: {first} has the same stem; keep one of them")
     for stem, other in by_key.items():
         if stem not in pairs:
-            raise BadData(f"{other}: there is no picture of its stem; add it or remove it")
+            raise BadData(f"{other}: there is no image of its stem; add it or remove it")
     return list(pairs.values())
 
 

@@ -72,7 +72,7 @@ def render(count: int, *, size: int, seed: int) -> dict[str, NDArray[Any]]:
 
 
 def scene(*, size: int, seed: int, index: int) -> tuple[NDArray[np.uint8], list[Mask]]:
-    """The scene of that index: a picture [h, w, 3] and the masks [h, w] of its objects, from back
+    """The scene of that index: an image [h, w, 3] and the masks [h, w] of its objects, from back
     to front; the longer of h and w is `size`.
     """
     rng = np.random.default_rng([seed, index])
@@ -133,14 +133,14 @@ def _add(
 
 def _alpha(rng: np.random.Generator, parts: Sequence[Points], height: int, width: int) -> Array:
     """How much of each pixel [h, w] polygons in pixels cover, in 0 ... 1."""
-    picture = Image.new("L", (width * FINER, height * FINER))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("L", (width * FINER, height * FINER))
+    draw = ImageDraw.Draw(image)
     for part in parts:
         draw.polygon((part * FINER).ravel().tolist(), fill=255)
     if rng.random() < HOLE:
         middle = parts[0].mean(0)
         draw.polygon((FINER * (middle + 0.5 * (parts[0] - middle))).ravel().tolist(), fill=0)
-    return np.asarray(picture.reduce(FINER), dtype=np.float32) * np.float32(1 / 255)
+    return np.asarray(image.reduce(FINER), dtype=np.float32) * np.float32(1 / 255)
 
 
 def _shadow(rng: np.random.Generator, alpha: Array, size: int) -> Array:
@@ -282,13 +282,13 @@ def _relief(rng: np.random.Generator, height: int, width: int) -> Array:
 
 
 def _taken(rng: np.random.Generator, canvas: Array, size: int) -> NDArray[np.uint8]:
-    """The picture a camera takes: light to one side, its colour, blur and noise."""
+    """The image a camera takes: light to one side, its colour, blur and noise."""
     height, width = canvas.shape[:2]
     light = rng.uniform(0.7, 1.2) * rng.uniform(0.9, 1.1, 3)
     lit = canvas * _relief(rng, height, width)[..., None] * light.astype(np.float32)
     blur, grain = rng.uniform(0.2, 1.2) * size / 128, rng.uniform(1, 9)
     if rng.random() < BLURRED:
-        picture = Image.fromarray(lit.clip(0, 255).astype(np.uint8))
-        lit = np.asarray(picture.filter(ImageFilter.GaussianBlur(blur)), dtype=np.float32)
+        image = Image.fromarray(lit.clip(0, 255).astype(np.uint8))
+        lit = np.asarray(image.filter(ImageFilter.GaussianBlur(blur)), dtype=np.float32)
     noisy = lit + np.float32(grain) * rng.standard_normal(lit.shape, dtype=np.float32)
     return np.rint(noisy.clip(0, 255)).astype(np.uint8)

@@ -14,8 +14,9 @@ TRIED = 64  # photos among which they are looked for
 
 
 def check_boxes(sam: nn.Module, data: Data, *, go_on: str) -> None:
-    """Raises BadData where a SAM that is asked by true boxes is no better than the boxes, filled,
-    on the first labelled photos of `data`; a line where none is labelled. `go_on` ends the message.
+    """Raises BadData where a SAM that is prompted by true boxes is no better than the boxes,
+    filled, on the first labelled photos of `data`; a line where none is labelled. `go_on` ends the
+    message.
     """
     photos = _labelled(data)
     if photos is None:
@@ -25,7 +26,7 @@ def check_boxes(sam: nn.Module, data: Data, *, go_on: str) -> None:
     filled = FilledBoxIou()({}, photos, work=Work())["box_miou"]
     if not found > filled:
         raise BadData(
-            f"checkpoint: on {len(photos)} training photos, asked by true boxes, this SAM has a "
+            f"checkpoint: on {len(photos)} training photos, prompted by true boxes, this SAM has a "
             f"box mIoU of {100 * found:.1f} %, the boxes themselves, filled, {100 * filled:.1f} %: "
             "weights that are not trained or of another network, another number of heads, or masks "
             f"that do not fit their photos; give another teacher, or {go_on}"

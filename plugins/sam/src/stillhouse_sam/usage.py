@@ -1,4 +1,4 @@
-"""How an exported SAM is asked, by ONNX Runtime or torch: what its card and export.json say."""
+"""How an exported SAM is prompted, by ONNX Runtime or torch: for its card and export.json."""
 
 from stillhouse.artifact import Model
 from stillhouse.card import Usage
@@ -56,9 +56,11 @@ def sam_usage(spec: Model) -> Usage:
     shape = spec.kwargs["prompts"]["kwargs"]
     size, low = shape["size"], CELLS * shape["grid"]
     cell = size / low
-    told = {name: text.format(size=size, low=low, cell=f"{cell:g}") for name, text in PORTS.items()}
+    ports = {
+        name: text.format(size=size, low=low, cell=f"{cell:g}") for name, text in PORTS.items()
+    }
     return Usage(
-        ports=told,
+        ports=ports,
         preprocessing={
             "size": size,
             "resize": "longer side to size, bilinear; top left of a square of zeros",

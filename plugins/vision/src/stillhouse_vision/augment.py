@@ -24,7 +24,7 @@ Transform = Literal["trivial", "auto-cifar10", "color-jitter", "resized-crop"]
 
 @dataclass(frozen=True, kw_only=True)
 class CropFlip:
-    """A crop of the picture's own size out of it padded by `padding` zeros, mirrored half of the
+    """A crop of the image's own size out of it padded by `padding` zeros, mirrored half of the
     time if `flip`.
     """
 
@@ -44,10 +44,10 @@ class CropFlip:
         places = self.padding * 2 + 1
         crops: list[Tensor] = []
         mirrored: list[bool] = []
-        for picture, number in zip(padded, hashes(batch, self.seed), strict=True):
+        for image, number in zip(padded, hashes(batch, self.seed), strict=True):
             number, top = divmod(number, places)
             number, left = divmod(number, places)
-            crops.append(picture[..., top : top + height, left : left + width])
+            crops.append(image[..., top : top + height, left : left + width])
             mirrored.append(self.flip and number % 2 == 1)
         changed = torch.stack(crops)
         chosen = torch.tensor(mirrored)
@@ -70,9 +70,9 @@ class Randomised:
         transform = _transform(self.transform, batch["images"].shape[-1])
         changed: list[Tensor] = []
         with torch.random.fork_rng(devices=[]):
-            for picture, number in zip(batch["images"], hashes(batch, self.seed), strict=True):
+            for image, number in zip(batch["images"], hashes(batch, self.seed), strict=True):
                 torch.default_generator.manual_seed(number)
-                changed.append(transform(picture))
+                changed.append(transform(image))
         return {**batch, "images": torch.stack(changed)}
 
 

@@ -191,7 +191,7 @@ def folder_samples(folder: Path, classes: Sequence[str]) -> list[Sample]:
 def held_out(samples: Sequence[Sample], fraction: float, rng: Generator) -> dict[str, list[Sample]]:
     """`fraction` of each class, drawn by `rng`, as "test", the rest as "train", in their order.
 
-    An image whose bytes another has stays in the rest, which a line says.
+    An image whose bytes another has stays in the rest, which is logged.
     """
     copies = copied([(sample.where, sample.encoded) for sample in samples])
     if copies:

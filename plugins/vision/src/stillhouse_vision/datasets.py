@@ -23,7 +23,7 @@ DATASETS: Mapping[str, DataHome] = {
         fetch=FETCH,
     ),
     "fashion-mnist": DataHome(
-        summary="70,000 grey pictures of clothes, 10 classes, 28 px",
+        summary="70,000 grey images of clothes, 10 classes, 28 px",
         license="MIT",
         page="https://github.com/zalandoresearch/fashion-mnist",
         mib=30,

@@ -1,6 +1,6 @@
-"""Private pictures for the clients of a federation, and the pictures they all may see.
+"""Private images for the clients of a federation, and the images they all may see.
 
-K: test pictures. N: clients. C: classes.
+K: test images. N: clients. C: classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,10 +65,10 @@ class SplitImages:
     """A `make`: ports "train" and "test" with images and labels to "transfer", "test" and a port a
     client.
 
-    `transfer` training pictures are drawn first, uniformly, with their labels; then `split` gives
-    each client `size` of the others, so that no picture is at two places. "id" is the row in
+    `transfer` training images are drawn first, uniformly, with their labels; then `split` gives
+    each client `size` of the others, so that no image is at two places. "id" is the row in
     "train". The test set is whole, for all; its column weights [K, N] makes it each client's own
-    (`personal_weights` of the labels the client has). Raises BadSetting where pictures lack.
+    (`personal_weights` of the labels the client has). Raises BadSetting where images lack.
     """
 
     clients: tuple[str, ...]
@@ -105,8 +105,8 @@ class SplitImages:
         """Rows of the transfer set, and all others, each in ascending order."""
         if not 1 <= self.transfer < count:
             raise BadSetting(
-                f"transfer must be >= 1 and leave pictures to the clients "
-                f"(got {self.transfer} of {count} training pictures)"
+                f"transfer must be >= 1 and leave images to the clients "
+                f"(got {self.transfer} of {count} training images)"
             )
         order = torch.randperm(count, generator=rng)
         return order[: self.transfer].sort().values, order[self.transfer :].sort().values

@@ -1,4 +1,4 @@
-"""Pictures of what the models say: samples, the student's mistakes, which classes are confused."""
+"""Figures of predictions: samples, the student's mistakes, which classes are confused."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ MATRIX = 20  # classes that a matrix has room for
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What a role says of each row: the most likely class [N] and its probability [N]."""
+    """Prediction of a role for each row: the most likely class [N] and its probability [N]."""
 
     classes: Tensor
     certainty: Tensor
@@ -43,7 +43,7 @@ def answer(
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Test pictures with the truth above and what each role says below each.
+    """Test images with the truth above and what each role predicts below each.
 
     `names` are the classes' names; without them classes are numbers.
     """
@@ -54,8 +54,8 @@ class Grid:
     columns: int = 8
     rows: int = 3
 
-    def draw(self, batch: Tensors, said: dict[str, Answers]) -> "Figure":
-        """Pictures of a batch, and what was said of them."""
+    def draw(self, batch: Tensors, predicted: dict[str, Answers]) -> "Figure":
+        """Images of a batch, with the predictions below them."""
         from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
         figure = Figure(figsize=(1.35 * self.columns, 1.9 * self.rows), layout="constrained")
@@ -65,21 +65,21 @@ class Grid:
             if place < len(batch["images"]):
                 truth = int(batch["labels"][place])
                 _show(axis, batch["images"][place], name_of(self.names, truth))
-                for line, (role, each) in enumerate(said.items()):
+                for line, (role, each) in enumerate(predicted.items()):
                     number = int(each.classes[place])
                     words = self.words(number, float(each.certainty[place]))
                     _beneath(axis, f"{role}: {words}", line, right=number == truth)
         return figure
 
     def words(self, number: int, certainty: float) -> str:
-        """What is written of an answer."""
+        """Text of a prediction."""
         del certainty
         return name_of(self.names, number)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions(Grid):
-    """Pictures drawn at random by `seed`."""
+    """Images drawn at random by `seed`."""
 
     name: str = "predictions"
     seed: int = 0
@@ -92,7 +92,7 @@ class Predictions(Grid):
 
 @dataclass(frozen=True, kw_only=True)
 class Mistakes(Grid):
-    """The pictures of which the last of the roles, the student, is most certain and wrong, the most
+    """The images of which the last of the roles, the student, is most confident and wrong, the most
     certain first, with the probability that each role gives its answer.
     """
 
@@ -101,17 +101,17 @@ class Mistakes(Grid):
     def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         most, student = self.columns * self.rows, self.roles[-1:]
 
-        def surest(batch: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+        def most_confident(batch: Tensors) -> tuple[Tensor, Tensor, Tensor]:
             shown = {"images": batch["images"], "labels": batch["labels"]}
-            labels, said = answer(student, models, shown)
-            mine = said[student[0]]
+            labels, predicted = answer(student, models, shown)
+            mine = predicted[student[0]]
             certainty = mine.certainty.where(mine.classes != labels, -1)
             index = certainty.argsort(descending=True, stable=True)[:most]
             index = index[certainty[index] >= 0]
             return certainty[index], batch["images"].cpu()[index], labels[index]
 
         device = next(models[student[0]].parameters()).device
-        found = list(each_batch(data, surest, most=250, device=device))
+        found = list(each_batch(data, most_confident, most=250, device=device))
         certainty, images, labels = (torch.cat(part) for part in zip(*found, strict=True))
         index = certainty.argsort(descending=True, stable=True)[:most]
         batch = {"images": images[index], "labels": labels[index]}
@@ -134,11 +134,13 @@ class Confusion:
     def __call__(self, models: Models, data: Data, *, work: Work) -> "Figure":
         device = next(models[self.roles[0]].parameters()).device
 
-        def said(batch: Tensors) -> Tensor:
+        def predicted(batch: Tensors) -> Tensor:
             labels, by_role = answer(self.roles, models, batch)
             return torch.stack([labels, *(each.classes for each in by_role.values())])
 
-        labels, *found = torch.cat(list(each_batch(data, said, most=250, device=device)), dim=1)
+        labels, *found = torch.cat(
+            list(each_batch(data, predicted, most=250, device=device)), dim=1
+        )
         classes = max(len(self.names), *(int(each.max()) + 1 for each in (labels, *found)))
         counts = {
             role: torch.bincount(labels * classes + each, minlength=classes**2)
@@ -222,14 +224,14 @@ def _answers_of(roles: tuple[str, ...], models: Models, batch: Tensors) -> dict[
     }
 
 
-def _show(axis: "Axes", picture: Tensor, title: str) -> None:
-    pixels = picture if picture.dtype == torch.uint8 else (picture * 255).round().to(torch.uint8)
+def _show(axis: "Axes", image: Tensor, title: str) -> None:
+    pixels = image if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
     axis.imshow(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy(), interpolation="nearest")
     axis.set_title(title, fontsize=9)
 
 
 def _beneath(axis: "Axes", text: str, line: int, *, right: bool) -> None:
-    """A line of words below a picture, coloured by whether they are right."""
+    """A line of words below an image, coloured by whether they are right."""
     axis.text(
         0.5,
         -0.04 - 0.14 * line,

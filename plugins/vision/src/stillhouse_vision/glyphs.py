@@ -1,4 +1,4 @@
-"""Built-in data: letters and digits in many fonts, pictures from "the web" for the handwritten
+"""Built-in data: letters and digits in many fonts, images from "the web" for the handwritten
 digits.
 """
 
@@ -25,26 +25,26 @@ INVERTED = 0.15
 SEED = 0
 
 
-@functools.cache  # a run asks for it several times
+@functools.cache  # a run reads it several times
 def glyphs() -> Mapping[str, NDArray[np.uint8] | NDArray[np.bool_]]:
-    """uint8 pictures [N, 1, 8, 8] of 0-9 and A-Z, and whether each is of a digit (`vocabulary`).
+    """uint8 images [N, 1, 8, 8] of 0-9 and A-Z, and whether each is of a digit (`vocabulary`).
 
     Rendered in matplotlib's fonts, turned, blurred, cut to their own box and stretched from black
-    to white as the scans are, 15 % of them inverted. No label says which digit.
+    to white as the scans are, 15 % of them inverted. No label tells which digit.
     """
     from matplotlib import get_data_path
 
     folder = Path(get_data_path()) / "fonts" / "ttf"
     rng = np.random.default_rng(SEED)
-    pictures: list[NDArray[np.uint8]] = []
+    images: list[NDArray[np.uint8]] = []
     for name in FONTS:
         font = ImageFont.truetype(str(folder / f"DejaVu{name}.ttf"), CANVAS // 2)
         for symbol in SYMBOLS:
             drawn = _drawn(symbol, font)
-            pictures += [_changed(drawn, rng) for _ in range(COPIES)]
+            images += [_changed(drawn, rng) for _ in range(COPIES)]
     digit = np.repeat([symbol in string.digits for symbol in SYMBOLS], COPIES)
     return {
-        "images": np.stack(pictures)[:, None],
+        "images": np.stack(images)[:, None],
         "vocabulary": np.tile(digit, len(FONTS)),
     }
 

@@ -62,7 +62,7 @@ class ParquetImages:
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetImage:
-    """An image of a row of parquet, read when it is asked for."""
+    """An image of a row of parquet, read on access."""
 
     images: ParquetImages
     group: int

@@ -1,4 +1,4 @@
-"""What a selection of web pictures kept, in numbers and as a picture."""
+"""Scores and figure of what a selection of web images kept."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,9 +34,9 @@ class _Predicted:
 
 @dataclass(frozen=True, kw_only=True)
 class Kept(Metric):
-    """KD3's selection on the pictures themselves, at the teacher's weight `alpha`, as the rows kept
+    """KD3's selection on the images themselves, at the teacher's weight `alpha`, as the rows kept
     and dropped: their share of the pool, the share of them in the target's
-    vocabulary where the data say so, and how often both networks predict one class.
+    vocabulary where the data have it, and how often both networks predict one class.
     """
 
     alpha: float
@@ -66,8 +66,8 @@ class Kept(Metric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeptPictures:
-    """Pictures drawn by `seed` from those KD3's selection keeps, above, and drops, below, each with
+class KeptImages:
+    """Images drawn by `seed` from those KD3's selection keeps, above, and drops, below, each with
     the teacher's and the student's class.
     """
 
@@ -114,8 +114,8 @@ class KeptPictures:
             found |= {r: images[r - first].clone() for r in rows if 0 <= r - first < len(images)}
         return found
 
-    def _show(self, axis: "Axes", picture: Tensor, teacher: int, student: int) -> None:
-        axis.imshow(picture.expand(3, -1, -1).permute(1, 2, 0).numpy(), interpolation="nearest")
+    def _show(self, axis: "Axes", image: Tensor, teacher: int, student: int) -> None:
+        axis.imshow(image.expand(3, -1, -1).permute(1, 2, 0).numpy(), interpolation="nearest")
         text = f"teacher: {self._word(teacher)}\nstudent: {self._word(student)}"
         axis.text(*(0.5, -0.04, text), fontsize=7, ha="center", va="top", transform=axis.transAxes)
 

@@ -60,7 +60,7 @@ class Look:
 
 
 def image_settings(look: Look, given: Mapping[str, Any]) -> dict[str, Any]:  # Any: field values
-    """Classes, names, size and normalisation, where `given` says nothing of them."""
+    """Classes, names, size and normalisation, where `given` has none of them."""
     mean, std = (GREY_MEAN, GREY_STD) if look.grey else (IMAGENET_MEAN, IMAGENET_STD)
     names = tuple(given.get("names", ())) or look.names
     classes = int(number(given, "classes", len(names) or look.classes))
@@ -76,11 +76,11 @@ def image_settings(look: Look, given: Mapping[str, Any]) -> dict[str, Any]:  # A
 
 
 def number(values: Mapping[str, Any], key: str, default: float) -> float:  # Any: field values
-    """That of a setting, which may still be text; the default where it is none or not there."""
+    """That of a setting, which may still be text; the default where it is none or missing."""
     try:
         return float(values.get(key, default))
     except (TypeError, ValueError):
-        return default  # the settings' own check says what is wrong
+        return default  # the settings' own check reports what is wrong
 
 
 def _check_order(look: Look, names: Sequence[str]) -> None:
@@ -165,7 +165,7 @@ def _encoded(files: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
     opened = open_parquet(files[0])
     column = next((n for n in IMAGE_COLUMNS if n in opened.schema_arrow.names), None)
     if column is None:
-        return  # the reader says so
+        return  # the reader reports it
     for batch in opened.iter_batches(batch_size=LOOKED_AT, columns=[column]):
         for row, value in enumerate(batch.column(0).to_pylist()):
             content = value.get("bytes") if isinstance(value, dict) else value

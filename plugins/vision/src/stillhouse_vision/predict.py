@@ -1,4 +1,4 @@
-"""What a trained classifier says about picture files."""
+"""Predict the classes of image files by a trained classifier."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ TOP = 3
 
 
 def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]:
-    """A row a picture: its file, and the likeliest classes with their probabilities, best first.
+    """A row an image: its file, and the likeliest classes with their probabilities, best first.
 
     Images of any size are scaled and cut to the model's; a folder stands for all below it.
     Raises MissingData or BadData naming the file.
@@ -26,16 +26,16 @@ def predict(model: Built, inputs: Sequence[Path]) -> Sequence[Mapping[str, Any]]
     kwargs = spec_of_images(model.spec.kwargs)
     if "images" not in kwargs:
         raise BadData(
-            f"{model.spec.build.__qualname__}: a model that does not say which pictures it takes"
+            f"{model.spec.build.__qualname__}: a model that does not record which images it takes"
         )
     images = ImageSpec.of(kwargs["images"])
     return [_row(model, images, file) for file in each_file(inputs, IMAGE_SUFFIXES, kind="image")]
 
 
 def _row(model: Built, images: ImageSpec, file: Path) -> Mapping[str, Any]:
-    picture = torch.from_numpy(decode(Sample(str(file), file, 0), images, resize=True))
+    pixels = torch.from_numpy(decode(Sample(str(file), file, 0), images, resize=True))
     with torch.no_grad():
-        logits = model.module({"images": picture[None]})["logits"][0]
+        logits = model.module({"images": pixels[None]})["logits"][0]
     probabilities, classes = logits.softmax(0).topk(min(TOP, len(logits)))
     row: dict[str, Any] = {"file": str(file)}
     for place, (number, probability) in enumerate(

@@ -1,4 +1,4 @@
-"""Pictures made smaller, and a part of them held out: data for trainings that must be cheap."""
+"""Images made smaller, and a part of them held out: data for trainings that must be cheap."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from stillhouse.work import Work
 @dataclass(frozen=True, kw_only=True)
 class Reduce:
     """A `make`: of the port "source" (images uint8 [N, C, H, W], labels) `train` and `validation`
-    different rows, drawn at random, as ports of these names; pictures of `size` x `size` pixels,
+    different rows, drawn at random, as ports of these names; images of `size` x `size` pixels,
     each the mean of the area it covers.
     """
 
@@ -38,7 +38,7 @@ class Reduce:
         wanted = self.train + self.validation
         if len(source) < wanted:
             raise BadData(
-                f"{self.train} + {self.validation} pictures are wanted, there are {len(source)}; "
+                f"{self.train} + {self.validation} images are wanted, there are {len(source)}; "
                 "set fewer"
             )
         order = torch.randperm(len(source), generator=work.rng)[:wanted]
@@ -48,6 +48,6 @@ class Reduce:
     def _columns(self, batch: Mapping[str, Tensor]) -> Columns:
         images = batch["images"]
         if images.shape[-1] < self.size:
-            raise BadData(f"pictures of {images.shape[-1]} pixels cannot be reduced to {self.size}")
+            raise BadData(f"images of {images.shape[-1]} pixels cannot be reduced to {self.size}")
         small = F.interpolate(images.float(), size=(self.size, self.size), mode="area")
         return {"images": small.round().to(torch.uint8), "labels": batch["labels"]}

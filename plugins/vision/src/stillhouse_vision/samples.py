@@ -12,13 +12,13 @@ SPLIT_SEED = 0
 
 
 def digits() -> Mapping[str, NDArray[np.uint8] | NDArray[np.int64]]:
-    """uint8 pictures [N, 1, 8, 8] and labels 0..9; `TRAIN_A_CLASS` of each class are for training,
+    """uint8 images [N, 1, 8, 8] and labels 0..9; `TRAIN_A_CLASS` of each class are for training,
     the rest for testing.
     """
     from sklearn.datasets import load_digits
 
-    pictures, labels = load_digits(return_X_y=True)
-    images = np.rint(pictures.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
+    scans, labels = load_digits(return_X_y=True)
+    images = np.rint(scans.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
     order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
     shuffled = labels[order]
     chosen = np.concatenate([order[shuffled == digit][:TRAIN_A_CLASS] for digit in range(10)])

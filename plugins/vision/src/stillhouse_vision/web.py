@@ -1,6 +1,6 @@
-"""Reading unlabelled pictures "from the web": built-in arrays, parquet, or any folder of pictures.
+"""Reading unlabelled images "from the web": built-in arrays, parquet, or any folder of images.
 
-Labels, where there are any, stay outside: all that is kept of them is whether a picture's own class
+Labels, where there are any, stay outside: all that is kept of them is whether an image's own class
 is one of the target's, which no training reads.
 """
 
@@ -27,13 +27,13 @@ from stillhouse_vision.images import ParquetImages, Sample, image_columns
 from stillhouse_vision.models.classifier import ImageSpec
 
 CLASSES = "classes.json"
-UNKNOWN = -1  # the label of a picture that has none
+UNKNOWN = -1  # the label of an image that has none
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadWeb:
     """A `make`: the port "source" to the port web with images uint8 [N, C, H, W], fitted to
-    `images`, and, where the source tells it, vocabulary bool [N].
+    `images`, and, where the source has it, vocabulary bool [N].
 
     Source: arrays images and vocabulary; a parquet file, or a folder of them (train*.parquet alone,
     where there is one), with a column image; or a folder with images at any depth.
@@ -57,7 +57,7 @@ class ReadWeb:
             raise BadData(
                 f"web: a {type(source).__name__}; expected arrays, parquet or a folder of images"
             )
-        samples = find_pictures(source)
+        samples = find_images(source)
         return {"web": self._columns(samples, self._known(source), work)}
 
     def _arrays(self, arrays: Mapping[str, Any]) -> Columns:  # Any: numpy arrays or tensors
@@ -72,7 +72,7 @@ class ReadWeb:
         return columns
 
     def _known(self, source: Path) -> frozenset[int] | None:
-        """Labels whose class is one of the target's; None where nobody says."""
+        """Labels whose class is one of the target's; None where nothing records it."""
         file = (source if source.is_dir() else source.parent) / CLASSES
         if not file.is_file():
             return None
@@ -89,16 +89,16 @@ class ReadWeb:
     def _columns(
         self, samples: Sequence[Sample], known: frozenset[int] | None, work: Work
     ) -> Iterator[Columns]:
-        tells = known is not None and all(s.label != UNKNOWN for s in samples)
+        labelled = known is not None and all(s.label != UNKNOWN for s in samples)
         for part in image_columns(samples, self.images, resize=True, work=work):
             labels = part["labels"]
             columns = {name: column for name, column in part.items() if name != "labels"}
-            if tells and known is not None and isinstance(labels, Tensor):
+            if labelled and known is not None and isinstance(labels, Tensor):
                 columns["vocabulary"] = torch.tensor([n in known for n in labels.tolist()])
             yield columns
 
 
-def find_pictures(source: Path) -> list[Sample]:
+def find_images(source: Path) -> list[Sample]:
     """Every image of a parquet file or below a folder; raises BadData where there is none."""
     files = visible_files(source)
     parquet = _parquet(source, files)
@@ -138,7 +138,7 @@ class MostConfident:
     """
 
     share: float = 0.5
-    batch: int = 250  # only the most pictures that go through the teacher at a time
+    batch: int = 250  # only the most images that go through the teacher at a time
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:

@@ -8,6 +8,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stillhouse.objectives.catalogue import (
+        DISTILLATION_METHODS,
+        distillation_method,
+    )
     from stillhouse.objectives.chunked import (
         Head,
         chunked,
@@ -86,10 +90,6 @@ if TYPE_CHECKING:
     from stillhouse.objectives.term import (
         Term,
     )
-    from stillhouse.objectives.zoo import (
-        ZOO,
-        zoo_method,
-    )
 
 # module -> its public names; the same as above, which is what type checkers read
 _NAMES = {
@@ -166,23 +166,24 @@ _NAMES = {
         "role_loss",
     ),
     "term": ("Term",),
-    "zoo": (
-        "ZOO",
-        "zoo_method",
+    "catalogue": (
+        "DISTILLATION_METHODS",
+        "distillation_method",
     ),
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
-    "Composed", "Constant", "Cosine", "Count", "Fraction", "Head", "NotNegative", "NotPositive",
-    "Objective", "Optimizer", "Phase", "Positive", "Range", "SampleMean", "Share", "Step", "Term",
-    "Weighted", "ZOO", "at_loss", "at_stages_loss", "cc_loss", "check_declared", "chunked",
-    "crd_loss", "crd_sides_loss", "cross_entropy_loss", "dist_loss", "diswot_relation_loss",
-    "diswot_semantic_loss", "dkd_loss", "fused_kd_loss", "hcl_loss", "hint_loss", "ickd_loss",
-    "info_nce_loss", "kd_loss", "kdsvd_loss", "lm_cross_entropy_loss", "lm_kd_loss",
-    "lm_sampled_kd_loss", "lm_sparse_kd_loss", "mgd_loss", "nst_loss", "ofd_loss",
-    "ofd_stages_loss", "pkt_loss", "reviewkd_loss", "rkd_angle_loss", "rkd_distance_loss",
-    "role_loss", "sampled_kd_loss", "sp_loss", "sparse_kd_loss", "standardized", "zoo_method",
+    "DISTILLATION_METHODS", "Composed", "Constant", "Cosine", "Count", "Fraction", "Head",
+    "NotNegative", "NotPositive", "Objective", "Optimizer", "Phase", "Positive", "Range",
+    "SampleMean", "Share", "Step", "Term", "Weighted", "at_loss", "at_stages_loss", "cc_loss",
+    "check_declared", "chunked", "crd_loss", "crd_sides_loss", "cross_entropy_loss",
+    "dist_loss", "distillation_method", "diswot_relation_loss", "diswot_semantic_loss",
+    "dkd_loss", "fused_kd_loss", "hcl_loss", "hint_loss", "ickd_loss", "info_nce_loss",
+    "kd_loss", "kdsvd_loss", "lm_cross_entropy_loss", "lm_kd_loss", "lm_sampled_kd_loss",
+    "lm_sparse_kd_loss", "mgd_loss", "nst_loss", "ofd_loss", "ofd_stages_loss", "pkt_loss",
+    "reviewkd_loss", "rkd_angle_loss", "rkd_distance_loss", "role_loss", "sampled_kd_loss",
+    "sp_loss", "sparse_kd_loss", "standardized",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Methods of the zoo that train roles beside the student, pair up stages or have several terms.
+"""Distillation methods that train roles beside the student, pair up stages or have several terms.
 
 Sources of the weights, named in the comments below:
   RD  the CIFAR-100 benchmark of the CRD paper (arXiv 1910.10699): 240 epochs, batch 64
@@ -53,7 +53,7 @@ class Channels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZooEntry:
+class MethodEntry:
     """Loss terms with weights, the roles to train beside the student, and what those read."""
 
     losses: Mapping[str, Weighted]
@@ -71,7 +71,7 @@ class Pair:
     samples: int
 
 
-def hint(given: Pair, *, weight: float = 100.0, ce: float = 1.0) -> ZooEntry:
+def hint(given: Pair, *, weight: float = 100.0, ce: float = 1.0) -> MethodEntry:
     """RD: weight 100, the middle stage (the second of three), together with the labels."""
     pairs = _stages(given, "hint")
     s, t = pairs[len(pairs) // 2]
@@ -90,15 +90,15 @@ def hint(given: Pair, *, weight: float = 100.0, ce: float = 1.0) -> ZooEntry:
     )
 
 
-def at(given: Pair, *, weight: float = 1000.0, ce: float = 1.0) -> ZooEntry:
+def at(given: Pair, *, weight: float = 1000.0, ce: float = 1.0) -> MethodEntry:
     """RD, DK and the paper: weight 1000, every stage."""
     pairs = _stages(given, "at")
     students = tuple(f"student.hint{s + 1}" for s, _ in pairs)
     term = Term(at_stages_loss, students, tuple(f"teacher.hint{t + 1}" for _, t in pairs))
-    return ZooEntry(losses=with_ce(ce, at=Weighted(term=term, weight=weight)))
+    return MethodEntry(losses=with_ce(ce, at=Weighted(term=term, weight=weight)))
 
 
-def ofd(given: Pair, *, weight: float = 1e-3, ce: float = 1.0) -> ZooEntry:
+def ofd(given: Pair, *, weight: float = 1e-3, ce: float = 1.0) -> MethodEntry:
     """DK and the OFD paper: weight 0.001, every stage, before the ReLU."""
     pairs = _stages(given, "ofd")
     inputs = [f"student.preact{s + 1}" for s, _ in pairs]
@@ -122,7 +122,7 @@ def ofd(given: Pair, *, weight: float = 1e-3, ce: float = 1.0) -> ZooEntry:
     )
 
 
-def mgd(given: Pair, *, ratio: float = 0.15, weight: float = 7e-5, ce: float = 1.0) -> ZooEntry:
+def mgd(given: Pair, *, ratio: float = 0.15, weight: float = 7e-5, ce: float = 1.0) -> MethodEntry:
     """The MGD paper (arXiv 2205.01529), ImageNet (it has no CIFAR run): 7e-5, 15 % masked."""
     s, t = len(given.student.hints), len(given.teacher.hints)
     term = Term(mgd_loss, f"projector.hint{s}", f"teacher.hint{t}")
@@ -140,7 +140,7 @@ def mgd(given: Pair, *, ratio: float = 0.15, weight: float = 7e-5, ce: float = 1
     )
 
 
-def reviewkd(given: Pair, *, weight: float = 5.0, ce: float = 1.0) -> ZooEntry:
+def reviewkd(given: Pair, *, weight: float = 5.0, ce: float = 1.0) -> MethodEntry:
     """DK: weight 5 for resnet32x4 -> resnet8x4, warm-up 20 epochs; all stages, the embedding."""
     pairs = _stages(given, "reviewkd")
     outputs = (*(f"hint{s + 1}" for s, _ in pairs), "embedding")
@@ -164,16 +164,16 @@ def reviewkd(given: Pair, *, weight: float = 5.0, ce: float = 1.0) -> ZooEntry:
     )
 
 
-def sp(given: Pair, *, weight: float = 3000.0, ce: float = 1.0) -> ZooEntry:
+def sp(given: Pair, *, weight: float = 3000.0, ce: float = 1.0) -> MethodEntry:
     """RD, DK and the paper: weight 3000, the last stage."""
     s, t = len(given.student.hints), len(given.teacher.hints)
     term = Term(sp_loss, f"student.hint{s}", f"teacher.hint{t}")
-    return ZooEntry(losses=with_ce(ce, sp=Weighted(term=term, weight=weight)))
+    return MethodEntry(losses=with_ce(ce, sp=Weighted(term=term, weight=weight)))
 
 
-def rkd(_: Pair, *, distance: float = 25.0, angle: float = 50.0, ce: float = 1.0) -> ZooEntry:
+def rkd(_: Pair, *, distance: float = 25.0, angle: float = 50.0, ce: float = 1.0) -> MethodEntry:
     """RD, DK and the paper: 25 distance-wise, 50 angle-wise, on the embedding."""
-    return ZooEntry(
+    return MethodEntry(
         losses=with_ce(
             ce,
             rkd_distance=Weighted(term=Term(rkd_distance_loss, *EMBEDDINGS), weight=distance),
@@ -182,7 +182,7 @@ def rkd(_: Pair, *, distance: float = 25.0, angle: float = 50.0, ce: float = 1.0
     )
 
 
-def ickd(given: Pair, *, weight: float = 2.5, ce: float = 1.0) -> ZooEntry:
+def ickd(given: Pair, *, weight: float = 2.5, ce: float = 1.0) -> MethodEntry:
     """The ICKD authors' CIFAR-100 run: weight 2.5, the last stage."""
     s, t = len(given.student.hints), len(given.teacher.hints)
     term = Term(ickd_loss, f"projector.hint{s}", f"teacher.hint{t}")
@@ -201,7 +201,7 @@ def ickd(given: Pair, *, weight: float = 2.5, ce: float = 1.0) -> ZooEntry:
 
 def infonce(
     given: Pair, *, temperature: float = 0.07, weight: float = 1.0, ce: float = 1.0
-) -> ZooEntry:
+) -> MethodEntry:
     """T = 0.07 as CRD and MoCo (arXiv 1911.05722); weight 1 is ours, no CIFAR-100 table has it."""
     term = Term(info_nce_loss, "projector.embedding", "teacher.embedding", temperature=temperature)
     inputs = ["student.embedding"]
@@ -224,7 +224,7 @@ def crd(
     negatives: float = 16384,
     weight: float = 0.8,
     ce: float = 1.0,
-) -> ZooEntry:
+) -> MethodEntry:
     """RD, DK: 0.8, T = 0.07, 16384 negatives (fewer in smaller data), width 128, momentum 0.5."""
     term = Term(
         crd_sides_loss,
@@ -239,7 +239,7 @@ def crd(
         "negatives": min(whole("negatives", negatives, objective="crd"), given.samples - 1),
         "temperature": temperature,
     }
-    return ZooEntry(
+    return MethodEntry(
         losses=with_ce(ce, crd=Weighted(term=term, weight=weight)),
         roles={"memory": Model(build=ContrastiveMemory, kwargs=kwargs)},
         feeds={"memory": EMBEDDINGS},
@@ -258,8 +258,10 @@ def with_ce(weight: float, **losses: Weighted) -> dict[str, Weighted]:
     return {"ce": Weighted(term=term, weight=weight), **losses}
 
 
-def _projected(losses: Mapping[str, Weighted], projector: Model, reads: Sequence[str]) -> ZooEntry:
-    return ZooEntry(
+def _projected(
+    losses: Mapping[str, Weighted], projector: Model, reads: Sequence[str]
+) -> MethodEntry:
+    return MethodEntry(
         losses=losses, roles={"projector": projector}, feeds={"projector": tuple(reads)}
     )
 

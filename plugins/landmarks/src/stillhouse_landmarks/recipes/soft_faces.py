@@ -33,7 +33,7 @@ class SoftFaces:
 
     Soft landmarks are what the shape model of the port "shape" leaves of a view's own points. Views
     are stored once, as the paper augments before training: all teachers and students see the same
-    pictures.
+    images.
     """
 
     augment: Augment

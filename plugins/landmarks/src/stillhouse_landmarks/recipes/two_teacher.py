@@ -54,7 +54,7 @@ def two_teacher(settings: TwoTeacherSettings) -> Recipe:
     the last step; nothing is picked on the test set.
 
     tiny: drawn faces of 32 pixels, four-layer networks. small: HELEN, 64-pixel crops, 3 seeds.
-    paper: 300-W, WFLW or COFW of your own (`--set data=file:<folder>`), 224 pixels, EfficientNet-b3
+    paper: 300-W, WFLW or COFW (`--set data=file:<folder>`), 224 pixels, EfficientNet-b3
     to MobileNetV2 from fresh weights, 150 epochs of batches of 70.
     """
     made, faces = _comparison(settings), {"data": _data(settings)["train"]}

@@ -26,6 +26,6 @@ NOTES = (
     "with other papers' (`--set normalizer=pupils` gives theirs).",
     "Augmentation: the authors store rotated copies. Zoom, shift and occlusion (`zoom`, `shift`, "
     "`occlusion`) are ours, at every scale, on the same copies for all teachers and students.",
-    "At tiny and small the networks are small ones of our own, whose last map goes to the linear "
+    "At tiny and small the networks are small ones of ours, whose last map goes to the linear "
     "layer unpooled; at paper they are the paper's, with fresh weights and a global average pool.",
 )

@@ -35,7 +35,7 @@ NUMBERS = tuple(
 class TwoTeacherSettings(Settings):
     """Settings of `landmarks/two_teacher`; steps are optimizer steps.
 
-    `teacher` is a tough teacher of your own, `tolerant` a tolerant one.
+    `teacher` is your tough teacher, `tolerant` a tolerant one.
     """
 
     students: tuple[Student, ...] = Field(

@@ -113,7 +113,7 @@ def assigned(
     labels: Integer[Tensor, " M"],
     skipped: Float[Tensor, "S 7"],
 ) -> tuple[Integer[Tensor, " A"], Integer[Tensor, " A"]]:
-    """What each anchor is to say, and for a class the box it answers for (else 0).
+    """Target class of each anchor, and for a class the row of its box (else 0).
 
     Anchors of a class see boxes of that class alone. By the IoU of `nearest_iou`, an anchor is a
     box's at `MATCHED` or above, and for each box the highest above 0 is (arXiv 1812.05784, sec.
@@ -123,7 +123,7 @@ def assigned(
     Differs: mmdetection3d gives a box its highest anchor only where that is at `UNMATCHED` or above
     (`min_pos_iou`), so that some boxes have none; the published detector learns Vans as background.
     """
-    said = torch.full((len(at),), BACKGROUND, device=at.device)
+    targets = torch.full((len(at),), BACKGROUND, device=at.device)
     which = torch.zeros(len(at), dtype=torch.long, device=at.device)
     kinds = (torch.arange(len(at), device=at.device) // len(HEADINGS)) % len(CLASSES)
     for label in range(len(CLASSES)):
@@ -140,8 +140,8 @@ def assigned(
             rows, columns = _best(iou)
             one[rows], box[rows] = label, columns
             which[mine] = torch.where(one == label, theirs[box], 0)
-        said[mine] = one
-    return said, which
+        targets[mine] = one
+    return targets, which
 
 
 def _best(iou: Float[Tensor, "A M"]) -> tuple[Integer[Tensor, " R"], Integer[Tensor, " R"]]:

@@ -41,12 +41,12 @@ def focal_loss(
     """Lin et al. 2017 (arXiv 1708.02002), alpha = 0.25, gamma = 2: a sigmoid a class, summed over
     the anchors that are not `SKIPPED`, over the number that has a class (at least 1).
     """
-    said, counted = full(logits), labels != SKIPPED
-    truth = F.one_hot(labels.clamp_min(0), len(CLASSES) + 1)[..., : len(CLASSES)].to(said.dtype)
-    p = said.sigmoid()
+    scores, counted = full(logits), labels != SKIPPED
+    truth = F.one_hot(labels.clamp_min(0), len(CLASSES) + 1)[..., : len(CLASSES)].to(scores.dtype)
+    p = scores.sigmoid()
     wrong = truth * (1 - p) + (1 - truth) * p
     alpha = truth * ALPHA + (1 - truth) * (1 - ALPHA)
-    entropy = F.binary_cross_entropy_with_logits(said, truth, reduction="none")
+    entropy = F.binary_cross_entropy_with_logits(scores, truth, reduction="none")
     each = (alpha * wrong.pow(GAMMA) * entropy).sum(2)
     return (each * counted).sum() / _matched(labels)
 
@@ -58,8 +58,10 @@ def box_loss(
     seven differences; of the yaws' the sine, which a half turn leaves as it is.
     """
     has = _has_class(labels)
-    said, truth = full(found[has]), full(target[has])
-    gap = torch.cat([said[:, :6] - truth[:, :6], (said[:, 6:] - truth[:, 6:]).sin()], dim=1)
+    predicted, truth = full(found[has]), full(target[has])
+    gap = torch.cat(
+        [predicted[:, :6] - truth[:, :6], (predicted[:, 6:] - truth[:, 6:]).sin()], dim=1
+    )
     total = F.smooth_l1_loss(gap, torch.zeros_like(gap), beta=BETA, reduction="sum")
     return total / _matched(labels)
 
@@ -84,9 +86,9 @@ def _matched(labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def with_targets(batch: Tensors, grid: PillarGrid, stride: int) -> Tensors:
-    """The batch with what its boxes ask of the anchors: target_labels int64 [B, A],
+    """The batch with the anchors' targets by its boxes: target_labels int64 [B, A],
     target_boxes [B, A, 7] and target_halves int64 [B, A]. Boxes whose middle is outside the grid
-    ask nothing.
+    give no target.
     """
     boxes = named(batch, "boxes", what="column", where="detection")
     at = anchors(grid, stride).to(boxes.device)
@@ -97,13 +99,13 @@ def with_targets(batch: Tensors, grid: PillarGrid, stride: int) -> Tensors:
             raise BadData(f"detection: a box of cloud {row} is not finite or has a size <= 0")
         within = _within(truth, grid)
         truth, labels = truth[within], labels[within]
-        said, which = assigned(at, truth, labels, row_of(batch, "ignored", row))
+        targets, which = assigned(at, truth, labels, row_of(batch, "ignored", row))
         # an anchor without a box has itself
         aims = truth[which] if len(truth) else at
-        aims = torch.where(_has_class(said)[:, None], aims, at)
-        found.append((said, encode(aims, at), half_of(aims[:, 6])))
-    said, aims, halves = (torch.stack(parts) for parts in zip(*found, strict=True))
-    return {**batch, LABELS: said, BOXES: aims, HALVES: halves}
+        aims = torch.where(_has_class(targets)[:, None], aims, at)
+        found.append((targets, encode(aims, at), half_of(aims[:, 6])))
+    targets, aims, halves = (torch.stack(parts) for parts in zip(*found, strict=True))
+    return {**batch, LABELS: targets, BOXES: aims, HALVES: halves}
 
 
 def _within(boxes: Tensor, grid: PillarGrid) -> Tensor:
@@ -154,7 +156,7 @@ class Detection:
         if clash := sorted(set(PARTS) & set(self.losses)):
             raise BadSetting(f"detection: a loss is called '{clash[0]}', as one of its own parts")
 
-    @functools.cached_property  # each step asks; no field, so no digest sees it
+    @functools.cached_property  # read each step; no field, so no digest sees it
     def composed(self) -> Composed:
         """All terms, of a batch with pillars and targets."""
         labels = f"batch.{LABELS}"

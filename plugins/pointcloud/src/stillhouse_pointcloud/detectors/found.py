@@ -20,7 +20,7 @@ Limits = tuple[float, float, float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a detector says of one cloud, the most confident first; on the CPU."""
+    """Detections of one cloud, the most confident first; on the CPU."""
 
     boxes: Float[Tensor, "M 7"]
     scores: Float[Tensor, " M"]
@@ -90,7 +90,7 @@ class Held:
 
 @runtime_checkable
 class Placed(Detector, Protocol):
-    """A detector that says where it looks; None: everywhere."""
+    """A detector with a range of detection; None: everywhere."""
 
     @property
     def area(self) -> Area | None: ...

@@ -28,7 +28,7 @@ NONE = -1  # the label of a detector's class that is none of ours
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """What a detector asks of a cloud: `channels` numbers a point; x, y, z within `range` (from,
+    """What a detector reads of a cloud: `channels` numbers a point; x, y, z within `range` (from,
     to; metres); exactly `sample` points, those beyond `far` metres kept first.
     """
 
@@ -48,7 +48,8 @@ class Points:
         )
 
     def cloud(self, points: Tensor) -> Tensor:
-        """The points as asked for. Channels that our data has not (the time since the sweep) are 0.
+        """The points as the detector reads them. Channels that our data has not (the time since the
+        sweep) are 0.
 
         Differs from mmdetection3d's PointSample: nothing is drawn; of the near points every n-th is
         taken, and too few are repeated in order, so that the same cloud gives the same points.

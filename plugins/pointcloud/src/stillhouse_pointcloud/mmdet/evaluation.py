@@ -1,6 +1,6 @@
 """KITTI's average precision by mmdetection3d's own code, to check ours against.
 
-It runs in a process of its own: that code counts overlaps by numba.cuda, which only a variable of
+It runs in a separate process: that code counts overlaps by numba.cuda, which only a variable of
 the environment, read when numba is imported, turns into plain Python (NUMBA_ENABLE_CUDASIM=1).
 """
 
@@ -32,8 +32,8 @@ def kitti_ap(batch: Tensors, found: Sequence[tuple[Tensor, Tensor, Tensor]]) -> 
     [M, 7], scores [M] and labels [M] a frame, against the truth of a batch of `data.ReadKitti`.
 
     mmdetection3d's kitti_eval at its strict overlaps (0.7 Car, 0.5 others). A true box counts at
-    the levels that its difficulty says; found boxes that are lower than a level's limit in the
-    picture do not count, by `boxes.image_heights`. A class without a true box that counts has 0.
+    the levels of its difficulty; found boxes that are lower than a level's limit in the
+    image do not count, by `boxes.image_heights`. A class without a true box that counts has 0.
     """
     if package := missing():
         raise MissingExtra("mmdetection3d's KITTI evaluation", package, install=EXTRA)
@@ -47,8 +47,8 @@ def kitti_ap(batch: Tensors, found: Sequence[tuple[Tensor, Tensor, Tensor]]) -> 
         check=False,
     )
     if run.returncode:
-        said = run.stderr.strip().splitlines() or ["no word"]
-        raise StillhouseError(f"mmdetection3d's KITTI evaluation failed: {said[-1]}")
+        lines = run.stderr.strip().splitlines() or ["no message"]
+        raise StillhouseError(f"mmdetection3d's KITTI evaluation failed: {lines[-1]}")
     return json.loads(run.stdout.splitlines()[-1])
 
 
@@ -121,9 +121,9 @@ def main() -> None:
     _, scores = kitti.kitti_eval(truth, found, list(CLASSES), eval_types=list(VIEWS))
     named = {
         f"{name.lower()}_{view}_{level}_ap": (
-            float(scores[f"KITTI/{name}_{said}_AP40_{level}_strict"]) / 100
+            float(scores[f"KITTI/{name}_{theirs}_AP40_{level}_strict"]) / 100
         )
-        for view, said in VIEWS.items()
+        for view, theirs in VIEWS.items()
         for name in CLASSES
         for level in LEVELS
     }

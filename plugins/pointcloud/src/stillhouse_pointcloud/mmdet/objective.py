@@ -21,7 +21,7 @@ class DetectorTraining:
     """mmdetection3d's losses of `student`, `weight` times, and the terms of `losses`; an objective
     that runs their roles as the kernel's `Composed` does.
 
-    A step makes the batch's voxels once, as the student's configuration says for training, and
+    A step makes the batch's voxels once, as the student's configuration has them for training, and
     every detector reads the same: a teacher must have the grid of its student.
     """
 
@@ -36,7 +36,7 @@ class DetectorTraining:
         if OWN in self.losses:
             raise BadSetting(f"detection: a loss is called '{OWN}', as the detector's own")
 
-    @functools.cached_property  # each step asks; no field, so no digest sees it
+    @functools.cached_property  # read each step; no field, so no digest sees it
     def composed(self) -> Composed:
         """All terms, of a batch with voxels."""
         own = Weighted(term=Term(role_loss, f"{self.student}.loss"), weight=self.weight)

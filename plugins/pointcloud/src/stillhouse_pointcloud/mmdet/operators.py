@@ -11,13 +11,13 @@ from typing import Any
 
 from stillhouse.errors import BadSetting
 
-# what mmcv's dispatcher, and what an operator, says of a device that it is not made for
+# messages of mmcv's dispatcher, and of an operator, for a device that it is not made for
 MISSING = (
     re.compile(r"(\w+?)(?:_impl)?: implementation for device (\w+)(?::\d+)? not found"),
     re.compile(r"(\w+) is not implemented on (CPU)"),
 )
-# what some operators ask of CUDA, or of their tensors, before they are dispatched
-CUDA_ASKED = re.compile(
+# what some operators check of CUDA, or of their tensors, before they are dispatched
+CUDA_NEEDED = re.compile(
     r"Torch not compiled with CUDA|Found no NVIDIA driver|No CUDA GPUs|must be (?:a )?CUDA"
     r"|type torch\.cuda\.\w+ not available|not compiled with (?:CUDA|GPU) support",
     re.IGNORECASE,
@@ -37,7 +37,7 @@ CUDA_ONLY: Mapping[str, str] = {
 
 def cuda_only(config: Mapping[str, Any]) -> str:  # Any: JSON values
     """The operator for which a detector of this configuration needs CUDA; "" where none is known:
-    then `named_operators` says it when it runs.
+    then `named_operators` raises it when it runs.
     """
     kinds = [one.get("type", "") for one in config.values() if isinstance(one, Mapping)]
     found = (CUDA_ONLY.get(kind.rpartition(".")[2], "") for kind in kinds)
@@ -47,26 +47,26 @@ def cuda_only(config: Mapping[str, Any]) -> str:  # Any: JSON values
 @contextmanager
 def named_operators(detector: str) -> Generator[None]:
     """Turns the failure of an operator without an implementation for the device into a BadSetting
-    that says which it was; other errors pass.
+    that names it; other errors pass.
     """
     try:
         yield
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
-        said = str(error)
-        found = next((one for pattern in MISSING if (one := pattern.search(said))), None)
+        message = str(error)
+        found = next((one for pattern in MISSING if (one := pattern.search(message))), None)
         if found:
             raise BadSetting(
                 f"{detector}: mmcv's operator '{found[1]}' has no implementation for "
                 f"{found[2].lower()} here; {ADVICE}"
             ) from error
-        if CUDA_ASKED.search(said):
+        if CUDA_NEEDED.search(message):
             raise BadSetting(
-                f"{detector}: mmcv's operator '{_asking(error)}' needs CUDA; {ADVICE}"
+                f"{detector}: mmcv's operator '{_raising(error)}' needs CUDA; {ADVICE}"
             ) from error
         raise
 
 
-def _asking(error: BaseException) -> str:
+def _raising(error: BaseException) -> str:
     """The innermost function of mmcv or mmdetection3d that the error came through."""
     name, trace = "unknown", error.__traceback__
     while trace is not None:

@@ -18,7 +18,7 @@ from stillhouse.training import mix
 from stillhouse_pointcloud.boxes import CLASSES
 from stillhouse_pointcloud.detectors.found import Limits
 from stillhouse_pointcloud.mmdet.library import EXTRA, imported, missing, quiet
-from stillhouse_pointcloud.pasted import SPARE, repacked, spare_points, spare_row
+from stillhouse_pointcloud.pasted import SAMPLE, repacked, sample_points, sampled_row
 
 NONE = -1  # the label of a box that is there and of none of the classes: an ignored one
 
@@ -28,9 +28,9 @@ class LibraryAugment:
     """ObjectSample up to `objects` of each class (0: none), RandomFlip3D, GlobalRotScaleTrans,
     PointsRangeFilter and PointShuffle of mmdetection3d; without a `range` no PointsRangeFilter.
 
-    What is pasted are the frame's spares (see `pasted`). Boxes outside the range stay, as a
-    detector leaves them out itself; ignored boxes are kept clear of and move with the scene. View
-    0 is the scene as it is. Raises MissingExtra without mmdetection3d.
+    What is pasted are the frame's ground-truth samples (see `pasted`). Boxes outside the range
+    stay, as a detector leaves them out itself; ignored boxes are kept clear of and move with the
+    scene. View 0 is the scene as it is. Raises MissingExtra without mmdetection3d.
     """
 
     objects: int
@@ -51,7 +51,7 @@ class LibraryAugment:
         return repacked(batch, [self._row(batch, row, *pair) for row, pair in pairs])
 
     def _row(self, batch: Tensors, at: int, number: int, view: int) -> Tensors:
-        row = spare_row(batch, at, pasting=self.objects > 0)
+        row = sampled_row(batch, at, pasting=self.objects > 0)
         if view == 0:
             return row
         with drawn(mix(self.seed, number, view)), quiet():
@@ -63,10 +63,10 @@ class LibraryAugment:
         difficulty = row["difficulty"]
         if self.objects:
             scene = self._filled(scene, row)
-            spares = _boxes(row[f"{SPARE}boxes"]).tensor
+            samples = _boxes(row[f"{SAMPLE}boxes"]).tensor
             new = scene["gt_bboxes_3d"].tensor[count:]
-            which = (new[:, None] == spares).all(dim=2).int().argmax(dim=1)
-            difficulty = torch.cat([difficulty, row[f"{SPARE}difficulty"][which]])
+            which = (new[:, None] == samples).all(dim=2).int().argmax(dim=1)
+            difficulty = torch.cat([difficulty, row[f"{SAMPLE}difficulty"][which]])
         cuts = []
         if self.range is not None:
             cuts = [transforms.PointsRangeFilter(point_cloud_range=list(self.range))]
@@ -83,7 +83,7 @@ class LibraryAugment:
         return {**_columns(scene, len(row["boxes"]), count), "difficulty": difficulty}
 
     def _filled(self, scene: Any, row: Tensors) -> Any:  # Any: mmdet3d's dict of a scene
-        """The scene after ObjectSample, whose database is the frame's spares."""
+        """The scene after ObjectSample, whose database is the frame's samples."""
         infos, points = _database(row)
         if not infos:
             return scene
@@ -98,13 +98,13 @@ class LibraryAugment:
                 "prepare": {},
                 "sample_groups": dict.fromkeys(infos, self.objects),
                 "classes": list(CLASSES),
-                "points_loader": {"type": _Spares, "points": points},
+                "points_loader": {"type": _Loader, "points": points},
             }
             sample = imported("mmdet3d.datasets.transforms").ObjectSample(db_sampler=sampler)
         return sample(scene)
 
 
-class _Spares:
+class _Loader:
     """A loader of mmdetection3d's database that has the points at hand."""
 
     def __init__(self, points: Mapping[str, Tensor]) -> None:
@@ -120,7 +120,7 @@ def _cloud(points: Tensor) -> Any:  # Any: mmdet3d's LiDARPoints
 
 
 def _boxes(boxes: Tensor) -> Any:  # Any: mmdet3d's LiDARInstance3DBoxes
-    """Theirs, of z at the bottom; in memory of their own."""
+    """Theirs, of z at the bottom; in separate memory."""
     kind = imported("mmdet3d.structures").LiDARInstance3DBoxes
     return kind(boxes.clone(), origin=(0.5, 0.5, 0.5))
 
@@ -137,14 +137,14 @@ def _scene(row: Tensors) -> dict[str, Any]:  # Any: mmdet3d's
 def _database(
     row: Tensors,
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Tensor]]:  # Any: as mmdet3d lists objects
-    """The spares by class, as mmdetection3d lists them, and the points of each by its path, counted
-    from the middle of the box's bottom.
+    """The samples by class, as mmdetection3d lists them, and the points of each by its path,
+    counted from the middle of the box's bottom.
     """
     infos: dict[str, list[dict[str, Any]]] = {}
     points: dict[str, Tensor] = {}
-    boxes = _boxes(row[f"{SPARE}boxes"]).tensor
-    for i, (part, box) in enumerate(zip(spare_points(row), boxes, strict=True)):
-        name = CLASSES[int(row[f"{SPARE}labels"][i])]
+    boxes = _boxes(row[f"{SAMPLE}boxes"]).tensor
+    for i, (part, box) in enumerate(zip(sample_points(row), boxes, strict=True)):
+        name = CLASSES[int(row[f"{SAMPLE}labels"][i])]
         points[str(i)] = torch.cat([part[:, :3] - box[:3], part[:, 3:]], dim=1)
         one = {"name": name, "path": str(i), "box3d_lidar": box.numpy()}
         infos.setdefault(name, []).append(one)

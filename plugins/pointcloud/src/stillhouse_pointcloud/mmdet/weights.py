@@ -7,7 +7,7 @@ from typing import Any
 
 from stillhouse.artifact import Built, Model
 from stillhouse.errors import BadData
-from stillhouse.weights import adopt
+from stillhouse.weights import import_checkpoint
 from stillhouse.work import Work
 from stillhouse_pointcloud.mmdet.network import Detector
 from stillhouse_pointcloud.mmdet.outputs import config_of, outputs
@@ -34,7 +34,7 @@ class LoadDetector:
     ) -> None:
         name = self.model.kwargs["name"]
         given = inputs["checkpoint"]
-        adopt(given, out, spec=self.model, check=self._check, inside="net", about=name)
+        import_checkpoint(given, out, spec=self.model, check=self._check, inside="net", about=name)
 
     def _check(self, source: Built) -> None:
         wanted = self.model.new()

@@ -15,10 +15,10 @@ from stillhouse.objectives.term import Term
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.references import Ref, out
 from stillhouse.stages import Convert, Make, Train
+from stillhouse_pointcloud.camera_images import WithCameraImages
 from stillhouse_pointcloud.data import ReadKitti
 from stillhouse_pointcloud.distilled import FreshDetector, GraphRole, graph_feeds
 from stillhouse_pointcloud.mixed import ReadMixed
-from stillhouse_pointcloud.pictured import WithPictures
 from stillhouse_pointcloud.recipes.pointdistiller_detectors import Detectors, Help, detectors_of
 from stillhouse_pointcloud.recipes.pointdistiller_notes import FEW, MIXED, NOTES, PAPER
 from stillhouse_pointcloud.recipes.pointdistiller_scores import (
@@ -54,17 +54,17 @@ def pointdistiller(settings: PointDistillerSettings) -> Recipe:
 
     tiny: drawn scenes, detectors of 8 and 4 channels. small: rendered scenes and 12 of
     kitti-mini's 13 training frames (one validates), 35 m, 32 and 16 channels, 3 seeds. paper: KITTI
-    of your own (`--set data=file:<folder>`), 64, 32 and 16 channels.
+    as `--set data=file:<folder>`, 64, 32 and 16 channels.
 
     Detectors are ours ("pillars-<width>") or mmdetection3d's by name or configuration ("/4" behind
     it: 4 times smaller), as in `--set teacher_model=pointpillars-kitti --set
     student=pointpillars-kitti/4 --set student16=pointpillars-kitti/16`.
     """
-    zoo = detectors_of(settings)
-    data = _data(settings, zoo)
-    teacher = _teacher(settings, zoo, data["train"])
+    family = detectors_of(settings)
+    data = _data(settings, family)
+    teacher = _teacher(settings, family, data["train"])
     students = {
-        name: seeded(_student(settings, zoo, name, data["train"], out(teacher)), settings.seeds)
+        name: seeded(_student(settings, family, name, data["train"], out(teacher)), settings.seeds)
         for name in settings.students
     }
     # that of the whole method, where it is among them
@@ -76,7 +76,7 @@ def pointdistiller(settings: PointDistillerSettings) -> Recipe:
         baseline=BASELINE,
         exported=exported,
         scores=Scores(
-            metrics=(ap(settings, zoo, "student"), Profile()),
+            metrics=(ap(settings, family, "student"), Profile()),
             inputs={"data": data[settings.scored_on]},
             measures=(Latency(batches=(1,)), Memory(batch=1)),
         ),
@@ -87,16 +87,16 @@ def pointdistiller(settings: PointDistillerSettings) -> Recipe:
     return made.recipe(
         name="pointcloud/pointdistiller",
         reference=PAPER,
-        export=Convert(name="export", convert=zoo.export(title), inputs=inputs),
+        export=Convert(name="export", convert=family.export(title), inputs=inputs),
         studies=studies(
             settings,
-            zoo,
+            family,
             made,
-            alone=_alone(settings, zoo, inputs["data"], out(teacher)),
+            alone=_alone(settings, family, inputs["data"], out(teacher)),
             real=data[REAL] if settings.scenes else None,
         ),
         ceiling=CEILED,
-        notes=(*NOTES, *zoo.notes, *_about(settings)),
+        notes=(*NOTES, *family.notes, *_about(settings)),
     )
 
 
@@ -107,63 +107,68 @@ def _about(settings: PointDistillerSettings) -> tuple[str, ...]:
     return FEW if settings.data.startswith(BUILTIN) else ()
 
 
-def _data(settings: PointDistillerSettings, zoo: Detectors) -> Make:
-    """The frames; KITTI's test frames with some of their pictures."""
+def _data(settings: PointDistillerSettings, family: Detectors) -> Make:
+    """The frames; KITTI's test frames with some of their images."""
     read = ReadKitti(validation=settings.validation)
-    make = _mixed(settings, zoo, read) if settings.scenes else read
+    make = _mixed(settings, family, read) if settings.scenes else read
     ports = (*PORTS, REAL) if settings.scenes else PORTS
-    make = settings.spared(make)
+    make = settings.with_samples(make)
     if not settings.data.startswith(BUILTIN):
-        make = WithPictures(make=make, port=REAL if settings.scenes else "test")
+        make = WithCameraImages(make=make, port=REAL if settings.scenes else "test")
     return Make(name="data", make=make, inputs={"source": settings.data}, ports=ports)
 
 
-def _mixed(settings: PointDistillerSettings, zoo: Detectors, read: ReadKitti) -> ReadMixed:
+def _mixed(settings: PointDistillerSettings, family: Detectors, read: ReadKitti) -> ReadMixed:
     return ReadMixed(
         read=read,
         scenes=settings.scenes,
         held_out=settings.held_out,
         copies=settings.copies,
         lidar=Lidar(beams=settings.beams),
-        street=Street(far=min(Street().far, zoo.area.x[1] - MARGIN)) if zoo.area else Street(),
+        street=Street(far=min(Street().far, family.area.x[1] - MARGIN))
+        if family.area
+        else Street(),
     )
 
 
-def _teacher(settings: PointDistillerSettings, zoo: Detectors, data: Ref) -> Stage:
+def _teacher(settings: PointDistillerSettings, family: Detectors, data: Ref) -> Stage:
     """Trained here; or given."""
     if settings.teacher:
         tried = {"data": data} if settings.check_teacher else {}
         load = TriedDetector(
-            load=zoo.load(), classes=zoo.classes, overlaps=settings.overlaps, within=zoo.area
+            load=family.load(),
+            classes=family.classes,
+            overlaps=settings.overlaps,
+            within=family.area,
         )
         inputs = {"checkpoint": settings.teacher, **tried}
         return Convert(name="teacher", convert=load, inputs=inputs)
     phase = _phase(settings, ("teacher",), settings.teacher_lr)
-    fresh = {"teacher": zoo.model(settings.teacher_model)}
-    objective = zoo.objective(phase, "teacher", Help())
-    train = _train(settings, zoo, "teacher", objective, fresh, {"data": data})
+    fresh = {"teacher": family.model(settings.teacher_model)}
+    objective = family.objective(phase, "teacher", Help())
+    train = _train(settings, family, "teacher", objective, fresh, {"data": data})
     return replace(train, steps=settings.teacher_steps)
 
 
-def _help(settings: PointDistillerSettings, zoo: Detectors, name: Student) -> Help:
+def _help(settings: PointDistillerSettings, family: Detectors, name: Student) -> Help:
     match name:
         case "alone" | "alone16":
             return Help()
         case "fitnets":
-            return _fitnets(settings, zoo)
+            return _fitnets(settings, family)
         case "at":
-            term = Term(at_loss, f"student.{zoo.hint}", f"teacher.{zoo.hint}")
+            term = Term(at_loss, f"student.{family.hint}", f"teacher.{family.hint}")
             return Help(losses={"at": Weighted(term=term, weight=settings.at_weight)})
         case "local" | "reweight" | "both":
-            return _graphs(settings, zoo, name)
+            return _graphs(settings, family, name)
 
 
-def _graphs(settings: PointDistillerSettings, zoo: Detectors, name: Student) -> Help:
+def _graphs(settings: PointDistillerSettings, family: Detectors, name: Student) -> Help:
     """A loss, and its encoders, of each of the distilled outputs."""
-    roles = graph_roles(zoo)
+    roles = graph_roles(family)
     helpers: dict[str, Model] = {}
     for role, output in roles.items():
-        channels = _channels(settings, zoo, output)
+        channels = _channels(settings, family, output)
         kwargs = {"graphs": settings.graphs(name, output, channels), "output": output}
         helpers[role] = Model(build=GraphRole, kwargs=kwargs)
     return Help(
@@ -173,21 +178,23 @@ def _graphs(settings: PointDistillerSettings, zoo: Detectors, name: Student) -> 
     )
 
 
-def _channels(settings: PointDistillerSettings, zoo: Detectors, output: str) -> tuple[int, int]:
+def _channels(settings: PointDistillerSettings, family: Detectors, output: str) -> tuple[int, int]:
     """The teacher's, and the student's."""
-    return zoo.channels(settings.teacher_model, output), zoo.channels(settings.student, output)
+    return family.channels(settings.teacher_model, output), family.channels(
+        settings.student, output
+    )
 
 
-def _fitnets(settings: PointDistillerSettings, zoo: Detectors) -> Help:
+def _fitnets(settings: PointDistillerSettings, family: Detectors) -> Help:
     """The teacher's map through a regressor of the student's, which ends, as it does, in a ReLU."""
-    source, (target, channels) = f"student.{zoo.hint}", _channels(settings, zoo, zoo.hint)
+    source, (target, channels) = f"student.{family.hint}", _channels(settings, family, family.hint)
     kwargs = {
         "inputs": [source],
         "channels": [channels],
         "targets": [target],
         "relu": True,
     }
-    term = Term(hint_loss, f"regressor.{zoo.hint}", f"teacher.{zoo.hint}")
+    term = Term(hint_loss, f"regressor.{family.hint}", f"teacher.{family.hint}")
     return Help(
         losses={"hint": Weighted(term=term, weight=settings.hint_weight)},
         helpers={"regressor": Model(build=ConvProjector, kwargs=kwargs)},
@@ -196,19 +203,19 @@ def _fitnets(settings: PointDistillerSettings, zoo: Detectors) -> Help:
 
 
 def _student(
-    settings: PointDistillerSettings, zoo: Detectors, name: Student, data: Ref, teacher: Ref
+    settings: PointDistillerSettings, family: Detectors, name: Student, data: Ref, teacher: Ref
 ) -> Train:
     """First weights and batches are those of its seed, whatever it learns from."""
-    given = _help(settings, zoo, name)
+    given = _help(settings, family, name)
     detector = settings.student16 if name == "alone16" else settings.student
-    fresh = {"student": zoo.model(detector), **given.helpers}
-    objective = zoo.objective(_phase(settings, tuple(fresh), settings.lr), "student", given)
+    fresh = {"student": family.model(detector), **given.helpers}
+    objective = family.objective(_phase(settings, tuple(fresh), settings.lr), "student", given)
     roles = {"teacher": teacher} if given.losses else {}
-    return _train(settings, zoo, name, objective, fresh, {"data": data, **roles})
+    return _train(settings, family, name, objective, fresh, {"data": data, **roles})
 
 
 def _alone(
-    settings: PointDistillerSettings, zoo: Detectors, data: Ref, teacher: Ref
+    settings: PointDistillerSettings, family: Detectors, data: Ref, teacher: Ref
 ) -> Train | None:
     """How far the encoders of the exported student's loss lower it alone: trained as long and on
     the same batches while both detectors stay as they are, the student at its first weights.
@@ -216,8 +223,8 @@ def _alone(
     name = last_distilled(settings)
     if name is None:
         return None
-    given = _help(settings, zoo, name)
-    fresh = FreshDetector(model=zoo.model(settings.student), seed=0)
+    given = _help(settings, family, name)
+    fresh = FreshDetector(model=family.model(settings.student), seed=0)
     first = Convert(name="first-student", convert=fresh, inputs={})
     objective = Composed(
         phases={"encoders": _phase(settings, tuple(given.helpers), settings.lr)},
@@ -226,13 +233,13 @@ def _alone(
     )
     roles = {"teacher": teacher, "student": out(first)}
     return _train(
-        settings, zoo, "encoders-alone", objective, given.helpers, {"data": data, **roles}
+        settings, family, "encoders-alone", objective, given.helpers, {"data": data, **roles}
     )
 
 
 def _train(
     settings: PointDistillerSettings,
-    zoo: Detectors,
+    family: Detectors,
     name: str,
     objective: Objective,
     fresh: Mapping[str, Model],
@@ -245,7 +252,7 @@ def _train(
         fresh=fresh,
         steps=settings.steps,
         batch=settings.batch,
-        augment=settings.augment(zoo.limits),
+        augment=settings.augment(family.limits),
         views=settings.views,
         precision=settings.precision,
     )

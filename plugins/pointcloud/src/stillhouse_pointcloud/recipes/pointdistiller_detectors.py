@@ -43,7 +43,7 @@ class Help:
 
 @runtime_checkable
 class Detectors(Protocol):
-    """What the recipe asks of a family of detectors."""
+    """What the recipe needs of a family of detectors."""
 
     @property
     def area(self) -> Area | None:
@@ -62,7 +62,7 @@ class Detectors(Protocol):
 
     @property
     def distilled(self) -> tuple[str, ...]:
-        """The outputs whose local graphs are distilled, each by encoders of its own."""
+        """The outputs whose local graphs are distilled, each by separate encoders."""
         ...
 
     @property
@@ -267,9 +267,9 @@ def detectors_of(settings: PointDistillerSettings) -> Detectors:
         return Plain(settings=settings)
     if ours := [setting for setting in names if setting not in stock]:
         setting, name = next(iter(stock.items()))
-        spare = "; or leave alone16 out of students" if ours == ["student16"] else ""
+        alternative = "; or leave alone16 out of students" if ours == ["student16"] else ""
         raise BadSetting(
             f"{ours[0]}: '{names[ours[0]]}' is ours and {setting} '{name}' mmdetection3d's; set "
-            f"{', '.join(names)} alike, as in {ours[0]}=pointpillars-kitti/4{spare}"
+            f"{', '.join(names)} alike, as in {ours[0]}=pointpillars-kitti/4{alternative}"
         )
     return Stock.of(settings)

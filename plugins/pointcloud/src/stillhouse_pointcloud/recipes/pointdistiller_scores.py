@@ -44,19 +44,19 @@ REAL = "real"  # the port of the real test frames beside rendered ones
 BUILTIN = "builtin:"
 
 
-def graph_roles(zoo: Detectors) -> dict[str, str]:
+def graph_roles(family: Detectors) -> dict[str, str]:
     """Role -> the output whose graphs it holds."""
-    return {f"graphs{i + 1 if i else ''}": output for i, output in enumerate(zoo.distilled)}
+    return {f"graphs{i + 1 if i else ''}": output for i, output in enumerate(family.distilled)}
 
 
 def ap(
-    settings: PointDistillerSettings, zoo: Detectors, role: str, sampling: str = "kitti"
+    settings: PointDistillerSettings, family: Detectors, role: str, sampling: str = "kitti"
 ) -> KittiAp:
-    return KittiAp(role=role, overlaps=settings.overlaps, sampling=sampling, within=zoo.area)
+    return KittiAp(role=role, overlaps=settings.overlaps, sampling=sampling, within=family.area)
 
 
 def last_distilled(settings: PointDistillerSettings) -> Student | None:
-    """The student whose encoders are asked what they do alone: the exported one, where it is taught
+    """The student whose encoders are trained alone: the exported one, where it is taught
     by graphs.
     """
     return max(_distilled(settings), key=tuple(ROWS).index, default=None)
@@ -68,7 +68,7 @@ def _distilled(settings: PointDistillerSettings) -> tuple[Student, ...]:
 
 def studies(
     settings: PointDistillerSettings,
-    zoo: Detectors,
+    family: Detectors,
     made: Comparison,
     *,
     alone: Train | None,
@@ -78,18 +78,18 @@ def studies(
     the real test frames beside rendered ones.
     """
     # what the rows' AP could be at most on these frames
-    most = (KittiCeiling(ap=ap(settings, zoo, "student")),)
+    most = (KittiCeiling(ap=ap(settings, family, "student")),)
     found = {
         "A perfect detector, and the boxes that score": [
             Evaluate(name=CEILING, metrics=most, inputs=made.scores.inputs)
         ],
-        "Latency in turns, and pictures, first seed": [_pictures(settings, made)],
+        "Latency in turns, and figures, first seed": [_figures(settings, made)],
     }
     if alone is not None:
-        encoders = _encoders(settings, zoo, made, alone)
+        encoders = _encoders(settings, family, made, alone)
         found["The loss's encoders after training, first seed"] = [encoders]
     if real is not None:
-        scored = [_real(settings, zoo, made, real, seed) for seed in range(settings.seeds)]
+        scored = [_real(settings, family, made, real, seed) for seed in range(settings.seeds)]
         found["Real test frames (too few for differences)"] = scored
     return found
 
@@ -101,20 +101,20 @@ def _shown(made: Comparison) -> dict[str, str]:
 
 
 def _drawn_here(settings: PointDistillerSettings) -> bool:
-    """Whether the frames that score are rendered, so that anyone may publish their pictures."""
+    """Whether the frames that score are rendered, so that anyone may publish their images."""
     return settings.scenes > 0 or settings.data.startswith(BUILTIN)
 
 
 def _with(
-    settings: PointDistillerSettings, stage: Evaluate, pictures: tuple[Figure, ...]
+    settings: PointDistillerSettings, stage: Evaluate, figures: tuple[Figure, ...]
 ) -> Evaluate:
-    """Pictures of rendered test frames are published."""
+    """Figures of rendered test frames are published."""
     if _drawn_here(settings) and settings.scored_on == "test":
-        return replace(stage, plots=pictures)
-    return replace(stage, figures=pictures)
+        return replace(stage, plots=figures)
+    return replace(stage, figures=figures)
 
 
-def _pictures(settings: PointDistillerSettings, made: Comparison) -> Evaluate:
+def _figures(settings: PointDistillerSettings, made: Comparison) -> Evaluate:
     lines, shown = made.lines(), _shown(made)
     seen = (BirdsEye(lines=shown),)
     stage = Evaluate(
@@ -123,17 +123,17 @@ def _pictures(settings: PointDistillerSettings, made: Comparison) -> Evaluate:
         inputs={**made.scores.inputs, **made.roles()},
         measures=(Latencies(lines=lines, batches=(1,)),),
     )
-    # rendered frames have no picture
+    # rendered frames have no image
     return _with(settings, stage, seen if _drawn_here(settings) else (*seen, Overlay(lines=shown)))
 
 
 def _encoders(
-    settings: PointDistillerSettings, zoo: Detectors, made: Comparison, alone: Train
+    settings: PointDistillerSettings, family: Detectors, made: Comparison, alone: Train
 ) -> Evaluate:
     """Whether the encoders have collapsed, what they do without the student; and what the loss
     chooses.
     """
-    last, graphs = last_distilled(settings), graph_roles(zoo)
+    last, graphs = last_distilled(settings), graph_roles(family)
     assert last is not None
     roles: dict[str, str] = {"teacher": made.roles()["teacher"], "first": alone.inputs["student"]}
     roles |= {f"{role}-alone": alone[role] for role in graphs}
@@ -141,11 +141,11 @@ def _encoders(
     for s in _distilled(settings):
         roles[f"student-{s}"] = made.roles()[f"student-{s}"]
         roles |= {f"{role}-{s}": reference(made.students[s][0], role) for role in graphs}
-        for role, line in _encoder_lines(zoo, s).items():
+        for role, line in _encoder_lines(family, s).items():
             states[line] = GraphState(student=f"student-{s}", graphs=f"{role}-{s}")
     shares = {
         line: EarnedShare(student=f"student-{last}", alone=f"{role}-alone", graphs=f"{role}-{last}")
-        for role, line in _encoder_lines(zoo, last).items()
+        for role, line in _encoder_lines(family, last).items()
     }
     chosen = ChosenPoints(student=f"student-{last}", graphs=f"graphs-{last}")
     stage = Evaluate(
@@ -153,12 +153,12 @@ def _encoders(
         metrics=(Lines(lines=states), Lines(lines=shares)),
         inputs={**made.scores.inputs, **roles},
     )
-    return _with(settings, stage, (chosen,) if zoo.distilled == (PILLARS,) else ())
+    return _with(settings, stage, (chosen,) if family.distilled == (PILLARS,) else ())
 
 
-def _encoder_lines(zoo: Detectors, student: Student) -> dict[str, str]:
+def _encoder_lines(family: Detectors, student: Student) -> dict[str, str]:
     """Of each role that holds a student's graphs, what it is called in a table."""
-    roles = graph_roles(zoo)
+    roles = graph_roles(family)
     return {
         role: ROWS[student] if len(roles) == 1 else f"{ROWS[student]}, {output}"
         for role, output in roles.items()
@@ -166,22 +166,22 @@ def _encoder_lines(zoo: Detectors, student: Student) -> dict[str, str]:
 
 
 def _real(
-    settings: PointDistillerSettings, zoo: Detectors, made: Comparison, frames: Ref, seed: int
+    settings: PointDistillerSettings, family: Detectors, made: Comparison, frames: Ref, seed: int
 ) -> Evaluate:
-    """The real test frames, whose pictures a published report leaves out (CC BY-NC-SA). The one
+    """The real test frames, whose images a published report leaves out (CC BY-NC-SA). The one
     teacher is scored with the first seed.
     """
     lines, roles, shown = made.lines(), made.roles(seed), _shown(made)
     if seed:
         roles.pop(lines.pop("teacher"))
-    found = by_line(functools.partial(ap, settings, zoo, sampling="exact"), lines)
-    pictures = (
+    found = by_line(functools.partial(ap, settings, family, sampling="exact"), lines)
+    figures = (
         BirdsEye(lines=shown, name="real-birds-eye"),
         Overlay(lines=shown, name="real-overlay"),
     )
     return Evaluate(
         name=f"real-{seed}",
-        metrics=(found,) if seed else (found, BoxCounts(within=zoo.area)),
+        metrics=(found,) if seed else (found, BoxCounts(within=family.area)),
         inputs={**roles, "data": frames},
-        figures=() if seed else pictures,
+        figures=() if seed else figures,
     )

@@ -20,7 +20,7 @@ from stillhouse_pointcloud.detectors.found import Limits
 from stillhouse_pointcloud.distilled import PILLARS, POINTS
 from stillhouse_pointcloud.metrics import OVERLAPS
 from stillhouse_pointcloud.mmdet.transforms import LibraryAugment
-from stillhouse_pointcloud.pasted import ObjectSampling, WithSpares
+from stillhouse_pointcloud.pasted import ObjectSampling, WithGroundTruthSamples
 
 Student = Literal["alone", "alone16", "fitnets", "at", "local", "reweight", "both"]
 STUDENTS: tuple[Student, ...] = get_args(Student)
@@ -32,7 +32,7 @@ Layer = Literal[
 ]
 Map = Literal["default", "bev", "backbone.0", "backbone.1", "backbone.2", "neck"]
 FACTOR = 2.0  # of the released code's loss
-SPARES = 2  # times the objects of a class that a view may paste, a frame carries
+CARRIED = 2  # times the objects of a class that a view may paste, a frame carries
 
 
 class PointDistillerSettings(Settings):
@@ -213,10 +213,10 @@ class PointDistillerSettings(Settings):
         moves = SceneAugment(**changes)
         return ObjectSampling(objects=self.gt_sampling, then=moves) if self.gt_sampling else moves
 
-    def spared(self, make: Maker) -> Maker:
+    def with_samples(self, make: Maker) -> Maker:
         """The maker, with objects to paste where there is pasting."""
-        spares = SPARES * self.gt_sampling
-        return WithSpares(make=make, spares=spares) if spares else make
+        samples = CARRIED * self.gt_sampling
+        return WithGroundTruthSamples(make=make, samples=samples) if samples else make
 
     def graphs(
         self, student: Student, output: str, channels: tuple[int, int]

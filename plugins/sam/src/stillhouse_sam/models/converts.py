@@ -9,7 +9,7 @@ from torch import nn
 
 from stillhouse.artifact import Built, load_model, save_model, spec_of
 from stillhouse.errors import BadData, UnknownName
-from stillhouse.weights import adopt, checkpoint_file, read_state
+from stillhouse.weights import checkpoint_file, import_checkpoint, read_state
 from stillhouse.work import Work
 from stillhouse_sam.models.checkpoints import described
 from stillhouse_sam.models.encoders import Encoder
@@ -105,13 +105,15 @@ class LoadSam:
         *,
         work: Work,
     ) -> None:
-        # what is tried is asked by metrics, which ask these models
+        # what is tried is run by metrics, which import these models
         from stillhouse_sam.trying import check_boxes
 
         spec = named(self.name, shape=self.shape)
         given = inputs["checkpoint"]
         try:
-            adopt(given, out, spec=spec, check=self._check, inside="sam", about=self.name)
+            import_checkpoint(
+                given, out, spec=spec, check=self._check, inside="sam", about=self.name
+            )
         except BadData as error:
             if not isinstance(given, Path):
                 raise

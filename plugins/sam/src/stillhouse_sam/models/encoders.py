@@ -1,7 +1,7 @@
 """Image encoders: segment-anything's own ViT, any timm backbone, TinyViT as TinySAM has it, a CNN.
 
 B: batch. S: side of the frame in pixels. C: channels of the embedding. G: its side.
-A frame is a picture scaled so that its longer side is S, at the top left, padded right and below.
+A frame is an image scaled so that its longer side is S, at the top left, padded right and below.
 """
 
 import difflib

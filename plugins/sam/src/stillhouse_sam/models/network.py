@@ -80,7 +80,7 @@ def decoded(net: MaskDecoder, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 class SamNetwork(nn.Module):
     """A whole SAM: `sam` is a stock segment_anything Sam. `everything` are the settings with which
-    it finds everything in a picture, where they were kept with it (`KeepEverything`).
+    it finds everything in an image, where they were kept with it (`KeepEverything`).
 
     batch["images"] [B, 3, S, S] and "sizes" [B, 2] as of `Encoder`, "point_coords" [B, N, K, 2] and
     "point_labels" int64 [B, N, K] as of `labelled` -> {"logits": [B, N, 3, L, L], "iou": [B, N, 3],

@@ -40,7 +40,7 @@ def tinysam(settings: TinySamSettings) -> Recipe:
     scores are those of the last step; nothing is picked on the test photos.
 
     tiny: rendered scenes of 64 pixels. small: rendered scenes and COCO photos of 128 pixels, scored
-    on photos only, 3 seeds. paper: SA-1B and SAM's checkpoint of your own (`--set
+    on photos only, 3 seeds. paper: SA-1B and SAM's your checkpoint (`--set
     data=file:<folder> --set teacher=file:sam_vit_h_4b8939.pth`), TinyViT-5M.
     """
     made = _comparison(settings)
@@ -101,8 +101,8 @@ def _comparison(settings: TinySamSettings) -> Comparison:
 
 
 def _ready(settings: TinySamSettings, made: Comparison) -> Convert:
-    """The student that is exported, with the settings by which it was asked for everything."""
+    """The student that is exported, with the settings of everything mode by which it was scored."""
     sam = made.model(made.first)
-    keep = KeepEverything(settings=settings.asked())
+    keep = KeepEverything(settings=settings.everything_mode())
     inputs = {"student": sam, **confidence(settings, "everything", sam)}
     return Convert(name="ready", convert=keep, inputs=inputs)

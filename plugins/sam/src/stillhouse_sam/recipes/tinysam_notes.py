@@ -10,11 +10,11 @@ NOTES = (
     "1), 20 focal to 1 dice, the learning rates, that points replace each other with label 1, the "
     "mean over prompts and the boxes beside the points are a reconstruction.",
     "Where `more_clicks` is not 0, half of the steps of all rows but embedding only, and of a "
-    "teacher trained here, ask further points together with a prompt, from where its mask errs: "
+    "teacher trained here, give further points together with a prompt, from where its mask errs: "
     "SAM's interactive training with one sampling pass, no part of this paper.",
     "embedding only is MobileSAM's way (arXiv 2306.14289): the encoder learns the teacher's "
     "embedding, the decoder stays the teacher's. alone learns from the true masks with the "
-    "teacher's decoder to begin with, and never asks the teacher. Prompt encoders are the "
+    "teacher's decoder to begin with, and never runs the teacher. Prompt encoders are the "
     "teacher's, frozen.",
     "All rows are trained for the same steps, on the same batches of their seed. From embedding "
     "only to + tokens and output several things are added at once, as the paper's loss has them: "
@@ -39,10 +39,10 @@ NOTES = (
     "AP is not comparable. AP is within the objects of each category, scored by predicted IoU.",
     "Of everything mode, seconds are those of prompt encoder and mask decoder unless they are "
     "called otherwise. high_confidence is 8.5 for SAM's own logits; for small SAMs it is the least "
-    "logit tried that costs at most a point of mIoU on training photos, and the report says it.",
+    "logit tried that costs at most a point of mIoU on training photos, and the report states it.",
     "At tiny and small the SAMs are small ones of segment_anything's own parts, trained here; "
     "scenes are rendered and photos few, so that no number is comparable with the paper's. The "
-    "teacher's decoder first learns to fill boxes, over noise in the place of a picture "
+    "teacher's decoder first learns to fill boxes, over noise in the place of an image "
     "(`box_steps`), which is no part of the paper. An answer that fills the box and never looks at "
-    "the picture has its score among the pictures: a model below it is not worth its cost.",
+    "the image has its score among the figures: a model below it is not worth its cost.",
 )

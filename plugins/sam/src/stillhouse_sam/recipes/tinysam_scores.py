@@ -11,7 +11,7 @@ from stillhouse.stages import Convert, Evaluate
 from stillhouse_sam.annotated import PUBLISHABLE
 from stillhouse_sam.confidence import CalibrateConfidence, Confidence
 from stillhouse_sam.everything_metrics import Everything, EverythingBoth
-from stillhouse_sam.figures import Clicks, EverythingPictures, Masks
+from stillhouse_sam.figures import Clicks, EverythingMasks, Masks
 from stillhouse_sam.metrics import BoxIou, FilledBoxIou
 from stillhouse_sam.recipes.tinysam_quantized import quantized
 from stillhouse_sam.recipes.tinysam_settings import BASELINE, TinySamSettings
@@ -37,7 +37,7 @@ def studies(settings: TinySamSettings, made: Comparison) -> dict[str, list[Evalu
         "Segment everything, the teacher": _everything(
             settings, "everything-teacher", "teacher", teacher
         ),
-        "Pictures, first seed": _pictures(settings, made),
+        "Figures, first seed": _figures(settings, made),
     }
     if settings.compared:
         found["Ways to search the scales, first seed"] = _searches(settings, made, student)
@@ -52,7 +52,7 @@ def confidence(settings: TinySamSettings, name: str, sam: Ref) -> dict[str, Ref]
     if settings.high_confidence is not None:
         return {}
     calibrate = CalibrateConfidence(
-        settings=settings.asked(), photos=settings.confident_photos, lost=settings.lost
+        settings=settings.everything_mode(), photos=settings.confident_photos, lost=settings.lost
     )
     inputs = {"data": masks(settings)["train"], "student": sam}
     return {"confidence": out(Convert(name=f"{name}-confidence", convert=calibrate, inputs=inputs))}
@@ -60,22 +60,22 @@ def confidence(settings: TinySamSettings, name: str, sam: Ref) -> dict[str, Ref]
 
 def _everything(settings: TinySamSettings, name: str, line: str, sam: Ref) -> Evaluate:
     """Both grids by the same SAM on the same photos."""
-    asked, calibrated = settings.asked(), confidence(settings, name, sam)
+    mode, calibrated = settings.everything_mode(), confidence(settings, name, sam)
     role = "confidence" if calibrated else None
-    shown = EverythingPictures(
-        lines={line: "student"}, settings=asked, confidence=role, licences=PUBLISHABLE
+    shown = EverythingMasks(
+        lines={line: "student"}, settings=mode, confidence=role, licences=PUBLISHABLE
     )
-    everything = Everything(settings=asked, hierarchical=True, confidence=role)
+    everything = Everything(settings=mode, hierarchical=True, confidence=role)
     return Evaluate(
         name=name,
         metrics=(everything, Confidence()) if calibrated else (everything,),
         inputs={"data": out(photos(settings)), "student": sam, **calibrated},
-        measures=(EverythingBoth(settings=asked, confidence=role),),
+        measures=(EverythingBoth(settings=mode, confidence=role),),
         figures=(shown,),
     )
 
 
-def _pictures(settings: TinySamSettings, made: Comparison) -> Evaluate:
+def _figures(settings: TinySamSettings, made: Comparison) -> Evaluate:
     """Curves of all students, and the masks of some on photos."""
     lines = made.lines()
     ends = ("teacher", made.title(BASELINE), made.title(made.exported))

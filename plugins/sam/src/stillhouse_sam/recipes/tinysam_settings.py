@@ -50,7 +50,7 @@ class TinySamSettings(Settings):
     channels: int = Field(256, ge=8, description="of the embedding")
     heads: int = Field(8, ge=1, description="of the mask decoder")
     mlp: int = Field(2048, ge=1, description="hidden width of the mask decoder")
-    masks: int = Field(8, ge=1, description="kept of a picture: its largest")
+    masks: int = Field(8, ge=1, description="kept of an image: its largest")
     void: tuple[int, ...] = Field(
         (), description="values of mask files that are no object, beside 0 and VOC's 255"
     )
@@ -78,11 +78,11 @@ class TinySamSettings(Settings):
     train_decoder: bool = Field(
         True, description="the decoder, which begins as the teacher's, learns too"
     )
-    prompts_per_image: int = Field(4, ge=1, description="masks asked of a picture in a step")
+    prompts_per_image: int = Field(4, ge=1, description="masks prompted for in an image in a step")
     box_share: float = Field(0.5, ge=0, lt=1, description="of the prompts that are boxes")
     hard_rounds: int = Field(9, ge=1, description="most rounds of hard prompt sampling")
     more_clicks: int = Field(
-        0, ge=0, description="most points asked together with a prompt, where its mask errs"
+        0, ge=0, description="most points given together with a prompt, where its mask errs"
     )
     alpha: float = Field(1.0, ge=0, description="weight of the embedding term")
     beta: float = Field(1.0, ge=0, description="weight of the token term")
@@ -225,7 +225,7 @@ class TinySamSettings(Settings):
             mlp=self.mlp,
         )
 
-    def asked(self) -> EverythingSettings:
+    def everything_mode(self) -> EverythingSettings:
         """Everything mode's settings; `high_confidence` is calibrated unless it is given."""
         settings = EverythingSettings(
             points_per_side=self.points_per_side,

@@ -176,13 +176,13 @@ def _train(
     fresh: Mapping[str, Model],
     roles: Mapping[str, Ref],
 ) -> Train:
-    asked = [role for role in roles if role == "teacher-encoder"]
+    cached = [role for role in roles if role == "teacher-encoder"]
     return Train(
         name=name,
         objective=objective,
         inputs={"data": masks(settings)["train"], **roles},
         fresh=fresh,
-        cache={role: Cache(outputs=("embedding",), dtype="fp16") for role in asked},
+        cache={role: Cache(outputs=("embedding",), dtype="fp16") for role in cached},
         steps=settings.steps,
         batch=settings.batch,
         augment=Flip(),

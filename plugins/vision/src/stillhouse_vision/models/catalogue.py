@@ -42,7 +42,7 @@ def _resnet(depth: int, width: int = 16) -> Architecture:
 
 
 def _resnet_of_four(blocks: list[int]) -> Architecture:
-    """ImageNet's basic-block ResNets with a stem for 32 x 32 pictures, as the KD field has them."""
+    """ImageNet's basic-block ResNets with a stem for 32 x 32 images, as the KD field has them."""
     kwargs = {"blocks": blocks, "widths": [64, 64, 128, 256, 512], "shortcut": "conv"}
     return Architecture(build=resnet_of_blocks, kwargs=kwargs)
 
@@ -124,7 +124,7 @@ def model(name: str, *, classes: int, images: ImageSpec) -> Model:
 
 
 def output_shapes(spec: Model) -> Mapping[str, tuple[int, ...]]:
-    """The shape of each output without its batch dimension, by running one blank picture through
+    """The shape of each output without its batch dimension, by running one blank image through
     fresh weights.
     """
     return _shapes(spec.build, json.dumps(spec.kwargs, sort_keys=True))

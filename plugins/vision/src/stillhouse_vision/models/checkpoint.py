@@ -17,7 +17,7 @@ from stillhouse.class_order import balanced_rows, check_names, check_predictions
 from stillhouse.data.data import RowData, Rows
 from stillhouse.errors import BadData
 from stillhouse.objectives.objective import Tensors
-from stillhouse.weights import State, adopt, as_named
+from stillhouse.weights import State, as_named, import_checkpoint
 from stillhouse.work import Work
 from stillhouse_vision.models.catalogue import output_shapes
 from stillhouse_vision.models.classifier import ImageSpec
@@ -56,7 +56,7 @@ class LoadCheckpoint:
         if "data" in inputs:
             check_names(_names(source), names, go_on=GO_ON)
         try:
-            adopt(source, out, spec=self.model, check=self._check, ways=_namings)
+            import_checkpoint(source, out, spec=self.model, check=self._check, ways=_namings)
         except BadData as error:
             hint = misfit(source, self.model, _namings) if isinstance(source, Path) else ""
             raise BadData(f"{error}. {hint}" if hint else str(error)) from error

@@ -1,7 +1,7 @@
 """What every classifier of this plugin is: normalise, run a body, pool, a linear head; all outputs
 by name.
 
-B: batch. C H W: channels, height, width of the picture. A body gives one feature map a stage.
+B: batch. C H W: channels, height, width of the image. A body gives one feature map a stage.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
-    """The pictures a model takes: side in pixels, mean and std a channel (of values in [0, 1]),
+    """The images a model takes: side in pixels, mean and std a channel (of values in [0, 1]),
     class names.
 
     Channels are as many as `mean` has values. `names` may be empty: classes are then numbers.
@@ -68,7 +68,7 @@ class Maps(NamedTuple):
 
 
 class Normalise(nn.Module):
-    """Pictures as they are stored (uint8, or floats in [0, 1]) to (x - mean) / std."""
+    """Images as they are stored (uint8, or floats in [0, 1]) to (x - mean) / std."""
 
     mean: Tensor
     std: Tensor

@@ -1,4 +1,4 @@
-"""A very small convolutional network, for pictures of a few pixels and runs of a few seconds."""
+"""A very small convolutional network, for images of a few pixels and runs of a few seconds."""
 
 import itertools
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ def flat_cnn(
     images: Mapping[str, Any],  # Any: ImageSpec.json()
 ) -> nn.Module:
     """The first `depth` convolutions of `small_cnn`; the head sees every place of the last map, not
-    its mean, and so learns from a few pictures that are centred, as MNIST's are.
+    its mean, and so learns from a few images that are centred, as MNIST's are.
     """
     spec = ImageSpec.of(images)
     side = -(-spec.size // 2 ** (depth - 1))

@@ -23,7 +23,7 @@ SIDE = {"torchvision": 96, "timm": 224}  # of images that all of them take
 
 
 def misfit(source: Path, spec: Model, namings: Namings) -> str:
-    """A sentence that says what differs and what to set; "" where nothing is known."""
+    """A sentence on what differs and what to set; "" where nothing is known."""
     try:
         file = checkpoint_file(source)
         ways = namings(read_state(file))

@@ -1,4 +1,4 @@
-"""ResNets for 32 x 32 pictures (He et al. 2016, arXiv 1512.03385, section 4.2), and the x4-wide
+"""ResNets for 32 x 32 images (He et al. 2016, arXiv 1512.03385, section 4.2), and the x4-wide
 ones of the KD field.
 """
 

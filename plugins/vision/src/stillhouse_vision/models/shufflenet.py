@@ -1,4 +1,4 @@
-"""ShuffleNetV2 (Ma et al. 2018, arXiv 1807.11164) at 1x width for 32 x 32 pictures: stem at stride
+"""ShuffleNetV2 (Ma et al. 2018, arXiv 1807.11164) at 1x width for 32 x 32 images: stem at stride
 1, no max-pooling.
 """
 

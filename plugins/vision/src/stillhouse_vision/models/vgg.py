@@ -1,4 +1,4 @@
-"""VGG for 32 x 32 pictures (Simonyan & Zisserman 2015, arXiv 1409.1556) with BatchNorm, as the KD
+"""VGG for 32 x 32 images (Simonyan & Zisserman 2015, arXiv 1409.1556) with BatchNorm, as the KD
 field uses it.
 """
 

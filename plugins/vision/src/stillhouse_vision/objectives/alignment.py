@@ -28,7 +28,7 @@ def alignment_weights(
 
     With logits far apart, as a trained teacher's are, all weights are near 1 at temperature 1, the
     released code's. A higher temperature, or `standardize` (logits of a row to mean 0 and deviation
-    1 first), tells the rows apart; both are ours.
+    1 first), distinguishes the rows; both are ours.
     """
     positive("temperature", temperature)
     student, teacher = full(student_logits.detach()), full(teacher_logits.detach())

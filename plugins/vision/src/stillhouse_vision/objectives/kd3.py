@@ -24,13 +24,13 @@ from stillhouse_vision.objectives.mixing import beta_sample, mix_distribution
 from stillhouse_vision.objectives.selection import mixing_weight, select_instances
 
 Selection = Literal["dynamic", "teacher", "none"]
-VOCABULARY = "vocabulary"  # column: whether the picture's own class is one of the target's
+VOCABULARY = "vocabulary"  # column: whether the image's own class is one of the target's
 IN_VOCABULARY = Score(name="in_vocabulary_rate", better="higher", unit="%", label="In vocabulary")
 
 
 @dataclass(frozen=True, kw_only=True)
 class KD3:
-    """Weighted feature alignment on dynamically selected instances, and contrast with pictures of
+    """Weighted feature alignment on dynamically selected instances, and contrast with images of
     mixed statistics. No label is read; there is no term on the logits.
 
     Roles: "teacher" and "head" (its linear layer), both frozen; "student" and "projector"; with
@@ -57,7 +57,7 @@ class KD3:
     weighted: bool = True  # False: every sample weighs 1
     weight_temperature: float = 1.0  # see `alignment_weights`
     weight_standardize: bool = False
-    mix_weight: float = 0.001  # 0: no pictures of mixed statistics
+    mix_weight: float = 0.001  # 0: no images of mixed statistics
     contrast_temperature: float = 0.3
     concentration: float = 0.1  # of the Beta distribution of lambda
     # the same contrast of the teacher, as the released code adds up: it trains "teacher_embedding"
@@ -114,7 +114,7 @@ class KD3:
         lam = beta_sample(count, self.concentration, rng=rng).to(images.device)
         permutation = torch.randperm(count, generator=rng).to(images.device)
         mixed = {"images": mix_distribution(images, lam, permutation)}
-        # a forward pass of its own: BatchNorm sees the two kinds of pictures apart
+        # a forward pass of its own: BatchNorm sees the two kinds of images apart
         again: Tensors = models["student"](mixed)
         terms = {"contrast": self._views(models, "embedding", "student", student, again)}
         if self.teacher_contrast:
@@ -190,17 +190,17 @@ class KD3:
         assert isinstance(chosen, Rows)
         assert isinstance(data, RowData)
         known = data.columns.get(VOCABULARY)
-        told: dict[str, float] = {}
+        recorded: dict[str, float] = {}
         if isinstance(known, Tensor):
-            told[IN_VOCABULARY.name] = float(known[chosen.index].float().mean())
+            recorded[IN_VOCABULARY.name] = float(known[chosen.index].float().mean())
         if self.selection != "none":
-            told["teacher_weight"] = self.alpha(step)
-        return told
+            recorded["teacher_weight"] = self.alpha(step)
+        return recorded
 
     def quantities(self) -> Sequence[Score]:
         return (IN_VOCABULARY, Score(name="teacher_weight", better="neither"))
 
 
 def unit_pixels(images: Tensor) -> Tensor:
-    """Pictures as floats in [0, 1], as the models of this plugin take them beside uint8."""
+    """Images as floats in [0, 1], as the models of this plugin take them beside uint8."""
     return images.float() / 255 if images.dtype == torch.uint8 else images

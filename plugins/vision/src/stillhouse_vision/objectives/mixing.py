@@ -1,6 +1,6 @@
-"""KD3's MixDistribution (arXiv 2307.11469): pictures with the colour statistics of others.
+"""KD3's MixDistribution (arXiv 2307.11469): images with the colour statistics of others.
 
-B: pictures. C H W: channels, height, width.
+B: images. C H W: channels, height, width.
 """
 
 import torch
@@ -18,20 +18,20 @@ def mix_distribution(
     lam: Float[Tensor, " B"],
     permutation: Integer[Tensor, " B"],
 ) -> Float[Tensor, "B C H W"]:
-    """Each picture with its mean and deviation a channel mixed with those of another picture j:
+    """Each image with its mean and deviation a channel mixed with those of another image j:
 
         (x_i - mu_i) / sigma_i (lam_i sigma_i + (1 - lam_i) sigma_j) + lam_i mu_i + (1 - lam_i) mu_j
 
     over the H W pixels of a channel; sigma = sqrt(unbiased variance + 1e-6), j = permutation[i].
-    MixStyle (arXiv 2104.02008) in input space. lam 1 leaves a picture as it is, 0 gives it the
-    other's statistics. Results are not clipped. Pictures need two pixels.
+    MixStyle (arXiv 2104.02008) in input space. lam 1 leaves an image as it is, 0 gives it the
+    other's statistics. Results are not clipped. Images need two pixels.
 
     The same before and after a normalisation (x - m) / s a channel, up to the 1e-6: mu, sigma and
     the result all transform as x does, with 1e-6 s^2 in the place of 1e-6. So pixels in [0, 1] may
     be mixed where a model normalises by itself.
     """
     if images.shape[2] * images.shape[3] < 2:
-        raise BadSetting(f"mix_distribution needs pictures of 2 pixels (got {list(images.shape)})")
+        raise BadSetting(f"mix_distribution needs images of 2 pixels (got {list(images.shape)})")
     mean = images.mean(dim=(2, 3), keepdim=True)
     deviation = (images.var(dim=(2, 3), keepdim=True) + FLOOR).sqrt()
     own = lam[:, None, None, None]

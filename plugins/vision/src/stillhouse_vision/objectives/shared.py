@@ -21,7 +21,7 @@ from stillhouse.work import Work
 from stillhouse_vision.models.classifier import Classifier, ImageSpec, conv1, conv3
 from stillhouse_vision.models.from_timm import TimmClassifier
 
-PICTURES = 4  # random pictures on which a head must give the teacher's own logits
+IMAGES = 4  # random images on which a head must give the teacher's own logits
 AGREE = 1e-4  # largest difference relative to the largest logit
 
 
@@ -115,8 +115,8 @@ class ExtractHead:
 @torch.no_grad()
 def _check_head(teacher: Built, head: LinearHead, rng: Generator) -> None:
     images = ImageSpec.of(teacher.spec.kwargs["images"])
-    pictures = torch.rand(PICTURES, images.channels, *[images.size] * 2, generator=rng)
-    outputs: Tensors = teacher.module.eval()({"images": pictures})
+    noise = torch.rand(IMAGES, images.channels, *[images.size] * 2, generator=rng)
+    outputs: Tensors = teacher.module.eval()({"images": noise})
     embedding = outputs[last_map(outputs)].mean((2, 3))
     logits = outputs["logits"]
     if embedding.shape[1] == head.linear.in_features:

@@ -1,12 +1,13 @@
-"""vision/distill: a small classifier from a large one, by any objective of the zoo."""
+"""vision/distill: a small classifier from a large one, by any distillation method."""
 
 from stillhouse.comparison import seeded
-from stillhouse.objectives.methods import ZooEntry
+from stillhouse.objectives.methods import MethodEntry
 from stillhouse.objectives.objective import Composed
 from stillhouse.recipe import Recipe
 from stillhouse.references import out
 from stillhouse_vision.recipes.distill_settings import Distill
 from stillhouse_vision.recipes.few_labels import few_labels
+from stillhouse_vision.recipes.method_entries import PAPER, method_entry
 from stillhouse_vision.recipes.teaching import (
     ONE_TEACHER,
     caution,
@@ -19,11 +20,10 @@ from stillhouse_vision.recipes.teaching import (
     teachers_of,
     train_stage,
 )
-from stillhouse_vision.recipes.zoo_entries import PAPER, zoo_entry
 
 
 def distill(settings: Distill) -> Recipe:
-    """Hinton et al. 2015 (arXiv 1503.02531), and each objective of the zoo of its own paper.
+    """Hinton et al. 2015 (arXiv 1503.02531), and each distillation method of its own paper.
 
     Claim: a student that also learns from a teacher's outputs is more accurate than the same
     student, from the same first weights and on the same batches, that learns from the labels alone.
@@ -75,11 +75,11 @@ def distill(settings: Distill) -> Recipe:
     )
 
 
-def _objective(settings: Distill, entry: ZooEntry) -> Composed:
+def _objective(settings: Distill, entry: MethodEntry) -> Composed:
     return taught(settings, entry.losses, helpers=entry.roles, feeds=entry.feeds)
 
 
-def _entry(settings: Distill, objective: str) -> ZooEntry:
+def _entry(settings: Distill, objective: str) -> MethodEntry:
     student = named_model(settings, settings.student)
     teacher = named_model(settings, settings.teacher_model)
-    return zoo_entry(settings, objective, student=student, teacher=teacher)
+    return method_entry(settings, objective, student=student, teacher=teacher)

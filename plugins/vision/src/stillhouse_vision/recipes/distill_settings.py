@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from stillhouse.errors import UnknownName
-from stillhouse.objectives.zoo import zoo_method
+from stillhouse.objectives.catalogue import distillation_method
 from stillhouse.recipe import Scale
 from stillhouse_vision.own_data import Look
 from stillhouse_vision.recipes.few_labels_settings import LITE0, FewLabels
@@ -24,7 +24,7 @@ class Distill(FewLabels):
     """Settings of `vision/distill`; steps are optimizer steps, fractions are of a run."""
 
     objective: tuple[str, ...] = Field(
-        ("kd",), description="objectives of the zoo, one student each"
+        ("kd",), description="distillation methods, one student each"
     )
     numbers: dict[str, float] = Field({}, description="an objective's numbers, as {dkd.beta: 2}")
     temperature: float = Field(4.0, gt=0, description=f"of {', '.join(WARM)}")
@@ -70,11 +70,11 @@ class Distill(FewLabels):
 
     @field_validator("objective")
     @classmethod
-    def _in_zoo(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if not names or len(set(names)) < len(names):
             raise ValueError("name each objective once, and at least one")
         for name in names:
-            zoo_method(name)
+            distillation_method(name)
         return names
 
     @model_validator(mode="after")
@@ -91,6 +91,8 @@ class Distill(FewLabels):
     def _known_numbers(self) -> "Distill":
         for key in self.numbers:
             name, _, number = key.partition(".")
-            if number not in zoo_method(name).numbers:
-                raise UnknownName("number", number, zoo_method(name).numbers, where=f"'{name}'")
+            if number not in distillation_method(name).numbers:
+                raise UnknownName(
+                    "number", number, distillation_method(name).numbers, where=f"'{name}'"
+                )
         return self

@@ -50,7 +50,7 @@ NOTES = (
     "M_s and M_r as losses are a reconstruction; their weights are SP's 3000 and 1, not the "
     "paper's, which are not known.",
     "Size is a strong score: read parameters and macs beside DisWOT, and the partial tau, which is "
-    "what a score tells beyond size. On the authors' own 64 networks size ranks better than "
+    "what a score adds beyond size. On the authors' own 64 networks size ranks better than "
     "DisWOT.",
     "'random' is another architecture in each seed; the other students are one architecture.",
     "Calibration networks are compared on held-out training data, trained once each; NAS-Bench-201 "
@@ -73,7 +73,7 @@ def diswot(settings: DisWOT) -> Recipe:
 
     tiny: 400 handwritten digits, 8 ResNets of 4 to 16 channels. small: JPEG copies of CIFAR-10, a
     pretrained ResNet-56 that is first fine-tuned on them; the paper's space S0 with every depth
-    from 1 to 7 a stage, no student larger than ResNet-20; 27 calibration networks on pictures of
+    from 1 to 7 a stage, no student larger than ResNet-20; 27 calibration networks on images of
     16 pixels; 48 cells of NAS-Bench-201. paper: CIFAR-100 (`--set data=...`), ResNet-110, S0, 240
     epochs of batches of 64, learning rate 0.05 times 0.1 at epochs 150, 180 and 210.
     """

@@ -32,7 +32,7 @@ class DisWOT(Teaching):
     budget: dict[str, float] = Field({}, description="most parameters, macs of a student")
     trials: int = Field(64, ge=1, description="candidates that are scored")
     inits: int = Field(4, ge=1, description="draws of the weights a score is the mean of")
-    score_batch: int = Field(64, ge=2, description="pictures a score sees")
+    score_batch: int = Field(64, ge=2, description="images a score sees")
     references: int = Field(32, ge=2, description="candidates that set the scales of a z-score")
     combine: Literal["zscore", "sum"] = Field(
         "zscore", description="of the two parts of the score; sum: as released"
@@ -50,10 +50,10 @@ class DisWOT(Teaching):
         (8, 8, 16, 32), description="of their stem and stages"
     )
     calibration_teacher: tuple[int, ...] = Field((5, 5, 5), description="its blocks a stage")
-    calibration_size: int = Field(16, ge=1, description="side of their pictures in pixels")
-    calibration_train: int = Field(5000, ge=1, description="pictures they are trained on")
+    calibration_size: int = Field(16, ge=1, description="side of their images in pixels")
+    calibration_train: int = Field(5000, ge=1, description="images they are trained on")
     calibration_validation: int = Field(
-        2000, ge=1, description="pictures of the training set that are held out to compare them"
+        2000, ge=1, description="images of the training set that are held out to compare them"
     )
     calibration_steps: int = Field(624, ge=1, description="of each of them")
     calibration_teacher_steps: int = Field(1248, ge=1, description="of their teacher")
@@ -62,7 +62,7 @@ class DisWOT(Teaching):
         0, ge=0, description="architectures of the NAS-Bench-201 table that are scored"
     )
     nas_table: Input = Field("data:nas-tables", description="folder of the NAS-Bench-201 tables")
-    nas_batch: int = Field(32, ge=2, description="pictures their scores see")
+    nas_batch: int = Field(32, ge=2, description="images their scores see")
     timed: int = Field(3, ge=1, description="candidates whose scoring and training are timed")
     timed_steps: int = Field(12, ge=2, description="of a training whose seconds a step are taken")
 

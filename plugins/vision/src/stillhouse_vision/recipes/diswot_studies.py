@@ -30,10 +30,10 @@ from stillhouse_vision.recipes.teaching import (
 from stillhouse_vision.reduce import Reduce
 from stillhouse_vision.spaces import NasBench201, ResNetDepths
 
-# the losses at initialisation that are cheap and ask for no equal widths
+# the losses at initialisation that are cheap and need no equal widths
 METHODS = ("kd", "at", "sp", "rkd")
 SHOWN = ("diswot", "semantic", "relation", "parameters", "macs", "nwot", "synflow", "zen")
-PAPER_EPOCHS, PAPER_PICTURES = 240, 50_000  # the paper's training on CIFAR-100
+PAPER_EPOCHS, PAPER_IMAGES = 240, 50_000  # the paper's training on CIFAR-100
 PAPER_LINE = "training, 240 epochs (computed)"
 
 
@@ -70,7 +70,7 @@ def distillation(settings: DisWOT) -> Composed:
 
 
 def _small_data(settings: DisWOT) -> dict[str, Ref]:
-    """Small pictures, some of them held out."""
+    """Small images, some of them held out."""
     reduced = Reduce(
         size=settings.calibration_size,
         train=settings.calibration_train,
@@ -86,7 +86,7 @@ def _small_data(settings: DisWOT) -> dict[str, Ref]:
 
 
 def _calibration(settings: DisWOT, small: Mapping[str, Ref]) -> Evaluate:
-    """Every network of a small space trained once on small pictures, then scored by each proxy."""
+    """Every network of a small space trained once on small images, then scored by each proxy."""
     space = _small_space(settings)
     search = Search(
         name="calibration",
@@ -188,7 +188,7 @@ def _cost(settings: DisWOT, space: SearchSpace, score: DisWOTScore, teacher: Ref
 
 def _paper_steps(settings: DisWOT) -> int:
     """In batches as large as those whose seconds a step are measured."""
-    return PAPER_EPOCHS * (PAPER_PICTURES // settings.batch)
+    return PAPER_EPOCHS * (PAPER_IMAGES // settings.batch)
 
 
 def _contested(name: str, contest: Contest, settings: DisWOT, data: Ref, teacher: Ref) -> Evaluate:
@@ -202,7 +202,7 @@ def _contested(name: str, contest: Contest, settings: DisWOT, data: Ref, teacher
 
 
 def _nas(settings: DisWOT, teacher: Ref) -> Evaluate:
-    """Cells of the benchmark, of ten classes of pictures of 32 pixels as it trained them."""
+    """Cells of the benchmark, of ten classes of images of 32 pixels as it trained them."""
     space = NasBench201(classes=settings.classes, images=image_spec(settings))
     sample = Make(
         name="nas-sample",

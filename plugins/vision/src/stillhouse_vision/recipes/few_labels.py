@@ -9,7 +9,7 @@ from stillhouse.comparison import Scores, costed
 from stillhouse.data.sampling import Mix
 from stillhouse.metrics import Classification, On
 from stillhouse.objectives.logits import dkd_loss
-from stillhouse.objectives.methods import ZooEntry
+from stillhouse.objectives.methods import MethodEntry
 from stillhouse.objectives.objective import Composed, Weighted
 from stillhouse.objectives.supervised import cross_entropy_loss
 from stillhouse.objectives.term import Term
@@ -38,6 +38,7 @@ from stillhouse_vision.objectives.few_labels import (
 )
 from stillhouse_vision.recipes.distill_settings import WARM, Distill
 from stillhouse_vision.recipes.few_labels_settings import ALL, ALONE, SELF, reads_all
+from stillhouse_vision.recipes.method_entries import PAPER, method_entry
 from stillhouse_vision.recipes.teaching import (
     caution,
     data_stage,
@@ -50,7 +51,6 @@ from stillhouse_vision.recipes.teaching import (
     teacher_cache,
     train_stage,
 )
-from stillhouse_vision.recipes.zoo_entries import PAPER, zoo_entry
 
 NOTES = (
     "Labels are drawn anew for each seed, as many of each class, and one teacher a seed sees the "
@@ -78,7 +78,7 @@ def few_labels(settings: Distill) -> Recipe:
     exported = next((row for row in settings.rows if row.endswith(ALL)), settings.rows[-1])
     test = data_stage(settings)["test"]
     scores = costed(Classification(names=listed(settings)), inputs={"data": test})
-    # the figures show what the teacher says, too, but not its confusion: features of every image
+    # figures show the teacher's predictions, too, but not its confusion: features of every image
     shown = replace(
         scores,
         inputs={"data": test, "teacher": out(draws[0].teacher)},
@@ -211,7 +211,7 @@ class _Draw:
             return self._on_all(row, _self_trained(settings), out(self.student(ALONE)), plain=True)
         objective = row.removesuffix(ALL)
         teacher = teacher_spec(settings)
-        entry = zoo_entry(settings, objective, student=self.spec["student"], teacher=teacher)
+        entry = method_entry(settings, objective, student=self.spec["student"], teacher=teacher)
         losses = _completed(entry) if row.endswith(ALL) else entry.losses
         composed = taught(settings, _scaled(losses, factor), helpers=entry.roles, feeds=entry.feeds)
         place = self._on_all if reads_all(row) else self._on_labelled
@@ -385,7 +385,7 @@ def _scaled(losses: Mapping[str, Weighted], factor: float) -> dict[str, Weighted
     }
 
 
-def _completed(entry: ZooEntry) -> dict[str, Weighted]:
+def _completed(entry: MethodEntry) -> dict[str, Weighted]:
     """The losses of an entry where some rows have no label."""
     return {
         name: replace(loss, term=_completed_term(loss.term)) for name, loss in entry.losses.items()

@@ -2,7 +2,7 @@
 
 from pydantic import Field, field_validator, model_validator
 
-from stillhouse.objectives.zoo import zoo_method
+from stillhouse.objectives.catalogue import distillation_method
 from stillhouse.settings import Input
 from stillhouse_vision.recipes.teaching_settings import Teaching, check_grid
 
@@ -71,7 +71,7 @@ class FewLabels(Teaching):
             raise ValueError(f"name each row once, '{ALONE}' and at least one more")
         for row in rows:
             if row not in (ALONE, SELF):
-                zoo_method(row.removesuffix(ALL))
+                distillation_method(row.removesuffix(ALL))
         return rows
 
     @model_validator(mode="after")

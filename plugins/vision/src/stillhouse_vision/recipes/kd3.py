@@ -1,4 +1,4 @@
-"""vision/kd3: a student from unlabelled web pictures, where the teacher's own data are not at
+"""vision/kd3: a student from unlabelled web images, where the teacher's own data are not at
 hand.
 """
 
@@ -27,7 +27,7 @@ from stillhouse.stages.choosing import (
     chosen_study,
 )
 from stillhouse_vision.drawing import KeepApart
-from stillhouse_vision.metrics import Kept, KeptPictures
+from stillhouse_vision.metrics import Kept, KeptImages
 from stillhouse_vision.models import ImageSpec, model, output_shapes
 from stillhouse_vision.objectives import KD3, SharedClassifierProjector
 from stillhouse_vision.objectives.shared import ExtractHead, MergeStudent, check_factor, last_map
@@ -55,7 +55,7 @@ PAPER = (
 )
 NOTES = (
     "The equations are those of the released code: the paper's own were not at hand.",
-    "Every student makes the same number of steps on batches of the same size, and sees no picture "
+    "Every student makes the same number of steps on batches of the same size, and sees no image "
     "of the target; scores are those of the last step, where the released code keeps the best "
     "epoch on the test set.",
     "KD3's deployed student is larger than that of plain KD by the projector: see its parameters.",
@@ -84,9 +84,9 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, object]]] = {
 def kd3(settings: KD3Settings) -> Recipe:
     """KD3, Tang et al. 2023 (arXiv 2307.11469): distillation between different distributions.
 
-    Claim: with web pictures of other classes and styles in the place of the teacher's data, a
+    Claim: with web images of other classes and styles in the place of the teacher's data, a
     student that shares the teacher's classifier, aligns its weighted features on instances both
-    networks choose, and contrasts pictures of mixed statistics, is more accurate on the target than
+    networks choose, and contrasts images of mixed statistics, is more accurate on the target than
     one distilled by its logits on all of the web or on what the teacher is most confident about.
     Command: `stillhouse run vision/kd3 --scale tiny|small|paper`; the ablation's rows are named in
     the setting `variants`.
@@ -94,7 +94,7 @@ def kd3(settings: KD3Settings) -> Recipe:
     tiny: handwritten digits and rendered glyphs 0-9 and A-Z, three-layer networks. small: JPEG
     copies of CIFAR-10 for a ResNet-56 teacher and the test, 8,000 photos of 200 other classes for a
     ResNet-20 of half the width. paper: CIFAR-10 and ImageNet-32 (`--set data=... --set web=...`,
-    parquet or folders of pictures), ResNet-34 to ResNet-18, 240 epochs of batches of 1024.
+    parquet or folders of images), ResNet-34 to ResNet-18, 240 epochs of batches of 1024.
     """
     teachers = teachers_of(_of_teacher(settings), agree=("logits", _maps(settings)["teacher"]))
     teacher, web = out(teachers["teacher"]), out(_web(settings))
@@ -127,7 +127,7 @@ def kd3(settings: KD3Settings) -> Recipe:
     return made.recipe(
         name="vision/kd3",
         reference=PAPER,
-        export=export_stage(f"{title}, by KD3 on web pictures", PAPER, made.scores.inputs["data"]),
+        export=export_stage(f"{title}, by KD3 on web images", PAPER, made.scores.inputs["data"]),
         studies={
             STUDY: [_study(settings, made, both, stage) for stage in made.students["kd3"]],
             **({CHOICES: [chosen_study(choosers, titles)]} if choosers else {}),
@@ -260,7 +260,7 @@ def _shapes(settings: KD3Settings) -> Mapping[str, Mapping[str, tuple[int, ...]]
     return {role: _shapes_of(name, settings.classes, images) for role, name in names.items()}
 
 
-@functools.cache  # every stage asks, and a large teacher is built for the answer
+@functools.cache  # every stage reads it, and a large teacher is built for it
 def _shapes_of(name: str, classes: int, images: ImageSpec) -> Mapping[str, tuple[int, ...]]:
     return output_shapes(model(name, classes=classes, images=images))
 
@@ -334,7 +334,7 @@ def _study(
     """The selection of KD3's last epoch, once more, by the students as they ended."""
     objective = _objective(settings, _maps(settings))
     alpha, cutoff = objective.alpha(settings.steps - 1), settings.cutoff
-    picture = KeptPictures(alpha=alpha, cutoff=cutoff, names=settings.names)
+    figure = KeptImages(alpha=alpha, cutoff=cutoff, names=settings.names)
     return Evaluate(
         name=f"{stage.name}-kept",
         metrics=(Kept(alpha=alpha, cutoff=cutoff),),
@@ -343,5 +343,5 @@ def _study(
             "student": made.model(stage),
             "teacher": inputs["teacher"],
         },
-        figures=(picture,) if stage == made.first else (),
+        figures=(figure,) if stage == made.first else (),
     )

@@ -25,7 +25,7 @@ class KD3Settings(Teaching):
     """Settings of `vision/kd3`; steps are optimizer steps, fractions are of a run."""
 
     web: Input = Field(
-        "", description="unlabelled pictures the students learn from, as data is given"
+        "", description="unlabelled images the students learn from, as data is given"
     )
     variants: tuple[Variant, ...] = Field(
         (), description="KD3 without one of its parts, a row each"
@@ -45,9 +45,9 @@ class KD3Settings(Teaching):
     mixing: tuple[float, float] = Field(
         (120 / 240, 160 / 240), description="milestones of the teacher's weight, of the refreshes"
     )
-    cutoff: float = Field(0.95, gt=0, le=1, description="confidence asked of the commonest class")
+    cutoff: float = Field(0.95, gt=0, le=1, description="least confidence of the commonest class")
     select_on: Literal["views", "pictures"] = Field(
-        "views", description="select by augmented views or by the pictures themselves"
+        "views", description="select by augmented views or by the images themselves"
     )
     factor: int = Field(2, ge=1, description="by which the projector is narrower inside")
     mix_weight: float = Field(0.001, gt=0, description="of the contrast with mixed statistics")
@@ -104,7 +104,7 @@ class KD3Settings(Teaching):
             "augment": "resized-crop",
             "views": 240,
             "cache": False,  # every epoch has views of its own
-            "mean": CIFAR100_MEAN,  # of CIFAR, as the released code normalises its test pictures
+            "mean": CIFAR100_MEAN,  # of CIFAR, as the released code normalises its test images
             "std": CIFAR100_STD,
             "names": CIFAR10,
             "seeds": 3,
@@ -121,7 +121,7 @@ class KD3Settings(Teaching):
         if self.cache and (self.select_on == "pictures" or self.teacher_contrast):
             raise ValueError(
                 "cache: only the teacher's outputs on views are stored; "
-                "set cache=false for select_on=pictures or teacher_contrast=true"
+                "set cache=false for select_on=images or teacher_contrast=true"
             )
         return self
 

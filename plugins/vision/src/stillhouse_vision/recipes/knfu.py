@@ -1,4 +1,4 @@
-"""vision/knfu: clients with private pictures learn from their semantic neighbours' predictions."""
+"""vision/knfu: clients with private images learn from their semantic neighbours' predictions."""
 
 from dataclasses import dataclass, replace
 
@@ -36,7 +36,7 @@ NOTES = (
     "weighs one test set by each client's own labels.",
     "Self-distillation is the baseline, the control that a gain of fusion must beat: there each "
     "client is taught by itself alone, for as many steps. Local only and FedAvg make fewer steps: "
-    "they have no fine-tuning on the shared pictures.",
+    "they have no fine-tuning on the shared images.",
     "FedMD mean averages probabilities and fits them as KnFu does (FedMD itself averages logits): "
     "the rows differ in the fusion weights alone.",
     "FedAvg sends weights, which breaks the rule that only predictions leave a client. It averages "
@@ -44,9 +44,9 @@ NOTES = (
     "a round ends with the mean, so its models are not personal.",
     "ALMA and global accuracy trade off: a client that knows its own classes alone is good at the "
     "first and bad at the second.",
-    "Predictions on the transfer set tell a server what classes a client has, and may tell more "
-    "about its pictures: nothing is clipped or noised here. A client can also fake the predictions "
-    "of another's neighbour.",
+    "Predictions on the transfer set reveal to a server what classes a client has, and may reveal "
+    "more about its images: nothing is clipped or noised here. A client can also fake the "
+    "predictions of another's neighbour.",
     "A federation has no global model. The exported student is the first client of the first seed "
     "of KnFu, made for its own classes.",
 )
@@ -61,12 +61,12 @@ def knfu(settings: KnowledgeFusion) -> Recipe:
     Command: `stillhouse run vision/knfu --scale tiny|small|paper`; `--set split=dirichlet` for
     the other split. Scores are those of the last round; nothing is picked on the test set.
 
-    Clients of your own: `--set data=file:<what all see> --set private=file:<folder>` with a folder
+    Your clients: `--set data=file:<what all see> --set private=file:<folder>` with a folder
     a client, each with a folder a class (not all of them need be there).
 
     A seed has its own split, first weights and batches, the same for all rows. tiny: digits, 6
-    clients, 3 rounds. small: MNIST, 10 clients of three architectures with 20 pictures each, 300
-    shared ones, 20 rounds. paper: 300 and 5,000 pictures; `file:mnist` is a folder with
+    clients, 3 rounds. small: MNIST, 10 clients of three architectures with 20 images each, 300
+    shared ones, 20 rounds. paper: 300 and 5,000 images; `file:mnist` is a folder with
     train and test, and CIFAR-10 goes with `data`, `size`, `mean`, `std`,
     `names`, `models` and `rounds=50`.
     """
@@ -152,7 +152,7 @@ def _split_note(settings: KnowledgeFusion) -> str:
             f"Clients of this report: {', '.join(settings.client_names)}, each with the images of "
             f"its own folder; up to {settings.transfer} of the training images of data shared."
         )
-    each = f"{settings.samples} private pictures a client, {settings.transfer} shared"
+    each = f"{settings.samples} private images a client, {settings.transfer} shared"
     if settings.split == "dirichlet":
         return f"Split of this report: Dirichlet, alpha {settings.alpha:g}; {each}."
     groups = ", ".join(

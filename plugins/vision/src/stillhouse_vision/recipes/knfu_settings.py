@@ -14,7 +14,7 @@ from stillhouse.settings import Input
 from stillhouse_vision.models import full_name
 from stillhouse_vision.own_clients import client_names
 from stillhouse_vision.own_data import Look, number
-from stillhouse_vision.recipes.teaching_settings import Pictures
+from stillhouse_vision.recipes.teaching_settings import ImageSettings
 
 DIGITS = tuple(str(digit) for digit in range(10))
 MNIST_MEAN, MNIST_STD = (0.1307,), (0.3081,)
@@ -22,13 +22,13 @@ GROUPS = 3  # of classes, in data of a user's own
 MNIST: Mapping[str, Any] = {"size": 28, "mean": MNIST_MEAN, "std": MNIST_STD, "names": DIGITS}
 
 
-class KnowledgeFusion(Pictures):
+class KnowledgeFusion(ImageSettings):
     """Settings of `vision/knfu`. All numbers but `beta` are our choice: the paper's are not
     known to us.
     """
 
     split: Literal["grouped", "dirichlet"] = Field(
-        "grouped", description="how the pictures are spread over the clients"
+        "grouped", description="how the images are spread over the clients"
     )
     alpha: float = Field(0.1, gt=0, description="of the Dirichlet split: small is heterogeneous")
     groups: tuple[tuple[int, ...], ...] = Field(
@@ -36,17 +36,17 @@ class KnowledgeFusion(Pictures):
     )
     members: tuple[int, ...] = Field((3, 3, 4), description="clients of each group")
     private: Input = Field(
-        "", description="clients of your own: file:<folder a client, in each a folder a class>"
+        "", description="your clients: file:<folder a client, in each a folder a class>"
     )
     client_names: tuple[str, ...] = Field((), description="their folders; empty: all there are")
     clients: int = Field(10, ge=1, le=10_000, description="of the federation")
-    samples: int = Field(20, ge=1, description="private pictures a client")
-    transfer: int = Field(300, ge=1, description="pictures that all clients share")
+    samples: int = Field(20, ge=1, description="private images a client")
+    transfer: int = Field(300, ge=1, description="images that all clients share")
     models: tuple[str, ...] = Field(
         ("flat3-4", "flat3-8", "flat2-8"), min_length=1, description="architectures, dealt in turn"
     )
     rounds: int = Field(20, ge=1, le=100_000, description="of exchange between clients and server")
-    epochs: int = Field(5, ge=1, description="passes over a client's own pictures a round")
+    epochs: int = Field(5, ge=1, description="passes over a client's own images a round")
     absorb_epochs: int = Field(5, ge=1, description="passes over the transfer set a round")
     warmup: int = Field(0, ge=0, description="rounds before the first fusion")
     batch: int = Field(32, ge=1, description="images of an optimizer step")
@@ -60,7 +60,7 @@ class KnowledgeFusion(Pictures):
     std: tuple[float, ...] = Field((0.25,), description="of the greys, divided by then")
 
     follows_data: ClassVar[tuple[str, ...]] = (
-        *Pictures.follows_data,
+        *ImageSettings.follows_data,
         "groups",
         "members",
         "client_names",

@@ -33,7 +33,7 @@ from stillhouse_vision.augment import CropFlip, Randomised
 from stillhouse_vision.data import ReadImages
 from stillhouse_vision.figures import MATRIX, Confusion, Mistakes, Predictions
 from stillhouse_vision.models import ImageSpec, LoadCheckpoint, model, output_shapes
-from stillhouse_vision.recipes.teaching_settings import Pictures, Teaching
+from stillhouse_vision.recipes.teaching_settings import ImageSettings, Teaching
 from stillhouse_vision.usage import classifier_usage
 
 ONE_TEACHER = (
@@ -69,15 +69,15 @@ def caution(settings: Settings, after: str) -> str:
     )
 
 
-def image_spec(settings: Pictures) -> ImageSpec:
+def image_spec(settings: ImageSettings) -> ImageSpec:
     return ImageSpec(size=settings.size, mean=settings.mean, std=settings.std, names=settings.names)
 
 
-def named_model(settings: Pictures, name: str) -> Model:
+def named_model(settings: ImageSettings, name: str) -> Model:
     return model(name, classes=settings.classes, images=image_spec(settings))
 
 
-def data_stage(settings: Pictures) -> Make:
+def data_stage(settings: ImageSettings) -> Make:
     make = ReadImages(
         images=image_spec(settings),
         classes=settings.classes,
@@ -186,7 +186,7 @@ def phase(settings: Teaching, trains: tuple[str, ...], lr: float) -> Phase:
     )
 
 
-def listed(settings: Pictures) -> tuple[str, ...]:
+def listed(settings: ImageSettings) -> tuple[str, ...]:
     """The classes' names where a table has room for a column each, else none."""
     if settings.classes > MATRIX:
         return ()
@@ -194,7 +194,7 @@ def listed(settings: Pictures) -> tuple[str, ...]:
 
 
 def augmentation(settings: Teaching) -> Augment | None:
-    """The same for every seed: a sample's view is one picture, whose teacher outputs are stored
+    """The same for every seed: a sample's view is one image, whose teacher outputs are stored
     once for all.
     """
     crop = CropFlip(padding=settings.padding, flip=settings.augment != "crop")

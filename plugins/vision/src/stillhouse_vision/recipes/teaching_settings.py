@@ -54,11 +54,11 @@ def check_grid(name: str, values: Sequence[float]) -> None:
         raise ValueError(f"{name}: different numbers > 0 (got {values})")
 
 
-class Pictures(Settings):
-    """The pictures of a recipe: classes, side, normalisation, and what is kept for testing."""
+class ImageSettings(Settings):
+    """The images of a recipe: classes, side, normalisation, and what is kept for testing."""
 
     classes: int = Field(10, ge=2, le=1_000_000, description="number of classes")
-    size: int = Field(32, ge=1, le=4096, description="side of the pictures in pixels")
+    size: int = Field(32, ge=1, le=4096, description="side of the images in pixels")
     mean: tuple[float, ...] = Field(
         ImageSpec().mean, description="of the colours (0 to 1), subtracted first"
     )
@@ -67,7 +67,7 @@ class Pictures(Settings):
     held_out: float = Field(
         HELD_OUT, gt=0, lt=1, description="part kept for testing where the data have none"
     )
-    resize: bool = Field(False, description="fit pictures of another size")
+    resize: bool = Field(False, description="fit images of another size")
 
     follows_data: ClassVar[tuple[str, ...]] = ("classes", "names", "size", "resize", "mean", "std")
 
@@ -91,7 +91,7 @@ class Pictures(Settings):
         return image_settings(look, given)
 
     @model_validator(mode="after")
-    def _named(self) -> "Pictures":
+    def _named(self) -> "ImageSettings":
         if self.names and len(self.names) != self.classes:
             raise ValueError(
                 f"names: {len(self.names)} names for classes={self.classes}; give one a class"
@@ -99,7 +99,7 @@ class Pictures(Settings):
         return self
 
 
-class Teaching(Pictures):
+class Teaching(ImageSettings):
     """Data, teacher and schedule; steps are optimizer steps, fractions are of a run."""
 
     teacher_model: str = Field("cifar-resnet56", description="the teacher's architecture")
@@ -120,11 +120,11 @@ class Teaching(Pictures):
     warmup: float = Field(0.0, ge=0, lt=1, description="fraction in which lr rises")
     augment: Augmentation = Field("crop-flip", description="of the training images")
     padding: int = Field(4, ge=0, le=4096, description="of the random crop, in pixels")
-    views: int = Field(4, ge=1, description="augmented views of a picture")
+    views: int = Field(4, ge=1, description="augmented views of an image")
     cache: bool = Field(True, description="store the teacher's logits or embeddings")
     precision: Precision = Field("fp32", description="of the arithmetic in training")
 
-    follows_data: ClassVar[tuple[str, ...]] = (*Pictures.follows_data, "teacher", "tune_steps")
+    follows_data: ClassVar[tuple[str, ...]] = (*ImageSettings.follows_data, "teacher", "tune_steps")
 
     @classmethod
     def of_look(

@@ -10,7 +10,7 @@ from stillhouse_vision.models import ImageSpec
 
 
 def cost_of(model: Model, images: ImageSpec) -> Mapping[str, float]:
-    """parameters, and macs of one picture.
+    """parameters, and macs of one image.
 
     Global random numbers stay as they were. Computed with real weights: on the meta device a norm
     takes a detour that makes this two to three times as slow.

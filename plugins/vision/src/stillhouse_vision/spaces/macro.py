@@ -16,7 +16,7 @@ from stillhouse_vision.spaces.cost import changed, cost_of, digits
 
 @dataclass(frozen=True, kw_only=True)
 class NasBenchMacro:
-    """{"blocks": [...]}: the blocks of the eight layers, the first one at the picture."""
+    """{"blocks": [...]}: the blocks of the eight layers, the first one at the image."""
 
     width: int = 32
     tail: int = 1280

@@ -1,4 +1,4 @@
-"""What a SAM, whole or not, answers to boxes and clicks on pictures in its frame.
+"""Masks that a SAM, whole or not, predicts from boxes and clicks on images in its frame.
 
 B: images. P: prompts. K: clicks. C: channels. G: side of the embedding. L: side of the masks. S:
 side of the frame in pixels. Of three masks the one of the highest predicted IoU is the answer.
@@ -68,7 +68,7 @@ def best(found: Tensors) -> tuple[Float[Tensor, "P L L"], Float[Tensor, " P"]]:
     return found["logits"][torch.arange(len(place), device=place.device), place].float(), iou
 
 
-def ask_boxes(
+def predict_from_boxes(
     module: nn.Module,
     batch: Tensors,
     rows: Int64[Tensor, " P"],
@@ -79,7 +79,7 @@ def ask_boxes(
     """Logits and predicted IoU of the answers to boxes (xyxy in pixels of the frame), box p in
     image rows[p] of the batch; at least one box, `at_once` in a forward.
 
-    A whole SAM embeds each image once; another role is asked by its forward, an image at a time.
+    A whole SAM embeds each image once; another role runs its forward, an image at a time.
     """
     sam = whole(module)
     if sam is None:
@@ -96,7 +96,7 @@ def ask_boxes(
 def _by_image(
     module: nn.Module, batch: Tensors, rows: Tensor, boxes: Tensor, at_once: int
 ) -> tuple[Tensor, Tensor]:
-    """`ask_boxes` of what answers as `SamNetwork` does."""
+    """`predict_from_boxes` of a module that answers as `SamNetwork` does."""
     places: list[Tensor] = []
     answers: list[tuple[Tensor, Tensor]] = []
     for image in rows.unique():
@@ -110,7 +110,7 @@ def _by_image(
     return torch.cat([a for a, _ in answers])[order], torch.cat([b for _, b in answers])[order]
 
 
-def ask_points(
+def predict_from_points(
     sam: Sam,
     embedding: Float[Tensor, "P C G G"],
     points: Int64[Tensor, "P K 2"],
@@ -132,7 +132,7 @@ def enlarged(
     size: tuple[int, int],
     original: tuple[int, int],
 ) -> Float[Tensor, "P H W"]:
-    """Logits at a picture's own height and width, as `Sam.postprocess_masks` has them: to the
+    """Logits at an image's own height and width, as `Sam.postprocess_masks` has them: to the
     frame, without its padding (`size` is the real part's height and width), to `original`.
     """
     x = functional.interpolate(logits[:, None], (frame, frame), mode="bilinear")

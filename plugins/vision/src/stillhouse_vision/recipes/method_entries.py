@@ -1,8 +1,8 @@
-"""The objectives of the zoo as vision/distill's settings have them."""
+"""Distillation methods as vision/distill's settings have them."""
 
 from stillhouse.artifact import Model
-from stillhouse.objectives.methods import ZooEntry
-from stillhouse.objectives.zoo import zoo_method
+from stillhouse.objectives.catalogue import distillation_method
+from stillhouse.objectives.methods import MethodEntry
 from stillhouse_vision.models import channels
 from stillhouse_vision.recipes.distill_settings import WARM, Distill
 
@@ -11,7 +11,9 @@ PAPER = (
 )
 
 
-def zoo_entry(settings: Distill, objective: str, *, student: Model, teacher: Model) -> ZooEntry:
+def method_entry(
+    settings: Distill, objective: str, *, student: Model, teacher: Model
+) -> MethodEntry:
     """The entry of an objective between two models, with the numbers that are set."""
     own = {
         key.partition(".")[2]: v
@@ -20,4 +22,4 @@ def zoo_entry(settings: Distill, objective: str, *, student: Model, teacher: Mod
     }
     shared = {"temperature": settings.temperature} if objective in WARM else {}
     given = (channels(student), channels(teacher), settings.classes, settings.samples)
-    return zoo_method(objective)(*given, **(shared | own))
+    return distillation_method(objective)(*given, **(shared | own))

@@ -1,4 +1,4 @@
-"""The camera's pictures of a few frames, kept in their data, where the drawing finds them."""
+"""The camera's images of a few frames, kept in their data, where the drawing finds them."""
 
 import json
 from collections.abc import Mapping
@@ -16,16 +16,16 @@ from stillhouse.stages.make import Maker
 from stillhouse.work import Work
 from stillhouse_pointcloud.infos import folder_of
 
-PICTURE = "picture"
+CAMERA_IMAGE = "picture"
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithPictures:
-    """A `make`: as `make` of a KITTI folder, and the `port` with the pictures of its first `count`
+class WithCameraImages:
+    """A `make`: as `make` of a KITTI folder, and the `port` with the images of its first `count`
     frames that "frames" names and that are there.
 
-    Ragged column: picture uint8 [total], each file's bytes; of other frames none. Raises BadData
-    for a file that is no picture. Arrays in place of a folder stay as they are.
+    Ragged column: image uint8 [total], each file's bytes; of other frames none. Raises BadData
+    for a file that is no image. Arrays in place of a folder stay as they are.
     """
 
     make: Maker
@@ -34,7 +34,7 @@ class WithPictures:
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise BadSetting(f"pictures: count must be >= 1 (got {self.count})")
+            raise BadSetting(f"images: count must be >= 1 (got {self.count})")
 
     def __call__(
         self,
@@ -52,8 +52,8 @@ class WithPictures:
         lengths = torch.zeros(len(frames) + 1, dtype=torch.int64)
         lengths[1 : len(parts) + 1] = torch.tensor([len(part) for part in parts])
         none = torch.zeros(0, dtype=torch.uint8)
-        picture = Ragged(values=torch.cat([none, *parts]), offsets=lengths.cumsum(0))
-        return {**made, self.port: {**columns, PICTURE: picture}}
+        image = Ragged(values=torch.cat([none, *parts]), offsets=lengths.cumsum(0))
+        return {**made, self.port: {**columns, CAMERA_IMAGE: image}}
 
 
 def _bytes(folder: Path, frame: Mapping[str, Any]) -> Tensor:  # Any: JSON values

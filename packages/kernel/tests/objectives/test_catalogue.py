@@ -1,4 +1,4 @@
-"""The zoo: one training step of every entry, specs that survive JSON, overrides, messages."""
+"""Distillation methods: one training step of every entry, specs that survive JSON, overrides, messages."""
 
 import importlib.util
 import itertools
@@ -15,16 +15,23 @@ from torch import Generator, Tensor, nn
 from stillhouse.artifact import Built, Model, load_model, save_model
 from stillhouse.digest import digest
 from stillhouse.errors import BadSetting, UnknownName
+from stillhouse.objectives.catalogue import (
+    DISTILLATION_METHODS,
+    EMBEDDINGS,
+    LOGITS,
+    Method,
+    Plain,
+    distillation_method,
+)
 from stillhouse.objectives.logits import dkd_loss, kd_loss
-from stillhouse.objectives.methods import Channels, ZooEntry
+from stillhouse.objectives.methods import Channels, MethodEntry
 from stillhouse.objectives.objective import Composed, Optimizer, Phase
 from stillhouse.objectives.term import Term
-from stillhouse.objectives.zoo import EMBEDDINGS, LOGITS, ZOO, Method, Plain, zoo_method
 
 SAMPLES, CLASSES, BATCH = 20, 5, 6
 STUDENT = Channels(hints=(2, 3, 4), sizes=(8, 4, 2), embedding=4)
 TEACHER = Channels(hints=(3, 5, 6), sizes=(8, 4, 2), embedding=6)
-EVERY = pytest.mark.parametrize("name", sorted(ZOO))
+EVERY = pytest.mark.parametrize("name", sorted(DISTILLATION_METHODS))
 
 
 class Tiny(nn.Module):
@@ -57,7 +64,7 @@ def batch() -> dict[str, Tensor]:
     }
 
 
-def composed(entry: ZooEntry) -> Composed:
+def composed(entry: MethodEntry) -> Composed:
     trained = ("student", *entry.roles)
     return Composed(
         phases={"train": Phase(trains=trained, optimizer=Optimizer(lr=0.1))},
@@ -69,7 +76,7 @@ def composed(entry: ZooEntry) -> Composed:
 @EVERY
 def test_one_step_of_composed_training(name: str):
     torch.manual_seed(0)
-    entry = zoo_method(name)(STUDENT, TEACHER, CLASSES, SAMPLES)
+    entry = distillation_method(name)(STUDENT, TEACHER, CLASSES, SAMPLES)
     models = {"teacher": Tiny(TEACHER).eval(), "student": Tiny(STUDENT)}
     models |= {role: spec.new() for role, spec in entry.roles.items()}
     # halfway through, when every warm-up is over
@@ -92,7 +99,7 @@ def test_one_step_of_composed_training(name: str):
 @EVERY
 def test_training_lowers_the_distillation_terms(name: str):
     torch.manual_seed(0)
-    entry = zoo_method(name)(STUDENT, TEACHER, CLASSES, SAMPLES)
+    entry = distillation_method(name)(STUDENT, TEACHER, CLASSES, SAMPLES)
     models = {"teacher": Tiny(TEACHER).eval(), "student": Tiny(STUDENT)}
     models |= {role: spec.new() for role, spec in entry.roles.items()}
     objective = composed(entry)
@@ -113,16 +120,23 @@ def test_training_lowers_the_distillation_terms(name: str):
 
 @EVERY
 def test_entry_is_hashable_as_part_of_a_recipe(name: str):
-    entry = zoo_method(name)(STUDENT, TEACHER, CLASSES, SAMPLES)
-    other = zoo_method(name)(STUDENT, TEACHER, CLASSES, SAMPLES, ce=0.25)
-    assert digest(entry) == digest(zoo_method(name)(STUDENT, TEACHER, CLASSES, SAMPLES))
+    entry = distillation_method(name)(STUDENT, TEACHER, CLASSES, SAMPLES)
+    other = distillation_method(name)(STUDENT, TEACHER, CLASSES, SAMPLES, ce=0.25)
+    assert digest(entry) == digest(distillation_method(name)(STUDENT, TEACHER, CLASSES, SAMPLES))
     assert digest(entry) != digest(other)
     assert other.losses["ce"].weight == 0.25
 
 
-@pytest.mark.parametrize("name", [n for n in sorted(ZOO) if ZOO[n](STUDENT, TEACHER, 5, 20).roles])
+@pytest.mark.parametrize(
+    "name",
+    [
+        n
+        for n in sorted(DISTILLATION_METHODS)
+        if DISTILLATION_METHODS[n](STUDENT, TEACHER, 5, 20).roles
+    ],
+)
 def test_roles_survive_saving(name: str, tmp_path):
-    for role, spec in zoo_method(name)(STUDENT, TEACHER, CLASSES, SAMPLES).roles.items():
+    for role, spec in distillation_method(name)(STUDENT, TEACHER, CLASSES, SAMPLES).roles.items():
         assert json.loads(json.dumps(dict(spec.kwargs))) == dict(spec.kwargs)
         save_model(tmp_path / role, Built(spec=spec, module=spec.new()))
         again = load_model(tmp_path / role)
@@ -131,7 +145,7 @@ def test_roles_survive_saving(name: str, tmp_path):
 
 
 def test_every_number_can_be_overridden_by_name():
-    for name, method in ZOO.items():
+    for name, method in DISTILLATION_METHODS.items():
         for number, value in method.numbers.items():
             changed = method(STUDENT, TEACHER, 100, 50000, **{number: value / 2})
             same = digest(changed) == digest(method(STUDENT, TEACHER, 100, 50000))
@@ -139,14 +153,14 @@ def test_every_number_can_be_overridden_by_name():
 
 
 def test_numbers_of_the_papers():
-    kd = ZOO["kd"](STUDENT, TEACHER, 100, 50000)
+    kd = DISTILLATION_METHODS["kd"](STUDENT, TEACHER, 100, 50000)
     assert kd.losses["kd"].term == Term(kd_loss, *LOGITS, temperature=4.0)
     assert (kd.losses["ce"].weight, kd.losses["kd"].weight) == (0.1, 0.9)
-    dkd = ZOO["dkd"](STUDENT, TEACHER, 100, 50000).losses["dkd"]
+    dkd = DISTILLATION_METHODS["dkd"](STUDENT, TEACHER, 100, 50000).losses["dkd"]
     numbers = {"alpha": 1.0, "beta": 8.0, "temperature": 4.0}
     assert dkd.term == Term(dkd_loss, *LOGITS, "batch.labels", **numbers)
     assert [dkd.at(epoch / 240) for epoch in (0, 10, 20, 240)] == pytest.approx([0, 0.5, 1, 1])
-    memory = ZOO["crd"](STUDENT, TEACHER, 100, 50000).roles["memory"]
+    memory = DISTILLATION_METHODS["crd"](STUDENT, TEACHER, 100, 50000).roles["memory"]
     assert (memory.kwargs["negatives"], memory.kwargs["samples"]) == (16384, 50000)
 
 
@@ -184,31 +198,33 @@ def test_a_new_loss_is_one_function_and_one_line_of_the_zoo(
 
 def test_stages_pair_by_size_where_their_numbers_differ():
     teacher = Channels(hints=(8, 3, 5, 6), sizes=(16, 8, 4, 2), embedding=6)
-    entry = ZOO["ofd"](STUDENT, teacher, CLASSES, SAMPLES)
+    entry = DISTILLATION_METHODS["ofd"](STUDENT, teacher, CLASSES, SAMPLES)
     kwargs = entry.roles["projector"].kwargs
     assert kwargs["teachers"] == ["teacher.preact2", "teacher.preact3", "teacher.preact4"]
     assert (kwargs["channels"], kwargs["targets"]) == ([2, 3, 4], [3, 5, 6])
 
 
 def test_messages():
-    with pytest.raises(UnknownName, match=r"zoo: unknown objective 'dkdd'. Did you mean 'dkd'"):
-        zoo_method("dkdd")
+    with pytest.raises(
+        UnknownName, match=r"distillation methods: unknown objective 'dkdd'. Did you mean 'dkd'"
+    ):
+        distillation_method("dkdd")
     with pytest.raises(UnknownName, match=r"objective 'kd': unknown setting 'temprature'. Did you"):
-        ZOO["kd"](STUDENT, TEACHER, 5, 20, temprature=2.0)
+        DISTILLATION_METHODS["kd"](STUDENT, TEACHER, 5, 20, temprature=2.0)
     with pytest.raises(BadSetting, match=r"temperature must be > 0 \(got 0.0\)"):
-        ZOO["kd"](STUDENT, TEACHER, 5, 20, temperature=0.0)
+        DISTILLATION_METHODS["kd"](STUDENT, TEACHER, 5, 20, temperature=0.0)
     with pytest.raises(BadSetting, match=r"'std_kd' needs at least 3 classes \(got 2\).*use kd"):
-        ZOO["std_kd"](STUDENT, TEACHER, 2, 20)
+        DISTILLATION_METHODS["std_kd"](STUDENT, TEACHER, 2, 20)
     with pytest.raises(BadSetting, match=r"hints and sizes.*\(got 2 and 1\)"):
         Channels(hints=(1, 2), sizes=(3,), embedding=2)
     far = Channels(hints=(8,), sizes=(7,), embedding=6)
     with pytest.raises(BadSetting, match=r"'at': no stage of the student \(sizes \[8, 4, 2\]\)"):
-        ZOO["at"](STUDENT, far, 5, 20)
+        DISTILLATION_METHODS["at"](STUDENT, far, 5, 20)
 
 
 @pytest.mark.parametrize(("name", "number"), [("cc", "order"), ("crd", "negatives")])
 def test_a_number_that_counts_is_not_cut_off(name: str, number: str):
-    method = zoo_method(name)
+    method = distillation_method(name)
     method(STUDENT, TEACHER, CLASSES, SAMPLES, **{number: 3.0})
     message = rf"objective '{name}': {number} must be a whole number \(got 2.5\)"
     with pytest.raises(BadSetting, match=message):

@@ -1,8 +1,8 @@
-"""The zoo: each objective by name, with the weights the field uses on CIFAR-100.
+"""Distillation methods by name, with the weights the field uses on CIFAR-100.
 
-`zoo_method("dkd")(student, teacher, 100, 50000, beta=2.0)` gives the loss terms, the roles to train
-beside the student, and what feeds them. Models name their outputs "logits", "embedding", "hint1" to
-"hintN" (after a stage's last ReLU) and "preact1" to "preactN" (before it).
+`distillation_method("dkd")(student, teacher, 100, 50000, beta=2.0)` gives the loss terms, the roles
+to train beside the student, and what feeds them. Models name their outputs "logits", "embedding",
+"hint1" to "hintN" (after a stage's last ReLU) and "preact1" to "preactN" (before it).
 
 Sources of the weights, named in the comments below:
   RD  the CIFAR-100 benchmark of the CRD paper (arXiv 1910.10699): 240 epochs, batch 64
@@ -22,8 +22,8 @@ from stillhouse.objectives.methods import (
     EMBEDDINGS,
     WARMUP,
     Channels,
+    MethodEntry,
     Pair,
-    ZooEntry,
     whole,
     with_ce,
 )
@@ -55,7 +55,7 @@ class Plain:
         hyper = {k: v for k, v in self.hyperparameters.items() if not isinstance(v, bool)}
         return {**hyper, "weight": self.weight, "ce": self.ce}
 
-    def entry(self, name: str, given: Pair, numbers: Mapping[str, float]) -> ZooEntry:
+    def entry(self, name: str, given: Pair, numbers: Mapping[str, float]) -> MethodEntry:
         if given.classes < self.classes:
             raise BadSetting(
                 f"objective '{name}' needs at least {self.classes} classes (got {given.classes}): "
@@ -72,7 +72,7 @@ class Plain:
             weight=numbers.get("weight", self.weight),
             warmup=self.warmup,
         )
-        return ZooEntry(losses=with_ce(numbers.get("ce", self.ce), **{name: loss}))
+        return MethodEntry(losses=with_ce(numbers.get("ce", self.ce), **{name: loss}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Method:
     """A named objective: called with the two models, classes and samples it gives its entry."""
 
     name: str
-    build: Plain | Callable[..., ZooEntry]  # (given: Pair, *, <numbers by name>)
+    build: Plain | Callable[..., MethodEntry]  # (given: Pair, *, <numbers by name>)
 
     @property
     def numbers(self) -> Mapping[str, float]:
@@ -92,7 +92,7 @@ class Method:
 
     def __call__(
         self, student: Channels, teacher: Channels, classes: int, samples: int, **numbers: float
-    ) -> ZooEntry:
+    ) -> MethodEntry:
         """The entry; `numbers` replace the field's. Raises UnknownName for one not there."""
         for key in numbers:
             if key not in self.numbers:
@@ -103,9 +103,9 @@ class Method:
         return self.build(given, **numbers)
 
 
-def zoo_method(name: str) -> Method:
+def distillation_method(name: str) -> Method:
     """The method `name`; raises UnknownName with the nearest."""
-    return named(ZOO, name, what="objective", where="zoo")
+    return named(DISTILLATION_METHODS, name, what="objective", where="distillation methods")
 
 
 # a loss of what both models give: one line
@@ -150,7 +150,7 @@ PLAIN: Mapping[str, Plain] = {
     # RD, DK: weight 30000 (the loss is a mean over pairs)
     "pkt": Plain(loss=pkt_loss, reads=EMBEDDINGS, weight=30000.0),
 }
-ZOO: Mapping[str, Method] = {
+DISTILLATION_METHODS: Mapping[str, Method] = {
     **{name: Method(name=name, build=plain) for name, plain in PLAIN.items()},
     **{
         build.__name__: Method(name=build.__name__, build=build)
