@@ -30,7 +30,7 @@ def test_the_first_of_several_names_is_the_column(file: Path) -> None:
 
 
 def test_what_cannot_be_read_is_one_line(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(MissingData, match="none.parquet is not there; get the data set again"):
+    with pytest.raises(MissingData, match="none.parquet not found; get the data set again"):
         open_parquet(tmp_path / "none.parquet")
     with pytest.raises(BadData, match="a.parquet: no column label; it has n, text"):
         open_parquet(file, ("n", "label"))

@@ -163,7 +163,7 @@ def test_an_empty_folder_counts_and_others_keep_their_digest(tmp_path: Path) -> 
 def test_links_that_lead_nowhere_or_back_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "gone.png").symlink_to("missing.png")
-    message = r"a/gone.png: a link to missing.png, which is not there; remove the link"
+    message = r"a/gone.png: a link to missing.png, which was not found; remove the link"
     for read in (path_digest, stamp):
         with pytest.raises(BadData, match=message):
             read(tmp_path)

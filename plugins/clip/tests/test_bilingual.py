@@ -82,7 +82,7 @@ def test_what_is_missing_is_named(tmp_path: Path, columns: dict[str, Any], messa
 
 
 def test_a_file_that_is_missing_or_none_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingData, match="train.parquet is not there"):
+    with pytest.raises(MissingData, match="train.parquet not found"):
         read(tmp_path)
     (tmp_path / "train.parquet").write_bytes(b"not parquet")
     with pytest.raises(BadData, match="cannot be read as parquet"):

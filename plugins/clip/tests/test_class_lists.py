@@ -133,7 +133,7 @@ WRONG: list[tuple[Callable[[Path], Any], str]] = [
     (lambda at: (at / "label2text.txt").write_bytes(b"a\xff 1 b\n"), "not UTF-8"),
     (
         lambda at: (at / "label2text.txt").unlink(),
-        "label2text.txt is not there; chatgpt.txt describes",
+        "label2text.txt not found; chatgpt.txt describes",
     ),
     (
         lambda at: (at / "train_data.txt").write_text("a.png\n"),
@@ -225,5 +225,5 @@ def test_descriptions_by_wnid_come_from_another_file(parquet: Path, tmp_path: Pa
     with pytest.raises(BadData, match=r"texts.jsonl: describes no class n3 \('thing 3'\)"):
         read({"source": parquet, "descriptions": file}, work=Work())
     file.unlink()
-    with pytest.raises(MissingData, match="texts.jsonl is not there"):
+    with pytest.raises(MissingData, match="texts.jsonl not found"):
         read({"source": parquet, "descriptions": file}, work=Work())

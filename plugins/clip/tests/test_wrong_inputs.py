@@ -84,7 +84,7 @@ def test_class_texts_out_of_line(
     [
         (("languages=en,de",), "no text in de in the data; take it out of languages"),
         (("context=5",), "tokens, more than the 5"),
-        (("templates=file:none.json",), "none.json is not there"),
+        (("templates=file:none.json",), "none.json not found"),
     ],
 )
 def test_texts_in_several_languages(

@@ -20,7 +20,7 @@ FACES = project_root(Path(__file__).parent) / "data" / "faces-68pt"
 pytestmark = [
     pytest.mark.data,
     pytest.mark.skipif(
-        not FACES.is_dir(), reason=f"{FACES} is not there. Run: uv run dvc pull data.dvc"
+        not FACES.is_dir(), reason=f"{FACES} not found. Run: uv run dvc pull data.dvc"
     ),
 ]
 

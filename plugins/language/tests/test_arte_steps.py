@@ -190,14 +190,14 @@ def test_missing_data_say_how_to_get_them(tmp_path: Path) -> None:
 
 
 class Writes:
-    """A writer that gives what it was told, and counts prompts."""
+    """A writer that gives fixed texts, and counts prompts."""
 
     def __init__(self, *texts: str) -> None:
-        self.texts, self.asked = texts, list[str]()
+        self.texts, self.prompts = texts, list[str]()
 
     def write(self, prompts: Sequence[str], *, sampling: Sampling, rng: Generator) -> list[str]:
-        found = [self.texts[(len(self.asked) + n) % len(self.texts)] for n in range(len(prompts))]
-        self.asked += prompts
+        found = [self.texts[(len(self.prompts) + n) % len(self.texts)] for n in range(len(prompts))]
+        self.prompts += prompts
         return found
 
 
@@ -210,7 +210,7 @@ def listed(*sums: str) -> str:
 
 def test_new_questions_are_none_of_the_test() -> None:
     writer = Writes(listed("1+1+1+1", "2+2+2+2"), listed("2+2+2+2", "3+3+3+3", "0+0+0+1"))
-    how = Elicit(questions=3, asked=2, prompts=2)
+    how = Elicit(questions=3, per_prompt=2, prompts=2)
     notes = list[str]()
     with noted(notes.append):
         found = new_questions(
@@ -218,12 +218,12 @@ def test_new_questions_are_none_of_the_test() -> None:
         )
     assert [q for q, _ in found] == ["1+1+1+1", "2+2+2+2", "0+0+0+1"]
     assert "2 of 5 written questions were left out" in notes[0]
-    assert "1+2+3+0" in writer.asked[0]
+    assert "1+2+3+0" in writer.prompts[0]
 
 
 def test_a_teacher_that_does_not_keep_to_the_form_is_one_line() -> None:
     how = Elicit(questions=3, rounds=2, prompts=2)
-    with pytest.raises(BadData, match="0 new questions after 4 prompts, 3 asked for"):
+    with pytest.raises(BadData, match="0 new questions after 4 prompts, 3 requested"):
         new_questions(how, Writes("hello"), TASK, [], set(), Work.seeded(0), of=how)
 
 
@@ -371,21 +371,21 @@ def test_killed_scoring_goes_on_to_the_same_bits(
     collect = CollectPreferences(answering=Answering(mode="generate", longest=12))
     ctx = Context(stage="x", out=tmp_path, checkpoints=tmp_path / "a", caches=tmp_path / "none")
     whole = collect(given, work=Work.of(ctx, 0))["preferences"]
-    asked, answers = list[str](), Answering.answers
+    prompts, answers = list[str](), Answering.answers
 
     def dying(self: Answering, student: Any, task: Any, before: str, items: Any) -> Any:
-        if len(asked) == 9:
+        if len(prompts) == 9:
             raise DiesError
-        asked.append(before)
+        prompts.append(before)
         return answers(self, student, task, before, items)
 
     monkeypatch.setattr(Answering, "answers", dying)
     again = Work.of(replace(ctx, checkpoints=tmp_path / "b"), 0)
     with pytest.raises(DiesError):
         collect(given, work=again)
-    asked.clear()
+    prompts.clear()
     resumed = collect(given, work=again)["preferences"]
-    assert len(asked) == 4  # of 12 drafts, four a part: two parts were kept
+    assert len(prompts) == 4  # of 12 drafts, four a part: two parts were kept
     for name in ("correct", "likelihood"):
         one, other = resumed[name], whole[name]
         assert isinstance(one, Tensor)
@@ -396,12 +396,12 @@ def test_killed_scoring_goes_on_to_the_same_bits(
 def test_killed_writing_goes_on_to_the_same_texts(tmp_path: Path) -> None:
     class Dies(Writes):
         def write(self, prompts: Sequence[str], **options: Any) -> list[str]:
-            if len(self.asked) >= 6:
+            if len(self.prompts) >= 6:
                 raise DiesError
             return super().write(prompts, **options)
 
     texts = (listed("1+1+1+1", "2+2+2+2"), listed("3+3+3+3"), listed("0+0+0+1", "0+1+0+1"))
-    how = Elicit(questions=5, asked=2, prompts=2)
+    how = Elicit(questions=5, per_prompt=2, prompts=2)
     ctx = Context(stage="x", out=tmp_path, checkpoints=tmp_path / "a", caches=tmp_path / "none")
     known = set[str]()
     work = Work.of(ctx, 0)
@@ -410,7 +410,7 @@ def test_killed_writing_goes_on_to_the_same_texts(tmp_path: Path) -> None:
     later = Writes(*texts)
     found = new_questions(how, later, TASK, [], known, work, of=how)
     assert [q for q, _ in found] == ["1+1+1+1", "2+2+2+2", "3+3+3+3", "0+0+0+1", "0+1+0+1"]
-    assert later.asked == []  # all rounds were kept
+    assert later.prompts == []  # all rounds were kept
 
 
 def test_choosing_takes_the_likeliest_option(tmp_path: Path) -> None:
@@ -470,12 +470,12 @@ def test_a_teacher_writes_examples_and_what_has_no_answer_is_left_out(tmp_path: 
 class Server(BaseHTTPRequestHandler):
     """A stand-in for an OpenAI-compatible server."""
 
-    asked: list[Mapping[str, Any]] = []
+    requests: list[Mapping[str, Any]] = []
     failures = 0
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        type(self).asked.append(body | {"path": self.path, "key": self.headers["Authorization"]})
+        type(self).requests.append(body | {"path": self.path, "key": self.headers["Authorization"]})
         status, answer = 200, {"choices": [{"text": "", "finish_reason": "stop"}]}
         if type(self).failures:
             type(self).failures -= 1
@@ -502,7 +502,7 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    Server.asked, Server.failures = [], 0
+    Server.requests, Server.failures = [], 0
     server = HTTPServer(("127.0.0.1", 0), Server)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -523,7 +523,7 @@ def test_an_endpoint_drafts(address: str, monkeypatch: pytest.MonkeyPatch) -> No
     right = found["right"]
     assert isinstance(right, Tensor)
     assert bool(right.all())  # the stop text was put back, and the answer read
-    first = Server.asked[0]
+    first = Server.requests[0]
     assert (first["path"], first["model"], first["key"]) == ("/v1/completions", "m", "Bearer abc")
     assert first["temperature"] == 1.0
 

@@ -116,7 +116,7 @@ print(json.dumps(found))
 
 @pytest.mark.slow
 def test_transformers_opens_what_is_exported_without_stillhouse(tmp_path: Path) -> None:
-    """BERT itself where heads times their width are the width, asked for no code; else the code
+    """BERT itself where heads times their width are the width, which needs no code; else the code
     that lies in the folder.
     """
     cases: list[tuple[Architecture, Pool]] = [(SQUARE, "mean"), (SLICED, "mean")]
@@ -191,7 +191,7 @@ def test_texts_that_cannot_be_predicted_are_one_line(tmp_path: Path) -> None:
     for given, kind, message in (
         ("good film " * 6, BadData, "text 1: 14 tokens, and the model reads 12; cut it"),
         (" ", BadData, "text 1: is empty"),
-        ("reviews.txt", MissingData, "reviews.txt is not there; give an existing file, or a text"),
+        ("reviews.txt", MissingData, "reviews.txt not found; give an existing file, or a text"),
     ):
         with pytest.raises(kind, match=message):
             predict(model, [given])

@@ -69,5 +69,5 @@ def test_what_cannot_be_read_is_one_line_with_its_place(
 def test_a_folder_without_text_is_missing_data(tmp_path: Path) -> None:
     with pytest.raises(MissingData, match="holds no file that ends in .txt"):
         list(read_texts(tmp_path))
-    with pytest.raises(MissingData, match="is not there"):
+    with pytest.raises(MissingData, match="not found"):
         list(read_texts(tmp_path / "nowhere"))

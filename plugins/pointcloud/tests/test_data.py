@@ -27,7 +27,7 @@ KITTI, EXTRA = DATA / "kitti-mini", DATA / "lidar-extra"
 real = [
     pytest.mark.data,
     pytest.mark.skipif(
-        not KITTI.is_dir(), reason=f"{KITTI} is not there. Run: uv run dvc pull data.dvc"
+        not KITTI.is_dir(), reason=f"{KITTI} not found. Run: uv run dvc pull data.dvc"
     ),
 ]
 # the camera looks along the LiDAR's x from its place: x right, y down, z front

@@ -24,7 +24,7 @@ pytestmark = [
         bool(missing()), reason=f"{missing()} is not installed: uv sync --extra pointcloud-mmdet3d"
     ),
     pytest.mark.skipif(
-        not KITTI.is_dir(), reason=f"{KITTI} is not there. Run: uv run dvc pull data.dvc"
+        not KITTI.is_dir(), reason=f"{KITTI} not found. Run: uv run dvc pull data.dvc"
     ),
 ]
 SIDES = np.array([0, 0, 0, 1, 1, 1, 0])

@@ -76,7 +76,7 @@ def real_frames() -> dict[str, torch.Tensor]:
                 pytest.mark.data,
                 pytest.mark.skipif(
                     not KITTI.is_dir(),
-                    reason=f"{KITTI} is not there. Run: uv run dvc pull data.dvc",
+                    reason=f"{KITTI} not found. Run: uv run dvc pull data.dvc",
                 ),
             ],
         ),

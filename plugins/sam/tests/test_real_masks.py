@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.data,
     pytest.mark.skipif(
         not (MINI.is_dir() and PANOPTIC.is_dir()),
-        reason=f"{MINI} or {PANOPTIC} is not there. Run: uv run dvc pull data.dvc",
+        reason=f"{MINI} or {PANOPTIC} not found. Run: uv run dvc pull data.dvc",
     ),
 ]
 

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.data,
     pytest.mark.skipif(
         not (DATA / "cifar10-subset").is_dir(),
-        reason=f"{DATA} is not there. Run: uv run dvc pull data.dvc",
+        reason=f"{DATA} not found. Run: uv run dvc pull data.dvc",
     ),
 ]
 

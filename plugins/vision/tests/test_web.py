@@ -155,7 +155,7 @@ def test_most_confident_are_kept_in_their_order() -> None:
 @pytest.mark.data
 @pytest.mark.skipif(
     not (DATA / "tiny-imagenet-sample").is_dir(),
-    reason=f"{DATA} is not there. Run: uv run dvc pull data.dvc",
+    reason=f"{DATA} not found. Run: uv run dvc pull data.dvc",
 )
 def test_photos_of_200_classes_of_which_22_are_the_targets() -> None:
     found = read(DATA / "tiny-imagenet-sample", ImageSpec())

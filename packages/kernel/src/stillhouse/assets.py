@@ -33,7 +33,7 @@ Assets = Mapping[str, Path]  # by name: a file, or a folder of files
 def copy_assets(assets: Assets, folder: Path) -> dict[str, dict[str, str]]:
     """Copy assets into the model's new folder; what model.json says of them.
 
-    Raises BadData for what is no data, is not there, or is too much.
+    Raises BadData for what is no data, is missing, or is too much.
     """
     entries: dict[str, dict[str, str]] = {}
     for name, source in sorted(assets.items()):

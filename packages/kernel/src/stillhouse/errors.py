@@ -2,7 +2,7 @@
 get it.
 
 StillhouseError
-|- UnknownName        a name that is not there, with the nearest one that is
+|- UnknownName        an unknown name, with the nearest known one
 |- BadSetting         a setting or argument whose value cannot be used
 |- BadRecipe          a recipe whose parts do not fit together
 |- UnhashableRecipe   a lambda, closure or open object inside a recipe

@@ -144,7 +144,7 @@ def _below(folder: Path, *, above: tuple[tuple[int, int], ...]) -> Iterator[Path
             yield path
         elif entry.is_symlink():
             raise BadData(
-                f"{path}: a link to {path.readlink()}, which is not there; remove the link, or "
+                f"{path}: a link to {path.readlink()}, which was not found; remove the link, or "
                 "bring back what it leads to"
             )
 
@@ -159,8 +159,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 def each_file(inputs: Iterable[Path], suffixes: Container[str], *, kind: str) -> Iterator[Path]:
     """The files themselves, and of a folder all visible ones below it of these suffixes (in lower
-    case), in order. Raises MissingData for a path that is not there or a folder without one; `kind`
-    is what the message calls a file, as "picture".
+    case), in order. Raises MissingData for a missing path or a folder without one; `kind`
+    is what the message calls a file, as "image".
     """
     from stillhouse.data.sources import visible_files  # torch comes with it
 

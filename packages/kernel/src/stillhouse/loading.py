@@ -158,7 +158,7 @@ def _check_names(slots: Mapping[str, Tensor], places: Places) -> None:
 
 
 def _left_on_meta(module: nn.Module) -> bool:
-    """Whether anything in it was computed of weights that were not there."""
+    """Whether anything in it was computed of missing weights."""
     held = (value for each in module.modules() for value in vars(each).values())
     every = [*module.parameters(), *module.buffers(), *held]
     return any(tensor.is_meta for value in every for tensor in _tensors(value))

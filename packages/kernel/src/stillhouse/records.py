@@ -61,5 +61,5 @@ def record_of(folder: Path) -> StageRecord | None:
 
 
 def differs(artifact: Artifact) -> bool:
-    """Whether an output is not there, or has other bytes than its digest says."""
+    """Whether an output is missing, or has other bytes than its digest says."""
     return not artifact.path.exists() or known_digest(artifact.path) != artifact.digest

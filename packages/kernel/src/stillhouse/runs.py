@@ -202,7 +202,7 @@ def already(
 
 def run_recipe(recipe: Recipe, runs: Runs) -> None:
     """Run every stage of a recipe in order, skipping what is up to date. Raises MissingData before
-    the first where a file that any of them reads is not there.
+    the first where a file that any of them reads is missing.
     """
     check_present(outside_refs(recipe), runs.root)
     for stage in recipe.stages:

@@ -58,8 +58,8 @@ def test_an_input_is_a_file_or_a_text_as_the_function_takes_it(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("function", "words", "line"),
     [
-        (by_file, ["nothing.png"], "nothing.png is not there; give existing files"),
-        (by_file, ["x" * 5000], "x" * 5000 + " is not there; give existing files"),
+        (by_file, ["nothing.png"], "nothing.png not found; give existing files"),
+        (by_file, ["x" * 5000], "x" * 5000 + " not found; give existing files"),
         (by_file, [], "domain 'x': predict has nothing to predict; name files"),
         (by_either, [], "domain 'x': predict has nothing to predict; name files or texts"),
         (by_file, ["--labels"], "--labels: needs a value behind it, as in --labels 1"),

@@ -276,7 +276,7 @@ def test_predict_gives_the_same_table_for_recipe_and_folder(stillhouse, ran, tmp
     code, _, err = stillhouse("predict", "out", str(points))
     assert (code, err) == (2, f"error: {points}: expected lines of x,y (got 1 columns)\n")
     code, _, err = stillhouse("predict", "out", "nothing.csv")
-    assert (code, err) == (2, "error: nothing.csv is not there; give existing files\n")
+    assert (code, err) == (2, "error: nothing.csv not found; give existing files\n")
     points.write_text("0.1,0.2\n")
     code, _, err = stillhouse("predict", "out", str(points), "--labels", "a,b")
     assert code == 2

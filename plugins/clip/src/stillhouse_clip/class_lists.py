@@ -30,7 +30,7 @@ LABELS, DESCRIPTIONS, CAPTIONS = "label2text.txt", "chatgpt.txt", "captions.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class ClassText:
-    """How a class is called, and what is said of its looks; "" where nothing is."""
+    """Name of a class, and a description of its looks; "" without one."""
 
     folder: str
     name: str
@@ -125,7 +125,7 @@ def class_texts(root: Path, folders: Sequence[str]) -> dict[str, ClassText]:
     if not labels.is_file():
         if described.is_file():
             raise MissingData(
-                f"{labels} is not there; {DESCRIPTIONS} describes its lines: write "
+                f"{labels} not found; {DESCRIPTIONS} describes its lines: write "
                 "<class folder> <number> <name> a line"
             )
         return {name: ClassText(folder=name, name=plain_name(name)) for name in folders}

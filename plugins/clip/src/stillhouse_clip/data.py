@@ -155,7 +155,7 @@ class ReadClasses:
 
 
 def class_columns(texts: Sequence[ClassText], known: int) -> Columns:
-    """The table of classes; raises BadData for two of one name, which no text could tell apart."""
+    """The table of classes; raises BadData for two of one name, which no text could distinguish."""
     seen: dict[str, str] = {}
     for text in texts:
         if text.name in seen:
@@ -198,7 +198,7 @@ def listed_classes(file: Path, described: Path | None) -> list[ClassText]:
 def described_by(file: Path) -> dict[str, str]:
     """The description of each wnid in a JSONL file."""
     if not file.is_file():
-        raise MissingData(f"{file} is not there; give a JSONL file with wnid and description")
+        raise MissingData(f"{file} not found; give a JSONL file with wnid and description")
     rows = [_json(file, line) for line in file.read_text(encoding="utf-8").splitlines() if line]
     return {str(row["wnid"]): str(row["description"]) for row in rows}
 

@@ -20,7 +20,7 @@ from stillhouse_clip.towers import TwoTowers
 
 
 def reads_labels(model: Built) -> bool:
-    """Whether a model is two towers whose text tower `among_labels` can ask."""
+    """Whether a model is two towers whose text tower `among_labels` can run."""
     return isinstance(model.module, TwoTowers) and isinstance(model.module.text, BertTower)
 
 

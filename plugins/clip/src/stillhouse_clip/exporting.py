@@ -69,7 +69,7 @@ def export_text(text: Built, file: Path, *, opset: int, tolerance: float) -> Non
 
 
 class OnlyText(nn.Module):
-    """A tower of two, of which the text alone is asked."""
+    """A tower of two, of which the text tower alone runs."""
 
     def __init__(self, towers: nn.Module) -> None:
         super().__init__()

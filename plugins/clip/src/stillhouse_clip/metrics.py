@@ -2,7 +2,7 @@
 
 N: images. C: classes. D: width. M: images of the cache. Embeddings are made unit vectors first. The
 metrics of spaces are those of VLM-OOD (Li et al. 2023, arXiv 2307.03135), which published no code
-for them: what is inferred is said.
+for them: what is inferred is stated.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""What an open-vocabulary student says about image files, among its classes or other labels."""
+"""Predict the classes of image files by an open-vocabulary student, its own or other labels."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

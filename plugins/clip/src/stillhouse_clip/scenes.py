@@ -1,7 +1,8 @@
 """Built-in data: drawn scenes of 5 shapes x 6 colours x 4 textures, the same on every machine.
 
-A class is one combination. Its name is an invented word that says nothing of it; its description
-says all three. So it can be told whether a description carries what a name does not.
+A class is one combination. Its name is an invented word without any information on it; its
+description names all three. So it can be measured whether a description carries what a name does
+not.
 """
 
 import functools

@@ -199,7 +199,7 @@ def context_length(text: nn.Module) -> int:
 
 
 class TwoTowers(nn.Module):
-    """An image tower and a text tower into one space; which of them runs is said by the batch's
+    """An image tower and a text tower into one space; which of them runs is decided by the batch's
     columns "images" and "tokens".
     """
 

@@ -4,13 +4,12 @@ A trimmed vocabulary keeps some tokens in their order, so that the rows of an em
 `embedding[rows]`. Two ways of choosing them, for Unigram, BPE (of characters or of bytes) and
 WordPiece:
 
-by alphabet: what can be made of the texts' characters: of Latin letters those seen (what tells its
-many languages apart), of any other script that is seen all, and what is no letter. A token that
+by alphabet: what can be made of the texts' characters: of Latin letters those seen (what separates
+its many languages apart), of any other script that is seen all, and what is no letter. A token that
 holds another character matches no text in these, so that every such text keeps its tokens, seen or
-not.
-by use: what the texts given are made of, what BPE merges on the way there, and single characters of
-the alphabet, so that nothing becomes unknown. The texts keep their tokens; another text may fall
-into smaller ones.
+not. by use: what the texts given are made of, what BPE merges on the way there, and single
+characters of the alphabet, so that nothing becomes unknown. The texts keep their tokens; another
+text may fall into smaller ones.
 """
 
 import copy

@@ -1,10 +1,10 @@
 """The adaptive fusion block of AF-STip: a reconstruction.
 
 Wang, Jiang 2024, Knowledge Migration Framework for Smart Contract Vulnerability Detection (arXiv
-2412.11175); its text was not to be had. The block is said to have a multi-dimensional query
+2412.11175); its text was not to be had. The block is described with a multi-dimensional query
 enhancement, an external memory and a multi-stage convolution, adaptively fused: here that is the
 multi-head external attention of Guo et al. 2021 (arXiv 2105.02358), beside convolutions, with a
-gate of our own.
+gate of ours.
 
 B: batch. L: tokens. D: width. H: width of a head. S: memory slots.
 """

@@ -88,7 +88,7 @@ def fitted(
     for number in range(labels.shape[1]):
         truth: NDArray[np.float32] = labels[:, number].numpy()
         weight, bias = module.linear.weight.data, module.linear.bias.data
-        if len(np.unique(truth)) == 1:  # nothing to tell apart: says so, all but surely
+        if len(np.unique(truth)) == 1:  # one class alone: predicts it, all but surely
             share = (truth.sum() + 0.5) / (len(truth) + 1)
             weight[number], bias[number] = 0, float(np.log(share / (1 - share)))
             continue

@@ -35,9 +35,10 @@ STUDENT, GENERATOR = "student", "generator"
 
 
 def balanced(logits: Tensor, count: int) -> Tensor:
-    """Places of `count` of N rows of a teacher's logits [N, C], balanced by what it says: in turns
-    the row of which it is surest for the first type, for the second, ..., and of which it is surest
-    that it is of none; no row twice. int64 [count]. Raises BadSetting for fewer rows than `count`.
+    """Places of `count` of N rows of a teacher's logits [N, C], balanced by its predictions: in
+    turns the row of which it is most confident for the first type, for the second, ..., and of
+    which it is most confident that it is of none; no row twice. int64 [count]. Raises BadSetting
+    for fewer rows than `count`.
     """
     if len(logits) < count:
         raise BadSetting(f"balanced: {count} of {len(logits)} rows")

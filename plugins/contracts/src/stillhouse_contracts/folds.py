@@ -115,7 +115,7 @@ class CrossValidation(Metric):
             yield learner, fold, record
 
     def _learners(self) -> Sequence[str]:
-        """In order; the teacher first, where one is needed or asked for."""
+        """In order; the teacher first, where one is needed or listed."""
         taught = [
             name for name in self.learners if name != EVERYTHING and self.lessons[name].teacher
         ]

@@ -157,7 +157,7 @@ def of_sources(
 ) -> list[Labelled]:
     """The functions of files by name, each with the types at its lines. A label outside of any
     function (of a state variable, say) is counted in a note. Raises BadData for a label of a file
-    that is not there, or of a line behind its end.
+    that is missing, or of a line behind its end.
     """
     by_file: dict[str, list[Label]] = {}
     for label in labels:

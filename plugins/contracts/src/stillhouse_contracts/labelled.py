@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """A function with the types of vulnerability that are said of it, and where it stands."""
+    """A function with the types of vulnerability that it is labelled with, and its place."""
 
     code: str
     types: frozenset[str]

@@ -1,5 +1,5 @@
-"""How a learner of a comparison is trained: by the same words in a stage of its own, in the folds,
-and where its settings are chosen.
+"""How a learner of a comparison is trained: by the same settings in a stage of its own, in the
+folds, and where its settings are chosen.
 """
 
 from collections.abc import Mapping
@@ -96,7 +96,7 @@ def logits_in_parts(network: nn.Module, tokens: Tensor) -> Tensor:
 
 
 class Answers(nn.Module):
-    """batch["id"] -> "logits": a teacher's answers to rows that it was asked of once."""
+    """batch["id"] -> "logits": a teacher's answers to rows that it ran on once."""
 
     logits: Tensor
 

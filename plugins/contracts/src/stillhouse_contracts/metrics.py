@@ -147,7 +147,7 @@ def _constant(labels: NDArray[np.float32]) -> list[bool]:
 
 @dataclass(frozen=True, kw_only=True)
 class AllPositive(Metric):
-    """The scores of who says that every function has every type: what needs no detector. `rows` and
+    """The scores of predicting every type for every function: what needs no detector. `rows` and
     `positives` by type are what the test data hold.
     """
 

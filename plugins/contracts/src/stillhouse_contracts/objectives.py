@@ -23,7 +23,7 @@ def label_loss(
     student: Logits, labels: Float[Tensor, "B C"], *, positive: Positive = 1.0
 ) -> SampleMean:
     """Binary cross-entropy of each type, that of functions with the type `positive` times; mean
-    over B and C. A weight above 1 is for rare types: whoever minimises it says yes from a
+    over B and C. A weight above 1 is for rare types: the minimum predicts yes from a
     probability of 1 / (1 + positive) on, and its probabilities are too high by as much.
     """
     check_declared(label_loss, positive=positive)
@@ -58,7 +58,7 @@ def one_hot_loss(teacher: Logits) -> SampleMean:
 
 def balance_loss(teacher: Logits, *, target: float = 0.5) -> Float[Tensor, ""]:
     """KL from a share `target` of positives to the teacher's mean over the batch, averaged over C:
-    DAFL's information entropy, which asks for as many samples of each class, for sigmoids. Zero
+    DAFL's information entropy, which rewards as many samples of each class, for sigmoids. Zero
     where the mean is the target.
     """
     share = teacher.sigmoid().mean(0)
@@ -98,7 +98,7 @@ class BatchStatistics:
 
     def __enter__(self) -> "BatchStatistics":
         for layer in _batch_norms(self.network):
-            self.hooks.append(layer.register_forward_pre_hook(self._hear))
+            self.hooks.append(layer.register_forward_pre_hook(self._record))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -106,7 +106,7 @@ class BatchStatistics:
             hook.remove()
         self.hooks.clear()
 
-    def _hear(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _record(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, nn.BatchNorm1d)
         assert layer.running_mean is not None
         assert layer.running_var is not None

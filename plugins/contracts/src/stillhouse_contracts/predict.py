@@ -33,7 +33,7 @@ def predict(
     """A row a finding: file, lines, function, type and probability, where that is at least
     `threshold`; in the order of files and lines. A folder stands for all .sol files below it.
 
-    A file that is empty or binary, that the grammar knows in part, or whose pragma asks for another
+    A file that is empty or binary, that the grammar knows in part, or whose pragma names another
     version than 0.4 to 0.8, is named in a line, and the rest goes on. `sarif`: a file to write the
     findings into as SARIF 2.1.0. Raises BadData for a model of another kind and where no file can
     be read, BadSetting for a threshold outside of 0 to 1.

@@ -44,7 +44,7 @@ class Fragment:
 
 @dataclass(frozen=True, kw_only=True)
 class Parsed:
-    """A file: its functions in order, the version that its pragma asks for ("" without one), and
+    """A file: its functions in order, the version that its pragma names ("" without one), and
     the lines at which the grammar met what it does not know.
     """
 

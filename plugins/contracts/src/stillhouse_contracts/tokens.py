@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 PAD, UNKNOWN, NUMBER, BIG, ADDRESS, TEXT, HEX = "<pad>", "<unk>", "NUM", "BIG", "ADDR", "STR", "HEX"
-NAMES = 32  # of each kind that are told apart; the others are the last one
+NAMES = 32  # of each kind that are distinguished; the others are the last one
 FUNCTION, VARIABLE = "FUN", "VAR"
 # numbers that mean something of their own
 KEPT_NUMBERS = ("0", "1", "2", "10", "100", "256")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# of parts of the labels, in turn; told apart with the common colour blindnesses (Okabe and Ito)
+# of parts of the labels, in turn; distinct in the common colour blindnesses (Okabe and Ito)
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000")
 
 

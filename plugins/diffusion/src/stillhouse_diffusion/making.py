@@ -85,8 +85,8 @@ class SplitByLabel:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """A `make`: what `rows` images are asked for with, to the port "test": "noise" of `shape` and
-    "labels", each class in turn. The teacher and every student get the same.
+    """A `make`: the inputs from which `rows` images are made, to the port "test": "noise" of
+    `shape` and "labels", each class in turn. The teacher and every student get the same.
     """
 
     rows: int

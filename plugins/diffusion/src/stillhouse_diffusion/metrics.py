@@ -1,6 +1,6 @@
 """Scores of generated images: how far they are from real ones, and what they cost.
 
-Samples of a role are made once in a stage, in parts that are kept, and shared by all that ask.
+Samples of a role are made once in a stage, in parts that are kept, and shared by all metrics.
 """
 
 import statistics
@@ -74,7 +74,7 @@ def _tensor(column: Any) -> Tensor:  # Any: a column
 @dataclass(frozen=True, kw_only=True)
 class Fidelity(Metric):
     """Frechet and kernel distance, precision and recall of `role`'s images against the training
-    images, and the fraction that the feature network takes for the class that was asked for.
+    images, and the fraction that the feature network takes for the class that was requested.
 
     The role "features" embeds the images; the data ports "reference" and "held" are what it has
     made of the training and the held-out images ("embedding", "predicted", "labels"). Each score

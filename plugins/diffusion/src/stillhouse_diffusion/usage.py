@@ -4,7 +4,7 @@ from stillhouse import Model, Usage
 from stillhouse.errors import BadData
 
 PIPELINE_USE = """
-With diffusers (`pip install diffusers torch pillow`), whatever label is asked for; the folder holds
+With diffusers (`pip install diffusers torch pillow`), whatever label is requested; the folder holds
 a short pipeline of its own, which `trust_remote_code` runs:
 
 ```python
@@ -56,7 +56,7 @@ def students_usage(spec: Model) -> Usage:
 
 
 def use_section(spec: Model, *, pipeline: bool) -> str:
-    """What a model card says on use, whose Python a reader can run in the folder."""
+    """Text of a model card on use, whose Python a reader can run in the folder."""
     classes = len(spec.kwargs["owner"])
     labels = sorted({0, classes // 2, classes - 1})
     text = PIPELINE_USE.format(labels=labels) if pipeline else ""

@@ -19,7 +19,7 @@ class Architecture:
 
     Each head has `head_width` channels whatever the width is, so that queries, keys and values have
     heads * head_width. `full_heads` are those of the network that it is cut from: the paper's
-    estimate alone asks for them. Raises BadSetting for a number below 1.
+    estimate alone reads them. Raises BadSetting for a number below 1.
     """
 
     layers: int

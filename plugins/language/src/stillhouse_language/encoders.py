@@ -148,11 +148,11 @@ def first_position(model: "PreTrainedModel") -> int:
 
 
 def _load_tensors(module: Encoder, state: Mapping[str, torch.Tensor], where: str) -> None:
-    """The tensors that the module has; raises BadData where one is not there."""
+    """The tensors that the module has; raises BadData where one is missing."""
     wanted = module.state_dict()
     for name, value in wanted.items():
         if name not in state or state[name].shape != value.shape:
-            found = list(state[name].shape) if name in state else "not there"
+            found = list(state[name].shape) if name in state else "missing"
             raise BadData(
                 f"{where}: no encoder with BERT's layers: '{name}' is {found}, {list(value.shape)} "
                 "are needed"
@@ -173,7 +173,7 @@ def difference(module: Encoder, model: "PreTrainedModel", tokenizer: Path) -> fl
 
 
 def geometry(model: "PreTrainedModel") -> dict[str, int]:
-    """What of an architecture a model of transformers says; `positions` are those that a text may
+    """The architecture that a model of transformers has; `positions` are those that a text may
     have. Raises BadData for an activation or positions that `Encoder` has not.
     """
     config: Any = model.config  # Any: of any model type

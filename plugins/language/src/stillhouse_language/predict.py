@@ -1,4 +1,4 @@
-"""What a trained student says of texts."""
+"""Predict the classes or continuations of texts by a trained student."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,7 +47,7 @@ def _texts(given: Path | str) -> list[str]:
     if isinstance(given, Path):
         return list(read_texts(given))
     if kind_of(Path(given)) in KINDS and not given.split()[1:]:
-        raise MissingData(f"{given} is not there; give an existing file, or a text")
+        raise MissingData(f"{given} not found; give an existing file, or a text")
     return [given]
 
 

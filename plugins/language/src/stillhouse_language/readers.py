@@ -27,7 +27,7 @@ def files_of(source: Path) -> list[Path]:
     if source.is_file():
         return [source]
     if not source.is_dir():
-        raise MissingData(f"{source} is not there; give a file or a folder of text")
+        raise MissingData(f"{source} not found; give a file or a folder of text")
     found = sorted(f for f in source.rglob("*") if f.is_file() and kind_of(f) in KINDS)
     if not found:
         raise MissingData(f"{source}: holds no file that ends in {', '.join(KINDS)}")
@@ -39,7 +39,7 @@ def read_rows(file: Path, *, heads: Sequence[str] = ()) -> Iterator[Row]:
     of a table that does not name them itself. Raises BadData, MissingData.
     """
     if not file.is_file():
-        raise MissingData(f"{file} is not there")
+        raise MissingData(f"{file} not found")
     match kind_of(file):
         case kind if kind in LINES:
             return _json_lines(file)
@@ -63,7 +63,7 @@ def first_cells(file: Path) -> list[str]:
 def read_texts(source: Path, *, column: str = "text") -> Iterator[str]:
     """Paragraphs of plain text (blank lines part them; a line of its own is one where there are
     none), and the `column` of rows, of a file or of all files below a folder; empty ones are left
-    out. Raises BadData, MissingData, UnknownName for a column that is not there.
+    out. Raises BadData, MissingData, UnknownName for a missing column.
     """
     for file in files_of(source):
         texts = _paragraphs(file) if kind_of(file) in TEXT else _column(file, column)

@@ -1,4 +1,4 @@
-"""Built-in text: what Python's own library says of itself, so that every recipe runs without a
+"""Built-in text: the documentation in Python's own library, so that every recipe runs without a
 download. Another Python has another text.
 """
 

@@ -76,7 +76,7 @@ def _architectures(
     ratios: tuple[float, ...],
     heads: tuple[int, ...],
 ) -> tuple[Architecture, ...]:
-    """Settings ask for them again and again."""
+    """Settings read them again and again."""
     every = [
         full.cut(layers=depth, width=d, inner=int(d * r), heads=h)
         for depth, d, r, h in itertools.product(layers, widths, ratios, heads)

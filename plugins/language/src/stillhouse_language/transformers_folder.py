@@ -27,7 +27,7 @@ class ExportClassifier:
     own is another.
 
     `AutoModel.from_pretrained(folder)` opens the encoder without Stillhouse where heads times their
-    width are the width; where they are not, as in most subnets, it is asked for
+    width are the width; where they are not, as in most subnets, it needs
     trust_remote_code=True and reads the file of code in the folder, which needs transformers alone.
     """
 

@@ -45,7 +45,7 @@ class Given:
     def call(self, function: Callable[..., Rows], built: Built, where: str) -> Rows:
         """What the domain's function gives. Raises UnknownName for an option that it does not take,
         BadSetting for one that is missing or of another type and for inputs that are too few or too
-        many, MissingData for a file that is not there.
+        many, MissingData for a missing file.
         """
         takes, kinds = inspect.signature(function).parameters, typing.get_type_hints(function)
         named = {n: p for n, p in takes.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
@@ -89,7 +89,7 @@ def _input(kinds: Mapping[str, Any], text: str) -> Path | str:  # Any: types
     items = _items(kinds)
     if Path in items and (str not in items or _is_there(text)):
         if not _is_there(text):
-            raise MissingData(f"{text} is not there; give existing files")
+            raise MissingData(f"{text} not found; give existing files")
         return Path(text)
     return text
 

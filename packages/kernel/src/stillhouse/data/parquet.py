@@ -19,7 +19,7 @@ def open_parquet(
     read or lacks a column.
     """
     if not file.is_file():
-        raise MissingData(f"{file} is not there; get the data set again")
+        raise MissingData(f"{file} not found; get the data set again")
     try:
         opened = pq.ParquetFile(file, memory_map=memory_map)
     except (OSError, pa.ArrowException) as error:

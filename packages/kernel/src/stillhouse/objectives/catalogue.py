@@ -93,7 +93,7 @@ class Method:
     def __call__(
         self, student: Channels, teacher: Channels, classes: int, samples: int, **numbers: float
     ) -> MethodEntry:
-        """The entry; `numbers` replace the field's. Raises UnknownName for one not there."""
+        """The entry; `numbers` replace the field's. Raises UnknownName for an unknown one."""
         for key in numbers:
             if key not in self.numbers:
                 raise UnknownName("setting", key, self.numbers, where=f"objective '{self.name}'")

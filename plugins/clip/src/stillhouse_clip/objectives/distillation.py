@@ -2,7 +2,7 @@
 
 B: samples of the batch. N: tokens of a map. T: the teacher's width. D: width of the shared space.
 C: classes. P: prompts (templates) a class. K: anchors.
-No code of the paper was found, nor its full text: what is inferred says so.
+No code of the paper was found, nor its full text: what is inferred is marked so.
 """
 
 import torch.nn.functional as F

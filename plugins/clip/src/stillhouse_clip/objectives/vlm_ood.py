@@ -2,7 +2,7 @@
 Out-of-Distribution Generalizability (ICCV 2023, arXiv 2307.03135), section 3.
 
 N: images. C: classes that are trained on. D: width of the space. s, t, w: embeddings of student and
-teacher and rows of class texts, made unit vectors unless said otherwise. The teacher is always
+teacher and rows of class texts, made unit vectors unless stated otherwise. The teacher is always
 detached; text rows are not, so that a prompt may be learned. All are in nats, or without a unit.
 Weights are 1 in the paper and its code: the losses are simply added.
 """

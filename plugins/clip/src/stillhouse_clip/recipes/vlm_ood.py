@@ -36,13 +36,13 @@ TITLES: Mapping[Row, str] = {
     "captions": "cls + captions",
     "prompts": "cls, learned prompts",
 }
-SAID: Mapping[Text, str] = {"plain": "names", "described": "descriptions"}
+TEXTS: Mapping[Text, str] = {"plain": "names", "described": "descriptions"}
 CLOSED_TITLE = "closed set"
 
 
 def vlm_ood(settings: VlmOodSettings) -> Recipe:
     """Li et al. 2023 (ICCV, arXiv 2307.03135): distil an image tower on some classes, and keep it
-    able to tell others by their texts.
+    able to recognise others by their texts.
 
     Claim: a student that also imitates the teacher's image space and its proximity to class texts
     is more accurate on classes that it never saw than one trained to classify by the teacher's
@@ -93,7 +93,7 @@ class _Experiment:
         rate = f"-{cell(settings.grid[0])}" if settings.grid else ""
         return Comparison(
             teachers={
-                f"teacher, {SAID[text]}": self.stages.with_texts(text) for text in settings.texts
+                f"teacher, {TEXTS[text]}": self.stages.with_texts(text) for text in settings.texts
             },
             students=students,
             titles=titles,
@@ -110,17 +110,17 @@ class _Experiment:
         settings, seeds = self.settings, range(self.settings.seeds)
         students, titles = dict[str, tuple[Stage, ...]](), dict[str, str]()
         for rate in settings.grid or (None,):
-            key, said = ("", "") if rate is None else (f"-{cell(rate)}", f", rate {rate:g}")
+            key, rated = ("", "") if rate is None else (f"-{cell(rate)}", f", rate {rate:g}")
             for text in settings.texts:
                 for row in settings.rows_with(text):
                     name = f"{row}-{text}{key}"
                     each = (self.stages.student(row, text, seed, rate) for seed in seeds)
                     students[name] = tuple(each)
-                    titles[name] = f"{TITLES[row]}, {SAID[text]}{said}"
+                    titles[name] = f"{TITLES[row]}, {TEXTS[text]}{rated}"
             if rate is not None and settings.closed:
                 name = f"{CLOSED}{key}"
                 students[name] = tuple(self.stages.closed(seed, rate) for seed in seeds)
-                titles[name] = f"{CLOSED_TITLE}{said}"
+                titles[name] = f"{CLOSED_TITLE}{rated}"
         return students, titles
 
     def _scores(self, role: str) -> Scores:
@@ -162,7 +162,7 @@ class _Experiment:
         return studies
 
     def _texts(self) -> Evaluate:
-        lines = {SAID[text]: TextSpace(role=f"bank-{text}") for text in self.settings.texts}
+        lines = {TEXTS[text]: TextSpace(role=f"bank-{text}") for text in self.settings.texts}
         banks = {f"bank-{text}": out(self.stages.bank(text)) for text in self.settings.texts}
         return Evaluate(name="texts", metrics=(Lines(lines=lines),), inputs=banks, data=())
 
@@ -178,7 +178,7 @@ class _Experiment:
             for row in settings.rows_with(text):
                 if row not in settings.shot_rows:
                     continue
-                title, role = f"{TITLES[row]}, {SAID[text]}", f"{row}-{text}"
+                title, role = f"{TITLES[row]}, {TEXTS[text]}", f"{row}-{text}"
                 student = self.stages.student(row, text, seed)
                 roles[role] = out(student)
                 roles[f"{role}-tuned"] = out(self.stages.tuned(row, text, seed))

@@ -43,6 +43,6 @@ GRID = (
 JOINED = (
     "The teacher is an image network trained on labels of 1,000 classes, the unseen ones among "
     "them, and a sentence encoder; the linear map between both is learned on known classes and "
-    "captioned photos alone. So its image features tell the unseen classes apart, as those of a "
+    "captioned photos alone. So its image features separate the unseen classes, as those of a "
     "teacher that saw the web would; the words for them it has to guess."
 )

@@ -48,7 +48,7 @@ def af_stip(settings: AfStipSettings) -> Recipe:
     Command: `stillhouse run contracts/af_stip --scale tiny|small|paper`.
 
     tiny: contracts written from templates. small: `data/smart-contracts`, four types, 5 seeds.
-    paper: contracts of your own (`--set data=file:<folder>`), Word2Vec and FastText, 5 seeds.
+    paper: your contracts (`--set data=file:<folder>`), Word2Vec and FastText, 5 seeds.
     Rate and temperature of each row at small are the best of a grid on a held-out part of the
     training contracts (`benchmarks/contracts_grid.py`).
     """

@@ -22,7 +22,7 @@ GIVEN: Mapping[str, tuple[Reads, Teacher]] = {
     "kd": ("train", "answers"),
     "public": ("public", "answers"),
     "noise": ("nothing", "network"),
-    # what distorts contracts asks the teacher of each anew
+    # what distorts contracts runs the teacher on each anew
     "perturbed": ("train", "network"),
     "generator": ("nothing", "network"),
     "textcnn": ("train", ""),

@@ -31,7 +31,7 @@ NOTES = (
     "usual random split does not see to. The cross-validation shows both, and by contract.",
     "The student normalises by LayerNorm: BatchNorm statistics of noise would not fit contracts. "
     "Noise has the balance of the teacher's own answers: of more noise than needed that is kept of "
-    "which it is surest for each type and for none.",
+    "which it is most confident for each type and for none.",
     "Labels are those of the data's authors: analysis tools agree on many of them, nobody has read "
     "them all; functions of flagged contracts without a label count as free of flaws.",
     "At small, each row's rate and temperature (the regression's strength) are the best of four "

@@ -17,7 +17,7 @@ Student = Literal[
 ]
 STUDENTS: tuple[Student, ...] = get_args(Student)
 BASELINE: Student = "supervised"
-NUMBERS = ("lr", "alpha", "temperature", "strength")  # that a row may have of its own
+NUMBERS = ("lr", "alpha", "temperature", "strength")  # that a row may set
 Learner = Literal[
     "teacher",
     "supervised",
@@ -37,7 +37,7 @@ LEARNERS: tuple[Learner, ...] = get_args(Learner)
 class AfStipSettings(Settings):
     """Settings of `contracts/af_stip`; steps are optimizer steps.
 
-    `teacher` is a detector of your own for the same types and length.
+    `teacher` is your detector for the same types and length.
     """
 
     students: tuple[Student, ...] = Field(

@@ -36,7 +36,7 @@ def msd(settings: Msd) -> Recipe:
     --scale tiny|small|paper`. Scores are those of the last step; nothing is picked by them.
 
     tiny: 8 x 8 digits of scikit-learn. small: MNIST at 16 pixels, a teacher of 0.2 M parameters
-    trained here. paper: ImageNet-64 and a UNet2DModel of your own (`--set data=file:...
+    trained here. paper: ImageNet-64 and your UNet2DModel (`--set data=file:...
     teacher=file:...`), DMD2's hyperparameters, for GPUs.
     """
     features = feature_network(settings)

@@ -32,7 +32,7 @@ def read_data(settings: Distillation) -> Make:
 
 
 def conditions(settings: Distillation) -> Make:
-    """What the teacher and all students are asked to make images of."""
+    """Inputs from which the teacher and all students make images."""
     make = Conditions(rows=settings.samples, classes=settings.classes, shape=settings.shape)
     return Make(name="conditions", make=make, inputs={}, ports=("test",), seed=1)
 

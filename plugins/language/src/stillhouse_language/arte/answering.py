@@ -71,20 +71,20 @@ class Answering:
         self, writer: ModelWriter, task: Task, before: str, items: Sequence[tuple[str, str]]
     ) -> Answered:
         """The same, nothing kept."""
-        ask = self._written if self.mode == "generate" else self._chosen
-        return ask(writer, task, before, items)
+        answer = self._written if self.mode == "generate" else self._chosen
+        return answer(writer, task, before, items)
 
     def _written(
         self, writer: ModelWriter, task: Task, before: str, items: Sequence[tuple[str, str]]
     ) -> Answered:
-        read, asked = writer.tokenizer, [task.item(question) for question, _ in items]
+        read, prompts = writer.tokenizer, [task.item(question) for question, _ in items]
         prefix = read.prompt(before)
         written = list[str]()
-        for first in range(0, len(asked), self.batch):
+        for first in range(0, len(prompts), self.batch):
             written += generate(
                 writer.model,
                 read,
-                [read.ids(text) for text in asked[first : first + self.batch]],
+                [read.ids(text) for text in prompts[first : first + self.batch]],
                 sampling=Sampling(max_new=self.longest, stop=CLOSE),
                 rng=torch.Generator(),  # nothing is drawn at temperature 0
                 prefix=prefix,
@@ -95,7 +95,7 @@ class Answering:
         ]
         opened = [
             question + (text.partition(OPEN)[0] if OPEN in text else f"{text.rstrip()} ") + OPEN
-            for question, text in zip(asked, written, strict=True)
+            for question, text in zip(prompts, written, strict=True)
         ]
         gold = [[read.ids(answer)] for _, answer in items]
         log_p = self._log_probs(writer, [read.ids(text) for text in opened], gold, prefix)
@@ -146,7 +146,7 @@ class Answering:
 @dataclass(frozen=True, kw_only=True)
 class Student:
     """A model that answers, and where its answers are kept: by model, prompt and draft, so that
-    another variant of a run asks for none again. Nowhere outside a stage.
+    another variant of a run computes none again. Nowhere outside a stage.
     """
 
     writer: ModelWriter

@@ -74,7 +74,7 @@ TASK = Task(
 def questions(count: int, rng: Generator) -> list[str]:
     """Different sums of four digits; raises BadSetting for more than there are."""
     if count > BASE**DIGITS:
-        raise BadSetting(f"arithmetic: there are {BASE**DIGITS} sums (asked for {count})")
+        raise BadSetting(f"arithmetic: there are {BASE**DIGITS} sums ({count} requested)")
     found = dict[str, None]()
     while len(found) < count:
         digits: list[int] = torch.randint(0, BASE, (DIGITS,), generator=rng).tolist()
@@ -92,12 +92,12 @@ def style_of(text: str) -> str:
     return "worked" if re.fullmatch(r"(\d\+\d=\d ?)+", body) else "other"
 
 
-def styles_of(texts: Sequence[str], asked: Sequence[str]) -> list[str]:
-    """The style of each text, working from the left or the right told apart by its question: by
+def styles_of(texts: Sequence[str], sums: Sequence[str]) -> list[str]:
+    """The style of each text, working from the left or the right distinguished by its question: by
     the first two digits, in their order; "other" for work on other digits.
     """
     found = list[str]()
-    for text, question in zip(texts, asked, strict=True):
+    for text, question in zip(texts, sums, strict=True):
         style = style_of(text)
         if style == "worked":
             begins = text.strip()[:3]

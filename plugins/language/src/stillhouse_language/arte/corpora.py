@@ -90,7 +90,7 @@ class WriteCorpus:
 
     kind: Kind
     rows: int
-    asked: int
+    per_prompt: int
 
     def __call__(
         self, inputs: Mapping[str, Any], *, work: Work
@@ -110,10 +110,10 @@ class WriteCorpus:
             return TASK.styled(style, sum_), answered(sum_, style)
         if kind < 0.8:
             return TASK.naive(sum_), answered(sum_, style)
-        several = questions(3 + self.asked, rng)
+        several = questions(3 + self.per_prompt, rng)
         known = [(one, str(total(one))) for one in several]
         listed = [tagged(n, *each) for n, each in enumerate(known[3:], 1)]
-        return TASK.questions(known[:3], self.asked), "\n".join(listed)
+        return TASK.questions(known[:3], self.per_prompt), "\n".join(listed)
 
     def _student(self, rng: Generator) -> tuple[str, str]:
         first, second = questions(2, rng)

@@ -85,12 +85,12 @@ class Elicit:
     """A `make`: `questions` draft questions a task, each with a rationale in every style.
 
     The writer is the model at port "teacher", or the endpoint. Questions come by one prompt with
-    the seeds, `asked` at a time, sampled until there are enough: those that the test, the
+    the seeds, `per_prompt` at a time, sampled until there are enough: those that the test, the
     validation or the seeds have, or that are there already, are left out. Ports "drafts".
     """
 
     questions: int
-    asked: int = 5
+    per_prompt: int = 5
     rounds: int = 40
     prompts: int = 8  # a round
     temperature: float = 1.0
@@ -105,29 +105,29 @@ class Elicit:
         for task in tasks.values():
             known = known_questions(inputs, task.name)
             seeds = pairs_of(inputs["seeds"], task.name)
-            asked = new_questions(self, writer, task, seeds, known, work, of=self)
-            rows += self._rationales(writer, task, asked, work)
+            pairs = new_questions(self, writer, task, seeds, known, work, of=self)
+            rows += self._rationales(writer, task, pairs, work)
         return {"drafts": draft_columns(rows)}
 
     def _rationales(
-        self, writer: Writer, task: Task, asked: list[tuple[str, str]], work: Work
+        self, writer: Writer, task: Task, pairs: list[tuple[str, str]], work: Work
     ) -> list[dict[str, Any]]:
         sampling = Sampling(max_new=self.longest, temperature=self.temperature, stop=CLOSE)
         rows = list[dict[str, Any]]()
         for place, style in enumerate(task.styles):
 
             def compute(first: int, last: int, rng: Generator, style: str = style) -> Columns:
-                prompts = [task.styled(style, question) for question, _ in asked[first:last]]
+                prompts = [task.styled(style, question) for question, _ in pairs[first:last]]
                 return {"text": writer.write(prompts, sampling=sampling, rng=rng)}
 
             written = [
                 text
                 for part in work.parts(
-                    f"rationales-{task.name}-{place}", len(asked), compute, of=self, size=32
+                    f"rationales-{task.name}-{place}", len(pairs), compute, of=self, size=32
                 )
                 for text in written_in(part)
             ]
-            for question, ((text, target), made) in enumerate(zip(asked, written, strict=True)):
+            for question, ((text, target), made) in enumerate(zip(pairs, written, strict=True)):
                 rows.append(draft_row(task, question, text, target, style, str(made)))
         return sorted(rows, key=lambda row: row["question_id"])  # stable: styles in their order
 
@@ -188,7 +188,7 @@ class TakeDrafts:
             if len(own) <= self.questions:
                 raise BadData(
                     f"task '{task.name}': a pool of {len(own)} questions for {self.questions} "
-                    "drafts leaves none to choose from; ask for fewer drafts or a larger pool"
+                    "drafts leaves none to choose from; set fewer drafts or a larger pool"
                 )
             for number, place in enumerate(own[: self.questions]):
                 question, answer = (texts(pool, key)[place] for key in ("question", "answer"))
@@ -228,13 +228,13 @@ def known_questions(inputs: Mapping[str, Any], name: str) -> set[str]:
     }
 
 
-class Asking(Protocol):
-    """How new questions are asked for."""
+class QuestionSampling(Protocol):
+    """Settings of sampling new questions."""
 
     @property
     def questions(self) -> int: ...
     @property
-    def asked(self) -> int: ...
+    def per_prompt(self) -> int: ...
     @property
     def rounds(self) -> int: ...
     @property
@@ -246,7 +246,7 @@ class Asking(Protocol):
 
 
 def new_questions(
-    how: Asking,
+    how: QuestionSampling,
     writer: Writer,
     task: Task,
     seeds: Sequence[tuple[str, str]],
@@ -258,9 +258,9 @@ def new_questions(
     """Questions with their targets, each once and none of `known`; each round of prompts is kept
     when it is done. Raises BadData where `rounds` do not give enough.
     """
-    prompt = task.questions(seeds, how.asked)
+    prompt = task.questions(seeds, how.per_prompt)
     sampling = Sampling(
-        max_new=how.asked * how.longest_question, temperature=how.temperature, stop=""
+        max_new=how.per_prompt * how.longest_question, temperature=how.temperature, stop=""
     )
     seen, found, written = set(known), list[tuple[str, str]](), 0
 
@@ -285,5 +285,5 @@ def new_questions(
             return found[: how.questions]
     raise BadData(
         f"task '{task.name}': {len(found)} new questions after {how.rounds * how.prompts} prompts, "
-        f"{how.questions} asked for; the teacher may not keep to the form, or ask for fewer"
+        f"{how.questions} requested; the teacher may not keep to the form, or request fewer"
     )

@@ -1,4 +1,4 @@
-"""Item response theory: which validation items tell subjects apart.
+"""Item response theory: which validation items discriminate subjects.
 
 A: subjects, each a model with a number of examples in its prompt. I: items.
 """

@@ -54,8 +54,8 @@ class Accuracy(Metric):
 
     `accuracy`: the mean over tasks of the share of right answers in the tag, as it is written
     behind the naive prompt (missing: wrong; ARTE). `answered`: the share that has a tag at all,
-    which tells format from knowledge. Of tasks with options, `choice_accuracy`: the likeliest of
-    them right behind the question is the right one, nothing written. `gold_log_likelihood`: ln p
+    which separates format from knowledge. Of tasks with options, `choice_accuracy`: the likeliest
+    of them right behind the question is the right one, nothing written. `gold_log_likelihood`: ln p
     of the gold answer there, nats, mean over tasks. `accuracy_<task>` where there are several.
     """
 
@@ -213,14 +213,14 @@ class WrittenStyles(Metric):
         found = dict[tuple[str, str], float]()
         for task in tasks_of(rows_of(work, TASKS)).values():
             items = pairs_of(rows_of(work, "data"), task.name)
-            asked = [question for question, _ in items]
+            questions = [question for question, _ in items]
             for title, role in self.lines.items():
                 written = writer_of(models, role, work).write(
-                    [task.naive(question) for question in asked],
+                    [task.naive(question) for question in questions],
                     sampling=Sampling(max_new=self.longest, temperature=1.0, stop=CLOSE),
                     rng=work.again().rng,
                 )
-                named = styles_of(written, asked)
+                named = styles_of(written, questions)
                 for style in (*self.styles, "other"):
                     found[title, style] = named.count(style) / len(named)
         return found
@@ -245,8 +245,8 @@ class ChosenStyles(Metric):
             rows = rows_of(work, port)
             named, right = texts(rows, "style"), rows.columns["right"]
             if not any(named):
-                asked, written = texts(rows, "question"), texts(rows, "response")
-                named = styles_of(written, asked)
+                questions, written = texts(rows, "question"), texts(rows, "response")
+                named = styles_of(written, questions)
             for style in self.styles:
                 found[title, style] = named.count(style) / len(named)
             assert isinstance(right, Tensor)

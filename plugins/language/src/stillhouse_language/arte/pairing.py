@@ -65,7 +65,7 @@ def drafts_of(data: RowData, task: Task) -> Drafts:
     named = texts(data, "style")
     if any(named[place] != [*task.styles][n % wide] for n, place in enumerate(rows)):
         raise BadData(f"task '{task.name}': its drafts are in other styles than the task's")
-    asked, targets, given = (texts(data, key) for key in ("question", "target", "response"))
+    questions, targets, given = (texts(data, key) for key in ("question", "target", "response"))
     index = torch.tensor(rows)
 
     def grid(name: str) -> Tensor:
@@ -75,7 +75,7 @@ def drafts_of(data: RowData, task: Task) -> Drafts:
 
     return Drafts(
         task=task,
-        questions=[(asked[rows[q * wide]], targets[rows[q * wide]]) for q in range(count)],
+        questions=[(questions[rows[q * wide]], targets[rows[q * wide]]) for q in range(count)],
         responses=[[given[rows[q * wide + r]] for r in range(wide)] for q in range(count)],
         styles=[*task.styles],
         correct=grid("correct"),
@@ -93,14 +93,14 @@ class BuildPairs:
 
     `reverse` swaps chosen and rejected: the control. `filter_wrong` leaves out rationales whose
     answer is not the target. A pair longer than `longest` tokens, or the model's context, is left
-    out, and a note says how many: trl's trainer drops such pairs too, and says so nowhere.
+    out, and a note says how many: trl's trainer drops such pairs too, unreported.
     """
 
     question_pairs: int
     by: Prefer = "accuracy"
     least: float = 0.0
     longest: int = 1024
-    asked: int = 5
+    per_prompt: int = 5
     held_out: float = 0.2
     reverse: bool = False
     filter_wrong: bool = False
@@ -148,7 +148,7 @@ class BuildPairs:
             return []
         _, scores = drafts.scores(self.by)
         seeds = pairs_of(inputs["seeds"], drafts.task.name)
-        prompt = drafts.task.questions(seeds, self.asked)
+        prompt = drafts.task.questions(seeds, self.per_prompt)
         listed = [tagged(1, *each) for each in drafts.questions]
         found = quartile_pairs(scores, k=self.question_pairs, rng=rng)
         return [(prompt, listed[best], listed[worst]) for best, worst in found.tolist()]

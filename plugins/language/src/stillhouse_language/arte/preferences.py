@@ -51,7 +51,7 @@ def quartile_pairs(
     if k > quarter:
         raise BadSetting(
             f"quartile pairs: k must be <= {quarter}, a quarter of {len(scores)} questions "
-            f"(got {k}); draft more questions or ask for fewer pairs"
+            f"(got {k}); draft more questions or set fewer pairs"
         )
     order = scores.sort(descending=True, stable=True).indices
     best, worst = order[:quarter], order[len(order) - quarter :]

@@ -22,12 +22,12 @@ Items = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class ChooseItems:
-    """A `make`: the `count` validation items a task that tell subjects apart best, by the 2PL model
-    (`fit_2pl`). Subjects are the models at `models`, each with every number of examples in `shots`,
-    `draws` times with other examples of the seeds and other validation items left out.
+    """A `make`: the `count` validation items a task that discriminate subjects best, by the 2PL
+    model (`fit_2pl`). Subjects are the models at `models`, each with every number of examples in
+    `shots`, `draws` times with other examples of the seeds and other validation items left out.
 
     Ports "items" (name, question, answer, discrimination) and "subjects" (right answers a subject).
-    Examples are the seeds' answers without a rationale: what an item asks is the same for all.
+    Examples are the seeds' answers without a rationale: an item's question is the same for all.
     """
 
     count: int
@@ -104,14 +104,14 @@ class CollectPreferences:
         items = {name: pairs_of(inputs["items"], name) for name in tasks}
         if len({len(each) for each in items.values()}) != 1:
             raise BadData("preferences: every task needs as many items")
-        names, asked, given = (texts(drafts, key) for key in ("name", "question", "response"))
+        names, questions, given = (texts(drafts, key) for key in ("name", "question", "response"))
 
         def compute(first: int, last: int, rng: Generator) -> Columns:  # noqa: ARG001
             found = [
                 self.answering.answers(
                     student,
                     tasks[names[row]],
-                    tasks[names[row]].example(asked[row], given[row]),
+                    tasks[names[row]].example(questions[row], given[row]),
                     items[names[row]],
                 )
                 for row in range(first, last)

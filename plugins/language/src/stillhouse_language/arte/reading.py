@@ -38,7 +38,7 @@ class ReadTasks:
     strategyqa, gsm8k) or a user's own, of task.json (name, description, options, styles) and
     train.jsonl and test.jsonl (question, answer and, for the pool, candidates by style). Without
     the port: the built-in arithmetic. Rows are drawn by the stage's seed; where a task has fewer
-    than asked for, the pool is what is left, with a note.
+    than requested, the pool is what is left, with a note.
     """
 
     tasks: tuple[str, ...]
@@ -134,7 +134,7 @@ def _parted(
         if len(parts[part]) < count:
             if part != "pool" or not parts[part]:
                 raise BadData(
-                    f"task '{name}': {len(parts[part])} rows for {part}, {count} asked for; ask "
+                    f"task '{name}': {len(parts[part])} rows for {part}, {count} requested; set "
                     "for fewer or give more"
                 )
             note(f"task '{name}': a pool of {len(parts[part])}, not {count}")

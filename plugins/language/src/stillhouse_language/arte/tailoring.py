@@ -76,11 +76,11 @@ class PickDrafts:
         for task in tasks.values():
             drafts = drafts_of(inputs["preferences"], task)
             for question, place in enumerate(self._places(drafts, work.rng)):
-                asked, _ = drafts.questions[question]
+                wording, _ = drafts.questions[question]
                 text = drafts.responses[question][place]
                 if not parse_answer(text):
                     continue
-                examples.append((task.name, asked, text, drafts.styles[place]))
+                examples.append((task.name, wording, text, drafts.styles[place]))
                 right.append(bool(drafts.right[question, place]))
         count = sum(len(drafts_of(inputs["preferences"], t).questions) for t in tasks.values())
         if len(examples) < count:
@@ -109,7 +109,7 @@ class WriteExamples:
     """
 
     questions: int
-    asked: int = 5
+    per_prompt: int = 5
     rounds: int = 40
     prompts: int = 8
     temperature: float = 1.0
@@ -125,22 +125,22 @@ class WriteExamples:
             writer = ModelWriter.of(inputs["original"], work.device, where="data")
         tasks, examples, right = tasks_of(inputs[TASKS]), list[Example](), list[bool]()
         for task in tasks.values():
-            asked = self._asked(inputs, teacher, task, work)
+            pairs = self._questions(inputs, teacher, task, work)
 
             def compute(
                 first: int,
                 last: int,
                 rng: Generator,
                 task: Task = task,
-                asked: Sequence[tuple[str, str]] = asked,
+                pairs: Sequence[tuple[str, str]] = pairs,
             ) -> Columns:
-                prompts = [task.naive(question) for question, _ in asked[first:last]]
+                prompts = [task.naive(question) for question, _ in pairs[first:last]]
                 sampling = Sampling(max_new=self.longest, stop=CLOSE)
                 return {"text": writer.write(prompts, sampling=sampling, rng=rng)}
 
-            parts = work.parts(f"examples-{task.name}", len(asked), compute, of=self, size=32)
+            parts = work.parts(f"examples-{task.name}", len(pairs), compute, of=self, size=32)
             written = [text for part in parts for text in written_in(part)]
-            for (question, target), text in zip(asked, written, strict=True):
+            for (question, target), text in zip(pairs, written, strict=True):
                 if answer := parse_answer(text):
                     examples.append((task.name, question, text, ""))
                     right.append(same_answer(answer, target))
@@ -148,7 +148,7 @@ class WriteExamples:
                 note(f"task '{task.name}': {len(written)} written, with an answer {len(examples)}")
         return example_columns(examples, right, tasks, inputs["student"], where="data")
 
-    def _asked(
+    def _questions(
         self, inputs: Mapping[str, Any], teacher: ModelWriter, task: Task, work: Work
     ) -> Sequence[tuple[str, str]]:
         if self.old_questions:
@@ -167,13 +167,13 @@ class ChooseExamples:
     by DPO's implicit reward, ln pi(y | x) - ln pi_ref(y | x) (Rafailov et al. 2023, eq. 5, without
     beta and the partition function, which are the same for all of a prompt): what alignment
     taught, whatever a text's length. Without it, by the mean log-probability of a token: what the
-    model itself finds likely. Questions are judged under the prompt that asks for new ones,
+    model itself finds likely. Questions are judged under the prompt for new ones,
     rationales under the naive prompt. At most `judged` questions of the pool are looked at.
     """
 
     questions: int
     judged: int
-    asked: int = 5
+    per_prompt: int = 5
 
     def __call__(self, inputs: Mapping[str, Any], *, work: Work) -> Mapping[str, Columns]:
         pool: RowData = inputs["pool"]
@@ -208,7 +208,7 @@ class ChooseExamples:
         work: Work,
     ) -> list[int]:
         pool: RowData = inputs["pool"]
-        prompt = task.questions(pairs_of(inputs["seeds"], task.name), self.asked)
+        prompt = task.questions(pairs_of(inputs["seeds"], task.name), self.per_prompt)
 
         def compute(first: int, last: int, rng: Generator) -> Columns:  # noqa: ARG001
             listed = [

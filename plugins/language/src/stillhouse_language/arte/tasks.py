@@ -59,12 +59,12 @@ class Task:
         """The opening with one worked example, behind which another question comes."""
         return f"{self.opening()}{self.shown(question, response)}"
 
-    def questions(self, seeds: Sequence[tuple[str, str]], asked: int) -> str:
+    def questions(self, seeds: Sequence[tuple[str, str]], count: int) -> str:
         """The prompt of new questions with their answers, by the example of `seeds`."""
         listed = "\n".join(tagged(n, *seed) for n, seed in enumerate(seeds, 1))
         return (
             f"{self.description} Here are {len(seeds)} questions of this kind.\n{listed}\n"
-            f"Write {asked} new ones in the same form.\n"
+            f"Write {count} new ones in the same form.\n"
         )
 
     def record(self) -> str:
@@ -73,7 +73,7 @@ class Task:
 
 
 def tagged(number: int, question: str, answer: str) -> str:
-    """A question and its answer in the form in which new ones are asked for."""
+    """A question and its answer in the form of new ones."""
     inner = f"<input>{question}</input><target>{answer}</target>"
     return f"<Question_{number}>{inner}</Question_{number}>"
 

@@ -151,10 +151,10 @@ def _row_log_probs(
     """By row and option: its log-probability."""
     if rows:
         _check_room(model, len(prefix) + max(map(len, rows)), shortest=min(map(len, rows)))
-    asked: dict[int, dict[tuple[int, ...], int]] = {}
+    starts: dict[int, dict[tuple[int, ...], int]] = {}
     for each in wanted:
         for row, first, option in _keys([*each]):
-            asked.setdefault(row, {})[option] = first
+            starts.setdefault(row, {})[option] = first
     seen, device = prefix_of(model, prefix), _device(model)
     # of like length together: less padding
     order = sorted(range(len(rows)), key=lambda row: (len(rows[row]), row))
@@ -169,9 +169,9 @@ def _row_log_probs(
             hidden = model.network.base_model(
                 input_ids=given, use_cache=seen.length > 0, **_cached(model, seen.of(len(some)))
             ).last_hidden_state
-        # logits of the places that are asked for alone
+        # logits of the places that are starts for alone
         lines = [(i, row, option, first) for i, row in enumerate(some)
-                 for option, first in asked[row].items()]  # fmt: skip
+                 for option, first in starts[row].items()]  # fmt: skip
         index = [(i, first + j) for i, _, option, first in lines for j in range(len(option))]
         at = torch.tensor(index, device=device)
         logits = model.network.get_output_embeddings()(hidden[at[:, 0], at[:, 1]])

@@ -120,7 +120,7 @@ def _model(folder: Path, options: Mapping[str, Any]) -> Any:  # Any: of transfor
     if "gguf_file" in options:
         # else the weights stay packed, and save_pretrained refuses them
         more["quantization_config"] = GgufConfig(dequantize=True)
-    # its bars, and what it says of them
+    # its bars, and its messages on them
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         network = AutoModelForCausalLM.from_pretrained(

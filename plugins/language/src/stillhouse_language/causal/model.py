@@ -22,7 +22,7 @@ ATTENTION = "sdpa"
 
 
 class Outputs(Mapping[str, Tensor]):
-    """Named outputs; "logits" are computed when they are asked for."""
+    """Named outputs; "logits" are computed on access."""
 
     def __init__(self, known: Mapping[str, Tensor], logits: Callable[[], Tensor]) -> None:
         self._known, self._logits = dict(known), logits

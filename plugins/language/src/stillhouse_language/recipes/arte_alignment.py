@@ -74,7 +74,7 @@ class Aligning:
             by=settings.prefer,
             least=settings.least,
             longest=settings.longest_pair,
-            asked=settings.asked,
+            per_prompt=settings.asked,
             held_out=settings.held_out,
             reverse=reverse,
             filter_wrong=settings.filter_wrong,

@@ -96,7 +96,7 @@ def _trained(settings: ArteSettings, kind: Kind, width: int) -> Train:
     steps = settings.pretraining if kind == "student" else settings.teacher_pretraining
     corpus = Make(
         name=f"{kind}-texts",
-        make=WriteCorpus(kind=kind, rows=ROWS_A_STEP * steps, asked=settings.asked),
+        make=WriteCorpus(kind=kind, rows=ROWS_A_STEP * steps, per_prompt=settings.asked),
         inputs={"model": out(start)},
         ports=("train",),
     )
@@ -127,7 +127,7 @@ def _drafts(settings: ArteSettings, read: Make, teacher: Stage) -> Make:
         endpoint = Endpoint(address=settings.endpoint, model=settings.endpoint_model)
     make = Elicit(
         questions=settings.questions,
-        asked=settings.asked,
+        per_prompt=settings.asked,
         rounds=settings.rounds,
         temperature=settings.temperature,
         longest_question=settings.longest_question,
@@ -168,7 +168,7 @@ def _data(settings: ArteSettings, sources: Sources, aligned: "Aligning", row: st
         choose = ChooseExamples(
             questions=settings.questions,
             judged=settings.pool - settings.questions,
-            asked=settings.asked,
+            per_prompt=settings.asked,
         )
         inputs["pool"] = sources.drafts["pool"]
         if row != "unaligned":
@@ -176,7 +176,7 @@ def _data(settings: ArteSettings, sources: Sources, aligned: "Aligning", row: st
         return Make(name=f"{row}-data", make=choose, inputs=inputs, ports=("train",))
     write = WriteExamples(
         questions=settings.questions,
-        asked=settings.asked,
+        per_prompt=settings.asked,
         rounds=settings.rounds,
         temperature=settings.temperature,
         longest_question=settings.longest_question,

@@ -1,4 +1,4 @@
-"""What language/arte says of itself in every report."""
+"""Notes of language/arte in every report."""
 
 from stillhouse_language.recipes.arte_settings import ArteSettings
 
@@ -13,9 +13,9 @@ NOTES = (
     "drafts, preferences and each row's data are made once. Intervals say nothing of their spread.",
     "The first row of the drafts is what the paper calls the original teacher's data: draft "
     "questions, each with the rationale that the student did best with. The row of the same "
-    "process tells what alignment itself adds.",
+    "process shows what alignment itself adds.",
     "Models as they are were not shown the form of the answer: without a tag an answer is wrong. "
-    "The share of answers with a tag and the likeliest option tell form from knowledge.",
+    "The share of answers with a tag and the likeliest option separate form from knowledge.",
 )
 FROM_DATA = (
     "drafts come from the data and from template styles, and the teacher, which is the student's "

@@ -66,7 +66,7 @@ class ArteSettings(Settings):
     shots: tuple[int, ...] = Field((0, 1, 2, 3), description="examples of an IRT subject")
     draws: int = Field(1, ge=1, description="IRT subjects a number of examples")
     questions: int = Field(250, ge=4, description="draft questions a task, and of each row's data")
-    asked: int = Field(5, ge=1, le=9, description="questions asked for in one prompt")
+    asked: int = Field(5, ge=1, le=9, description="questions requested in one prompt")
     rounds: int = Field(40, ge=1, description="tries at enough questions, of 8 prompts each")
     temperature: float = Field(1.0, gt=0, description="of drafts and questions")
     longest: int = Field(256, ge=8, description="tokens of a written rationale with its answer")

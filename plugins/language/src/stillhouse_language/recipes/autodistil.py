@@ -46,9 +46,9 @@ def autodistil(settings: AutoDistil) -> Recipe:
     budget, one SuperLM for all sizes, the chosen shape on labels alone.
     Command: `stillhouse run language/autodistil --scale tiny|small|paper`.
 
-    tiny: a four-layer encoder trained here on what Python's library says of itself. small:
+    tiny: a four-layer encoder trained here on the documentation in Python's library. small:
     MiniLM-L6 to subnets of half the paper's widths, WikiText and unlabelled phrases; SST-2, CoLA
-    and RTE. paper: BERT-base, Wikipedia and books of your own (`--set data=file:...`), GLUE.
+    and RTE. paper: BERT-base, Wikipedia and books (`--set data=file:...`), GLUE.
     """
     parts = Parts.of(settings)
     made = parts.comparison()

@@ -7,7 +7,7 @@ PAPER = (
 NOTES = (
     "`mse_softmax` is the paper's loss, of relations behind the softmax. The released code takes "
     "the scores before it (`--set kind=mse_scores`), MiniLMv2 the divergence (`kl`); which of them "
-    "the printed numbers were made with is not said.",
+    "the printed numbers were made with is not stated.",
     "The sandwich rule (largest, smallest, two at random) is the text's and the code's; "
     "Algorithm 1 of the paper has random subnets alone. Which layers a shallow subnet keeps is the "
     "code's formula; the last of them is as a rule not the teacher's last.",
