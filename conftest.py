@@ -23,7 +23,7 @@ CHECKED = (
     "search",
     "stages",
     "training",
-    "turns",
+    "phase_state",
 )
 # before any of it is imported: jaxtyping and beartype check each call against its annotations
 checker = types.ModuleType("stillhouse_checker")

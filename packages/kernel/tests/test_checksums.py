@@ -171,7 +171,7 @@ def test_a_checkpoint_of_an_older_stillhouse_is_one_line(tmp_path: Path) -> None
     with pytest.raises(
         BadSetting,
         match=r"^stage 'toy': the checkpoint in .*checkpoints is of an older Stillhouse, which knew "
-        r"role 'teacher' by other digests: whether it is the same cannot be told\. Give another "
+        r"role 'teacher' by other digests: whether it is the same is unknown\. Give another "
         r"folder, or delete this one$",
     ):
         fit(toy_objective(), toy_models(), toy_data(), setup=toy_setup(), ctx=toy_context(tmp_path))

@@ -19,9 +19,9 @@ from stillhouse.fast import Role, misfit
 from stillhouse.folding import fold, pairs_of
 from stillhouse.objectives import Composed, Optimizer, Phase, Term, Weighted, kd_loss
 from stillhouse.objectives.objective import Models, Tensors
+from stillhouse.phase_state import fused
 from stillhouse.recipe import Context, Event
 from stillhouse.training import Setup
-from stillhouse.turns import fused
 
 from .toys import same, toy_context, toy_data, weights
 

@@ -193,7 +193,7 @@ def test_a_width_far_beyond_the_weights_takes_no_memory(tmp_path: Path, width: i
     line, grown = done.stdout.splitlines()
     size = (tmp_path / "model" / "model.safetensors").stat().st_size
     assert line == (
-        f"{tmp_path}/model/model.json: builds no network: its arguments ask for "
+        f"{tmp_path}/model/model.json: builds no network: its arguments need "
         f"{4 * width * width:,} bytes and more, but the weights have {size}; give the arguments "
         "that the weights were saved with"
     )

@@ -1,4 +1,4 @@
-"""A bound of the memory that building a stored model may take: its file of arguments may ask for
+"""A bound of the memory that building a stored model may take: its file of arguments may request
 any width.
 """
 
@@ -37,7 +37,7 @@ class Bounded(TorchDispatchMode):
             self.made += _size(func, args, given)
             if self.made > FACTOR * self.stored + SLACK:
                 raise CorruptArtifact(
-                    f"its arguments ask for {self.made:,} bytes and more, but the weights have "
+                    f"its arguments need {self.made:,} bytes and more, but the weights have "
                     f"{self.stored:,}; give the arguments that the weights were saved with"
                 )
         return func(*args, **given)

@@ -1,7 +1,7 @@
 """Frozen networks over many rows, in batches that fit the memory.
 
 What is scored must not depend on how many rows a network computes at a time, so a batch may be
-smaller than was asked for: on the CPU where the tensors of a forward would take more than
+smaller than requested: on the CPU where the tensors of a forward would take more than
 STILLHOUSE_EVALUATION_MIB (256), on a GPU where its memory has run out. Only the last bits of what a
 network gives may differ then. Trainings, and caches of what a training reads, keep their batch.
 """

@@ -160,7 +160,7 @@ def cached(
                 ctx=ctx,
             )
             outputs, kept = settled(
-                source.cache, folder, lambda: fill.asked(views[0]), where=fill.where
+                source.cache, folder, lambda: fill.outputs(views[0]), where=fill.where
             )
             fill.cache = replace(source.cache, outputs=outputs)
             opened = {view: _View(fill.view(view)) for view in views}
@@ -183,7 +183,7 @@ def stored(
     ctx: Context,
     selects: bool = False,
 ) -> CachedRole:
-    """The stand-in for a frozen role in a training of `setup`: every view it will ask for.
+    """The stand-in for a frozen role in a training of `setup`: every view it will read.
 
     `selects`: the objective re-selects its data; a selection is shorter than the data, and so has
     more passes, and views, than these.
@@ -222,7 +222,7 @@ class _Fill:
         self.computed = self.rows = 0
 
     @torch.no_grad()
-    def asked(self, view: int) -> Iterator[Tensors]:
+    def outputs(self, view: int) -> Iterator[Tensors]:
         """The role's outputs, batch by batch."""
         self.module.to(self.ctx.device)
         plans = (plan for chunk in self._chunks() for plan in chunk)

@@ -106,7 +106,7 @@ def check_fingerprint(
         ):
             raise BadSetting(
                 f"stage '{stage}': the checkpoint in {folder} is of an older Stillhouse, which "
-                f"knew {name} by other digests: whether it is the same cannot be told. Give "
+                f"knew {name} by other digests: whether it is the same is unknown. Give "
                 "another folder, or delete this one"
             )
     differences = [

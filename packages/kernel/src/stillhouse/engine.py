@@ -23,11 +23,11 @@ from stillhouse.errors import ContractError
 from stillhouse.fingerprint import fingerprint
 from stillhouse.frozen import Bits, check_frozen, frozen_bits
 from stillhouse.objectives.objective import Objective, Refreshing, Tensors
+from stillhouse.phase_state import Curves, PhaseState
 from stillhouse.recipe import Context, Event
 from stillhouse.resuming import Progress
 from stillhouse.speeding import Speed, undo
 from stillhouse.training import Place, Setup, Watcher
-from stillhouse.turns import Curves, Turn
 from stillhouse.work import Work
 
 CURVE_POINTS = 200
@@ -48,7 +48,7 @@ class _Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """What a training says of itself: the means of the loss terms since the last row of the
+    """Record of a training: the means of the loss terms since the last row of the
     curves and that row, a row a logged step, what each refresh chose, where it went on, and how
     roles ran in precision "fast".
     """
@@ -104,22 +104,22 @@ class _Loop:
     def __init__(self, job: _Job) -> None:
         setup, ctx = job.setup, job.ctx
         self.job = job
-        self.turns = [
-            Turn(name, phase, job.models, precision=setup.precision, device=ctx.device)
+        self.phases = [
+            PhaseState(name, phase, job.models, precision=setup.precision, device=ctx.device)
             for name, phase in job.objective.phases.items()
         ]
-        self.terms = self.turns[0].cast(job.objective.terms)
+        self.terms = self.phases[0].cast(job.objective.terms)
         self.roles = dict(job.models)  # as they run
         self.speed: Speed | None = None
         if setup.precision == "fast":
-            self.speed = Speed(objective=job.objective, turns=self.turns, ctx=ctx)
+            self.speed = Speed(objective=job.objective, phases=self.phases, ctx=ctx)
         self.place = Place()
         self.chosen: Data = job.data
         self.rng = torch.Generator()
         self.refreshes: list[refreshing.Refresh] = []
         self.resumed_at: int | None = None
-        self.curves = Curves([turn.name for turn in self.turns], ctx.nproc)
-        self.learners = list({p: None for turn in self.turns for p in turn.parameters})
+        self.curves = Curves([state.name for state in self.phases], ctx.nproc)
+        self.learners = list({p: None for state in self.phases for p in state.parameters})
         self.share = self._share()
         self.every = max(1, setup.steps // CURVE_POINTS)
         self.saved = time.monotonic()
@@ -130,7 +130,7 @@ class _Loop:
 
     @property
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
-        return {turn.name: turn.optimizer for turn in self.turns}
+        return {state.name: state.optimizer for state in self.phases}
 
     @property
     def step(self) -> int:
@@ -145,9 +145,9 @@ class _Loop:
         # a role no phase trains gets no gradient at all
         for module in job.models.values():
             module.requires_grad_(False)
-        self.turns[0].enter(self.learners)
+        self.phases[0].enter(self.learners)
         batches = training.batches_from(place, self.chosen, job.setup, job.ctx)
-        # asked once: whether something is of a runtime protocol takes nine calls
+        # checked once: whether something is of a runtime protocol takes nine calls
         watcher, selects = self.watcher, isinstance(job.objective, Refreshing)
         waiting = self.speed is not None
         try:
@@ -178,68 +178,70 @@ class _Loop:
     def _step(self, batch: Tensors) -> None:
         step, ctx = self.place.step, self.job.ctx
         rng = self.rng.manual_seed(training.mix(self.job.setup.seed, training.STEP, step, ctx.rank))
-        for turn in self.turns:
-            if step % turn.phase.every:
+        for state in self.phases:
+            if step % state.phase.every:
                 continue
-            if len(self.turns) > 1:
-                turn.enter(self.learners)
-            self._gradients(turn, batch, step, rng)
+            if len(self.phases) > 1:
+                state.enter(self.learners)
+            self._gradients(state, batch, step, rng)
             if ctx.nproc > 1:
-                parallel.average_gradients(turn.parameters, share=self.share)
-                parallel.share_buffers(turn.awake)
-            turn.update(step, self.job.setup.steps)
-            for role, average in turn.averages.items():
+                parallel.average_gradients(state.parameters, share=self.share)
+                parallel.share_buffers(state.trainable)
+            state.update(step, self.job.setup.steps)
+            for role, average in state.averages.items():
                 average.update_parameters(self.job.models[role])
 
-    def _gradients(self, turn: Turn, batch: Tensors, step: int, rng: torch.Generator) -> None:
+    def _gradients(
+        self, state: PhaseState, batch: Tensors, step: int, rng: torch.Generator
+    ) -> None:
         job = self.job
-        parts = turn.phase.accumulate * job.ctx.micro_batches
+        parts = state.phase.accumulate * job.ctx.micro_batches
         pieces = training.micro_batches(batch, parts) if parts > 1 else ((batch, 1.0),)
         for part, share in pieces:
             found = self.terms(
-                turn.name, self.roles, part, step=step, steps=job.setup.steps, rng=rng
+                state.name, self.roles, part, step=step, steps=job.setup.steps, rng=rng
             )
             if isinstance(found, (dict, Mapping)):  # dict first: no call of Python
                 if not found:
-                    raise self._no_term(turn)
+                    raise self._no_term(state)
                 terms, loss = found, reduce(operator.add, found.values())
-                turn.backward(loss if share == 1 else loss * share)
+                state.backward(loss if share == 1 else loss * share)
             else:
-                terms, loss = self._partial_gradients(turn, found, share)
-            self.curves.add(turn.name, terms, loss, share * self.share)
-        for role, module in turn.frozen.items():
+                terms, loss = self._partial_gradients(state, found, share)
+            self.curves.add(state.name, terms, loss, share * self.share)
+        for role, module in state.frozen.items():
             if module.training:
                 raise ContractError(
-                    f"stage '{job.ctx.stage}': phase '{turn.name}' put frozen role '{role}' "
+                    f"stage '{job.ctx.stage}': phase '{state.name}' put frozen role '{role}' "
                     "in train mode"
                 )
 
     def _partial_gradients(
-        self, turn: Turn, partials: Iterator[Tensors], share: float
+        self, state: PhaseState, partials: Iterator[Tensors], share: float
     ) -> tuple[Tensors, Tensor]:
         """Sum the gradients of partial losses, each computed when the graph of the one before is
         gone; terms of the same name are summed.
         """
         summed: dict[str, Tensor] = {}
         while True:
-            with turn.autocast:
+            with state.autocast:
                 terms = next(partials, None)
             if terms is None:
                 break
             if not terms:
-                raise self._no_term(turn)
+                raise self._no_term(state)
             loss = reduce(operator.add, terms.values())
-            turn.backward(loss if share == 1 else loss * share)
+            state.backward(loss if share == 1 else loss * share)
             for name, value in terms.items():
                 summed[name] = summed[name] + value.detach() if name in summed else value.detach()
         if not summed:
             stage = self.job.ctx.stage
-            raise ContractError(f"stage '{stage}': phase '{turn.name}' gave no partial loss")
+            raise ContractError(f"stage '{stage}': phase '{state.name}' gave no partial loss")
         return summed, reduce(operator.add, summed.values())
 
-    def _no_term(self, turn: Turn) -> ContractError:
+    def _no_term(self, state: PhaseState) -> ContractError:
         return ContractError(
-            f"stage '{self.job.ctx.stage}': phase '{turn.name}' gave no loss term; an objective's "
+            f"stage '{self.job.ctx.stage}': phase '{state.name}' gave no loss term; an objective's "
             "terms() returns at least one, by name"
         )
 
@@ -254,7 +256,7 @@ class _Loop:
         self._choose(place.index)
         entry = refreshing.record(job.objective, self.chosen, job.data, step=step, stage=stage)
         self.refreshes.append(entry)
-        self.turns[0].enter(self.learners)
+        self.phases[0].enter(self.learners)
 
     def _choose(self, index: Tensor | None) -> None:
         if index is not None:
@@ -325,7 +327,7 @@ class _Loop:
 
     def _progress(self) -> Progress:
         return Progress(
-            turns=self.turns,
+            phases=self.phases,
             models=self.job.models,
             place=self.place,
             curves=self.curves,
@@ -353,9 +355,9 @@ def _loop(job: _Job) -> Generator[_Loop]:
         loop.resume()
         with ctx.watch(loop) if ctx.watch else contextlib.nullcontext() as loop.watcher:
             yield loop
-        for turn in loop.turns:
+        for state in loop.phases:
             job.models.update(
-                {f"{role}-ema": average.module for role, average in turn.averages.items()}
+                {f"{role}-ema": average.module for role, average in state.averages.items()}
             )
     finally:
         for role, module in job.models.items():

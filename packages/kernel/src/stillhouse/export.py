@@ -246,7 +246,7 @@ def onnx_difference(
     found = session.run(list(outputs), {name: value.numpy() for name, value in batch.items()})
     with torch.no_grad():
         made = module.eval()(dict(batch))
-        expected = {name: made[name] for name in outputs}  # some are computed when asked for
+        expected = {name: made[name] for name in outputs}  # some are computed on access
     pairs = zip(outputs, found, strict=True)
     gaps = [(expected[name] - torch.from_numpy(value)).abs().max() for name, value in pairs]
     return float(torch.stack(gaps).max())  # NaN where one is

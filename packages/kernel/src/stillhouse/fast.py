@@ -225,8 +225,8 @@ def has_bf16() -> bool:
     """Whether the processor computes in bf16; without it torch's convolutions in bf16 are up to
     hundreds of times slower. That they are faster is measured.
     """
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, bool)() for name in asked)
+    flags = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in flags)
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

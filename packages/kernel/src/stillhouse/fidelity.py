@@ -29,7 +29,7 @@ ROWS = 256  # that are measured, at most
 NUMBERS = 1 << 24  # of their logits, at most
 DRAWS = 4  # of sampled targets
 ERROR = 0.05  # of KL, that whole logits made of `top_k` may have
-TEMPERATURES = (1.0, 4.0)  # at which they are looked at: nothing says where they are read
+TEMPERATURES = (1.0, 4.0)  # at which they are looked at: nothing declares where they are read
 FILE = "fidelity.json"
 
 Record = dict[str, Any]  # Any: JSON
@@ -54,22 +54,22 @@ def settled(
 ) -> tuple[tuple[Output, ...], Record]:
     """The outputs with every k chosen, and for each of which few classes are kept its k and errors.
 
-    `first` gives a role's outputs batch by batch; it is asked where `folder` holds no measurement
+    `first` gives a role's outputs batch by batch; it is read where `folder` holds no measurement
     yet. Raises BadSetting, with what was found and what would do, for an error that is too large.
     """
-    asked = {
+    wanted = {
         name_of(output): output
         for output in storage.outputs
         if not isinstance(output, str) or (storage.top_k is not None and output == "logits")
     }
-    if not asked:
+    if not wanted:
         return tuple(storage.outputs), {}
     record = _read(folder / FILE)
-    if record is None or {*record} != {*asked}:
-        rows = _first_rows(first(), asked, where=where)
+    if record is None or {*record} != {*wanted}:
+        rows = _first_rows(first(), wanted, where=where)
         record = {
             name: _chosen(output, rows[name], storage, where=where)
-            for name, output in asked.items()
+            for name, output in wanted.items()
         }
         write_text(folder / FILE, json.dumps(record, indent=1))
     outputs = tuple(
@@ -88,10 +88,10 @@ def _read(path: Path) -> Record | None:
 
 
 def _first_rows(
-    batches: Iterable[Mapping[str, Tensor]], asked: Mapping[str, Output], *, where: str
+    batches: Iterable[Mapping[str, Tensor]], wanted: Mapping[str, Output], *, where: str
 ) -> dict[str, Tensor]:
     """Rows [n, V] of each output: all of the first batches, or spread over the first."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in asked}
+    parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
     for outputs in batches:
         for name, found in parts.items():
             rows = named(outputs, name, what="output", where=where).detach().flatten(0, -2)
@@ -125,9 +125,9 @@ def _chosen(output: Output, logits: Tensor, storage: Storage, *, where: str) -> 
         advice += f": keep it whole, as '{name}'"
     elif isinstance(output, str):
         advice += ", or a TopK or Sampled at one temperature"
-    told = "" if given == "auto" else f" {looked.told(min(given, classes))};"
+    errors = "" if given == "auto" else f" {looked.text(min(given, classes))};"
     raise BadSetting(
-        f"{where}: {_form(output, given)} of {classes} classes of '{name}':{told} {advice}"
+        f"{where}: {_form(output, given)} of {classes} classes of '{name}':{errors} {advice}"
     )
 
 
@@ -159,7 +159,7 @@ class _Looked:
             self.seen[k] = self._measured(k)
         return self.seen[k]
 
-    def told(self, k: int) -> str:
+    def text(self, k: int) -> str:
         found = self.at(k)
         return (
             f"KL errs by {100 * found['kl_error']:+.3g} % at T = {found['temperature']:g} "

@@ -79,7 +79,7 @@ def foldable(part: nn.Module) -> bool:
     return type(part) in CONVOLUTIONS
 
 
-# what tells nothing of a tensor's values
+# what depends on nothing of a tensor's values
 SHAPE = frozenset({"shape", "dtype", "device", "ndim", "is_cuda", "layout", "requires_grad"})
 SIZES = frozenset({"dim", "size", "ndimension", "numel", "is_contiguous", "__len__"})
 

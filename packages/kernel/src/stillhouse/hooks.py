@@ -86,7 +86,7 @@ class _Roles(nn.Module):
     """The roles, by name, as a hook finds them in `runner.model`."""
 
     def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
-        """mmengine asks that it exists; our own loop runs the phases."""
+        """mmengine requires that it exists; our own loop runs the phases."""
         raise NotImplementedError
 
 
@@ -102,7 +102,7 @@ class _NoVisualizer:
 
 
 def _do_nothing(*_: object, **__: object) -> None:
-    """Whatever a Visualizer would be asked for."""
+    """Any method of a Visualizer."""
 
 
 class _Runner(Runner):

@@ -88,7 +88,7 @@ def push(upload: Upload, *, private: bool = False, update: bool = False) -> Push
     """Upload to a new repository, or with `update` as a new commit of one that may be there.
 
     Raises BadSetting without a token, for a repository that is there already (without `update`) or
-    that is public where `private` was asked for; HubError where the hub refuses or cannot be
+    that is public where `private` was requested; HubError where the hub refuses or cannot be
     reached.
     """
     from huggingface_hub import HfApi, get_token
@@ -146,7 +146,7 @@ def _refusals(repo: str, endpoint: str) -> Generator[None]:
         raise HubError(f"{repo}: the upload failed ({_first_line(error)})") from error
 
 
-def _refused(repo: str, endpoint: str, status: int, said: str | None) -> StillhouseError:
+def _refused(repo: str, endpoint: str, status: int, reason: str | None) -> StillhouseError:
     owner = repo.partition("/")[0]
     match status:
         case 401:
@@ -164,7 +164,7 @@ def _refused(repo: str, endpoint: str, status: int, said: str | None) -> Stillho
                 f"{repo} is there already; give another name, or --update for a new commit of it"
             )
         case _:
-            return HubError(f"{repo}: {endpoint} answered {status} ({said or 'no reason given'})")
+            return HubError(f"{repo}: {endpoint} answered {status} ({reason or 'no reason given'})")
 
 
 def _first_line(error: BaseException) -> str:

@@ -159,10 +159,10 @@ Not known here: the folder alone was uploaded, without the report of the run tha
 def _limits(licence: str, origin: Origin | None) -> str:
     lines = [
         "- The scores hold for held-out data like those it was trained on, and for nothing else.",
-        "- The training and test data are not part of this repository, nor are pictures of them.",
+        "- The training and test data are not part of this repository, nor are images of them.",
     ]
     if licence == LICENSE:
-        lines.append("- No licence was stated for these weights: ask their owner before use.")
+        lines.append("- No licence was stated for these weights: contact their owner before use.")
     if origin is not None:
         read = [_named(ref) for ref in origin.read]
         if read:

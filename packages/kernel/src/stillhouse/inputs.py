@@ -50,7 +50,7 @@ def outside(ref: str, root: Path) -> Artifact:
 def raw_input(ref: str, root: Path) -> Any:  # Any: a Path, or arrays by name
     """What a "data:", "file:", "builtin:", "hub:" or "package:" reference names, without its
     digest. Where `root` is a run's workspace that has no such file yet, the project it was made
-    from is asked.
+    from is searched.
 
     Raises as `outside`.
     """

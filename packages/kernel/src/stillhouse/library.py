@@ -49,7 +49,7 @@ Losses = str | Mapping[str, Weighted | Term]
 
 @dataclass(frozen=True, kw_only=True)
 class Distilled:
-    """A trained student: the module that was given, in eval mode, with what its training said.
+    """A trained student: the module that was given, in eval mode, with the record of its training.
 
     `curves` has a row a logged step: "step", "loss" and each term. `scores` are those of "student"
     and "teacher" on the test data (accuracy, nll_loss, ...; see `Classification`), empty without

@@ -31,7 +31,7 @@ def places_in(file: Path) -> dict[str, tuple[Path, str]]:
 
 def stored_tensors(places: Places) -> Iterator[tuple[str, Tensor]]:
     """Each tensor by its name in the module, file after file; it is the file's memory, and good
-    until the next one is asked for.
+    until the next one is read.
     """
     for file in dict.fromkeys(file for file, _ in places.values()):
         waiting = [(name, stored) for name, (where, stored) in places.items() if where == file]

@@ -1,5 +1,5 @@
 """Where the newest results of a project are: a run may go in a folder of its own, and `report` is
-asked for it in the project.
+called for it in the project.
 
 $STILLHOUSE_HOME/newest/<project>-<hash>.json    of each variant the folders it ran in, newest first
 """

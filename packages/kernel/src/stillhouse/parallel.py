@@ -22,11 +22,11 @@ def world() -> tuple[int, int]:
 
 def die_with(parent: int, number: int = signal.SIGKILL) -> None:
     """Have this process get a signal when `parent`, which started it, goes in whatever way (Linux;
-    elsewhere only when it is told to).
+    elsewhere only by a signal of the parent).
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
-    if os.getppid() != parent:  # gone before we asked
+    if os.getppid() != parent:  # gone before the call
         os.kill(os.getpid(), number)
 
 
@@ -86,7 +86,7 @@ def shard(module: torch.nn.Module, device: str) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor of which each process may have a part; every process must ask."""
+    """A tensor of which each process may have a part; every process must call it."""
     if not dist.is_initialized():
         return tensor
     from torch.distributed.tensor import DTensor

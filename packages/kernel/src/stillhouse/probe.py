@@ -1,5 +1,6 @@
-"""A finished training asked again, on some of its own batches: its terms and their gradients before
-its first step and after its last, and what the terms come to where the student may not learn.
+"""A finished training evaluated again on some of its own batches: its terms and their gradients
+before its first step and after its last, and what the terms come to where the student may not
+learn.
 """
 
 import copy
@@ -102,7 +103,7 @@ def _measured(
     for name, phase in stage.objective.phases.items():
         if STUDENT not in phase.trains:
             continue
-        roles = _awake(modules, phase)
+        roles = _trainable(modules, phase)
         learning = [p.requires_grad_(True) for p in roles[STUDENT].parameters()]
         for number, batch in enumerate(batches):
             sums: dict[str, tuple[float, float]] = {}
@@ -121,7 +122,7 @@ def _measured(
     }
 
 
-def _awake(modules: Models, phase: Phase) -> dict[str, nn.Module]:
+def _trainable(modules: Models, phase: Phase) -> dict[str, nn.Module]:
     """Copies of the roles as a phase runs them, none of them learning yet."""
     roles = {role: copy.deepcopy(module) for role, module in modules.items()}
     for role, module in roles.items():
@@ -170,7 +171,7 @@ def _control(
     frozen = replace(stage, objective=replace(composed, phases=phases), steps=CONTROL_STEPS)
     found: dict[str, float] = {}
     for name, phase in phases.items():
-        roles = _awake(modules, phase)
+        roles = _trainable(modules, phase)
         roles[STUDENT].train()  # as it was: BatchNorm by the batch
         learning = [p.requires_grad_(True) for r in phase.trains for p in roles[r].parameters()]
         optimizer = phase.optimizer.new([{"params": learning}])

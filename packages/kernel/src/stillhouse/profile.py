@@ -270,8 +270,8 @@ def _fitting_batches(module: nn.Module, data: Data, size: int) -> list[Tensors]:
             size = -(-size // 2)
     elif size > 1:
         size = fitting(module, rows_of(batch, torch.arange(1)), size)
-    if size < (asked := len(batch["id"])):
-        note(f"{latency(asked).name}: {asked} samples do not fit the memory; {size} at a time")
+    if size < (wanted := len(batch["id"])):
+        note(f"{latency(wanted).name}: {wanted} samples do not fit the memory; {size} at a time")
     return micro_batches(batch, size)
 
 

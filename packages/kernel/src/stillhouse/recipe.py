@@ -38,7 +38,7 @@ STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What a running stage tells whoever watches: a note, or `done` of `total` with the last
+    """What a running stage reports to observers: a note, or `done` of `total` with the last
     scores.
     """
 

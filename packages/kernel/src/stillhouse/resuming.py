@@ -10,16 +10,16 @@ from stillhouse import parallel, training
 from stillhouse.checkpoint import State, below
 from stillhouse.errors import BadSetting
 from stillhouse.frozen import untrained
+from stillhouse.phase_state import Curves, PhaseState
 from stillhouse.recipe import Context
 from stillhouse.training import Place
-from stillhouse.turns import Curves, Turn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """The parts of a running training that a checkpoint holds; `restore` changes them in place."""
 
-    turns: Sequence[Turn]
+    phases: Sequence[PhaseState]
     models: Mapping[str, nn.Module]
     place: Place
     curves: Curves
@@ -31,8 +31,8 @@ class Progress:
         for role, module in self._saved().items():
             tensors |= {f"model/{role}/{k}": v for k, v in self._kept(role, module).items()}
         optimizers: dict[str, Any] = {}  # Any: JSON values
-        for turn in self.turns:
-            packed, optimizers[turn.name] = turn.state()
+        for state in self.phases:
+            packed, optimizers[state.name] = state.state()
             tensors |= packed
         sums = {k: v.cpu() for k, v in self.curves.sums.items()}
         for kind, own in (("rng", training.rng_states()), ("sum", sums)):
@@ -59,8 +59,8 @@ class Progress:
         self._check_roles(tensors, ctx)
         for role, module in self._saved().items():
             module.load_state_dict(below(tensors, f"model/{role}/"), strict=False)
-        for turn in self.turns:
-            turn.restore(tensors, record["optimizers"][turn.name])
+        for state in self.phases:
+            state.restore(tensors, record["optimizers"][state.name])
         place, curves, rank = self.place, self.curves, ctx.rank
         curves.sums = {k: v.to(ctx.device) for k, v in below(tensors, f"sum/{rank}/").items()}
         curves.counts = record["counts"][rank]
@@ -90,14 +90,14 @@ class Progress:
         state: dict[str, Tensor] = module.state_dict()
         if role not in self.models:  # an average
             return state
-        trained = {parameter for turn in self.turns for parameter in turn.parameters}
+        trained = {parameter for state in self.phases for parameter in state.parameters}
         left = set(untrained(module, trained))
         return {name: value for name, value in state.items() if name not in left}
 
     def _saved(self) -> dict[str, nn.Module]:
-        roles = {role: self.models[role] for turn in self.turns for role in turn.phase.trains}
+        roles = {role: self.models[role] for state in self.phases for role in state.phase.trains}
         return roles | {
-            f"{role}-ema": a for turn in self.turns for role, a in turn.averages.items()
+            f"{role}-ema": a for state in self.phases for role, a in state.averages.items()
         }
 
 

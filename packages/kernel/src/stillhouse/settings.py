@@ -82,7 +82,7 @@ class Settings(pydantic.BaseModel):
         "", description="where the data come from: data:, file: or builtin:"
     )
     teacher: Input = pydantic.Field(
-        "", description="a teacher of your own: file:<folder or checkpoint>; empty trains one"
+        "", description="your teacher: file:<folder or checkpoint>; empty trains one"
     )
 
     @classmethod
@@ -93,7 +93,7 @@ class Settings(pydantic.BaseModel):
         given: Mapping[str, Any],  # noqa: ARG003
     ) -> Mapping[str, Any]:  # Any: field values
         """Values of `follows_data` as data of a user's own have them. `values` are the preset with
-        what the user said, `given` that alone. It must be quick: each command asks.
+        what the user set, `given` that alone. It must be quick: each command calls it.
         """
         return {}
 
@@ -184,7 +184,7 @@ def parse_assignments(pairs: Iterable[str]) -> dict[str, str]:
 
 def make_settings(name: str, scale: str, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Settings of "domain/recipe" at a scale; texts, as `--set` and params.yaml give them, are read
-    as the setting's type says. What is not said and follows the data is read off data of a
+    as the setting's type requires. What is not set and follows the data is read off data of a
     user's own.
     """
     cls = settings_class(name)

@@ -13,9 +13,9 @@ from stillhouse.checksums import bits_of
 from stillhouse.fast import CHANNELS_LAST, COMPILED, Chosen
 from stillhouse.frozen import check_frozen
 from stillhouse.objectives.objective import Composed, Objective, Tensors
+from stillhouse.phase_state import PhaseState
 from stillhouse.recipe import NOTE, Context, Event
 from stillhouse.training import PlainView
-from stillhouse.turns import Turn
 
 # forms that are another module's affair: what is looked up, what reads other columns
 LEFT = (CachedRole, PlainView)
@@ -24,11 +24,11 @@ LEFT = (CachedRole, PlainView)
 @dataclass(kw_only=True)
 class Speed:
     """Forms of the roles of one training. `record` says which, as JSON values by role: what was
-    chosen, or what the checkpoint said.
+    chosen, or what the checkpoint recorded.
     """
 
     objective: Objective
-    turns: Sequence[Turn]
+    phases: Sequence[PhaseState]
     ctx: Context
     record: dict[str, Any] = field(default_factory=dict[str, Any])  # Any: JSON values
     forms: dict[str, nn.Module] = field(default_factory=dict[str, nn.Module])
@@ -38,8 +38,8 @@ class Speed:
         """Give each role the form of the record; without one, what is best on this batch for the
         `steps` to come. Fills `forms` with what stands in for frozen roles.
         """
-        trained = {role for turn in self.turns for role in turn.phase.trains}
-        parts = max(turn.phase.accumulate for turn in self.turns) * self.ctx.micro_batches
+        trained = {role for state in self.phases for role in state.phase.trains}
+        parts = max(state.phase.accumulate for state in self.phases) * self.ctx.micro_batches
         seen, _ = next(iter(training.micro_batches(batch, parts)))
         roles = {
             role: fast.Role(
@@ -85,8 +85,8 @@ class Speed:
         elif measures or self._around(role, one):
             self.forms[role] = form = one.form(measures)
             self.bits[role] = bits_of(form)
-            for turn in self.turns:
-                turn.frozen[role] = form
+            for state in self.phases:
+                state.frozen[role] = form
 
     def _around(self, role: str, one: fast.Role) -> bool:
         """Whether a role that is as it came must be kept out of the bf16 that is around it."""
@@ -94,10 +94,10 @@ class Speed:
 
     def _lay_out(self, role: str, module: nn.Module) -> None:
         fast.lay_out(module, torch.channels_last)
-        for turn in self.turns:
-            if role in turn.averages:
-                fast.lay_out(turn.averages[role], torch.channels_last)
-            fast.follow(turn.optimizer)
+        for state in self.phases:
+            if role in state.averages:
+                fast.lay_out(state.averages[role], torch.channels_last)
+            fast.follow(state.optimizer)
 
     def _reads(self, role: str) -> tuple[str, ...]:
         return self.objective.outputs_of(role) if isinstance(self.objective, Composed) else ()

@@ -41,7 +41,7 @@ class Training(Protocol):
 
 
 class Watcher(Protocol):
-    """Is told of each step of a training, and changes nothing."""
+    """Gets each step of a training, and changes nothing."""
 
     def before(self, step: int, batch: Tensors) -> None:
         """Before the step's first phase."""

@@ -77,8 +77,8 @@ class Work:
         """Columns for `rows` rows, part after part: `compute(first, last, rng)` gives those of the
         rows from `first` to before `last`, `size` of them (default: `batch`), fewer in the end.
 
-        Each part is kept when it is done: a killed stage goes on behind the last one, and whoever
-        asks for the same `name` again in this stage reads what is there. `of` is what the rows
+        Each part is kept when it is done: a killed stage goes on behind the last one, and a second
+        call with the same `name` in this stage reads what is there. `of` is what the rows
         depend on beside the stage's inputs, of what a recipe is made of: as a rule the frozen
         dataclass whose method `compute` is. A part's generator depends on the seed, the name and
         `first` alone: the same rows with and without a kill. Raises BadRecipe where a part has

@@ -219,7 +219,7 @@ def test_the_card_says_scores_comparison_and_limits(exported: Path) -> None:
     ]
     assert "| teacher | 95.00 |  |\n| student | 88.00 | baseline |\n| kd | 90.00 | +2.00 |" in text
     assert "- A reconstruction: the paper's code is not public.\n" in text
-    assert "- No licence was stated for these weights: ask their owner before use.\n" in text
+    assert "- No licence was stated for these weights: contact their owner before use.\n" in text
     read = "files of whoever trained it (not published), `data:digits`, the built-in `toys:digits`"
     assert f"- What the run read: {read}.\n" in text
     assert "/home/ada" not in text

@@ -71,7 +71,7 @@ def test_a_round_is_learning_then_the_mean_of_fellows(tmp_path: Path) -> None:
     out = FedAvg(federation=stage).run(given, toy_context(tmp_path / "out")).outputs
     # by hand: the fellows start from a's weights and learn, then a plain loop over their weights
     built = stage.built(given)
-    parties = stage.parties(given, built, toy_context(tmp_path / "hand"))
+    parties = stage.local_clients(given, built, toy_context(tmp_path / "hand"))
     first = {k: v.clone() for k, v in parties["a"].module.state_dict().items()}
     for name in "abd":
         parties[name].module.load_state_dict(first)

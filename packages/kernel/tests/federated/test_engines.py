@@ -14,7 +14,7 @@ from stillhouse.artifact import Artifact, load_model
 from stillhouse.cli.app import main
 from stillhouse.data import TensorData
 from stillhouse.errors import BadRecipe, BadSetting, ClientLost, MissingExtra, UnknownName
-from stillhouse.federated import Exchange, ExchangeScores, Federate, Itself, Party, Server
+from stillhouse.federated import ClientProxy, Exchange, ExchangeScores, Federate, Itself, Server
 from stillhouse.federated.flower.client import Answers, Seat, newest
 from stillhouse.federated.flower.messages import ABSORB, CLIENT, FUSED, KNOWLEDGE, LEARN, ROUND
 from stillhouse.federated.flower.node import NodeSeats, node_folder
@@ -43,7 +43,7 @@ def _toy_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 class Absent:
     """Hands every call on to a client, but is not there in some rounds."""
 
-    party: Party
+    party: ClientProxy
     learns_not: tuple[int, ...] = ()
     absorbs_not: tuple[int, ...] = ()
     fused: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
@@ -65,7 +65,7 @@ class Absent:
 
 def parties_of(stage: Federate, inputs: Mapping[str, Artifact], folder: Path) -> dict[str, Absent]:
     built = stage.built(inputs)
-    found = stage.parties(inputs, built, toy_context(folder))
+    found = stage.local_clients(inputs, built, toy_context(folder))
     return {name: Absent(party=party) for name, party in found.items()}
 
 
@@ -74,22 +74,22 @@ def test_a_round_ends_without_a_client_that_is_missing(tmp_path: Path) -> None:
     made = stage.server(inputs)
     parties = parties_of(stage, inputs, tmp_path)
     parties["client-2"] = replace(parties["client-2"], learns_not=(0,))
-    weights, sent = stage.round(0, parties=parties, server=made)
+    weights, sent = stage.round(0, clients=parties, server=made)
     assert weights[1].tolist() == [0, 0, 0]
     assert weights[:, 1].tolist() == [0, 0, 0]
     assert sent.tolist() == [[280, 280], [0, 0], [280, 280]]
     # the others are taught as if it were not there
     others = parties_of(stage, inputs, tmp_path)
     del others["client-2"]
-    expected, _ = stage.round(0, parties=others, server=made)
+    expected, _ = stage.round(0, clients=others, server=made)
     assert torch.equal(weights[[0, 2]][:, [0, 2]], expected)
     for name in ("client-1", "client-10"):
         assert torch.equal(parties[name].fused[0], others[name].fused[0])
     # and it comes back in the next
-    weights, _ = stage.round(1, parties=parties, server=made)
+    weights, _ = stage.round(1, clients=parties, server=made)
     assert torch.allclose(weights.sum(1), torch.ones(3))
     exchange = Exchange(2, 3)
-    exchange.note(0, stage.round(2, parties={**parties}, server=made)[0], sent)
+    exchange.note(0, stage.round(2, clients={**parties}, server=made)[0], sent)
     assert exchange.missing.tolist() == [[False] * 3, [True] * 3]
 
 
@@ -97,7 +97,7 @@ def test_a_client_that_dies_before_it_absorbs_has_taught(tmp_path: Path) -> None
     inputs, stage = federated_inputs(tmp_path / "in"), federate()
     parties = parties_of(stage, inputs, tmp_path)
     parties["client-2"] = replace(parties["client-2"], absorbs_not=(0,))
-    weights, _ = stage.round(0, parties=parties, server=stage.server(inputs))
+    weights, _ = stage.round(0, clients=parties, server=stage.server(inputs))
     assert (weights > 0).all()
     assert parties["client-2"].fused == {}
     assert list(parties["client-10"].fused) == [0]
@@ -107,7 +107,7 @@ def test_rounds_without_fusion_know_who_is_missing_too(tmp_path: Path) -> None:
     inputs, stage = federated_inputs(tmp_path / "in"), federate(warmup=1)
     parties = parties_of(stage, inputs, tmp_path)
     parties["client-1"] = replace(parties["client-1"], learns_not=(0, 1))
-    weights, sent = stage.round(0, parties=parties, server=stage.server(inputs))
+    weights, sent = stage.round(0, clients=parties, server=stage.server(inputs))
     assert weights.tolist() == torch.diag(torch.tensor([0.0, 1.0, 1.0])).tolist()
     assert sent.sum() == 0
 
@@ -119,7 +119,7 @@ def test_a_round_without_any_client_is_an_error(tmp_path: Path) -> None:
         for name, party in parties_of(stage, inputs, tmp_path).items()
     }
     with pytest.raises(ClientLost, match="round 1: no client has answered .client-1, client-2"):
-        stage.round(0, parties=parties, server=stage.server(inputs))
+        stage.round(0, clients=parties, server=stage.server(inputs))
 
 
 def test_scores_leave_out_who_was_missing() -> None:
@@ -288,8 +288,8 @@ def test_a_run_says_who_was_missing(tmp_path: Path) -> None:
     parties["client-10"] = replace(parties["client-10"], learns_not=(1,))
     events: list[Event] = []
     ctx = toy_context(tmp_path / "out", observe=events.append)
-    turn = partial(stage.round, parties=parties, server=stage.server(inputs))
-    played = Rounds(stage="knfu", count=2, parties=parties, ctx=ctx).play(turn)
+    turn = partial(stage.round, clients=parties, server=stage.server(inputs))
+    played = Rounds(stage="knfu", count=2, clients=parties, ctx=ctx).play(turn)
     assert "round 2 of 2 ended without client-10" in [event.text for event in events]
     assert played.measured["missing"] == {"client-10": [2]}
 

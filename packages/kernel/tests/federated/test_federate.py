@@ -20,6 +20,7 @@ from stillhouse.errors import BadData, BadRecipe, BadSetting, ContractError, Unk
 from stillhouse.federated import (
     Client,
     ClientLabels,
+    ClientProxy,
     Exchange,
     ExchangeScores,
     Federate,
@@ -28,7 +29,6 @@ from stillhouse.federated import (
     Itself,
     KnFu,
     Mean,
-    Party,
     Plan,
     Server,
     balanced_accuracy,
@@ -99,7 +99,7 @@ def digests(outputs: Mapping[str, Artifact]) -> dict[str, str]:
 class Recorder:
     """Hands every call on to a client and keeps all that passes in either direction."""
 
-    party: Party
+    party: ClientProxy
     out: list[Any] = field(default_factory=list)
     back: list[Any] = field(default_factory=list)
 

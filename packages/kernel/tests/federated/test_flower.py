@@ -83,7 +83,7 @@ def node(given: Seat) -> Callable[[Any], Any]:
 
 def test_a_reply_holds_one_array_a_round_and_a_name(tmp_path: Path) -> None:
     run = node(seat(tmp_path / "node", federated_inputs(tmp_path / "in"), federate()))
-    reply = run(messages.ask(7, 0))
+    reply = run(messages.query(7, 0))
     found = contents(reply)
     assert set(found) == {"names/round", "names/client", "arrays/knowledge"}
     assert (found["names/round"], found["names/client"]) == (0, "client-1")
@@ -100,7 +100,7 @@ def test_a_reply_holds_one_array_a_round_and_a_name(tmp_path: Path) -> None:
 
 
 def test_what_goes_to_a_client_is_a_round_and_its_teacher() -> None:
-    assert contents(messages.ask(7, 3)) == {"names/round": 3}
+    assert contents(messages.query(7, 3)) == {"names/round": 3}
     fused = torch.full((SAMPLES, CLASSES), 1 / CLASSES)
     names, arrays = bridge.opened(messages.teach(7, 3, fused))
     assert names == {ROUND: 3}
@@ -111,7 +111,7 @@ def test_what_goes_to_a_client_is_a_round_and_its_teacher() -> None:
 def test_a_client_that_shares_nothing_sends_nothing(tmp_path: Path) -> None:
     stage = federate(rule=Itself())
     run = node(seat(tmp_path / "node", federated_inputs(tmp_path / "in"), stage))
-    assert contents(run(messages.ask(7, 0))) == {"names/round": 0, "names/client": "client-1"}
+    assert contents(run(messages.query(7, 0))) == {"names/round": 0, "names/client": "client-1"}
 
 
 def test_an_answer_with_more_in_it_is_refused() -> None:

@@ -12,7 +12,7 @@ from stillhouse.engine import fit
 from stillhouse.errors import BadSetting, ContractError
 from stillhouse.objectives.groups import Group, Grouping, LayerDecay, NoDecay, one_group
 from stillhouse.objectives.objective import Optimizer, Phase
-from stillhouse.turns import Turn
+from stillhouse.phase_state import PhaseState
 
 from ..toys import toy_context, toy_data, toy_models, toy_objective, toy_setup  # noqa: TID252
 
@@ -32,17 +32,17 @@ def layer(name: str) -> int:
     return 0 if name.startswith("embed") else 1 if name.startswith("layers.0") else 2
 
 
-def turn(grouping: Grouping, *, lr_scale: float = 1.0, **kwargs: float) -> Turn:
+def phase_state(grouping: Grouping, *, lr_scale: float = 1.0, **kwargs: float) -> PhaseState:
     phase = Phase(
         trains=("student",),
         optimizer=Optimizer(build=torch.optim.AdamW, lr=0.1, kwargs={"weight_decay": 0.5}),
         lr_scale={"student": lr_scale},
         grouping=grouping,
     )
-    return Turn("student", phase, {"student": block()})
+    return PhaseState("student", phase, {"student": block()})
 
 
-def groups(made: Turn) -> list[tuple[int, float, float]]:
+def groups(made: PhaseState) -> list[tuple[int, float, float]]:
     """Of each group: its parameters, learning rate and decay."""
     return [
         (len(g["params"]), pytest.approx(g["lr"]), g["weight_decay"])
@@ -51,26 +51,26 @@ def groups(made: Turn) -> list[tuple[int, float, float]]:
 
 
 def test_without_a_rule_a_role_is_one_group():
-    assert groups(turn(one_group)) == [(7, 0.1, 0.5)]
+    assert groups(phase_state(one_group)) == [(7, 0.1, 0.5)]
 
 
 def test_biases_and_norms_do_not_decay():
-    assert groups(turn(NoDecay())) == [(3, 0.1, 0.5), (4, 0.1, 0.0)]
-    assert groups(turn(NoDecay(also=("embed.weight",)))) == [(2, 0.1, 0.5), (5, 0.1, 0.0)]
+    assert groups(phase_state(NoDecay())) == [(3, 0.1, 0.5), (4, 0.1, 0.0)]
+    assert groups(phase_state(NoDecay(also=("embed.weight",)))) == [(2, 0.1, 0.5), (5, 0.1, 0.0)]
 
 
 def test_a_layer_learns_by_its_distance_from_the_output():
     rule = LayerDecay(decay=0.5, layers=3, layer_of=layer)
-    assert groups(turn(rule)) == [(1, 0.025, 0.5), (2, 0.05, 0.5), (4, 0.1, 0.5)]
+    assert groups(phase_state(rule)) == [(1, 0.025, 0.5), (2, 0.05, 0.5), (4, 0.1, 0.5)]
     # both rules, and a role at half the rate
     both = LayerDecay(decay=0.5, layers=3, layer_of=layer, then=NoDecay())
-    assert groups(turn(both, lr_scale=0.5)) == [
+    assert groups(phase_state(both, lr_scale=0.5)) == [
         (1, 0.0125, 0.5), (1, 0.025, 0.5), (1, 0.05, 0.5), (1, 0.025, 0.0), (3, 0.05, 0.0),
     ]  # fmt: skip
 
 
 def test_a_parameter_that_does_not_decay_stays_where_no_gradient_moves_it():
-    made = turn(NoDecay())
+    made = phase_state(NoDecay())
     before = [p.detach().clone() for g in made.optimizer.param_groups for p in g["params"]]
     for parameter in made.parameters:
         parameter.grad = torch.zeros_like(parameter)
@@ -83,7 +83,7 @@ def test_a_parameter_that_does_not_decay_stays_where_no_gradient_moves_it():
 
 
 def test_the_schedule_moves_every_group():
-    made = turn(LayerDecay(decay=0.5, layers=3, layer_of=layer))
+    made = phase_state(LayerDecay(decay=0.5, layers=3, layer_of=layer))
     assert made.base == pytest.approx([0.025, 0.05, 0.1])
 
 
@@ -101,11 +101,11 @@ class Forgets:
 
 def test_a_parameter_in_no_group_or_in_two_is_named():
     with pytest.raises(ContractError, match="role 'student': Forgets puts 'embed.weight' into 0"):
-        turn(Forgets())
+        phase_state(Forgets())
     with pytest.raises(ContractError, match="puts 'norm.bias' into 2 groups"):
-        turn(Forgets(twice=True))
+        phase_state(Forgets(twice=True))
     with pytest.raises(ContractError, match="'layers.1.weight' is of layer 2, not of 0 ... 1"):
-        turn(LayerDecay(decay=0.5, layers=2, layer_of=layer))
+        phase_state(LayerDecay(decay=0.5, layers=2, layer_of=layer))
     with pytest.raises(BadSetting, match=r"0 < decay <= 1 and layers >= 1 \(got 0.0 and 3\)"):
         LayerDecay(decay=0.0, layers=3, layer_of=layer)
 

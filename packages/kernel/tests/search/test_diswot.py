@@ -225,7 +225,7 @@ def test_a_part_of_large_values_does_not_outvote_the_other():
 
 
 def test_a_mixture_and_a_lone_zscore_are_refused():
-    with pytest.raises(BadSetting, match="in one way ask for several: rank, zscore"):
+    with pytest.raises(BadSetting, match="in one way declare several: rank, zscore"):
         combined([score(0, 0), score(0, 0, "rank")])
     with pytest.raises(BadSetting, match=r"a zscore is one among candidates: give all .* combined"):
         _ = score(0, 0).value

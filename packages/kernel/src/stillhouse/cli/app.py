@@ -10,7 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 
 try:
     from typer import TyperException as UsageError
-except ImportError:  # before typer 0.21, which Flower asks for, they are click's own
+except ImportError:  # before typer 0.21, which Flower requires, they are click's own
     from click import ClickException as UsageError
 
 from stillhouse.cli.cleaning import clean
@@ -57,8 +57,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(shown: bool) -> None:
+    if shown:
         from importlib.metadata import version
 
         print(f"stillhouse {version('stillhouse')}")

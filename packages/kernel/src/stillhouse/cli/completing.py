@@ -23,7 +23,7 @@ def completion(
 
 
 def answer_shells() -> None:
-    """Have this process answer a shell that asks; without one it costs nothing."""
+    """Have this process answer a completion request of a shell; without one it costs nothing."""
     if VARIABLE in os.environ:
         from typer.completion import completion_init  # pyright: ignore[reportPrivateImportUsage]
 

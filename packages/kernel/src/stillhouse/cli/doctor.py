@@ -21,7 +21,7 @@ PACKAGES = ("stillhouse", "torch", "torchvision", "mmengine", "onnxruntime", "pr
 def doctor(json: Json = False) -> None:
     """What this installation can do, and what it cannot, and why.
 
-    Exits with 2 when a plugin cannot be loaded; a missing extra is only told.
+    Exits with 2 when a plugin cannot be loaded; a missing extra is only printed.
     """
     failing, plugins = 0, list[dict[str, object]]()
     facts = dict[str, str]()
@@ -55,7 +55,7 @@ def _facts() -> Iterator[tuple[str, str]]:
 def _gpu() -> str:
     try:
         import torch
-    except Exception as error:  # a broken torch is what a doctor is asked about
+    except Exception as error:  # a broken torch is what a doctor diagnoses
         return f"torch cannot be imported: {one_line(error)}"
     if not torch.cuda.is_available():
         return f"none that torch {torch.__version__} can use; --device cpu"
@@ -76,7 +76,7 @@ def _existing(path: Path) -> Path:
 
 
 def _plugins() -> Iterator[tuple[str, str, bool]]:
-    """(label, what is to be said, whether it is a failure) a domain and a command group."""
+    """(label, what is printed, whether it is a failure) a domain and a command group."""
     for name, domain in domains().items():
         if not isinstance(domain, Domain):
             yield "domain", f"{name}: FAILS: {one_line(domain)}", True

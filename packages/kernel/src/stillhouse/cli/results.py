@@ -36,7 +36,7 @@ def report(
         Path | None, typer.Option(metavar="DIR", help="Also write there what may be committed.")
     ] = None,
     pictures: Annotated[
-        bool, typer.Option(help="Publish pictures of predictions, too: mind the data's licence.")
+        bool, typer.Option(help="Publish images of predictions, too: mind the data's licence.")
     ] = False,
 ) -> None:
     """Write the report of a finished run."""

@@ -52,6 +52,6 @@ class Stopping:
 
 
 def quiet_end() -> None:
-    """No signal adds a traceback to what a stopped process has said; for its last moments."""
+    """No signal adds a traceback to what a stopped process has printed; for its last moments."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -37,7 +37,7 @@ class Import:
 
 @dataclass(frozen=True, kw_only=True)
 class Syntax:
-    """A module's source; what is asked of it raises PluginError where it is no Python."""
+    """A module's source; a query of it raises PluginError where it is no Python."""
 
     name: str
     path: Path

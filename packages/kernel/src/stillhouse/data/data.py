@@ -126,7 +126,7 @@ def select(columns: Columns, index: Tensor) -> Columns:
 class RowData(PlannedData):
     """Data whose rows are found by their place: in memory (TensorData) or in shards (StoredData).
 
-    `columns` are those that are not encoded; a column of shards is read when it is asked for.
+    `columns` are those that are not encoded; a column of shards is read on access.
     """
 
     @property

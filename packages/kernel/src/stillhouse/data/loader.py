@@ -243,7 +243,7 @@ class _Workers(Generic[Request]):
 
 
 def _rows(owed: Iterable[Any]) -> str:  # Any: requests
-    """What the first request asked for, where it says rows."""
+    """The rows of the first request, where it names rows."""
     first = next(iter(owed), None)
     plan: Any = first[0] if isinstance(first, tuple) else first
     rows = next(iter(plan.values()), None) if isinstance(plan, Mapping) else None

@@ -20,7 +20,7 @@ HEAD = 1 << 12  # bytes that are compared before whole files are
 
 @runtime_checkable
 class Row(Protocol):
-    """Encoded bytes in a row of a file, read when they are asked for."""
+    """Encoded bytes in a row of a file, read on access."""
 
     def read(self) -> bytes: ...
 

@@ -315,7 +315,7 @@ class StoredData(RowData):
 
 
 class _Lazy(Mapping[str, "Tensor | Ragged | list[str]"]):
-    """The columns that are not encoded, each read when it is asked for and kept."""
+    """The columns that are not encoded, each read on first access and kept."""
 
     def __init__(self, data: StoredData) -> None:
         self.data = data

@@ -64,14 +64,14 @@ class FedAvg(BaseStage):
 
     def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Result:
         built = self.federation.built(inputs)
-        parties = self.federation.parties(inputs, built, ctx)
+        clients = self.federation.local_clients(inputs, built, ctx)
         groups = fellows(built)
         for group in groups:
-            first = parties[group[0]].module.state_dict()
+            first = clients[group[0]].module.state_dict()
             for name in group:
-                parties[name].module.load_state_dict(first)
-        rounds = Rounds(stage=self.name, count=self.federation.rounds, parties=parties, ctx=ctx)
-        return saved(built, rounds.play(partial(_round, parties=parties, groups=groups)), ctx)
+                clients[name].module.load_state_dict(first)
+        rounds = Rounds(stage=self.name, count=self.federation.rounds, clients=clients, ctx=ctx)
+        return saved(built, rounds.play(partial(_round, clients=clients, groups=groups)), ctx)
 
 
 def fellows(built: Mapping[str, Built]) -> tuple[tuple[str, ...], ...]:
@@ -104,22 +104,22 @@ def _mean(values: Sequence[Tensor], shares: Tensor) -> Tensor:
 
 
 def _round(
-    number: int, *, parties: Mapping[str, Client], groups: Sequence[Sequence[str]]
+    number: int, *, clients: Mapping[str, Client], groups: Sequence[Sequence[str]]
 ) -> tuple[Tensor, Tensor]:
-    names = list(parties)
+    names = list(clients)
     weights = torch.eye(len(names))
     sent = torch.zeros(len(names), 2, dtype=torch.int64)
-    for party in parties.values():
-        party.learn(number)
+    for client in clients.values():
+        client.learn(number)
     for group in groups:
         if len(group) == 1:
             continue
         rows = torch.tensor([names.index(name) for name in group])
-        counts = [len(parties[name].data) for name in group]
-        states = [parties[name].module.state_dict() for name in group]
+        counts = [len(clients[name].data) for name in group]
+        states = [clients[name].module.state_dict() for name in group]
         mean = weighted_mean(states, counts)
         for name in group:
-            parties[name].module.load_state_dict(mean)
+            clients[name].module.load_state_dict(mean)
         weights[rows[:, None], rows] = torch.tensor(counts) / sum(counts)
         sent[rows] = sum(value.nbytes for value in mean.values())
     return weights, sent

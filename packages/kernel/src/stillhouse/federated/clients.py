@@ -54,7 +54,7 @@ class Plan:
 
 
 @runtime_checkable
-class Party(Protocol):
+class ClientProxy(Protocol):
     """A client as the server sees it: predictions out, a fused teacher in, and no way to more."""
 
     def learn(self, number: int) -> None:

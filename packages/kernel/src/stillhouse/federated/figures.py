@@ -1,4 +1,4 @@
-"""Pictures of who listens to whom, and of who has what."""
+"""Figures of the fusion weights, and of the labels of each client."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from stillhouse.artifact import Built, Model, save_model
 from stillhouse.checkpoint import Checkpoints, below
-from stillhouse.federated.clients import Client, Party
+from stillhouse.federated.clients import Client, ClientProxy
 from stillhouse.federated.fusion import effective_neighbours
 from stillhouse.federated.server import Exchange
 from stillhouse.recipe import Context, Event, Result
 
 EXCHANGE = "exchange"
 # what a round is: its number to the weights [N, N] of its clients and the bytes [N, 2] they sent
-Turn = Callable[[int], tuple[Float[Tensor, "N N"], Integer[Tensor, "N 2"]]]
+PlayRound = Callable[[int], tuple[Float[Tensor, "N N"], Integer[Tensor, "N 2"]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,25 +47,25 @@ class Played:
 
 @dataclass(frozen=True, kw_only=True)
 class Rounds:
-    """`count` rounds of a stage's `parties`. Between rounds all clients of this process are in a
+    """`count` rounds of a stage's `clients`. Between rounds all clients of this process are in a
     checkpoint, and a killed stage goes on from the last round to the same bits; clients elsewhere
     keep their own.
     """
 
     stage: str
     count: int
-    parties: Mapping[str, Party]
+    clients: Mapping[str, ClientProxy]
     ctx: Context
 
-    def play(self, turn: Turn) -> Played:
+    def play(self, play_round: PlayRound) -> Played:
         """Run the rounds that are still to be run."""
-        exchange = Exchange(self.count, len(self.parties))
+        exchange = Exchange(self.count, len(self.clients))
         first = self._resume(exchange)
         for number in range(first, self.count):
-            exchange.note(number, *turn(number))
+            exchange.note(number, *play_round(number))
             self._finish(number, exchange)
         return Played(
-            exchange=exchange, clients=tuple(self.parties), resumed_at=first if first else None
+            exchange=exchange, clients=tuple(self.clients), resumed_at=first if first else None
         )
 
     def _finish(self, number: int, exchange: Exchange) -> None:
@@ -73,13 +73,13 @@ class Rounds:
         neighbours = effective_neighbours(exchange.weights[number][~missing])
         scores = {"effective_neighbours": float(neighbours.mean())}
         if bool(missing.any()):
-            names = [n for n, lost in zip(self.parties, missing.tolist(), strict=True) if lost]
+            names = [n for n, lost in zip(self.clients, missing.tolist(), strict=True) if lost]
             text = f"round {done} of {self.count} ended without {', '.join(names)}"
             self.ctx.observe(Event(stage=self.stage, text=text))
         if done < self.count:
             tensors = {f"{EXCHANGE}/{k}": v for k, v in exchange.state_dict().items()}
-            for name, party in self._here().items():
-                tensors |= {f"{name}/{k}": v for k, v in party.module.state_dict().items()}
+            for name, client in self._here().items():
+                tensors |= {f"{name}/{k}": v for k, v in client.module.state_dict().items()}
             Checkpoints(ctx=self.ctx).save(done, tensors, {})
         text = "checkpoint" if done < self.count else ""
         self.ctx.observe(
@@ -93,15 +93,15 @@ class Rounds:
             return 0
         tensors, record = found
         exchange.load_state_dict(below(tensors, f"{EXCHANGE}/"))
-        for name, party in self._here().items():
-            party.module.load_state_dict(below(tensors, f"{name}/"))
+        for name, client in self._here().items():
+            client.module.load_state_dict(below(tensors, f"{name}/"))
         done = int(record["step"])
         text = f"resumed at round {done}"
         self.ctx.observe(Event(stage=self.stage, text=text, done=done, total=self.count))
         return done
 
     def _here(self) -> dict[str, Client]:
-        return {name: party for name, party in self.parties.items() if isinstance(party, Client)}
+        return {name: client for name, client in self.clients.items() if isinstance(client, Client)}
 
 
 def saved(clients: Mapping[str, Built], played: Played, ctx: Context) -> Result:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from stillhouse.errors import ClientLost, ContractError
-from stillhouse.federated.clients import Party
+from stillhouse.federated.clients import ClientProxy
 from stillhouse.federated.fusion import fuse
 from stillhouse.federated.rules import Rule
 from stillhouse.objectives.objective import Tensors
@@ -40,33 +40,33 @@ class Server:
         return fuse(torch.softmax(knowledge / self.temperature, dim=2), weights), weights
 
     def round(
-        self, number: int, names: Sequence[str], parties: Sequence[Party]
+        self, number: int, names: Sequence[str], clients: Sequence[ClientProxy]
     ) -> tuple[Float[Tensor, "N N"], Integer[Tensor, "N 2"]]:
-        """Collect from every party, fuse, hand back; the weights, and the bytes sent up and down by
-        each client (0 where the rule shares nothing).
+        """Collect from every client, fuse, hand back; the weights, and the bytes sent up and down
+        by each client (0 where the rule shares nothing).
 
-        A party that raises ClientLost has row and column 0, and the others' teachers are made
+        A client that raises ClientLost has row and column 0, and the others' teachers are made
         without it; one that is lost before it absorbs has still taught. Raises ContractError for
-        anything but finite numbers [M, C] from a party, ClientLost when all are lost.
+        anything but finite numbers [M, C] from a client, ClientLost when all are lost.
         """
         answers: dict[int, Tensor] = {}
-        for client, (name, party) in enumerate(zip(names, parties, strict=True)):
+        for place, (name, client) in enumerate(zip(names, clients, strict=True)):
             with contextlib.suppress(ClientLost):
-                answers[client] = self.checked(name, party.knowledge())
+                answers[place] = self.checked(name, client.knowledge())
         if not answers:
             raise ClientLost(f"round {number + 1}: no client has answered ({', '.join(names)})")
         knowledge = torch.stack(list(answers.values()))
         fused, found = self.teach(knowledge)
-        sent = torch.zeros(len(parties), 2, dtype=torch.int64)
-        for row, client in enumerate(answers):
+        sent = torch.zeros(len(clients), 2, dtype=torch.int64)
+        for row, place in enumerate(answers):
             with contextlib.suppress(ClientLost):
-                parties[client].absorb(number, fused[row])
+                clients[place].absorb(number, fused[row])
             if self.rule.shares:
-                sent[client, 0], sent[client, 1] = knowledge[row].nbytes, fused[row].nbytes
-        return among(found, list(answers), len(parties)), sent
+                sent[place, 0], sent[place, 1] = knowledge[row].nbytes, fused[row].nbytes
+        return among(found, list(answers), len(clients)), sent
 
     def checked(self, name: str, given: Tensor) -> Float[Tensor, "M C"]:
-        """A copy of what a party sent, without graph or further storage behind it."""
+        """A copy of what a client sent, without graph or further storage behind it."""
         shape = (self.samples, self.classes)
         if given.shape != shape or given.dtype != torch.float32 or not given.isfinite().all():
             kind = str(given.dtype).removeprefix("torch.")

@@ -12,7 +12,7 @@ from torch import Tensor
 from stillhouse.artifact import Artifact, Built, Model
 from stillhouse.data.data import RowData, TensorData, in_memory
 from stillhouse.errors import BadData, BadRecipe, BadSetting, ClientLost, UnknownName
-from stillhouse.federated.clients import Client, Party, Plan
+from stillhouse.federated.clients import Client, ClientProxy, Plan
 from stillhouse.federated.engines import check_engine
 from stillhouse.federated.rounds import EXCHANGE, Rounds, saved
 from stillhouse.federated.rules import Rule
@@ -103,23 +103,23 @@ class Federate(BaseStage):
 
             return run_flower(self, inputs, ctx)
         built = self.built(inputs)
-        parties = self.parties(inputs, built, ctx)
+        clients = self.local_clients(inputs, built, ctx)
         server = self.server(inputs)
-        turn = partial(self.round, parties=parties, server=server)
-        rounds = Rounds(stage=self.name, count=self.rounds, parties=parties, ctx=ctx)
-        return saved(built, rounds.play(turn), ctx)
+        play_round = partial(self.round, clients=clients, server=server)
+        rounds = Rounds(stage=self.name, count=self.rounds, clients=clients, ctx=ctx)
+        return saved(built, rounds.play(play_round), ctx)
 
     def built(self, inputs: Mapping[str, Artifact]) -> dict[str, Built]:
         """The clients' models before the first round."""
         return {name: self._built(name, inputs) for name in self.clients}
 
-    def parties(
+    def local_clients(
         self, inputs: Mapping[str, Artifact], built: Mapping[str, Built], ctx: Context
     ) -> dict[str, Client]:
         """The clients, each with its own data and the set all share."""
         transfer = self._transfer(inputs)
         return {
-            name: self._party(name, built[name], transfer, inputs, ctx) for name in self.clients
+            name: self._client(name, built[name], transfer, inputs, ctx) for name in self.clients
         }
 
     def client(
@@ -127,7 +127,7 @@ class Federate(BaseStage):
     ) -> tuple[Client, Built]:
         """One client and its model before the first round; the data of the others are not read."""
         built = self._built(name, inputs)
-        return self._party(name, built, self._transfer(inputs), inputs, ctx), built
+        return self._client(name, built, self._transfer(inputs), inputs, ctx), built
 
     def server(self, inputs: Mapping[str, Artifact]) -> Server | None:
         """The server, which knows the transfer set's size and labels; None without a rule."""
@@ -147,28 +147,28 @@ class Federate(BaseStage):
         return self.rule is not None and number >= self.warmup
 
     def round(
-        self, number: int, *, parties: Mapping[str, Party], server: Server | None
+        self, number: int, *, clients: Mapping[str, ClientProxy], server: Server | None
     ) -> tuple[Float[Tensor, "N N"], Integer[Tensor, "N 2"]]:
-        """One round, whatever the engine. A party that raises ClientLost is missing from it;
+        """One round, whatever the engine. A client that raises ClientLost is missing from it;
         raises ClientLost when all are.
         """
         here: list[int] = []
-        for client, party in enumerate(parties.values()):
+        for place, client in enumerate(clients.values()):
             with contextlib.suppress(ClientLost):
-                party.learn(number)
-                here.append(client)
+                client.learn(number)
+                here.append(place)
         if not here:
-            raise ClientLost(f"round {number + 1}: no client has answered ({', '.join(parties)})")
-        sent = torch.zeros(len(parties), 2, dtype=torch.int64)
+            raise ClientLost(f"round {number + 1}: no client has answered ({', '.join(clients)})")
+        sent = torch.zeros(len(clients), 2, dtype=torch.int64)
         if server is None or not self.fuses(number):
-            return among(torch.eye(len(here)), here, len(parties)), sent
-        names = list(parties)
+            return among(torch.eye(len(here)), here, len(clients)), sent
+        names = list(clients)
         weights, sent[here] = server.round(
-            number, [names[client] for client in here], [parties[names[client]] for client in here]
+            number, [names[place] for place in here], [clients[names[place]] for place in here]
         )
-        return among(weights, here, len(parties)), sent
+        return among(weights, here, len(clients)), sent
 
-    def _party(
+    def _client(
         self,
         name: str,
         built: Built,

@@ -205,13 +205,13 @@ class _Chunked(torch.autograd.Function):
                 product = head.into(next(room), rows).detach()
                 with torch.set_grad_enabled(any(needs)):
                     product.requires_grad_(any(needs))
-                    told = [
+                    inputs = [
                         target.of(target.into(next(room), rows))
                         if isinstance(target, Head)
                         else target[rows]
                         for target in targets
                     ]
-                    value = share * job.loss(head.of(product), *told)
+                    value = share * job.loss(head.of(product), *inputs)
                 total += value.detach()
                 if any(needs):
                     sums.add(rows, head, *torch.autograd.grad(value, product))

@@ -53,7 +53,7 @@ def _check(loss: Loss, name: str, value: Any) -> None:  # Any: a JSON value
 
 
 PLAIN = frozenset({bool, int, float, str, type(None)})
-# each call of a loss asks for the same values again
+# each call of a loss reads the same values again
 _check_once = functools.lru_cache(maxsize=1024, typed=True)(_check)
 
 

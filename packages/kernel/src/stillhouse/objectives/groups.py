@@ -13,8 +13,8 @@ from stillhouse.errors import BadSetting, ContractError
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Parameters of a role by name, with a factor of the learning rate and what the optimizer is
-    told of them alone; without `trains` they stay as they are.
+    """Parameters of a role by name, with a factor of the learning rate and the options of the
+    optimizer for them alone; without `trains` they stay as they are.
     """
 
     names: tuple[str, ...]
@@ -47,14 +47,14 @@ class NoDecay:
     also: tuple[str, ...] = ()
 
     def __call__(self, module: nn.Module) -> Sequence[Group]:
-        spared = {
+        undecayed = {
             name: parameter.dim() <= 1 or name.endswith(self.also)
             for name, parameter in _trainable(module).items()
         }
         return [
-            Group(names=tuple(name for name, spare in spared.items() if not spare)),
+            Group(names=tuple(name for name, exempt in undecayed.items() if not exempt)),
             Group(
-                names=tuple(name for name, spare in spared.items() if spare),
+                names=tuple(name for name, exempt in undecayed.items() if exempt),
                 options={"weight_decay": 0.0},
             ),
         ]

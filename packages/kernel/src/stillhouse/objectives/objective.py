@@ -171,7 +171,7 @@ class Refreshing(Protocol):
 @runtime_checkable
 class Describing(Refreshing, Protocol):
     """Says in finite numbers what it has `chosen` of `data`, for the report; how many it chose is
-    recorded in any case. It is asked once a refresh, after `refresh`, and draws nothing.
+    recorded in any case. It is called once a refresh, after `refresh`, and draws nothing.
     `quantities` declares these numbers.
     """
 
@@ -223,7 +223,7 @@ class Composed:
                     f"{does} '{role}', which no term reads; they read {', '.join(roles)}"
                 )
 
-    @functools.cached_property  # each step asks; no field, so neither equality nor a digest sees it
+    @functools.cached_property  # read each step; no field, so neither equality nor a digest sees it
     def roles(self) -> tuple[str, ...]:
         """The roles that the terms read, and those that feed them, in running order: what is not
         trained first, then each behind what feeds it.
@@ -281,7 +281,7 @@ class Composed:
             else:
                 with torch.no_grad():
                     found = models[role](given)
-            # dict first: asking whether something is a Mapping is a call of Python
+            # dict first: checking whether something is a Mapping is a call of Python
             if not isinstance(found, (dict, Mapping)):
                 raise _unnamed(role, found, self.outputs_of(role))
             outputs[role] = found

@@ -18,7 +18,7 @@ from stillhouse.objectives.features import same_size
 from stillhouse.objectives.inputs import full, product
 
 SVD_WIDTH = 8.0  # KDSVD: the width of its radial basis function
-SPARE = 3  # KDSVD: how many more directions the student offers than the teacher has
+EXTRA = 3  # KDSVD: how many more directions the student offers than the teacher has
 
 
 def nst_loss(
@@ -88,7 +88,7 @@ def _aligned(
             "kdsvd compares channel by channel: student and teacher need equally many "
             f"(got {student.shape[1]} and {teacher.shape[1]})"
         )
-    s, _ = _directions(student, rank + SPARE)
+    s, _ = _directions(student, rank + EXTRA)
     t, values = _directions(teacher, rank)
     cosines = product(s.mT, t)  # [B, student's, teacher's]
     nearest = cosines.abs().argmax(dim=1, keepdim=True)

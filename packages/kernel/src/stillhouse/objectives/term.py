@@ -53,7 +53,7 @@ class Term:
             found.append(tuple(tensors) if several else tensors[0])
         return self.loss(*found, **self.hyperparameters)
 
-    @functools.cached_property  # each step asks; no field, so neither equality nor a digest sees it
+    @functools.cached_property  # read each step; no field, so neither equality nor a digest sees it
     def _places(self) -> tuple[tuple[tuple[tuple[str, str], ...], bool], ...]:
         """By argument: owner and output of each tensor, and whether they are a tuple."""
         return tuple(

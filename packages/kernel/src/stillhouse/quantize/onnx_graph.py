@@ -36,7 +36,7 @@ def store_biases(graph: ir.Graph) -> None:
 
 
 def ranged(graph: ir.Graph) -> list[str]:
-    """The tensors whose ranges `round_outputs` may ask for."""
+    """The tensors whose ranges `round_outputs` may read."""
     found = [node.outputs[0] for node in _nodes(graph, "Conv", "Gemm", "Add", *CUTS)]
     return [_name(value) for value in found if value.dtype in (None, ir.DataType.FLOAT)]
 

@@ -1,4 +1,4 @@
-"""Where an int8 file loses what its float file says, tensor by tensor."""
+"""Where an int8 file departs from its float file, tensor by tensor."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,10 +37,10 @@ def losses(
     found = debug.compute_activation_error(whole)
     order = [name for name in kept["floats"] if name in found]
     inner = tuple(Loss(tensor=n, decibels=found[n]["xmodel_err"]) for n in order)
-    said = {name: _said(each, batches) for name, each in _two(floats, int8)}
+    outputs = {name: _outputs(each, batches) for name, each in _two(floats, int8)}
     ratio = debug.compute_signal_to_quantization_noice_ratio
     outer = tuple(
-        Loss(tensor=name, decibels=ratio(said["floats"][name], said["int8"][name]))
+        Loss(tensor=name, decibels=ratio(outputs["floats"][name], outputs["int8"][name]))
         for name in floats.outputs
     )
     return inner, outer
@@ -83,7 +83,7 @@ def _kept(
     return {name: found[name] for name in order if name in found}
 
 
-def _said(network: OnnxNetwork, batches: Sequence[Arrays]) -> Mapping[str, list[Any]]:
+def _outputs(network: OnnxNetwork, batches: Sequence[Arrays]) -> Mapping[str, list[Any]]:
     """The outputs of all batches, by name; Any: numpy arrays."""
     opened, names = session(_content(network)), list(network.outputs)
     runs = [opened.run(names, dict(batch)) for batch in batches]

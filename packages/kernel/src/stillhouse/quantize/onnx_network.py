@@ -47,7 +47,7 @@ class OnnxNetwork(nn.Module):
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.parameter_count, self.macs = parameter_count, macs
         self.register_buffer("file", torch.zeros(size, dtype=torch.uint8))
-        # callers ask a role's parameters for its device; this one takes no room
+        # callers read a role's device off its parameters; this one takes no room
         self.place = nn.Parameter(torch.zeros(0))
         self._session: InferenceSession | None = None
         self.register_load_state_dict_post_hook(_forget)
@@ -110,8 +110,8 @@ def onnx_network(
     source: Mapping[str, Any],  # noqa: ARG001  Any: JSON; {"build", "kwargs"} of what it was made from
     integers: Mapping[str, Any] | None = None,  # noqa: ARG001  Any: JSON; what `ToIntegers` counted
 ) -> nn.Module:
-    """An `OnnxNetwork` of a file of `size` bytes; `source` and `integers` are kept in the spec for
-    whoever asks.
+    """An `OnnxNetwork` of a file of `size` bytes; `source` and `integers` are kept in the spec as
+    records.
     """
     return OnnxNetwork(
         size=size, inputs=inputs, outputs=outputs, parameter_count=parameter_count, macs=macs

@@ -62,7 +62,7 @@ class Contest:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchWork(Metric):
-    """images, a row a line: training pictures that each candidate sees: forward alone for DisWOT,
+    """images, a row a line: training images that each candidate sees: forward alone for DisWOT,
     whose gradient of the head needs no backward pass; forward and backward in a training.
     """
 

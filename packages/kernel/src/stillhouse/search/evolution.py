@@ -1,7 +1,7 @@
 """Strategies of a search: random, exhaustive, aging evolution.
 
 The budget is not theirs: the search refuses each candidate over it, children as well as random
-draws, and asks for another.
+draws, and draws another.
 """
 
 import math

@@ -54,10 +54,10 @@ def partial_kendall_tau(x: Column, y: Column, given: Column) -> float:
 
     (t_xy - t_xz t_yz) / sqrt((1 - t_xz^2) (1 - t_yz^2)), each t a tau-b.
 
-    Of a score and accuracy given parameters: what the score tells that size does not. Not a test: a
-    score that is size and noise leaves a remainder above 0 (1/9 where x and y are z plus normal
-    noise as large as z); `kendall_tau_within` leaves none. Raises BadData as `kendall_tau`, and
-    where z orders as x or as y does, which leaves nothing to tell.
+    Of a score and accuracy given parameters: what the score explains that size does not. Not a
+    test: a score that is size and noise leaves a remainder above 0 (1/9 where x and y are z plus
+    normal noise as large as z); `kendall_tau_within` leaves none. Raises BadData as `kendall_tau`,
+    and where z orders as x or as y does, which leaves nothing to explain.
     """
     x, y, z = map(_ranks, _checked(x=x, y=y, given=given))
     xy, xz, yz = _tau_b(x, y), _tau_b(x, z), _tau_b(y, z)
@@ -71,7 +71,7 @@ def partial_kendall_tau(x: Column, y: Column, given: Column) -> float:
 def kendall_tau_within(x: Column, y: Column, groups: Column) -> float:
     """tau-b over the pairs of one group alone, -1 to 1: how x orders y among equals.
 
-    Of groups of equal size, what any function of size cannot tell. Ours: the sums of `kendall_tau`
+    Of groups of equal size, what no function of size explains. Ours: the sums of `kendall_tau`
     (concordant minus discordant, not tied in x, not tied in y) go over all groups before the
     division. Raises BadData as `kendall_tau`, and where no group has a pair that
     differs in x, or none that differs in y.

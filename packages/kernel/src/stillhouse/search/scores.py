@@ -1,6 +1,6 @@
 """Training-free scores as the score of a Search stage.
 
-The stage's inputs hold a port of labelled pictures ("images", "labels") and, for DisWOT, one of a
+The stage's inputs hold a port of labelled images ("images", "labels") and, for DisWOT, one of a
 teacher. One batch, drawn once, serves all candidates.
 """
 
@@ -147,15 +147,15 @@ class PreparedZeroCost:
 def labelled_batch(
     inputs: Mapping[str, Any], port: str, size: int, rng: Generator, device: str
 ) -> tuple[Tensor, Tensor]:
-    """A random batch of pictures in [0, 1] and their labels; raises BadData where columns lack."""
+    """A random batch of images in [0, 1] and their labels; raises BadData where columns lack."""
     data = named(inputs, port, what="input", where="score of a search")
     batch: Mapping[str, Tensor] = next(iter(data.batches(size, rng=rng)))
     for column in ("images", "labels"):
         if column not in batch:
             raise BadData(f"a score needs a column '{column}'; there are: {', '.join(batch)}")
     images = batch["images"].to(device)
-    pictures = images.float() / 255 if images.dtype == torch.uint8 else images
-    return pictures, batch["labels"].to(device)
+    scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+    return scaled, batch["labels"].to(device)
 
 
 def _distinct(space: SearchSpace, count: int, rng: Generator) -> Iterable[Encoding]:

@@ -1,4 +1,4 @@
-"""A slice of a space: its architectures of about one cost, so that a score has more to tell than
+"""A slice of a space: its architectures of about one cost, so that a score explains more than
 size.
 """
 

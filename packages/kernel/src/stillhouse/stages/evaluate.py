@@ -23,7 +23,7 @@ from stillhouse.stages.ports import Roles, open_role, open_set
 from stillhouse.work import Work
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Picture
+    from matplotlib.figure import Figure as Drawing
 
 OPEN_SCORES = "stillhouse.stages.evaluate:load_scores"
 DECLARED = "declared.json"  # beside scores.json: what each of them is
@@ -31,11 +31,11 @@ DECLARED = "declared.json"  # beside scores.json: what each of them is
 
 @runtime_checkable
 class Figure(Protocol):
-    """A picture of roles on data, saved as <name>.png; a frozen dataclass."""
+    """A figure of roles on data, saved as <name>.png; a frozen dataclass."""
 
     @property
     def name(self) -> str: ...
-    def __call__(self, models: Models, data: Data, *, work: Work) -> "Picture": ...
+    def __call__(self, models: Models, data: Data, *, work: Work) -> "Drawing": ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ def _draw(
 ) -> None:
     for figure in figures:
         folder.mkdir(exist_ok=True)
-        # no version or date inside: the same picture is the same bytes
+        # no version or date inside: the same figure is the same bytes
         figure(models, data, work=work.again()).savefig(
             folder / f"{figure.name}.png", dpi=110, metadata={"Software": None}
         )

@@ -45,11 +45,11 @@ class Make(BaseStage):
     def run(self, inputs: Mapping[str, Artifact], ctx: Context) -> Result:
         notes: list[str] = []
 
-        def heard(text: str) -> None:
+        def record_line(text: str) -> None:
             notes.append(text)
             ctx.observe(Event(stage=ctx.stage, text=f"{NOTE}{text}"))
 
-        with noted(heard):
+        with noted(record_line):
             outputs = self._made(inputs, ctx)
         return Result(outputs=outputs, measured={"notes": notes} if notes else {})
 

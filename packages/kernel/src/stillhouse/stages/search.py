@@ -74,27 +74,27 @@ class Search(BaseStage):
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             scorer = self._scorer(opened, ctx)
-            hunt = _Hunt(total=self.trials, rng=Generator().manual_seed(mix(self.seed)))
-            hunt.resume(ctx)
-            for encoding, cost in self._candidates(hunt):
-                work = Work.of(ctx, self.seed, len(hunt.history))
+            state = _SearchState(total=self.trials, rng=Generator().manual_seed(mix(self.seed)))
+            state.resume(ctx)
+            for encoding, cost in self._candidates(state):
+                work = Work.of(ctx, self.seed, len(state.history))
                 score = scorer(self.space.model(encoding), opened, work=work)
-                hunt.add(Trial(encoding=encoding, cost=cost, score=float(score)), ctx)
-            if not hunt.history:
+                state.add(Trial(encoding=encoding, cost=cost, score=float(score)), ctx)
+            if not state.history:
                 raise BadSetting(
                     f"stage '{self.name}': no candidate fits the budget {dict(self.budget)}; "
                     "raise it"
                 )
-            best = max(hunt.history, key=lambda trial: trial.score)
+            best = max(state.history, key=lambda trial: trial.score)
             spec = self.space.model(best.encoding)
             built = Built(spec=spec, module=spec.new())
         return Result(
             outputs={
                 "model": save_model(ctx.out / "model", built),
-                "trials": save_data(ctx.out / "trials", _table(hunt.history)),
+                "trials": save_data(ctx.out / "trials", _table(state.history)),
             },
-            measured={"candidates": len(hunt.history), "refused": len(hunt.refused)},
-            resumed_at=hunt.resumed_at,
+            measured={"candidates": len(state.history), "refused": len(state.refused)},
+            resumed_at=state.resumed_at,
         )
 
     def _scorer(
@@ -104,9 +104,9 @@ class Search(BaseStage):
             return self.score
         return self.score.prepare(self.space, opened, work=Work.of(ctx, self.seed, PREPARE))
 
-    def _candidates(self, hunt: "_Hunt") -> Iterator[tuple[Encoding, Mapping[str, float]]]:
-        while len(hunt.history) < self.trials and len(hunt.refused) < 100 * self.trials:
-            encoding = self.strategy.propose(self.space, hunt.history + hunt.refused, hunt.rng)
+    def _candidates(self, state: "_SearchState") -> Iterator[tuple[Encoding, Mapping[str, float]]]:
+        while len(state.history) < self.trials and len(state.refused) < 100 * self.trials:
+            encoding = self.strategy.propose(self.space, state.history + state.refused, state.rng)
             if encoding is None:
                 return
             cost = self.space.cost(encoding)
@@ -116,13 +116,13 @@ class Search(BaseStage):
                     f"{sorted(cost)}"
                 )
             if any(cost[name] > most for name, most in self.budget.items()):
-                hunt.refused.append(Trial(encoding=encoding, cost=cost, score=float("-inf")))
+                state.refused.append(Trial(encoding=encoding, cost=cost, score=float("-inf")))
             else:
                 yield encoding, cost
 
 
 @dataclass(kw_only=True)
-class _Hunt:
+class _SearchState:
     """Where a search is: all that a resumed one needs to draw and score the same candidates."""
 
     total: int

@@ -1,4 +1,4 @@
-"""What Stillhouse ships to test plugins with: subclass `DomainSuite` and name the domain.
+"""Tests of plugins: subclass `DomainSuite` and name the domain.
 
 from stillhouse.testing import DomainSuite
 

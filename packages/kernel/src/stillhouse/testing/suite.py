@@ -84,7 +84,7 @@ class DomainSuite:
 
     @pytest.fixture
     def finished(self, recipe: str, project: Path) -> Target:
-        """The recipe, run at `tiny` by the first test that asks, and up to date for the others."""
+        """The recipe, run at `tiny` by the first test that needs it, up to date for the others."""
         target = make_target(recipe, assignments=self._given(recipe))
         with FileLock(project / "run.lock"):
             runs = target.runs()

@@ -36,7 +36,7 @@ class Seat:
     threads: int
 
     def learn(self, number: int) -> Tensor | None:
-        """Learn round `number`, once however often it is asked; what is sent: log-probabilities
+        """Learn round `number`, once however often it is requested; what is sent: log-probabilities
         [M, C], or None in a round without fusion and for a rule that shares nothing (the client
         then absorbs its own predictions).
         """

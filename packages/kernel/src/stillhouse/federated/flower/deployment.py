@@ -31,8 +31,8 @@ from stillhouse.recipe import Context, Event
 APP, CONNECTION = "stillhouse_federation", "stillhouse"
 RUN = "run.json"
 POLL_SECONDS = 0.3
-# how often the SuperLink is asked whether the run is still there
-ASK_SECONDS = 15.0
+# how often the SuperLink is queried whether the run is still there
+QUERY_SECONDS = 15.0
 ENDED = "finished"
 CLI = "from flwr.cli.app import app; app()"
 
@@ -116,7 +116,7 @@ def _connect(folder: Path, address: str) -> None:
 
 
 def _flwr(folder: Path, *words: str) -> Any:  # Any: JSON
-    """What `flwr ... --format json` says; raises StillhouseError with its reason."""
+    """The output of `flwr ... --format json`; raises StillhouseError with its reason."""
     command = [sys.executable, "-c", CLI, *words, "--format", "json"]
     done = subprocess.run(
         command,
@@ -136,7 +136,7 @@ def _flwr(folder: Path, *words: str) -> Any:  # Any: JSON
 
 def _watch(folder: Path, attempt: Path, ctx: Context) -> Any:  # Any: JSON
     """Pass on the events of the ServerApp until it has written how it ended."""
-    run, seen, asked = json.loads((folder / RUN).read_text())["run"], 0, time.monotonic()
+    run, seen, queried = json.loads((folder / RUN).read_text())["run"], 0, time.monotonic()
     while True:
         ended = (attempt / OUTCOME).is_file()
         text = (attempt / EVENTS).read_text() if (attempt / EVENTS).is_file() else ""
@@ -147,8 +147,8 @@ def _watch(folder: Path, attempt: Path, ctx: Context) -> Any:  # Any: JSON
         seen = len(lines)
         if ended:
             return json.loads((attempt / OUTCOME).read_text())
-        if time.monotonic() - asked > ASK_SECONDS:
-            asked = time.monotonic()
+        if time.monotonic() - queried > QUERY_SECONDS:
+            queried = time.monotonic()
             status = str(
                 _flwr(folder, "list", "--run-id", str(run), CONNECTION)["runs"][0]["status"]
             )

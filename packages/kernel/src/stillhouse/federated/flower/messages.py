@@ -17,7 +17,7 @@ ROUND, CLIENT = "round", "client"
 KNOWLEDGE, FUSED = "knowledge", "fused"
 
 
-def ask(node: int, number: int) -> Any:  # Any: Flower's message
+def query(node: int, number: int) -> Any:  # Any: Flower's message
     """To a client: learn round `number`, and send what you know [M, C] if it is wanted."""
     return bridge.message(LEARN, node, {ROUND: number}, {})
 

@@ -97,7 +97,7 @@ def node_data(recipe: Recipe, ref: str, path: Path, run: Config) -> Artifact:
     if not isinstance(make, ReadsClient):
         raise BadSetting(
             f"--node-config data: {path}: no {SCHEMA} in it; give a folder of shards, or run the "
-            "recipe with clients of your own, which read folders of images"
+            "recipe with your clients, which read folders of images"
         )
     folder = node_folder(str(run["key"]), "own-data") / found.digest
     if not folder.is_dir():

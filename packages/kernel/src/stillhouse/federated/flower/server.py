@@ -17,14 +17,14 @@ from stillhouse.federated.stage import Federate
 from stillhouse.recipe import Context, Event
 
 POLL_SECONDS = 0.2
-# how long it waits for nodes before it says so
+# how long it waits for nodes before it reports so
 PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """The nodes of a federation, asked all at once. A node that has not answered after `seconds`,
-    or that Flower reports as failed, is missing from the round; all nodes are asked again in the
+    """The nodes of a federation, queried all at once. A node that has not answered after `seconds`,
+    or that Flower reports as failed, is missing from the round; all nodes are queried again in the
     next. `alive` is called while it waits, and may raise.
     """
 
@@ -49,10 +49,10 @@ class Fleet:
                 reported = here
             self._wait()
 
-    def ask(self, number: int) -> None:
+    def query(self, number: int) -> None:
         """Let every client learn; keep what they answer."""
         self.answers.clear()
-        sent = [messages.ask(node, number) for node in sorted(self.grid.get_node_ids())]
+        sent = [messages.query(node, number) for node in sorted(self.grid.get_node_ids())]
         for reply in self._replies(sent, number, "learning"):
             client, known = messages.read(reply, number)
             if client not in self.clients:
@@ -93,7 +93,7 @@ class Fleet:
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """A client on a node, as the stage's rounds see it: a Party whose answers are already there."""
+    """A client on a node, as the stage's rounds see it: its answers have arrived already."""
 
     name: str
     fleet: Fleet
@@ -126,22 +126,22 @@ def serve(
     """
     fleet = Fleet(grid=grid, ctx=ctx, clients=stage.clients, seconds=seconds, alive=alive)
     fleet.gather()
-    parties = {name: Remote(name=name, fleet=fleet) for name in stage.clients}
+    clients = {name: Remote(name=name, fleet=fleet) for name in stage.clients}
     # who shares nothing sends nothing: such a client is its own teacher where it is
     server = stage.server(inputs) if stage.rule is not None and stage.rule.shares else None
-    turn = partial(_turn, stage=stage, fleet=fleet, parties=parties, server=server)
-    return Rounds(stage=stage.name, count=stage.rounds, parties=parties, ctx=ctx).play(turn)
+    play_round = partial(_play_round, stage=stage, fleet=fleet, clients=clients, server=server)
+    return Rounds(stage=stage.name, count=stage.rounds, clients=clients, ctx=ctx).play(play_round)
 
 
-def _turn(
+def _play_round(
     number: int,
     *,
     stage: Federate,
     fleet: Fleet,
-    parties: Mapping[str, Remote],
+    clients: Mapping[str, Remote],
     server: Server | None,
 ) -> tuple[Tensor, Tensor]:
-    fleet.ask(number)
-    found = stage.round(number, parties=parties, server=server)
+    fleet.query(number)
+    found = stage.round(number, clients=clients, server=server)
     fleet.hand_out(number)
     return found

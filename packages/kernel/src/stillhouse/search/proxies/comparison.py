@@ -90,7 +90,7 @@ def synflow(module: nn.Module, images: Tensor, labels: Tensor) -> float:
 
     In float64, eval mode, with the running statistics of BatchNorm at mean 0, variance 1: a norm is
     then (almost) the identity. Only the shape of `images` counts; a network that normalises its
-    pictures sees ones that are normalised.
+    images sees ones that are normalised.
     """
     network = working_copy(module, training=False).double()
     with torch.no_grad():

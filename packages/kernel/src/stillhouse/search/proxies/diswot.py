@@ -127,11 +127,11 @@ def combined(scores: Sequence[Similarities]) -> tuple[float, ...]:
 
     "zscore": minus the mean, over the standard deviation (of n, not n - 1; a part that is the same
     for all gives 0). "rank": ranks from 1, equal values share their mean rank. "sum": as they are.
-    Raises BadSetting where the scores ask for different combinations.
+    Raises BadSetting where the scores declare different combinations.
     """
     kinds = sorted({score.combine for score in scores})
     if len(kinds) > 1:
-        raise BadSetting(f"scores to be combined in one way ask for several: {', '.join(kinds)}")
+        raise BadSetting(f"scores to be combined in one way declare several: {', '.join(kinds)}")
     parts = [s.semantic for s in scores], [s.relation for s in scores]
     if kinds == ["zscore"]:
         parts = _standardized(parts[0]), _standardized(parts[1])

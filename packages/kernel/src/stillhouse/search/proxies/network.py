@@ -77,7 +77,7 @@ def head_gradient(
 def check_batch(images: Tensor, labels: Tensor) -> None:
     """Raises BadSetting for fewer than two samples, BadData for counts that differ."""
     if len(images) != len(labels):
-        raise BadData(f"{len(images)} images and {len(labels)} labels: one a picture is needed")
+        raise BadData(f"{len(images)} images and {len(labels)} labels: one an image is needed")
     if len(images) < 2:  # batch statistics, and relations, are between samples
         raise BadSetting(f"a score needs a batch of at least 2 images (got {len(images)})")
 

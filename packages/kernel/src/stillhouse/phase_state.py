@@ -37,8 +37,8 @@ def fused(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]]) -> torch.op
     return optimizer.new(groups)
 
 
-class Turn:
-    """A phase at run time: its optimizer at a precision, what it wakes and what it freezes."""
+class PhaseState:
+    """A phase at run time: its optimizer at a precision, what it trains and what it freezes."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Turn:
         device: str = "cpu",
     ) -> None:
         self.name, self.phase = name, phase
-        self.awake = [models[role] for role in phase.trains]
+        self.trainable = [models[role] for role in phase.trains]
         self.frozen = {role: module for role, module in models.items() if role not in phase.trains}
         rates = {r: phase.optimizer.lr * phase.lr_scale.get(r, 1.0) for r in phase.trains}
         groups = [
@@ -80,12 +80,12 @@ class Turn:
         return self.autocast(compute) if isinstance(self.autocast, torch.autocast) else compute
 
     def enter(self, learners: Sequence[nn.Parameter]) -> None:
-        """Freeze what this phase does not train (eval mode, no gradient to it) and wake what it
+        """Freeze what this phase does not train (eval mode, no gradient to it) and unfreeze what it
         does.
         """
         for module in self.frozen.values():
             module.eval()
-        for module in self.awake:
+        for module in self.trainable:
             module.train()
         for parameter in learners:
             parameter.requires_grad_(False)
@@ -110,7 +110,7 @@ class Turn:
         optimizer.zero_grad()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a loss, scaled where the precision asks for it."""
+        """Add the gradient of a loss, scaled where the precision needs it."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
