@@ -23,7 +23,7 @@ from stillhouse.objectives.objective import Composed, Models, Phase, Tensors, We
 from stillhouse.objectives.term import Term
 from stillhouse.recipe import Context, Event
 from stillhouse.stages import Evaluate, Make, Train
-from stillhouse.training import Place, PlainView, Setup, batches_from, micro_batches
+from stillhouse.training import PlainView, Position, Setup, batches_from, micro_batches
 from stillhouse.work import Work
 
 from .toys import SITE, Net, Noise, Shift, toy_context, toy_data, toy_objective, toy_phase
@@ -138,13 +138,13 @@ def test_each_process_has_its_share_of_each_set(nproc: int, parts: tuple[int, in
         ctx = Context(
             stage="t", out=Path(), checkpoints=Path(), caches=Path(), rank=rank, nproc=nproc
         )
-        batch = next(batches_from(Place(), mixed, setup, ctx))
+        batch = next(batches_from(Position(), mixed, setup, ctx))
         first = 16 * parts[0] // sum(parts) // nproc
         assert batch["source"].tolist().count(0) == first
         assert len(batch["id"]) == 16 // nproc
         found.append(batch["id"])
     ctx = Context(stage="t", out=Path(), checkpoints=Path(), caches=Path())
-    whole = next(batches_from(Place(), mixed, setup, ctx))["id"]
+    whole = next(batches_from(Position(), mixed, setup, ctx))["id"]
     assert sorted(torch.cat(found).tolist()) == sorted(whole.tolist())
 
 
@@ -152,7 +152,7 @@ def test_a_column_of_the_data_is_no_view() -> None:
     """Only a mix counts how often its sets were read."""
     data = numbers(8, repeat=torch.arange(8))
     ctx = Context(stage="t", out=Path(), checkpoints=Path(), caches=Path())
-    batch = next(batches_from(Place(), data, Setup(steps=1, batch=8), ctx))
+    batch = next(batches_from(Position(), data, Setup(steps=1, batch=8), ctx))
     assert batch["view"].tolist() == [0] * 8
 
 
@@ -392,7 +392,7 @@ def test_what_a_plain_role_reads() -> None:
     data = toy_data(8)
     setup = Setup(steps=3, batch=8, augment=Brighter(), views=3, plain=True)
     ctx = Context(stage="t", out=Path(), checkpoints=Path(), caches=Path())
-    batches = batches_from(Place(step=2), data, setup, ctx)
+    batches = batches_from(Position(step=2), data, setup, ctx)
     batch = next(batches)  # of the third pass: view 2
     torch.testing.assert_close(batch["images"], batch["plain.images"] + 3.0)
     seen = PlainView(Mean())(batch)
@@ -412,7 +412,7 @@ def test_a_plain_ragged_column_goes_in_micro_batches() -> None:
     data = TensorData({"boxes": boxes})
     setup = Setup(steps=1, batch=4, augment=Doubled(), plain=True)
     ctx = Context(stage="t", out=Path(), checkpoints=Path(), caches=Path())
-    batch = next(batches_from(Place(), data, setup, ctx))
+    batch = next(batches_from(Position(), data, setup, ctx))
     for part, _ in micro_batches(batch, 2):
         assert torch.equal(part["boxes"], part["plain.boxes"] * 2)
 

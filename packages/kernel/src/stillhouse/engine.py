@@ -27,7 +27,7 @@ from stillhouse.phase_state import Curves, PhaseState
 from stillhouse.recipe import Context, Event
 from stillhouse.resuming import Progress
 from stillhouse.speeding import Speed, undo
-from stillhouse.training import Place, Setup, Watcher
+from stillhouse.training import Position, Setup, Watcher
 from stillhouse.work import Work
 
 CURVE_POINTS = 200
@@ -113,7 +113,7 @@ class _Loop:
         self.speed: Speed | None = None
         if setup.precision == "fast":
             self.speed = Speed(objective=job.objective, phases=self.phases, ctx=ctx)
-        self.place = Place()
+        self.position = Position()
         self.chosen: Data = job.data
         self.rng = torch.Generator()
         self.refreshes: list[refreshing.Refresh] = []
@@ -134,39 +134,39 @@ class _Loop:
 
     @property
     def step(self) -> int:
-        return self.place.step
+        return self.position.step
 
     @property
     def steps(self) -> int:
         return self.job.setup.steps
 
     def run(self) -> None:
-        job, place = self.job, self.place
+        job, position = self.job, self.position
         # a role no phase trains gets no gradient at all
         for module in job.models.values():
             module.requires_grad_(False)
         self.phases[0].enter(self.learners)
-        batches = training.batches_from(place, self.chosen, job.setup, job.ctx)
+        batches = training.batches_from(position, self.chosen, job.setup, job.ctx)
         # checked once: whether something is of a runtime protocol takes nine calls
         watcher, selects = self.watcher, isinstance(job.objective, Refreshing)
         waiting = self.speed is not None
         try:
-            while place.step < job.setup.steps:
-                if selects and refreshing.due(job.objective, place):
+            while position.step < job.setup.steps:
+                if selects and refreshing.due(job.objective, position):
                     self._refresh()
                     batches.close()
-                    batches = training.batches_from(place, self.chosen, job.setup, job.ctx)
+                    batches = training.batches_from(position, self.chosen, job.setup, job.ctx)
                 batch = next(batches)
                 if waiting and self.speed:
                     waiting = False
                     self._begin(self.speed, batch)
                 if watcher:
-                    watcher.before(place.step, batch)
+                    watcher.before(position.step, batch)
                 self._step(batch)
                 if watcher:
-                    watcher.after(place.step, batch, self.curves.newest)
-                place.step += 1
-                self._watch(place.step)
+                    watcher.after(position.step, batch, self.curves.newest)
+                position.step += 1
+                self._watch(position.step)
         finally:
             batches.close()  # ends the workers
 
@@ -176,7 +176,7 @@ class _Loop:
         self.roles |= speed.forms
 
     def _step(self, batch: Tensors) -> None:
-        step, ctx = self.place.step, self.job.ctx
+        step, ctx = self.position.step, self.job.ctx
         rng = self.rng.manual_seed(training.mix(self.job.setup.seed, training.STEP, step, ctx.rank))
         for state in self.phases:
             if step % state.phase.every:
@@ -246,14 +246,14 @@ class _Loop:
         )
 
     def _refresh(self) -> None:
-        job, place = self.job, self.place
-        step, stage = place.step, job.ctx.stage
+        job, position = self.job, self.position
+        step, stage = position.step, job.ctx.stage
         work = Work.of(job.ctx, job.setup.seed, training.REFRESH, step)
         rows = refreshing.choose(job.objective, job.models, job.data, step=step, work=work)
-        place.restart(
+        position.restart(
             parallel.agree(rows.index), training.pass_length(self.chosen, job.setup.batch)
         )
-        self._choose(place.index)
+        self._choose(position.index)
         entry = refreshing.record(job.objective, self.chosen, job.data, step=step, stage=stage)
         self.refreshes.append(entry)
         self.phases[0].enter(self.learners)
@@ -284,7 +284,7 @@ class _Loop:
     def _report(self, text: str, scores: Mapping[str, float]) -> None:
         ctx, steps = self.job.ctx, self.job.setup.steps
         if ctx.rank == 0:
-            done = self.place.step
+            done = self.position.step
             ctx.observe(Event(stage=ctx.stage, text=text, done=done, total=steps, scores=scores))
 
     def _due(self, step: int) -> bool:
@@ -305,7 +305,7 @@ class _Loop:
             record["fingerprint"] = job.fingerprint()
             if self.speed:
                 record["fast"] = self.speed.record
-            Checkpoints(ctx=job.ctx).save(self.place.step, tensors, record)
+            Checkpoints(ctx=job.ctx).save(self.position.step, tensors, record)
 
     def resume(self) -> None:
         """Go on from the last checkpoint, if there is one that leads to the same bits."""
@@ -319,8 +319,8 @@ class _Loop:
         self._progress().restore(tensors, record, ctx)
         if self.speed:
             self.speed.record = record["fast"]
-        self._choose(self.place.index)
-        done = self.place.step
+        self._choose(self.position.index)
+        done = self.position.step
         self.resumed_at = done
         text = f"resumed at step {done}"
         ctx.observe(Event(stage=ctx.stage, text=text, done=done, total=job.setup.steps))
@@ -329,7 +329,7 @@ class _Loop:
         return Progress(
             phases=self.phases,
             models=self.job.models,
-            place=self.place,
+            position=self.position,
             curves=self.curves,
             refreshes=self.refreshes,
         )

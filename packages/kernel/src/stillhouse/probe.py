@@ -18,7 +18,7 @@ from stillhouse.objectives.objective import Composed, Composing, Models, Phase, 
 from stillhouse.recipe import Context
 from stillhouse.stages.ports import open_role
 from stillhouse.stages.train import Train, before_training
-from stillhouse.training import STEP, Place, PlainView, batches_from, mix
+from stillhouse.training import STEP, PlainView, Position, batches_from, mix
 
 STUDENT = "student"
 BATCHES = 4  # that terms are measured on
@@ -76,7 +76,7 @@ def probe(
         for role in stage.outputs
         if not role.endswith("-ema")
     }
-    batches = batches_from(Place(), data, stage.setup(), ctx)
+    batches = batches_from(Position(), data, stage.setup(), ctx)
     try:
         seen = list(islice(batches, BATCHES))
         return Probed(

@@ -10,17 +10,17 @@ from stillhouse.data.data import Data, Rows
 from stillhouse.errors import BadData, BadRecipe
 from stillhouse.metrics.scores import Declared, by_name
 from stillhouse.objectives.objective import Describing, Objective, Refreshing
-from stillhouse.training import Place
+from stillhouse.training import Position
 from stillhouse.work import Work
 
 Refresh = dict[str, float]  # a refresh: its step, how many rows it chose, what the objective says
 
 
-def due(objective: Objective, place: Place) -> bool:
+def due(objective: Objective, position: Position) -> bool:
     """Whether the data of this step are still to be chosen."""
-    if not isinstance(objective, Refreshing) or place.step % objective.refresh_every:
+    if not isinstance(objective, Refreshing) or position.step % objective.refresh_every:
         return False
-    return place.step != place.origin or place.index is None
+    return position.step != position.origin or position.index is None
 
 
 def choose(

@@ -12,7 +12,7 @@ from stillhouse.errors import BadSetting
 from stillhouse.frozen import untrained
 from stillhouse.phase_state import Curves, PhaseState
 from stillhouse.recipe import Context
-from stillhouse.training import Place
+from stillhouse.training import Position
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Progress:
 
     phases: Sequence[PhaseState]
     models: Mapping[str, nn.Module]
-    place: Place
+    position: Position
     curves: Curves
     refreshes: list[Any]  # Any: JSON values
 
@@ -38,11 +38,11 @@ class Progress:
         for kind, own in (("rng", training.rng_states()), ("sum", sums)):
             for rank, states in enumerate(_of_ranks(own, ctx)):
                 tensors |= {f"{kind}/{rank}/{k}": v for k, v in states.items()}
-        if self.place.index is not None:
-            tensors["index"] = self.place.index
+        if self.position.index is not None:
+            tensors["index"] = self.position.index
         return tensors, {
-            "origin": self.place.origin,
-            "epochs_before": self.place.epochs_before,
+            "origin": self.position.origin,
+            "epochs_before": self.position.epochs_before,
             "optimizers": optimizers,
             "refreshes": self.refreshes,
             "counts": _of_ranks(self.curves.counts, ctx),
@@ -61,12 +61,12 @@ class Progress:
             module.load_state_dict(below(tensors, f"model/{role}/"), strict=False)
         for state in self.phases:
             state.restore(tensors, record["optimizers"][state.name])
-        place, curves, rank = self.place, self.curves, ctx.rank
+        position, curves, rank = self.position, self.curves, ctx.rank
         curves.sums = {k: v.to(ctx.device) for k, v in below(tensors, f"sum/{rank}/").items()}
         curves.counts = record["counts"][rank]
         curves.rows, curves.last = record["curves"], record["last"]
-        place.step, place.origin = record["step"], record["origin"]
-        place.epochs_before, place.index = record["epochs_before"], tensors.get("index")
+        position.step, position.origin = record["step"], record["origin"]
+        position.epochs_before, position.index = record["epochs_before"], tensors.get("index")
         self.refreshes[:] = record["refreshes"]
         training.set_rng_states(below(tensors, f"rng/{rank}/"))
 

@@ -128,7 +128,7 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
         if parallel.agree(rank == 0 and _taken(stage, key, runs)):
             taken = finished(stage, runs)
             return taken.outputs if taken else {}
-        place = _Place(
+        stage_run = _StageRun(
             runs=runs,
             stage=stage,
             inputs=found.inputs,
@@ -138,7 +138,7 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
             rank=rank,
             nproc=nproc,
         )
-        outputs = place.run()
+        outputs = stage_run.run()
         # the other ranks must not look for what rank 0 has not written yet
         parallel.agree(None)
         trim_grown()
@@ -274,7 +274,7 @@ def _held(lock: FileLock, stage: Stage, runs: Runs) -> Generator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Place:
+class _StageRun:
     """One run of one stage."""
 
     runs: Runs

@@ -1,4 +1,4 @@
-"""What decides the bits of a training run: its setup, its seeds, its place in the data."""
+"""What decides the bits of a training run: its setup, its seeds, its position in the data."""
 
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -118,7 +118,7 @@ class PlainView(nn.Module):
 
 
 @dataclass
-class Place:
+class Position:
     """Where in the data a run is: all that a resumed run needs to draw the same batches."""
 
     step: int = 0
@@ -167,14 +167,14 @@ class Prepared:
 
 
 def batches_from(
-    place: Place, data: Data, setup: Setup, ctx: Context
+    position: Position, data: Data, setup: Setup, ctx: Context
 ) -> Generator[Tensors, None, None]:
-    """Endless prepared batches from the place on: pass after pass in the order of (seed, origin,
+    """Endless prepared batches from the position on: pass after pass in the order of (seed, origin,
     epoch).
     """
     read = Prepared(data=data, augment=setup.augment, plain=setup.plain, views=setup.views)
     cuda = ctx.device.startswith("cuda")
-    requests = _requests(place, data, setup, ctx)
+    requests = _requests(position, data, setup, ctx)
     batches = batches_of(read, requests, stored=is_stored(data), pinned=cuda)
     for batch in batches:
         if ctx.device != "cpu":
@@ -182,13 +182,15 @@ def batches_from(
         yield batch
 
 
-def _requests(place: Place, data: Data, setup: Setup, ctx: Context) -> Iterator[tuple[Plan, int]]:
+def _requests(
+    position: Position, data: Data, setup: Setup, ctx: Context
+) -> Iterator[tuple[Plan, int]]:
     """This process's part of each plan, with the view; whole batches of data that plan nothing."""
     length = pass_length(data, setup.batch)
-    epoch, skip = divmod(place.step - place.origin, length)
+    epoch, skip = divmod(position.step - position.origin, length)
     while True:
-        rng = torch.Generator().manual_seed(mix(setup.seed, ORDER, place.origin, epoch))
-        view = (place.epochs_before + epoch) % setup.views
+        rng = torch.Generator().manual_seed(mix(setup.seed, ORDER, position.origin, epoch))
+        view = (position.epochs_before + epoch) % setup.views
         for plan in islice(plans_of(data, setup.batch, rng=rng), skip, length):
             if ctx.nproc == 1:
                 yield plan, view

@@ -251,7 +251,7 @@ def test_report_json_gives_the_document_back(tmp_path: Path) -> None:
     record.write_text(record.read_text().replace('"schema_version": 2', '"schema_version": 99'))
     with pytest.raises(CorruptArtifact, match="schema 99, this version reads 2"):
         load(page)
-    with pytest.raises(MissingData, match=r"report\.json is not there\. Run: stillhouse report"):
+    with pytest.raises(MissingData, match=r"report\.json not found\. Run: stillhouse report"):
         load(tmp_path)
 
 

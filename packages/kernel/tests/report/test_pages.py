@@ -248,7 +248,7 @@ def test_what_is_published_names_no_place_of_this_machine(
 
 def test_publishing_with_pictures_takes_them_along(page: Path, tmp_path: Path) -> None:
     target = tmp_path / "built-in"
-    text = publish(page.parents[1], target, pictures=True).read_text()
+    text = publish(page.parents[1], target, images=True).read_text()
     links = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
     pictures = [target / link for link in links if not link.endswith(".svg")]
     assert len(pictures) == 4

@@ -12,8 +12,8 @@ OFF_CENTRE = (0.1, 0.2)
 
 
 def image_file(folder: Path, stem: str) -> Path:
-    """The one image of this stem in `folder`, whatever its suffix's case; <stem>.png, which is not
-    there, where it has none. BadData for two.
+    """The one image of this stem in `folder`, whatever its suffix's case; a missing
+    <stem>.png, where it has none. BadData for two.
     """
     named = (folder / f"{stem}{s}" for lower in IMAGE_SUFFIXES for s in (lower, lower.upper()))
     # by number: a file system may take both cases for one file

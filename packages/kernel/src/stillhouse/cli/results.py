@@ -35,7 +35,7 @@ def report(
     publish: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write there what may be committed.")
     ] = None,
-    pictures: Annotated[
+    images: Annotated[
         bool, typer.Option(help="Publish images of predictions, too: mind the data's licence.")
     ] = False,
 ) -> None:
@@ -48,7 +48,7 @@ def report(
     if publish is not None:
         from stillhouse.report import publish as publish_report
 
-        print(f"Published: {publish_report(page.parent, publish, pictures=pictures)}")
+        print(f"Published: {publish_report(page.parent, publish, images=images)}")
     if open_:
         open_page(page)
 

@@ -19,8 +19,8 @@ from stillhouse.report.document import (
     Document,
     Environment,
     ExportedFiles,
+    FigureFile,
     Held,
-    Picture,
     Row,
     Seed,
     StageEntry,
@@ -63,7 +63,7 @@ def build(recipe: Recipe, name: str, root: Path, folder: Path) -> Document:
         rows=rows,
         stages=tuple(_entry(name, stage) for name, stage in done.items()),
         curves=_curves(recipe, done),
-        pictures=_pictures(recipe, done),
+        pictures=_figures(recipe, done),
         exported=_exported(done),
         lineage=origin,
         environments=_environments(done),
@@ -228,7 +228,7 @@ def _study(title: str, stages: tuple[str, ...], done: Mapping[str, Finished]) ->
     )
 
 
-def _pictures(recipe: Recipe, done: Mapping[str, Finished]) -> tuple[Picture, ...]:
+def _figures(recipe: Recipe, done: Mapping[str, Finished]) -> tuple[FigureFile, ...]:
     """Those of the first finished seed of each row and study: more would only repeat them."""
     shown = [(title, row.stages, False) for title, row in recipe.rows.items()]
     shown += [(title, stages, True) for title, stages in recipe.studies.items()]
@@ -236,7 +236,7 @@ def _pictures(recipe: Recipe, done: Mapping[str, Finished]) -> tuple[Picture, ..
         (row, next((s for s in stages if s in done), None), study) for row, stages, study in shown
     ]
     return tuple(
-        Picture(
+        FigureFile(
             stage=stage,
             row=row,
             name=Path(path).stem,
@@ -246,7 +246,7 @@ def _pictures(recipe: Recipe, done: Mapping[str, Finished]) -> tuple[Picture, ..
         )
         for row, stage, study in first
         if stage is not None
-        for path in done[stage].pictures
+        for path in done[stage].figures
     )
 
 

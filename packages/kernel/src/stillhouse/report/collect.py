@@ -79,7 +79,7 @@ class Finished:
     declared: Declared  # what each of them is
     reproducible: tuple[str, ...]  # names of the scores that are part of the artifact, in order
     curves: Mapping[str, tuple[float | None, ...]]  # by column; the first is "step"
-    pictures: tuple[str, ...]  # relative to the run's folder
+    figures: tuple[str, ...]  # relative to the run's folder
     files: Mapping[str, Mapping[str, int]]  # port -> file -> bytes, of converted models
     uses: Mapping[str, str]  # port -> Python of the model card, of those that have one
 
@@ -113,12 +113,12 @@ def _finished(folder: Path, stage: Stage) -> Finished:
     run = _optional(RunFile, folder / f"{name}.run.json")
     kept = {port: folder / name / out.path for port, out in file.outputs.items()}
     scores: dict[str, float] = {}
-    pictures: list[str] = []
+    figures: list[str] = []
     for port, out in file.outputs.items():
         if out.kind == "scores":
             scores |= _optional(dict[str, float], kept[port] / "scores.json") or {}
             found = [*sorted(kept[port].glob("*.png")), *sorted(kept[port].glob(f"{PLOTS}/*.png"))]
-            pictures += [picture.relative_to(folder).as_posix() for picture in found]
+            figures += [file.relative_to(folder).as_posix() for file in found]
     beside = _optional(dict[str, float], folder / f"{name}.scores.json") or {}
     run = run if run is not None and run.key == file.key else None
     whole = scores | {key: beside[key] for key in beside if key not in scores}
@@ -129,14 +129,14 @@ def _finished(folder: Path, stage: Stage) -> Finished:
         declared=declared_scores(stage, run.declared if run else Declared(), whole),
         reproducible=tuple(scores),
         curves=_curves(folder / f"{name}.curves.tsv"),
-        pictures=tuple(pictures),
+        figures=tuple(figures),
         files={p: _sizes(kept[p]) for p in file.outputs} if file.kind == "Convert" else {},
         uses={p: _use(kept[p]) for p in file.outputs} if file.kind == "Convert" else {},
     )
 
 
 def _use(folder: Path) -> str:
-    """The Python of a model card that asks its ONNX file, without what needs Stillhouse; "" where
+    """The Python of a model card that runs its ONNX file, without what needs Stillhouse; "" where
     the card has none, or there is no card.
     """
     card = folder / "README.md"

@@ -37,7 +37,7 @@ def _sentence(document: Document, cost: Score) -> str:
 
 def _share(document: Document, row: Row, cost: Score) -> float:
     """How many times the largest teacher's cost the row has in every seed; 0 where it has less, or
-    where that cannot be said.
+    where that is unknown.
     """
     teachers = [r for r in document.rows if r.kind == "teacher" and cost.name in r.scores]
     if not teachers:

@@ -75,10 +75,10 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture, relative to the run's folder, of the row or study named `row`.
+class FigureFile:
+    """A figure's file, relative to the run's folder, of the row or study named `row`.
 
-    A `plot` shows numbers only; every other picture shows samples of the data.
+    A `plot` shows numbers only; every other figure shows samples of the data.
     """
 
     stage: str
@@ -111,7 +111,7 @@ class Study:
 @dataclass(frozen=True, kw_only=True)
 class ExportedFiles:
     """The files of a converted or exported model, with their bytes; `use` is the Python of its card
-    that asks it with ONNX Runtime alone, "" where there is none.
+    that runs it with ONNX Runtime alone, "" where there is none.
     """
 
     stage: str
@@ -200,7 +200,7 @@ class Document:
     rows: tuple[Row, ...]
     stages: tuple[StageEntry, ...]
     curves: tuple[Curve, ...]
-    pictures: tuple[Picture, ...]
+    pictures: tuple[FigureFile, ...]
     exported: tuple[ExportedFiles, ...]
     lineage: Lineage
     environments: tuple[Environment, ...]
@@ -257,7 +257,7 @@ def load(path: Path) -> Document:
     """
     file = path / FILE if path.is_dir() else path.with_name(FILE)
     if not file.is_file():
-        raise MissingData(f"{file} is not there. Run: stillhouse report RECIPE[@VARIANT]")
+        raise MissingData(f"{file} not found. Run: stillhouse report RECIPE[@VARIANT]")
     return parse(file.read_text(), where=str(file))
 
 

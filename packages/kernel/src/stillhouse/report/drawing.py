@@ -37,7 +37,7 @@ LONG = re.compile(r"-?\b\d+\.\d{3,}\b")
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """A plot in the reader's mode, with what a reader who cannot see it is told."""
+    """A plot in the reader's mode, with a text for a reader who cannot see it."""
 
     name: str
     title: str

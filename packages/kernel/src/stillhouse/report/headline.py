@@ -1,6 +1,6 @@
-"""The sentence at the top: what the method's row bought over the baseline, or why nothing is said.
+"""The sentence at the top: what the method's row bought over the baseline, or why it is withheld.
 
-A loss is said as plainly as a gain; other rows follow, corrected for their number.
+A loss is stated as plainly as a gain; other rows follow, corrected for their number.
 """
 
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ Json = Mapping[str, Any]  # Any: JSON values
 
 
 def renamed(record: Json) -> Json:
-    """The record with the names of today: what is exported was "shipped"."""
+    """The record with the names of today: `shipped` became `exported`."""
     if "shipped" not in record:
         return record
     kept = {key: value for key, value in record.items() if key != "shipped"}

@@ -42,15 +42,15 @@ def report(recipe: Recipe, runs: Runs, *, partial: bool = False) -> Path:
     return final / PAGE
 
 
-def publish(folder: Path, target: Path, *, pictures: bool = False) -> Path:
+def publish(folder: Path, target: Path, *, images: bool = False) -> Path:
     """Write what may be committed of a report to `target`; returns report.md's path.
 
-    `folder` is a report's, or the run's that holds it. Numbers, plots and text go; pictures of
-    samples stay behind unless `pictures`: data of restricted licence must not be spread.
+    `folder` is a report's, or the run's that holds it. Numbers, plots and text go; images of
+    samples stay behind unless `images`: data of restricted licence must not be spread.
     """
     source = folder / FOLDER if (folder / FOLDER).is_dir() else folder
     document = load(source)
-    kept = tuple(p for p in document.pictures if p.plot or pictures)
+    kept = tuple(p for p in document.pictures if p.plot or images)
     document = _without_places(dataclasses.replace(document, pictures=kept), source)
     places: dict[str, str] = {}
     drawn = plots(document)

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from stillhouse.metrics import units
 from stillhouse.report import tables
 from stillhouse.report.cards import cards
-from stillhouse.report.document import Document, Picture
+from stillhouse.report.document import Document, FigureFile
 from stillhouse.report.drawing import Plot
 from stillhouse.report.palette import MODES, THEMES, colours
 from stillhouse.report.studies import row_tables, study_tables
@@ -30,33 +30,31 @@ SIZE = re.compile(r'<svg [^>]*?width="(?P<width>[\d.]+)pt" height="(?P<height>[\
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """A prediction picture ready for the page."""
+    """A figure ready for the page."""
 
-    picture: Picture
+    figure: FigureFile
     source: str  # a data URI, or a path relative to the report
 
 
-def html(document: Document, plots: Sequence[Plot], pictures: Mapping[str, bytes]) -> str:
-    """report.html; `pictures` are the PNG bytes of the document's pictures by path."""
+def html(document: Document, plots: Sequence[Plot], images: Mapping[str, bytes]) -> str:
+    """report.html; `images` are the PNG bytes of the document's figures by path."""
     environment = _environment(escaping=True)
-    shown = [
-        Shown(picture=p, source=_uri("image/png", pictures[p.path])) for p in document.pictures
-    ]
+    shown = [Shown(figure=p, source=_uri("image/png", images[p.path])) for p in document.pictures]
     return environment.get_template("report.html.jinja").render(
         **_shared(document),
         cards=cards(document),
         css=Markup((TEMPLATES / "report.css").read_text() + _row_colours(document)),
         plots=plots,
-        pictures=shown,
+        figures=shown,
     )
 
 
-def markdown(document: Document, plots: Sequence[Plot], pictures: Mapping[str, str]) -> str:
-    """report.md; `pictures` says where each picture lies, relative to the file, by its path."""
+def markdown(document: Document, plots: Sequence[Plot], images: Mapping[str, str]) -> str:
+    """report.md; `images` are the paths of the figures, relative to the file."""
     environment = _environment(escaping=False)
-    shown = [Shown(picture=p, source=pictures[p.path]) for p in document.pictures]
+    shown = [Shown(figure=p, source=images[p.path]) for p in document.pictures]
     text = environment.get_template("report.md.jinja").render(
-        **_shared(document), cards=cards(document), plots=plots, pictures=shown
+        **_shared(document), cards=cards(document), plots=plots, figures=shown
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 

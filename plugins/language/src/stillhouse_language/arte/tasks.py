@@ -14,7 +14,7 @@ ANSWER = re.compile(r"<ans>(.*?)</ans>", re.DOTALL)
 ITEM = re.compile(
     r"<Question_\d+>\s*<input>(.*?)</input>\s*<target>(.*?)</target>\s*</Question_\d+>", re.DOTALL
 )
-ASK, CUE = "Question: ", "Answer: Let's think step by step."
+QUESTION, CUE = "Question: ", "Answer: Let's think step by step."
 FORMAT = f"Put the final answer inside {OPEN} and {CLOSE}."
 
 
@@ -32,7 +32,7 @@ class Task:
     options: tuple[str, ...] = ()
     styles: Mapping[str, str]
     form: str = FORMAT
-    ask: str = ASK
+    ask: str = QUESTION
     cue: str = CUE
 
     def naive(self, question: str) -> str:
