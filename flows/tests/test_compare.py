@@ -66,7 +66,7 @@ def test_too_few_or_equal_runs_are_refused() -> None:
     assert run_names([one, other]) == ["toy/count", "toy/count factor=3"]
     with pytest.raises(BadSetting, match=r"^compare: give at least two runs \(got 1\)$"):
         run_names([one])
-    with pytest.raises(BadSetting, match=r"^compare: toy/count is asked for twice; leave one out$"):
+    with pytest.raises(BadSetting, match=r"^compare: toy/count is given twice; leave one out$"):
         run_names([one, other, one])
 
 

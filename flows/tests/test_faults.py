@@ -370,7 +370,7 @@ def test_a_lost_remote_is_tried_again_and_its_run_keeps_its_results(
     out, err = child.communicate()
     assert child.returncode == 2, out + err
     assert err.count("\n") == 1
-    assert f"DVC remote 'store': {remote} is not there" in err
+    assert f"DVC remote 'store': {remote} not found" in err
     assert len(branches(counting)) == 1
     remote.mkdir()
     out = run(counting, env, "toy/slope", "--set", "steps=5", "--push")

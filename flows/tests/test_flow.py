@@ -128,7 +128,7 @@ def test_ctrl_c_leaves_no_process(counting: "Project", env: Mapping[str, str]) -
     ("words", "reason"),
     [
         (("facto=2",), "Did you mean 'factor'?"),
-        (("data=file:gone",), "error: 'file:gone': {root}/gone is not there; give an existing"),
+        (("data=file:gone",), "error: 'file:gone': {root}/gone not found; give an existing"),
     ],
 )
 def test_wrong_input_leaves_neither_branch_nor_workspace(
@@ -164,6 +164,6 @@ def test_a_flow_refuses_missing_files_in_the_words_of_run(
         assert main([*command, *words]) == 2
         told.append(capsys.readouterr().err)
     assert told == [told[0]] * 4
-    assert told[0].startswith(f"error: 'file:gone': {tmp_path}/gone is not there; give")
-    assert f"; 'file:lost/teacher.pth': {tmp_path}/lost/teacher.pth is not there" in told[0]
+    assert told[0].startswith(f"error: 'file:gone': {tmp_path}/gone not found; give")
+    assert f"; 'file:lost/teacher.pth': {tmp_path}/lost/teacher.pth not found" in told[0]
     assert not list(tmp_path.glob("**/workspaces"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stillhouse.errors import BadSetting, StillhouseError
-from stillhouse_flows.processes.asking import ask
+from stillhouse_flows.processes.asking import query
 from stillhouse_flows.runs.parameters import check_place
 from stillhouse_flows.runs.request import Request
 
@@ -115,7 +115,7 @@ def test_unknown_settings_are_refused_with_the_nearest(
     monkeypatch.setenv("PYTHONPATH", str(counting / "src"))
     words = json.dumps({"recipe": "toy/count", "scale": "", "settings": {"facto; rm -rf /": 1}})
     with pytest.raises(StillhouseError, match="factor"):
-        ask("stillhouse_flows.runs.prepare", words, env=os.environ, cwd=counting.root)
+        query("stillhouse_flows.runs.prepare", words, env=os.environ, cwd=counting.root)
 
 
 @pytest.mark.slow

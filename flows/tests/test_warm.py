@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import stillhouse_flows
-from stillhouse_flows.processes.asking import ask
+from stillhouse_flows.processes.asking import query
 from stillhouse_flows.processes.warm import Warm, main_of, possible, start_ahead, words_of, zygote
 from stillhouse_flows.stages.process import Children
 
@@ -234,7 +234,7 @@ def test_a_killed_zygote_takes_its_forks_along_and_is_done_without(
         words = '{"project": "%s", "root": "%s", "recipe": "a/b", "variant": "tiny"}'
         text = words % (tmp_path, tmp_path)
         module = "stillhouse_flows.runs.registering"
-        assert ask(module, text, env=environ, cwd=tmp_path, warm=warm).strip() == ""
+        assert query(module, text, env=environ, cwd=tmp_path, warm=warm).strip() == ""
 
 
 def test_all_is_gone_with_the_flow(environ: dict[str, str], place: Path, tmp_path: Path) -> None:

@@ -27,9 +27,9 @@ from stillhouse.places import home, project_root
 from stillhouse_flows.processes.asking import ERROR
 from stillhouse_flows.processes.local import settle
 from stillhouse_flows.runs.board import Board, say
-from stillhouse_flows.runs.parameters import AskedRun, Device, Ref
+from stillhouse_flows.runs.parameters import Device, Ref, RequestedRun
 from stillhouse_flows.runs.request import Request
-from stillhouse_flows.solo import Asked
+from stillhouse_flows.solo import Call
 from stillhouse_flows.stages.process import Children, share_cores
 
 Runner = Literal["threads", "dask", "ray"]
@@ -91,7 +91,7 @@ def _missing(runner: str) -> MissingExtra:
 
 
 @flow(name="compare", persist_result=False)
-def compare(runs: list[AskedRun], device: Device = "auto", ref: Ref = "") -> str:
+def compare(runs: list[RequestedRun], device: Device = "auto", ref: Ref = "") -> str:
     """Run every request and compare the reports; returns the path of the comparison.
 
     Args:
@@ -107,7 +107,7 @@ def compare(runs: list[AskedRun], device: Device = "auto", ref: Ref = "") -> str
     shared: Any = quote(children) if _threaded() else None  # Any: handed over unvisited
     futures = {
         name: whole_run.with_options(name=name, task_run_name=name).submit(
-            Asked(request=request, device=device, ref=ref), name, _surroundings(), shared
+            Call(request=request, device=device, ref=ref), name, _surroundings(), shared
         )
         for name, request in zip(names, requests, strict=True)
     }
@@ -126,12 +126,14 @@ def compare(runs: list[AskedRun], device: Device = "auto", ref: Ref = "") -> str
 
 
 def run_names(requests: Sequence[Request]) -> list[str]:
-    """What tells the runs apart. Raises BadSetting when two are the same, or there are too few."""
+    """Names that distinguish the runs. Raises BadSetting when two are the same, or there are too
+    few.
+    """
     if len(requests) < 2:
         raise BadSetting(f"compare: give at least two runs (got {len(requests)})")
     names = [_name(request) for request in requests]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise BadSetting(f"compare: {twice[0]} is asked for twice; leave one out")
+        raise BadSetting(f"compare: {twice[0]} is given twice; leave one out")
     return names
 
 
@@ -163,22 +165,22 @@ def _end(name: str, future: PrefectFuture[Compared], board: Board) -> Compared |
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def whole_run(
-    asked: Asked, name: str, surroundings: Mapping[str, str], children: Children | None
+    call: Call, name: str, surroundings: Mapping[str, str], children: Children | None
 ) -> Compared:
     """One run, in a process of its own."""
-    said: list[str] = []
+    lines: list[str] = []
     with temporary() as scratch:
         target = scratch / "result.json"
         code = (children or Children()).run(
-            ["python", "-m", "stillhouse_flows.solo", json.dumps(asdict(asked)), str(target)],
+            ["python", "-m", "stillhouse_flows.solo", json.dumps(asdict(call)), str(target)],
             env={**os.environ, **surroundings, "PATH": _path()},
             cwd=project_root(),
-            say=said.append,
+            say=lines.append,
         )
         if code == 0:
             return Compared(name=name, **json.loads(target.read_text()))
-    errors = [line.removeprefix(ERROR) for line in said if line.startswith(ERROR)]
-    raise StillhouseError((errors or said or [f"exit code {code}"])[-1])
+    errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
+    raise StillhouseError((errors or lines or [f"exit code {code}"])[-1])
 
 
 def _path() -> str:

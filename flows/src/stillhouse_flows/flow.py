@@ -27,7 +27,7 @@ from prefect.utilities.annotations import quote
 from stillhouse.errors import StillhouseError
 from stillhouse.places import project_root
 from stillhouse_flows.data.pinned import RemoteLost, push_results
-from stillhouse_flows.processes.asking import ask
+from stillhouse_flows.processes.asking import query
 from stillhouse_flows.processes.local import settle
 from stillhouse_flows.processes.warm import Warm, zygote
 from stillhouse_flows.runs import artifacts
@@ -126,7 +126,7 @@ def distill(
     ):
         run, warm = settled(space, request, device, stack)
         name_run(run)
-        tell(run.headline())
+        log_lines(run.headline())
         check_pools(run, pools or {})
         stages = plan(space.root, run.prepared.pipeline)
         line = Line(
@@ -152,7 +152,7 @@ def distill(
             raise
         commit = space.commit(f"Report of {run.prepared.ref}", also=run.reports())
         artifacts.run_summary(run, results, line.seconds, commit)
-        tell(
+        log_lines(
             f"Committed as {commit[:12]} on {space.branch}"
             if commit
             else "Not in git: nothing committed"
@@ -160,7 +160,7 @@ def distill(
         if push:
             push_to_remote(carried)
         register(run, warm)
-        tell(words)
+        log_lines(words)
         return run.finished(commit)
 
 
@@ -193,7 +193,7 @@ def register(run: Run, warm: Warm | None) -> None:
         "variant": run.prepared.variant,
     }
     module = "stillhouse_flows.runs.registering"
-    ask(module, json.dumps(words), env=run.env, cwd=run.space.root, warm=warm)
+    query(module, json.dumps(words), env=run.env, cwd=run.space.root, warm=warm)
 
 
 def name_run(run: Run) -> None:
@@ -208,7 +208,7 @@ def with_workers(workers: int) -> Flow[Any, Finished]:  # Any: its parameters
     return distill.with_options(task_runner=threads(workers))
 
 
-def tell(text: str) -> None:
+def log_lines(text: str) -> None:
     """To the terminal, and line by line to the run's log in the UI."""
     say(text)
     logger = get_run_logger()
@@ -257,7 +257,7 @@ def bring_data(line: Line) -> None:
 def push_to_remote(line: Line) -> None:
     """Send the outputs and the run cache to the DVC remote."""
     run = line.run
-    tell(push_results(run.space.root, run.prepared.pipeline))
+    log_lines(push_results(run.space.root, run.prepared.pipeline))
 
 
 def run_stages(line: Line, stages: Sequence[StageSpec]) -> list[StageResult]:
@@ -289,8 +289,8 @@ def _results(line: Line, states: Mapping[str, State[StageResult]]) -> list[Stage
     ]
     errors = [end for end in ends if isinstance(end, BaseException)]
     if errors:
-        tell(f"Not run: {', '.join(waiting)}" if waiting else "Every other stage is done")
-        tell(f"Workspace kept: {line.run.space.root}")
+        log_lines(f"Not run: {', '.join(waiting)}" if waiting else "Every other stage is done")
+        log_lines(f"Workspace kept: {line.run.space.root}")
         raise next((error for error in errors if isinstance(error, StageFailed)), errors[0])
     return ends
 
@@ -300,14 +300,14 @@ def dvc_stage(spec: StageSpec, line: Line) -> StageResult:
     """One DVC stage in a child process, on the devices it needs."""
     started, run, board = time.monotonic(), line.run, line.board
     logger, progress = get_run_logger(), artifacts.Progress(run.prepared.ref, spec.name)
-    heard: list[str] = []
+    resumes: list[str] = []
 
-    def hear(text: str) -> None:
+    def note_line(text: str) -> None:
         board.note(spec.name, text)
         logger.info(text)
         progress(text)
         if "resumed at step" in text:
-            heard.append(text[text.index("resumed at step") :])
+            resumes.append(text[text.index("resumed at step") :])
 
     def waiting(text: str) -> None:
         board.write(f"           {spec.name} {text}")
@@ -318,7 +318,7 @@ def dvc_stage(spec: StageSpec, line: Line) -> StageResult:
     owner = f"{run.space.run}/{spec.name}"
     try:
         if pool:  # its results come into DVC's cache, and what follows only takes them from there
-            send(spec, run, pool, children=line.children, say=hear)
+            send(spec, run, pool, children=line.children, say=note_line)
         with slots.hold(names, min(1, len(names)), owner, waiting) as held, _limit(line, held):
             result = run_stage(
                 line.children,
@@ -327,7 +327,7 @@ def dvc_stage(spec: StageSpec, line: Line) -> StageResult:
                 env={**run.env, **held.environment(), **_sliced(line, spec)},
                 folders=run.folders,
                 log=run.folder / f"{spec.name}.log",
-                say=hear,
+                say=note_line,
                 files=held.files,
             )
     except StageFailed as error:
@@ -338,7 +338,7 @@ def dvc_stage(spec: StageSpec, line: Line) -> StageResult:
     artifacts.stage_table(
         run.prepared.ref,
         result,
-        resumed=f"({heard[-1]})" if heard else "",
+        resumed=f"({resumes[-1]})" if resumes else "",
         device=", ".join(held.devices),
     )
     return result
@@ -365,10 +365,10 @@ def _try_again(line: Line, spec: StageSpec, error: StageFailed) -> None:
     pieces, crashes = 2 * line.micro_batches.get(name, 1), line.crashes.get(name, 0) + 1
     if error.memory and pieces <= 2**MEMORY_TRIES:
         error.again, line.micro_batches[name] = True, pieces
-        tell(f"           {error}; tried again with each batch in {pieces} micro-batches")
+        log_lines(f"           {error}; tried again with each batch in {pieces} micro-batches")
     elif error.crashed and crashes <= spec.retries:
         error.again, line.crashes[name] = True, crashes
-        tell(f"           {error}; tried again from its checkpoint")
+        log_lines(f"           {error}; tried again from its checkpoint")
     else:
         line.board.finish(name, "FAILED")
 
@@ -384,11 +384,11 @@ def may_heal(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:  
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
 def write_report(line: Line) -> str:
     """Write the report with the workspace's code; returns its table."""
-    run, said = line.run, list[str]()
+    run, lines = line.run, list[str]()
     command = ["stillhouse", "report", run.prepared.ref]
-    code = line.children.run(command, env=run.env, cwd=run.space.root, say=said.append)
+    code = line.children.run(command, env=run.env, cwd=run.space.root, say=lines.append)
     if code:
-        errors = [text.removeprefix("error: ") for text in said if text.startswith("error: ")]
-        raise StillhouseError(f"report: {(errors or said or [f'exit code {code}'])[-1]}")
+        errors = [text.removeprefix("error: ") for text in lines if text.startswith("error: ")]
+        raise StillhouseError(f"report: {(errors or lines or [f'exit code {code}'])[-1]}")
     artifacts.report(run.prepared.ref, run.page)
-    return "\n".join(said)
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""One whole run in this process: `python -m stillhouse_flows.solo ASKED RESULT.json`.
+"""One whole run in this process: `python -m stillhouse_flows.solo CALL RESULT.json`.
 
 RESULT.json gets its report and its branch.
 """
@@ -17,7 +17,7 @@ from stillhouse_flows.runs.request import Request
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Call:
     """What `distill` is called with."""
 
     request: Request
@@ -25,7 +25,7 @@ class Asked:
     ref: str
 
 
-def run(asked: Asked) -> Mapping[str, str]:
+def run(call: Call) -> Mapping[str, str]:
     """The run's report.json and the name of its branch."""
     from stillhouse_flows.processes.local import settle
     from stillhouse_flows.server.serving import ensure_api
@@ -34,14 +34,14 @@ def run(asked: Asked) -> Mapping[str, str]:
     ensure_api()
     from stillhouse_flows.flow import distill
 
-    request = asked.request
+    request = call.request
     scale: Any = request.scale  # Any: checked by Request
     done = distill(
         recipe=request.recipe,
         scale=scale,
         settings=dict(request.settings),
-        device=asked.device,
-        ref=asked.ref,
+        device=call.device,
+        ref=call.ref,
     )
     return {"report": done.page.with_name("report.json").read_text(), "branch": done.branch}
 
@@ -50,10 +50,10 @@ def main(argv: Sequence[str]) -> int:
     words, target = argv
     die_with_parent()
     record = json.loads(words)
-    asked = Asked(**record | {"request": Request(**record["request"])})
+    call = Call(**record | {"request": Request(**record["request"])})
 
     def finish() -> str:
-        write_text(Path(target), json.dumps(run(asked)))
+        write_text(Path(target), json.dumps(run(call)))
         return target
 
     return answer(finish)

@@ -15,8 +15,8 @@ from prefect.states import Completed
 from stillhouse.errors import StillhouseError
 from stillhouse.places import project_root
 from stillhouse_flows.data.pinned import RemoteLost, pin
-from stillhouse_flows.flow import distill, remote_task, run_name, tell
-from stillhouse_flows.processes.asking import ask
+from stillhouse_flows.flow import distill, log_lines, remote_task, run_name
+from stillhouse_flows.processes.asking import query
 from stillhouse_flows.processes.hush import hush_dvc
 from stillhouse_flows.processes.local import settle
 from stillhouse_flows.promotion.gate import Gate, check_scores, choose_row, missing_gate, read_gate
@@ -90,7 +90,7 @@ def watch(
     reason = _reason(repo, seen, code=code)
     if reason.unchanged and not force:
         return _end(UNCHANGED, reason.words)
-    tell(f"{reason.words}; forced" if reason.unchanged else reason.words)
+    log_lines(f"{reason.words}; forced" if reason.unchanged else reason.words)
     if not force:
         wait_out(project, seen)
     words: dict[str, Any] = {
@@ -150,7 +150,7 @@ def look(project: Path, request: Request, ref: str) -> Seen:
         run = opened(space, request, "auto")
         chosen = run.prepared
         words = json.dumps({"ref": chosen.ref, "project": str(project)})
-        text = ask("stillhouse_flows.promotion.inputs", words, env=run.env, cwd=space.root)
+        text = query("stillhouse_flows.promotion.inputs", words, env=run.env, cwd=space.root)
         reading = reading_from(text)
         gate = read_gate((space.root / "params.yaml").read_text(), chosen.recipe)
         inputs = with_data(reading.inputs, pin(space.root), space.cache)
@@ -197,5 +197,5 @@ def show(judgement: Judgement, gate: Gate) -> None:
 
 
 def _end(name: str, message: str) -> State[None]:
-    tell(f"{name}: {message}")
+    log_lines(f"{name}: {message}")
     return Completed(name=name, message=message)

@@ -29,10 +29,10 @@ def test_a_missing_file_is_named_before_anything_is_read(tmp_path: Path) -> None
     """Even where only the last stage reads it."""
     (tmp_path / "there").touch()
     for missing, message in (
-        ("file:gone.pth", rf"'file:gone.pth': {tmp_path}/gone.pth is not there; give an existing"),
+        ("file:gone.pth", rf"'file:gone.pth': {tmp_path}/gone.pth not found; give an existing"),
         (
             "data:gone/x",
-            r"'data:gone/x': .*/data/gone/x is not there. Run: stillhouse data pull gone",
+            r"'data:gone/x': .*/data/gone/x not found. Run: stillhouse data pull gone",
         ),
     ):
         whole = recipe(make("first", "file:there"), make("last", missing))
@@ -58,7 +58,7 @@ def test_run_refuses_it_too(
     monkeypatch.setenv("STILLHOUSE_ROOT", str(tmp_path))
     assert main(["run", "toy/toy", "--set", "data=file:gone"]) == 2
     said = capsys.readouterr()
-    assert said.err.startswith(f"error: 'file:gone': {tmp_path}/gone is not there")
+    assert said.err.startswith(f"error: 'file:gone': {tmp_path}/gone not found")
     assert said.out == ""
     assert main(["run", "toy/toy", "--set", f"data={tmp_path}"]) == 2
     assert (

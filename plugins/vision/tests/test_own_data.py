@@ -134,7 +134,7 @@ def test_preset_data_are_not_looked_at_and_keep_their_variant(tmp_path: Path) ->
         preset = chosen(scale)
         assert chosen(scale, data=preset.data).variant() == scale
     missing = f"file:{tmp_path / 'nowhere'}"
-    with pytest.raises(MissingData, match=r"nowhere is not there"):
+    with pytest.raises(MissingData, match=r"nowhere not found"):
         chosen("small", data=missing)
 
 

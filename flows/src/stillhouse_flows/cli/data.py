@@ -101,7 +101,7 @@ def pull(
     root = _root()
     pinned = pin(root)
     if pinned is None:
-        raise MissingData(f"{root / 'data.dvc'} is not there, so there is no data version to pull")
+        raise MissingData(f"{root / 'data.dvc'} not found: there is no data version to pull")
     _pull(root, pinned, names or [])
     print(f"data/ has {', '.join(names) if names else 'everything'} of version {pinned.short}")
     if names:

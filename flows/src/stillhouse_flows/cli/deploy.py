@@ -38,7 +38,7 @@ def server(
         )
     os.environ.pop(API, None)
     settle()
-    with _until_told():
+    with _until_stopped():
         child = ensure_server(host, port)
         print(f"Prefect's UI:  http://{reached_at(host)}:{port}", flush=True)
         print(
@@ -49,7 +49,7 @@ def server(
 
 
 @contextmanager
-def _until_told() -> Generator[None]:
+def _until_stopped() -> Generator[None]:
     """Ctrl-C and SIGTERM are the ways to end it, so they are no errors."""
 
     def end(_signal: int, _frame: object) -> None:
@@ -75,7 +75,7 @@ def serve(names: Names = None, port: Port = PORT) -> None:
 
     settle()
     root = project_root()
-    with _until_told(), answered():
+    with _until_stopped(), answered():
         # before the flows are loaded, and Prefect with them
         if configured():
             check_answers()
@@ -140,7 +140,7 @@ def worker(
     print(f"Worker of pool {pool} on {root}; offers {offered}; its log is {file}", flush=True)
     os.environ["STILLHOUSE_ROOT"] = str(root)
     words = ["--pool", pool, "--type", "process", "--limit", str(limit)]
-    with _until_told():
+    with _until_stopped():
         if code := run_worker(words, file):
             raise StillhouseError(f"the worker ended by itself ({code}); its log is {file}")
 

@@ -80,7 +80,7 @@ def run(
 def _flow_inputs(
     recipe: str, scale: str, assignments: list[str], device: str, ref: str
 ) -> "tuple[dict[str, Any], Request]":  # Any: a flow's parameters
-    """The inputs of a flow, and what they ask for; sets up this process for it."""
+    """The inputs of a flow, and the request in them; sets up this process for it."""
     from stillhouse.settings import parse_assignments
     from stillhouse_flows.runs.request import Request
 

@@ -42,13 +42,13 @@ def check_requests(requests: "Sequence[Request]", ref: str, *, warm: "Warm | Non
     hold, and the run itself looks there.
     """
     from stillhouse.places import project_root
-    from stillhouse_flows.processes.asking import ask
+    from stillhouse_flows.processes.asking import query
 
     if ref:
         return
     record = {"project": str(project_root()), "requests": [asdict(each) for each in requests]}
     words = json.dumps(record)
-    ask("stillhouse_flows.runs.checking", words, env=os.environ, cwd=Path.cwd(), warm=warm)
+    query("stillhouse_flows.runs.checking", words, env=os.environ, cwd=Path.cwd(), warm=warm)
 
 
 def ready(requests: "Sequence[Request]", ref: str) -> None:
@@ -65,21 +65,21 @@ def ready(requests: "Sequence[Request]", ref: str) -> None:
         checked = pool.submit(check_requests, requests, ref, warm=warm)
 
         def refused() -> None:
-            """Whoever asked need not wait for a server that nobody will need."""
+            """A refused request need not wait for a server that nobody will need."""
             if checked.done():
                 checked.result()
 
         try:
             ensure_api(refused, beside="stillhouse_flows.flow")
         except StillhouseError:
-            checked.result()  # whoever asked can put this right sooner
+            checked.result()  # whoever requested it can put this right sooner
             raise
         checked.result()
 
 
 @contextlib.contextmanager
 def one_line() -> Generator[None]:
-    """Ctrl-C, and a server that is not there or went, without a traceback."""
+    """Ctrl-C, and a server that is missing or went, without a traceback."""
     try:
         with answered():
             yield

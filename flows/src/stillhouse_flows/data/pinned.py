@@ -178,7 +178,7 @@ def _remote_of(root: Path) -> Generator[None]:
     folder = Path(url)
     # DVC takes a folder that is not there, an unmounted disk, for an empty remote
     if folder.is_absolute() and not folder.is_dir():
-        raise RemoteLost(f"DVC remote '{name}': {url} is not there; mount it, or set another")
+        raise RemoteLost(f"DVC remote '{name}': {url} not found; mount it, or set another")
     try:
         yield
     except CheckoutError:

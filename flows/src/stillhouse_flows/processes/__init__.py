@@ -1,1 +1,1 @@
-"""Processes: their surroundings, how they are asked, forked, and ended with all they started."""
+"""Processes: their surroundings, how they are queried, forked, and ended with all they started."""

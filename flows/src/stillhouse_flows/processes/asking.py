@@ -13,7 +13,7 @@ ERROR = "error: "
 
 
 def answer(make: Callable[[], str]) -> int:
-    """The other end of `ask`: print what `make` returns, or its error line; the exit code."""
+    """The other end of `query`: print what `make` returns, or its error line; the exit code."""
     try:
         print(make())
     except StillhouseError as error:
@@ -22,7 +22,7 @@ def answer(make: Callable[[], str]) -> int:
     return 0
 
 
-def ask(
+def query(
     module: str, request: str, *, env: Mapping[str, str], cwd: Path, warm: Warm | None = None
 ) -> str:
     """What `python -m module REQUEST` prints; raises StillhouseError with its own error line."""

@@ -1,7 +1,7 @@
 """A process that has imported what a run's stages need, and forks them: none of them imports torch.
 
 `python -P -m stillhouse_flows.processes.zygote SERVER CLIENT ROOM`: two ends of a socket pair that
-the flow made, so nobody else can ask (see `warm`); the spaces of ROOM are for what `ps` shows.
+the flow made, so nobody else can query (see `warm`); the spaces of ROOM are for what `ps` shows.
 
 It imports, forks and waits, and does nothing else: no thread of a parallel region, no CUDA, no open
 repository. At first it knows packages of others alone, and what it forks imports the code that is
@@ -80,7 +80,7 @@ class Running:
 
 @dataclass(kw_only=True)
 class Zygote:
-    """The processes, by the descriptor that tells of their end, and the modules still to import."""
+    """The processes, by the descriptor that signals their end, and the modules still to import."""
 
     server: socket.socket
     client: socket.socket
@@ -284,7 +284,7 @@ def _watch(zygote: Zygote, pid: int, job: Job, reply: socket.socket) -> None:
 
 
 def _report(zygote: Zygote, number: int) -> None:
-    """Say how a process ended; its id stays taken until whoever asked has heard of it."""
+    """Report how a process ended; its id stays taken until its parent has the report."""
     ended = zygote.running.pop(number)
     zygote.poll.unregister(number)
     os.close(number)
@@ -336,7 +336,7 @@ def _die_with(parent: int, number: signal.Signals) -> None:
 
 
 def _work(zygote: Zygote, job: Job, files: Sequence[int]) -> int:
-    """Become the process that the job asks for, as a fresh interpreter would be, and do it."""
+    """Become the process that the job describes, as a fresh interpreter would be, and do it."""
     before = set(sys.modules)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""Runs as their branches tell of them: which there are, which are finished, what was decided."""
+"""Runs as their branches record them: which there are, which are finished, what was decided."""
 
 import json
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class RunBranch:
-    """A branch runs/*, as its last commit tells of it."""
+    """A branch runs/*, as its last commit records it."""
 
     run: str
     when: str  # of that commit
@@ -60,7 +60,7 @@ def run_branches(repo: Repository) -> list[RunBranch]:
     for line in listing.splitlines():
         run, when, subject = line.split("\t", 2)
         word = subject.rpartition(" ")[2]
-        # what its tree holds does not tell: the user may have merged an earlier run
+        # what its tree holds does not decide: the user may have merged an earlier run
         finished, failed = subject.startswith(FINISHED), subject.startswith(FAILED)
         title = word if "@" in word else ""
         each = RunBranch(run=run, when=when, title=title, finished=finished, failed=failed)

@@ -87,7 +87,7 @@ def missing_gate(recipe: str) -> BadSetting:
 
 
 def rows_of_recipe(recipe: Recipe) -> tuple[str, ...]:
-    """Rows of the student that the recipe exports; empty where that cannot be told."""
+    """Rows of the student that the recipe exports; empty where that is unknown."""
     exports = [stage.name for stage in recipe.stages if "model" in stage.outputs]
     inputs = {stage.name: stage.inputs for stage in recipe.stages}
     return _exported(inputs, {title: row.stages for title, row in recipe.rows.items()}, exports)
@@ -241,7 +241,7 @@ def _not_worse(score: Score, mean: float, theirs: Summary) -> tuple[bool, str]:
 
 
 def _other_inputs(report: Document, promoted: Document) -> str:
-    """Scores on other data are not told apart by the student alone."""
+    """Scores on other data differ not by the student alone."""
     if outside_digests(report) == outside_digests(promoted):
         return ""
     versions = [(each.lineage.data or "none")[:8] for each in (report, promoted)]

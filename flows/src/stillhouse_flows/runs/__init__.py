@@ -1,1 +1,1 @@
-"""A run of a recipe: asked for, checked, settled in its workspace, recorded, here or elsewhere."""
+"""A run of a recipe: requested, checked, settled in its workspace, recorded, here or elsewhere."""

@@ -1,7 +1,7 @@
 """What a run leaves in Prefect's UI: progress of a training stage, a table a stage, the report.
 
-Keys are the same for every run of a variant, so that the UI shows each as a history. Pictures in a
-report's Markdown are its charts; pictures of data are in the HTML page alone, which stays here.
+Keys are the same for every run of a variant, so that the UI shows each as a history. Images in a
+report's Markdown are its charts; images of data are in the HTML page alone, which stays here.
 """
 
 import base64
@@ -26,7 +26,7 @@ from stillhouse_flows.stages.child import StageResult
 UPDATE_SECONDS = 2.0
 LARGEST = 400_000  # bytes of one chart; Prefect keeps artifacts in its database
 COUNT = re.compile(r"\b(\d+)/(\d+)\b")
-PICTURE = re.compile(r"!\[(?P<alt>(?:[^\]\\]|\\.)*)\]\((?P<path>figures/[^)]+\.svg)\)")
+IMAGE = re.compile(r"!\[(?P<alt>(?:[^\]\\]|\\.)*)\]\((?P<path>figures/[^)]+\.svg)\)")
 TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
@@ -41,7 +41,7 @@ class Progress:
     def __init__(self, ref: str, stage: str) -> None:
         self.ref, self.stage = ref, stage
         self.artifact: UUID | None = None
-        self.told = 0.0
+        self.shown = 0.0
 
     def __call__(self, line: str) -> None:
         found = COUNT.search(line)
@@ -49,9 +49,9 @@ class Progress:
         if found is None or int(found[2]) == 0:
             return
         percent = min(100.0, 100 * int(found[1]) / int(found[2]))
-        if percent < 100 and now - self.told < UPDATE_SECONDS:
+        if percent < 100 and now - self.shown < UPDATE_SECONDS:
             return
-        self.told = now
+        self.shown = now
         self._show(percent, line)
 
     def _show(self, percent: float, line: str) -> None:
@@ -127,4 +127,4 @@ def embedded(markdown: Path) -> str:
         body = base64.b64encode(chart.read_bytes()).decode()
         return f"![{found['alt']}](data:{kind};base64,{body})"
 
-    return PICTURE.sub(inline, markdown.read_text())
+    return IMAGE.sub(inline, markdown.read_text())

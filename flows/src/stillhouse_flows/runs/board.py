@@ -21,14 +21,14 @@ class Board:
         self.total, self.write = total, write
         self.done = 0
         self.lock = threading.Lock()
-        self.said: dict[str, float] = {}
+        self.noted: dict[str, float] = {}
 
     def note(self, stage: str, line: str) -> None:
         """Pass on a line of a running stage, when its last one is ten seconds old."""
         now = time.monotonic()
         with self.lock:
-            if now - self.said.setdefault(stage, now) >= QUIET_SECONDS:
-                self.said[stage] = now
+            if now - self.noted.setdefault(stage, now) >= QUIET_SECONDS:
+                self.noted[stage] = now
                 self.write(f"           {line}")
 
     def finish(self, stage: str, outcome: str) -> None:

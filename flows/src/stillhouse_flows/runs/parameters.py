@@ -1,4 +1,4 @@
-"""What a flow may be asked for: types that Prefect's UI shows as a form, and that its API and the
+"""Parameters of flows: types that Prefect's UI shows as a form, and that its API and the
 command line check before anything runs.
 
 Everything here ends up in names of folders and branches, in files that DVC reads, or in the
@@ -30,7 +30,7 @@ Pools = Mapping[
 ]
 
 
-class AskedRun(BaseModel):
+class RequestedRun(BaseModel):
     """One run of the flow `compare`."""
 
     model_config = ConfigDict(extra="forbid")

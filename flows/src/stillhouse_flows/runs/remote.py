@@ -20,7 +20,7 @@ from stillhouse.errors import BadSetting, MissingData, StillhouseError
 from stillhouse.places import project_root
 from stillhouse_flows.data.pinned import remote
 from stillhouse_flows.data.share import Errand
-from stillhouse_flows.processes.asking import ask
+from stillhouse_flows.processes.asking import query
 from stillhouse_flows.runs.board import QUIET_SECONDS
 from stillhouse_flows.runs.parameters import Commit, Device, Pools, RunBranch, StageName
 from stillhouse_flows.runs.request import Request
@@ -120,7 +120,7 @@ def _start(pool: str, words: Mapping[str, Any], name: str) -> "FlowRun":  # Any:
 
 def _await(sent: "FlowRun", pool: str, spec: StageSpec, children: Children, say: Say) -> "FlowRun":
     """The run when it has ended; a stopped run here stops it there."""
-    said = time.monotonic()
+    noted = time.monotonic()
     with get_client(sync_client=True) as client:
         while sent.state is None or not sent.state.is_final():
             if children.closed:
@@ -128,15 +128,17 @@ def _await(sent: "FlowRun", pool: str, spec: StageSpec, children: Children, say:
                 raise StageFailed(f"stage '{spec.name}': the run was stopped", crashed=False)
             time.sleep(POLL_SECONDS)
             sent = client.read_flow_run(sent.id)
-            if time.monotonic() - said > QUIET_SECONDS:
-                said = time.monotonic()
+            if time.monotonic() - noted > QUIET_SECONDS:
+                noted = time.monotonic()
                 say(f"{spec.name}: {sent.state_name} on pool {pool}")
         return sent
 
 
 def _do(errand: Errand, address: str, run: Run) -> bool:
     request = json.dumps({"errand": errand, "address": address})
-    return json.loads(ask("stillhouse_flows.data.share", request, env=run.env, cwd=run.space.root))
+    return json.loads(
+        query("stillhouse_flows.data.share", request, env=run.env, cwd=run.space.root)
+    )
 
 
 @flow(name="stage", persist_result=False)
@@ -151,16 +153,16 @@ def stage(
     """Run one stage of another machine's run on this clone; results go to the DVC remote."""
     logger, project = get_run_logger(), project_root()
     git(project, "fetch", "--quiet", GIT_REMOTE, branch)
-    asked = Request(**request)
-    with workspace(project, f"stage-{asked.label()}", ref=commit, keep=False) as space:
-        run = opened(space, asked, device)
+    requested = Request(**request)
+    with workspace(project, f"stage-{requested.label()}", ref=commit, keep=False) as space:
+        run = opened(space, requested, device)
         _check_code(space)
         if lock:
             (space.root / run.prepared.pipeline).with_suffix(".lock").write_text(lock)
         spec = next(each for each in plan(space.root, run.prepared.pipeline) if each.name == name)
         _do("fetch", spec.address, run)
         words = json.dumps({"ref": run.prepared.ref, "stage": name})
-        ask("stillhouse_flows.stages.outside", words, env=run.env, cwd=space.root)
+        query("stillhouse_flows.stages.outside", words, env=run.env, cwd=space.root)
         children = Children()
         try:
             names = slots.devices(device) if spec.resource == "gpu" else ()

@@ -1,4 +1,4 @@
-"""What a run is asked for, and what its workspace's code says of it: light to import."""
+"""The request of a run, and its workspace's code: light to import."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from stillhouse_flows.runs.parameters import check_name
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user asks for: RECIPE[@VARIANT], or RECIPE at a scale with `--set` values."""
+    """A request of a user: RECIPE[@VARIANT], or RECIPE at a scale with `--set` values."""
 
     recipe: str = "vision/distill"
     scale: str = ""

@@ -1,4 +1,4 @@
-"""One run of a recipe in its workspace: what was asked, what was settled, what of it is kept."""
+"""One run of a recipe in its workspace: what was requested, settled, and what of it is kept."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from stillhouse.errors import BadSetting
 from stillhouse.inputs import check_present
 from stillhouse_flows.data.pinned import bring, pin
-from stillhouse_flows.processes.asking import ask
+from stillhouse_flows.processes.asking import query
 from stillhouse_flows.processes.warm import Warm
 from stillhouse_flows.runs.request import Prepared, Request, prepared_from
 from stillhouse_flows.stages.child import StageResult
@@ -85,7 +85,7 @@ class Run:
         )
 
     def reports(self) -> list[Path]:
-        """The report without its page, which holds pictures of the data."""
+        """The report without its page, which holds images of the data."""
         return [path for name in REPORTS if (path := self.page.with_name(name)).is_file()]
 
 
@@ -95,8 +95,8 @@ def opened(space: RunWorkspace, request: Request, device: str, *, warm: Warm | N
     for ref in _files(request.settings.values()):  # before anybody looks at them
         _check_file(space.project, ref)
     words = json.dumps(asdict(request))
-    said = ask("stillhouse_flows.runs.prepare", words, env=env, cwd=space.root, warm=warm)
-    prepared = prepared_from(said)
+    printed = query("stillhouse_flows.runs.prepare", words, env=env, cwd=space.root, warm=warm)
+    prepared = prepared_from(printed)
     for name in prepared.data:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise BadSetting(f"'data:{name}': leads out of data/; use file:<path> for other files")

@@ -71,7 +71,7 @@ def read(root: Path, names: Sequence[str] = ()) -> list[Deployment]:
 
 def _parsed(file: Path) -> list[Deployment]:
     if not file.is_file():
-        raise MissingData(f"{file} is not there; it lists the deployments (docs/scheduling.md)")
+        raise MissingData(f"{file} not found; it lists the deployments (docs/scheduling.md)")
     try:
         tree = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:

@@ -33,12 +33,12 @@ def guarded(app: App, text: str) -> App:
     header = (b"content-security-policy", text.encode())
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        async def told(message: Scope) -> None:
+        async def send_with_header(message: Scope) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", []), header]
             await send(message)
 
-        await app(scope, receive, told if scope["type"] == "http" else send)
+        await app(scope, receive, send_with_header if scope["type"] == "http" else send)
 
     return answer
 

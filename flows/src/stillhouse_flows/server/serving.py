@@ -232,7 +232,7 @@ def _wait_for(
 
 
 def main(host: str, port: int) -> None:
-    """Serve until told to stop, or until the process that asked for it is gone."""
+    """Serve until stopped, or until the process that started it is gone."""
     die_with_parent()
     import uvicorn
 

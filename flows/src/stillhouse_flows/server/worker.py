@@ -94,7 +94,7 @@ def condensing() -> Generator[None]:
 
 
 def run_worker(words: Sequence[str], file: Path) -> int:
-    """Run Prefect's worker until it ends, or until this process is told to end; its exit code."""
+    """Run Prefect's worker until it ends, or until this process is stopped; its exit code."""
     child = subprocess.Popen(
         [sys.executable, "-m", "stillhouse_flows.server.worker", *words],
         env={**os.environ, "COLUMNS": "1000"},  # no line is broken

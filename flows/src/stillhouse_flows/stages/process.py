@@ -223,8 +223,10 @@ def _failure(
     if code == FAILED and tail.error:
         memory = result is not None and result.exit_status == TRY_AGAIN
         return StageFailed(f"{where}: {tail.error}", crashed=False, memory=memory)
-    said = "; ".join(filter(None, [result.error if result else "", tail.last]))
+    reason = "; ".join(filter(None, [result.error if result else "", tail.last]))
     status = (result.exit_status if result and code == FAILED else None) or 0
     # a signal: negative from the command itself, 128 and it from the shell around it
     crashed = status < 0 or status > 128
-    return StageFailed(f"{where}: {said or f'exit code {code}'}; its log is {log}", crashed=crashed)
+    return StageFailed(
+        f"{where}: {reason or f'exit code {code}'}; its log is {log}", crashed=crashed
+    )

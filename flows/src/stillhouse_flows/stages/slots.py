@@ -41,7 +41,7 @@ class Held:
 
 
 def devices(device: str) -> tuple[str, ...]:
-    """Names of the slots that a stage asked to run on `device` may take; empty for none needed."""
+    """Names of the slots that a stage on `device` may take; empty for none needed."""
     kind, _, index = device.partition(":")
     if kind == "cuda" and index:
         return (index,)
@@ -69,7 +69,7 @@ def _gpus() -> tuple[str, ...]:
 def hold(
     names: Sequence[str], count: int, owner: str, waiting: Callable[[str], None]
 ) -> Generator[Held]:
-    """Hold `count` of the devices `names` while the block runs; `waiting` hears once who has them.
+    """Hold `count` of the devices `names` while the block runs; `waiting` gets once who has them.
 
     All of them or none, so that two stages that need several never wait for each other. Raises
     BadSetting when there are fewer.
@@ -79,7 +79,7 @@ def hold(
         return
     if count > len(names):
         raise BadSetting(f"the stage needs {count} devices; here are {', '.join(names)}")
-    said = False
+    noted = False
     while True:
         with contextlib.ExitStack() as stack:
             files = _take(names, count, owner, stack)
@@ -88,9 +88,9 @@ def hold(
                     devices=tuple(files), files=tuple(file.fileno() for file in files.values())
                 )
                 return
-        if not said:
+        if not noted:
             waiting(f"waits for a device: {_owners(names)}")
-            said = True
+            noted = True
         time.sleep(POLL_SECONDS)
 
 

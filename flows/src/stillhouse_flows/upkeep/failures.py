@@ -110,8 +110,8 @@ def remove_run(project: Path, run: str) -> bool:
 
 
 def _cause(repo: Repository, branch: "RunBranch") -> str:
-    said = git(repo.top, "log", "-1", "--format=%b", f"refs/heads/runs/{branch.run}")
-    return _plain(said, branch.run, branch.title)
+    message = git(repo.top, "log", "-1", "--format=%b", f"refs/heads/runs/{branch.run}")
+    return _plain(message, branch.run, branch.title)
 
 
 def _plain(reason: str, run: str, ref: str) -> str:

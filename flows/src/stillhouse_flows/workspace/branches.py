@@ -35,7 +35,7 @@ class Repository:
             return ""
 
     def read(self, revision: str, path: str) -> str | None:
-        """The text of a file at a commit; None where it is not there."""
+        """The text of a file at a commit; None where it is missing."""
         try:
             return git(self.top, "cat-file", "blob", f"{revision}:{self.prefix}{path}")
         except GitError:

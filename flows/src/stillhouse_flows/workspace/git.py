@@ -55,8 +55,8 @@ def git(root: Path, *words: str, env: Mapping[str, str] | None = None, text: str
     except FileNotFoundError as error:
         raise GitError("git is not installed; a flow run needs it") from error
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise GitError(f"git {words[0]} in {root}: {said[-1] if said else done.returncode}")
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise GitError(f"git {words[0]} in {root}: {lines[-1] if lines else done.returncode}")
     return done.stdout.strip()
 
 

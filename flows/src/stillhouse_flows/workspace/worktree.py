@@ -39,7 +39,7 @@ from stillhouse_flows.workspace.git import (
 from stillhouse_flows.workspace.sources import source_folders, stage_environment
 
 KEPT = 20
-# no stage reads pages, and their pictures may be most of a repository
+# no stage reads pages, and their figures may be most of a repository
 LEFT_OUT = "docs"
 LOCK_SECONDS = 60.0
 # what a copied folder leaves behind: environments, results, data (brought on its own), DVC's state

@@ -110,7 +110,7 @@ def _inside(data: Path, name: str, ref: str) -> Path:
         raise BadRecipe(f"'{ref}': leads out of {data}; use file:<path> for files elsewhere")
     if not path.exists():
         raise MissingData(
-            f"'{ref}': {path} is not there. Run: stillhouse data pull {name.partition('/')[0]} "
+            f"'{ref}': {path} not found. Run: stillhouse data pull {name.partition('/')[0]} "
             "(needs a DVC remote), or use --set data=file:<your folder>"
         )
     return path
@@ -120,7 +120,7 @@ def _file(path: Path, root: Path, ref: str) -> Path:
     full = path if path.is_absolute() else root / path
     if not full.exists():
         raise MissingData(
-            f"'{ref}': {full} is not there; give an existing file or folder, as in file:<path> "
+            f"'{ref}': {full} not found; give an existing file or folder, as in file:<path> "
             f"(relative to {root})"
         )
     return full

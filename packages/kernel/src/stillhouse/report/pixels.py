@@ -1,4 +1,4 @@
-"""Pictures in as few bytes as a published page needs."""
+"""Figures in as few bytes as a published page needs."""
 
 import io
 
