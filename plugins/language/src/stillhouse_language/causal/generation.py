@@ -169,7 +169,7 @@ def _row_log_probs(
             hidden = model.network.base_model(
                 input_ids=given, use_cache=seen.length > 0, **_cached(model, seen.of(len(some)))
             ).last_hidden_state
-        # logits of the places that are starts for alone
+        # logits of the requested places alone
         lines = [(i, row, option, first) for i, row in enumerate(some)
                  for option, first in starts[row].items()]  # fmt: skip
         index = [(i, first + j) for i, _, option, first in lines for j in range(len(option))]
