@@ -1,4 +1,4 @@
-"""Plots of a document as SVG text, each for the light and the dark page."""
+"""Plots of a document as SVG text."""
 
 import math
 from typing import Any
