@@ -146,7 +146,7 @@ def run_stage(recipe: Recipe, stage: Stage, runs: Runs) -> Mapping[str, Artifact
 
 
 def _inputs_read(stage: Stage, runs: Runs) -> Callable[[int, int], None]:
-    """Tells whoever watches the run how much of many bytes was hashed."""
+    """Reports to observers of the run how much of many bytes was hashed."""
 
     def report(read: int, size: int) -> None:
         if size >= SLOW_TO_READ:
