@@ -336,4 +336,8 @@ def test_many_bytes_of_inputs_are_reported_while_they_are_hashed(
     assert not any("inputs read" in event.text for event in seen)
     monkeypatch.setattr("stillhouse.runs.SLOW_TO_READ", 1)
     run_stage(recipe, recipe.stage("teacher"), runs)
-    assert {event.stage for event in seen if event.text == "MiB of its inputs read"} == {"teacher"}
+    read = [event for event in seen if event.text == "MiB of its inputs read"]
+    assert {event.stage for event in read} == {"teacher"}
+    assert len(read) > 1
+    # a line says that it is complete, and no line says so twice
+    assert [event.done == event.total for event in read] == [False] * (len(read) - 1) + [True]

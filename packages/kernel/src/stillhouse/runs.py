@@ -52,7 +52,8 @@ __all__ = [
     "run_stage",
     "stage_key",
 ]
-SLOW_TO_READ = 512 << 20  # bytes of inputs, from which on hashing them is reported
+MIB = 1 << 20
+SLOW_TO_READ = 512 * MIB  # bytes of inputs, from which on hashing them is reported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +151,10 @@ def _inputs_read(stage: Stage, runs: Runs) -> Callable[[int, int], None]:
 
     def report(read: int, size: int) -> None:
         if size >= SLOW_TO_READ:
-            text, mib = "MiB of its inputs read", 1 << 20
-            runs.observe(Event(stage=stage.name, text=text, done=read // mib, total=size // mib))
+            total = max(1, size // MIB)
+            done = total if read == size else min(read // MIB, total - 1)  # whole once
+            text = "MiB of its inputs read"
+            runs.observe(Event(stage=stage.name, text=text, done=done, total=total))
 
     return report
 
