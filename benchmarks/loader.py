@@ -34,7 +34,7 @@ from stillhouse.data.loader import AHEAD, start_early, workers
 from stillhouse.data.shards import load_data, save_data
 from stillhouse.environment import environment
 from stillhouse.recipe import Context
-from stillhouse.training import Place, Setup, batches_from
+from stillhouse.training import Position, Setup, batches_from
 from stillhouse.work import Work
 from stillhouse_vision.augment import CropFlip
 from stillhouse_vision.data import ReadImages
@@ -59,7 +59,7 @@ def batches(data: Path, *, batch: int, step: int) -> Iterator[Batch]:
     setup = Setup(steps=1 << 30, batch=batch, augment=CropFlip(padding=16))
     none = data.with_name("none")
     ctx = Context(stage="benchmark", out=none, checkpoints=none, caches=none)
-    return batches_from(Place(step=step), load_data(data), setup, ctx)
+    return batches_from(Position(step=step), load_data(data), setup, ctx)
 
 
 class Step:
@@ -120,8 +120,9 @@ def first_batches(data: Path, given: argparse.Namespace) -> Record:
 def first(data: Path, batch: int, step: int) -> float:
     """Seconds from here to a batch."""
     start = time.perf_counter()
-    next(iter(batches(data, batch=batch, step=step)))
-    return time.perf_counter() - start
+    feed = batches(data, batch=batch, step=step)
+    next(feed)
+    return time.perf_counter() - start  # with `feed`: its end waits for workers that begin
 
 
 def main() -> None:

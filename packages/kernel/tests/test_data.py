@@ -1,5 +1,7 @@
 """Data in memory and on disk."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,3 +115,23 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
         CorruptArtifact, match=r"d: cannot be read as data .* run the stage that made it again"
     ):
         load_data(tmp_path / "d")
+
+
+def test_opening_shards_does_not_import_pandas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow's `to_numpy` would, for most of a second in every process that reads data."""
+    monkeypatch.setattr("stillhouse.data.shards.SHARD_BYTES", 10)
+    part = {"x": torch.ones(2, 3), "n": torch.arange(2), "r": ragged(2, 1), "e": ragged(0, 0)}
+    save_data(tmp_path / "data", iter([part, part]))
+    assert len(list((tmp_path / "data").glob("*.arrow"))) == 2
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from stillhouse.data.shards import load_data\n"
+        f"data = load_data(Path({str(tmp_path / 'data')!r}))\n"
+        "batch = next(iter(data.batches(4, rng=None)))\n"
+        "print(batch['x'].sum().item(), batch['n'].tolist(), data.columns['r'].values.tolist())\n"
+        "print(len(data.columns['e'].values), 'pandas' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "12.0 [0, 1, 0, 1] [0, 1, 2, 0, 1, 2]\n0 False\n", done.stderr

@@ -116,3 +116,16 @@ def test_what_is_hashed_is_reported_after_each_file_and_what_is_known_is_not(
     assert heard == [(sum(sizes[: n + 1]), sum(sizes)) for n in range(len(sizes))]
     path_digest(folder)  # nobody waits for it now
     assert len(heard) == len(sizes)
+
+
+def test_more_files_than_one_query_names_are_known(
+    folder: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stillhouse.memo.MOST", 2)
+    for number in range(5):
+        (folder / f"more{number}").write_bytes(bytes([number]))
+    settle(*folder.iterdir())
+    first = path_digest(folder)
+    assert len(hashed) == 7
+    assert path_digest(folder) == first
+    assert len(hashed) == 7

@@ -12,6 +12,7 @@ from stillhouse.data.sources import (
     check_keys,
     check_stems,
     copied,
+    listed_once,
     note_left_out,
     visible_files,
     visible_folders,
@@ -206,3 +207,22 @@ def test_classes_are_the_train_parts(tmp_path: Path) -> None:
     )
     with pytest.raises(BadData, match="class 'dog' is in the train part and not in the test part;"):
         check_classes({"train": ["cat", "dog"], "test": ["cat"]}, tmp_path)
+
+
+def test_files_come_in_the_order_of_paths(tmp_path: Path) -> None:
+    made = write(tmp_path, "a.b/1", "a/2", "a/1", "a-b/1", "B/1", "a/.hidden/3", "z")
+    seen = visible_files(tmp_path)
+    assert seen == sorted(path for path in made if ".hidden" not in path.parts)
+    assert [path.name for path in visible_folders(tmp_path)] == ["B", "a", "a-b", "a.b"]
+
+
+def test_within_looks_at_the_same_data_a_folder_is_walked_once(tmp_path: Path) -> None:
+    write(tmp_path, "a/1")
+    with listed_once():
+        first = visible_files(tmp_path)
+        first.append(tmp_path)  # the caller's own list
+        folders = visible_folders(tmp_path)
+        write(tmp_path, "b/2")
+        assert [path.name for path in visible_files(tmp_path)] == ["1"]
+        assert visible_folders(tmp_path) == folders
+    assert [path.name for path in visible_files(tmp_path)] == ["1", "2"]

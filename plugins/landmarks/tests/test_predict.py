@@ -71,5 +71,5 @@ def test_what_cannot_be_used_is_named(built: Built) -> None:
     with pytest.raises(BadData, match=r"d.jpg: not an? (whole )?image"):
         predict(built, [Path("d.jpg")])
     other = Built(spec=Model(build=torch.nn.Linear), module=torch.nn.Linear(1, 1))
-    with pytest.raises(BadData, match="Linear: a model that does not say which images"):
+    with pytest.raises(BadData, match="Linear: a model that does not record which images"):
         predict(other, [])

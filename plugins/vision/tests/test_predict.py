@@ -51,7 +51,7 @@ def test_files_that_cannot_be_used_are_named(built: Built, tmp_path: Path) -> No
 
 def test_models_of_another_kind_are_refused() -> None:
     module = torch.nn.Linear(2, 2)
-    with pytest.raises(BadData, match="does not say which images"):
+    with pytest.raises(BadData, match="does not record which images"):
         predict(Built(spec=Model(build=torch.nn.Linear), module=module), [])
 
 

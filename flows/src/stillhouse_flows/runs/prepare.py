@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stillhouse.errors import BadSetting
-from stillhouse.reach import check_reach
+from stillhouse.reach import checked_settings
 from stillhouse.runs import Runs
 from stillhouse.settings import Settings, find_settings, make_settings, read_params
 from stillhouse_flows.processes.asking import answer
@@ -48,9 +48,8 @@ def settings_of(root: Path, request: Request) -> tuple[str, Settings]:
         return find_settings(request.recipe, root, root / "runs")
     scale = request.scale or "tiny"
     kept = read_params(root).get(request.recipe, {}).get(scale) or {}
-    settings = make_settings(request.recipe, scale, {**kept, **request.settings})
-    check_reach(request.recipe, settings, request.settings)
-    return request.recipe, settings
+    values = {**kept, **request.settings}
+    return request.recipe, checked_settings(request.recipe, scale, values, request.settings)
 
 
 def note_variant(root: Path, chosen: generate.Target) -> None:

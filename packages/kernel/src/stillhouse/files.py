@@ -126,7 +126,12 @@ def tree(folder: Path) -> list[Path]:
 
     Raises BadData for a link to nothing and for one that leads back into a folder above it.
     """
-    return sorted(_below(folder, above=()))
+    return in_order(_below(folder, above=()))
+
+
+def in_order(paths: Iterable[Path]) -> list[Path]:
+    """Sorted as paths are; they compare slowly, of hundreds of thousands for half a minute."""
+    return sorted(paths, key=lambda path: path.parts)
 
 
 def _below(folder: Path, *, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:

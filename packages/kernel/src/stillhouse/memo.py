@@ -9,6 +9,7 @@ import contextlib
 import os
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,21 +97,25 @@ def _read(stats: Iterable[_Stat]) -> dict[tuple[int, int], tuple[_Stat, str]]:
     found: dict[tuple[int, int], tuple[_Stat, str]] = {}
     if not _file().is_file():
         return found
-    each = sorted((stat.device, stat.inode) for stat in stats)
+    nodes = defaultdict[int, list[int]](list)
+    for stat in stats:
+        nodes[stat.device].append(stat.inode)
     # a memo that cannot be read knows nothing
     with contextlib.suppress(sqlite3.Error), contextlib.closing(_opened()) as base:
-        for first in range(0, len(each), MOST // 2):
-            some = each[first : first + MOST // 2]
-            marks = ",".join(["(?,?)"] * len(some))
-            rows = base.execute(
-                f"SELECT * FROM digests WHERE (device, inode) IN (VALUES {marks})",
-                [number for pair in some for number in pair],
-            )
-            for device, inode, size, modified, changed, sha256 in rows:
-                stat = _Stat(
-                    device=device, inode=inode, size=size, modified=modified, changed=changed
+        for device, each in nodes.items():
+            for first in range(0, len(each), MOST):
+                some = each[first : first + MOST]
+                marks = ",".join("?" * len(some))  # pairs in place of these would read every row
+                rows = base.execute(
+                    "SELECT inode, size, modified, changed, sha256 FROM digests "
+                    f"WHERE device = ? AND inode IN ({marks})",
+                    [device, *some],
                 )
-                found[device, inode] = stat, sha256
+                for inode, size, modified, changed, sha256 in rows:
+                    stat = _Stat(
+                        device=device, inode=inode, size=size, modified=modified, changed=changed
+                    )
+                    found[device, inode] = stat, sha256
     return found
 
 

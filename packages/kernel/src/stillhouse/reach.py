@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stillhouse.data.sources import listed_once
 from stillhouse.digest import digest
 from stillhouse.errors import BadSetting, StillhouseError
 from stillhouse.json_files import brief
@@ -17,6 +18,17 @@ REFUSED = "refused"
 NEAR = 3  # settings that are named in place of one that reaches nothing
 
 Values = Mapping[str, Any]  # Any: JSON values
+
+
+def checked_settings(name: str, scale: str, values: Values, given: Iterable[str]) -> Settings:
+    """Settings of "domain/recipe" of which each of the `given` reaches something (`check_reach`).
+
+    They are made many times over; the data that they follow are listed once.
+    """
+    with listed_once():
+        settings = make_settings(name, scale, values)
+        check_reach(name, settings, given)
+    return settings
 
 
 def check_reach(name: str, settings: Settings, given: Iterable[str]) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse.report import drawing
 from stillhouse.report.build import build
 from stillhouse.report.document import Curve
 from stillhouse.report.drawing import LINE, legend_room
@@ -20,8 +19,7 @@ from .written import Scored, Story, write_run
 LONG = "students, 5x steps each, random split, narrow, no TSM, regression, DM + ADM"
 
 
-def test_long_titles_leave_room_to_draw_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "MODES", ("light",))
+def test_long_titles_leave_room_to_draw_in(tmp_path: Path) -> None:
     rows = tuple(
         Scored(row=f"{n} {LONG}", prefix=f"k{n}", accuracy=(0.5 + n / 50, 0.52 + n / 50))
         for n in range(14)

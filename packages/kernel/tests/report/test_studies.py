@@ -13,6 +13,7 @@ from stillhouse.recipe import Recipe
 from stillhouse.report import publish, report
 from stillhouse.report.build import build
 from stillhouse.report.document import Document, Study, Value, load
+from stillhouse.report.pixels import smaller
 from stillhouse.report.statistics import summarize
 from stillhouse.report.studies import study_tables
 from stillhouse.report.tables import Table
@@ -143,7 +144,8 @@ def test_what_is_published_of_a_study_shows_numbers_only(tmp_path: Path):
     shown = publish(runs.folder, target).read_text()
     assert [p.name for p in load(target).pictures] == ["scatter"]
     assert "samples" not in shown
-    assert (target / "figures" / "ranks-scores-plots-scatter.png").read_bytes() == picture()
+    plot = (target / "figures" / "ranks-scores-plots-scatter.png").read_bytes()
+    assert plot == smaller(picture())[1]
 
 
 def test_a_study_of_an_unknown_stage_says_so():

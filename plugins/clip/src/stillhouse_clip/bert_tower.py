@@ -134,8 +134,9 @@ class BertEncoder(nn.Module):
     def forward(
         self, ids: Int64[Tensor, "B L"], mask: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B L W"]:
-        # a compiler and an exporter want shapes that hang on no value
-        dense = len(ids) == 1 or torch.compiler.is_compiling()
+        # a compiler and an exporter want shapes that hang on no value, and an exporter
+        # takes the number of texts for a constant where it is compared
+        dense = torch.compiler.is_compiling() or len(ids) == 1
         layout = _Layout(mask=mask) if dense else _Layout.packed(mask)
         x = self.embeddings(layout.pack(ids), layout.columns)
         layers = self.encoder.get_submodule("layer")

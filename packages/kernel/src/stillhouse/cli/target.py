@@ -9,7 +9,7 @@ from pathlib import Path
 from stillhouse.errors import BadSetting, MissingData
 from stillhouse.json_files import read_json
 from stillhouse.newest import newest_run
-from stillhouse.reach import check_reach
+from stillhouse.reach import checked_settings
 from stillhouse.recipe import (
     CHECKPOINT_SECONDS,
     MICRO_BATCHES,
@@ -116,9 +116,7 @@ def make_target(ref: str, scale: str = "", assignments: Sequence[str] = ()) -> T
     root = project_root()
     if "@" not in ref:
         given = parse_assignments(assignments)
-        settings = make_settings(ref, scale or "tiny", given)
-        check_reach(ref, settings, given)
-        return _target(ref, settings, root)
+        return _target(ref, checked_settings(ref, scale or "tiny", given, given), root)
     if scale or assignments:
         raise BadSetting(f"{ref} has settings of its own; leave out @VARIANT, or --scale and --set")
     return staged_target(ref)

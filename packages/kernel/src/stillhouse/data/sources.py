@@ -3,19 +3,24 @@
 What is left out is never left out silently: it is counted in one line (`notes.note`).
 """
 
+import contextlib
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from stillhouse.data.notes import note
 from stillhouse.errors import BadData
+from stillhouse.files import in_order
 
 # what archives, NAS and desktops leave beside data, and whatever begins with a dot
 CLUTTER = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini")
 HEAD = 1 << 12  # bytes that are compared before whole files are
+# of each folder that was walked; None where each walk is a new one
+_listed: ContextVar[dict[tuple[str, Path], list[Path]] | None] = ContextVar("listed", default=None)
 
 
 @runtime_checkable
@@ -33,6 +38,18 @@ def hidden(name: str) -> bool:
     return name.startswith(".") or name in CLUTTER
 
 
+@contextlib.contextmanager
+def listed_once() -> Generator[None]:
+    """Within it a folder is walked once, however often its files are listed: several looks at
+    data that nobody writes meanwhile.
+    """
+    token = _listed.set({})
+    try:
+        yield
+    finally:
+        _listed.reset(token)
+
+
 def visible_files(source: Path) -> list[Path]:
     """All files below a folder but hidden ones and those in hidden folders, in order; links are
     followed. `source` itself where it is a file.
@@ -41,17 +58,26 @@ def visible_files(source: Path) -> list[Path]:
     """
     if source.is_file():
         return [source]
-    return sorted(_files(source, (source.resolve(),)))
+    return _known("files", source, lambda: in_order(_files(source, (source.resolve(),))))
 
 
 def visible_folders(folder: Path) -> list[Path]:
     """The folders in a folder, but hidden ones, in order."""
-    return sorted(path for path in _visible(folder) if path.is_dir())
+    return _known("folders", folder, lambda: in_order(p for p, holds in _visible(folder) if holds))
+
+
+def _known(what: str, folder: Path, walk: Callable[[], list[Path]]) -> list[Path]:
+    known = _listed.get()
+    if known is None:
+        return walk()
+    if (what, folder) not in known:
+        known[what, folder] = walk()
+    return list(known[what, folder])
 
 
 def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    for path in _visible(folder):
-        if not path.is_dir():
+    for path, holds in _visible(folder):
+        if not holds:
             yield path
             continue
         real = path.resolve() if path.is_symlink() else above[-1] / path.name
@@ -60,20 +86,23 @@ def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
         yield from _files(path, (*above, real))
 
 
-def _visible(folder: Path) -> Iterator[Path]:
+def _visible(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """What lies in a folder, and whether it is a folder itself."""
     try:
-        paths = [path for path in folder.iterdir() if not hidden(path.name)]
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if not hidden(entry.name)]
     except OSError as error:
         raise BadData(f"{folder}: cannot be read ({error.strerror}); check the folder") from error
-    for path in paths:
-        if not _decodable(path.name):
-            raise BadData(f"{folder}: the name {path.name!a} in it is not UTF-8; rename the file")
-        if path.is_symlink() and not path.exists():
+    for entry in found:
+        path = folder / entry.name
+        if not _decodable(entry.name):
+            raise BadData(f"{folder}: the name {entry.name!a} in it is not UTF-8; rename the file")
+        if entry.is_symlink() and not path.exists():
             raise BadData(
                 f"{path}: a link to {str(path.readlink())!a}, which is not found; "
                 "restore the file or remove the link"
             )
-        yield path
+        yield path, entry.is_dir()
 
 
 def _decodable(name: str) -> bool:
