@@ -91,9 +91,9 @@ class _Layout:
     @classmethod
     def packed(cls, mask: Tensor) -> "_Layout":
         """Of those that count alone, up to the longest text's end."""
-        longest = int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 1
-        mask = mask[:, :longest]
-        return cls(mask=mask, where=mask.flatten().nonzero().squeeze(1))
+        rows, columns = mask.nonzero(as_tuple=True)
+        longest = int(columns.max()) + 1 if len(columns) else 1
+        return cls(mask=mask[:, :longest], where=rows * longest + columns)
 
     @property
     def columns(self) -> Tensor:
@@ -108,13 +108,12 @@ class _Layout:
         x = x[:, : self.mask.shape[1]]
         return x if self.where is None else x.flatten(0, 1).index_select(0, self.where)
 
-    def unpack(self, x: Tensor, length: int = 0) -> Tensor:
-        """[B, L, C] of what the layers give, with zeros where nothing counts, and to `length`."""
+    def unpack(self, x: Tensor) -> Tensor:
+        """[B, L, C] of what the layers give, with zeros where nothing counts."""
         if self.where is None:
             return x
         whole = x.new_zeros(self.mask.numel(), *x.shape[1:]).index_copy(0, self.where, x)
-        whole = whole.unflatten(0, self.mask.shape)
-        return nn.functional.pad(whole, (0, 0, 0, max(0, length - whole.shape[1])))
+        return whole.unflatten(0, self.mask.shape)
 
 
 class BertEncoder(nn.Module):
@@ -143,7 +142,8 @@ class BertEncoder(nn.Module):
         assert isinstance(layers, nn.ModuleList)
         for layer in layers:
             x = layer(x, layout)
-        return layout.unpack(x, ids.shape[1])
+        x = layout.unpack(x)
+        return x if dense else nn.functional.pad(x, (0, 0, 0, ids.shape[1] - x.shape[1]))
 
 
 class _Embeddings(nn.Module):
