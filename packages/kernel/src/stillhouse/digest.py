@@ -26,7 +26,7 @@ from stillhouse.files import tree
 def _unreported(_read: int, _all: int) -> None: ...
 
 
-# whoever waits for gigabytes to be hashed; asked for where a stage's inputs are looked at
+# of whoever waits for gigabytes to be hashed
 _report: ContextVar[Callable[[int, int], None]] = ContextVar("report", default=_unreported)
 
 
@@ -156,14 +156,14 @@ def file_digests(files: Sequence[Path]) -> dict[Path, str]:
     from stillhouse.memo import Memo
 
     memo, digests = Memo(files), dict[Path, str]()
+    known = {file: memo.recall(file) for file in files}
+    unknown = sum(memo.stats[file].size for file, sha256 in known.items() if sha256 is None)
     report, read = _report.get(), 0
-    unknown = sum(stat.size for file, stat in memo.stats.items() if memo.recall(file) is None)
     try:
-        for file in files:
+        for file, sha256 in known.items():
             begun = time.time_ns()
-            known = memo.recall(file)
-            digests[file] = known or file_digest(file)
-            if known is None:
+            digests[file] = sha256 or file_digest(file)
+            if sha256 is None:
                 memo.remember(file, digests[file], begun_ns=begun)
                 read += memo.stats[file].size
                 report(read, unknown)
