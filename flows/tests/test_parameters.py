@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stillhouse.errors import BadSetting, StillhouseError
-from stillhouse_flows.processes.asking import query
+from stillhouse_flows.processes.querying import query
 from stillhouse_flows.runs.parameters import check_place
 from stillhouse_flows.runs.request import Request
 

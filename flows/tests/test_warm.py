@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import stillhouse_flows
-from stillhouse_flows.processes.asking import query
+from stillhouse_flows.processes.querying import query
 from stillhouse_flows.processes.warm import Warm, main_of, possible, start_ahead, words_of, zygote
 from stillhouse_flows.stages.process import Children
 

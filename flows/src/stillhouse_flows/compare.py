@@ -24,8 +24,8 @@ from stillhouse.errors import BadSetting, MissingExtra, StillhouseError
 from stillhouse.files import storage, write_text
 from stillhouse.leftovers import temporary
 from stillhouse.places import home, project_root
-from stillhouse_flows.processes.asking import ERROR
 from stillhouse_flows.processes.local import settle
+from stillhouse_flows.processes.querying import ERROR
 from stillhouse_flows.runs.board import Board, say
 from stillhouse_flows.runs.parameters import Device, Ref, RequestedRun
 from stillhouse_flows.runs.request import Request

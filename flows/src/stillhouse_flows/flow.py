@@ -27,8 +27,8 @@ from prefect.utilities.annotations import quote
 from stillhouse.errors import StillhouseError
 from stillhouse.places import project_root
 from stillhouse_flows.data.pinned import RemoteLost, push_results
-from stillhouse_flows.processes.asking import query
 from stillhouse_flows.processes.local import settle
+from stillhouse_flows.processes.querying import query
 from stillhouse_flows.processes.warm import Warm, zygote
 from stillhouse_flows.runs import artifacts
 from stillhouse_flows.runs.board import Board, say

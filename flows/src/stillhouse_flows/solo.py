@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.files import write_text
-from stillhouse_flows.processes.asking import answer
 from stillhouse_flows.processes.process_group import die_with_parent
+from stillhouse_flows.processes.querying import answer
 from stillhouse_flows.runs.request import Request
 
 

@@ -16,9 +16,9 @@ from stillhouse.errors import StillhouseError
 from stillhouse.places import project_root
 from stillhouse_flows.data.pinned import RemoteLost, pin
 from stillhouse_flows.flow import distill, log_lines, remote_task, run_name
-from stillhouse_flows.processes.asking import query
 from stillhouse_flows.processes.hush import hush_dvc
 from stillhouse_flows.processes.local import settle
+from stillhouse_flows.processes.querying import query
 from stillhouse_flows.promotion.gate import Gate, check_scores, choose_row, missing_gate, read_gate
 from stillhouse_flows.promotion.history import decisions
 from stillhouse_flows.promotion.inputs import Inputs, changes, inputs_from, reading_from, with_data

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from stillhouse.cli.results import Device
 from stillhouse.errors import BadSetting
 from stillhouse_flows.cli.foreground import begin, one_line, ready
 
@@ -23,7 +24,7 @@ def compare(
         list[str],
         typer.Option(metavar="KEY=V1,V2", help="A run for every value; may be repeated."),
     ] = [],  # noqa: B006
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    device: Device = "auto",
     ref: Annotated[str, typer.Option(help="A commit, branch or tag.")] = "",
     runner: Annotated[
         Literal["threads", "dask", "ray"], typer.Option(help="What the runs are spread over.")

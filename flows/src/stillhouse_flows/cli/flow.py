@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stillhouse.cli.results import Device
 from stillhouse_flows.cli import clean as clean_cli
 from stillhouse_flows.cli import compare as compare_cli
 from stillhouse_flows.cli import deploy as deploy_cli
@@ -51,7 +52,7 @@ def run(
     recipe: RecipeName = "vision/distill",
     scale: Scale = "",
     assignments: Assignments = [],  # noqa: B006
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    device: Device = "auto",
     ref: Ref = "",
     workers: Annotated[
         int,
@@ -165,7 +166,7 @@ def watch(
     recipe: RecipeName = "vision/distill",
     scale: Scale = "",
     assignments: Assignments = [],  # noqa: B006
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    device: Device = "auto",
     ref: Ref = "",
     push: Push = False,
     code: Annotated[

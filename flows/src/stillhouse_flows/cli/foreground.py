@@ -42,7 +42,7 @@ def check_requests(requests: "Sequence[Request]", ref: str, *, warm: "Warm | Non
     hold, and the run itself looks there.
     """
     from stillhouse.places import project_root
-    from stillhouse_flows.processes.asking import query
+    from stillhouse_flows.processes.querying import query
 
     if ref:
         return

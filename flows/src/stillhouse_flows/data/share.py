@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stillhouse.errors import MissingData
-from stillhouse_flows.processes.asking import answer
 from stillhouse_flows.processes.hush import hush_dvc
+from stillhouse_flows.processes.querying import answer
 
 if TYPE_CHECKING:
     from dvc.repo import Repo

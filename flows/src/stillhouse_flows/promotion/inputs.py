@@ -17,7 +17,7 @@ from stillhouse.inputs import outside
 from stillhouse.recipe import OUTSIDE
 from stillhouse.report.document import Document
 from stillhouse_flows.data.pinned import Pin, below, listing
-from stillhouse_flows.processes.asking import answer
+from stillhouse_flows.processes.querying import answer
 from stillhouse_flows.promotion.gate import outside_digests, rows_of_recipe, scores_of_recipe
 
 DATA = "data:"

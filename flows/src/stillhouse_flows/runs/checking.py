@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stillhouse_flows.processes.asking import answer
+from stillhouse_flows.processes.querying import answer
 from stillhouse_flows.runs.request import Request
 from stillhouse_flows.runs.run import check_request
 

@@ -14,7 +14,7 @@ from stillhouse.errors import BadSetting
 from stillhouse.reach import checked_settings
 from stillhouse.runs import Runs
 from stillhouse.settings import Settings, find_settings, make_settings, read_params
-from stillhouse_flows.processes.asking import answer
+from stillhouse_flows.processes.querying import answer
 from stillhouse_flows.runs.request import Prepared, Request
 from stillhouse_flows.stages import generate
 

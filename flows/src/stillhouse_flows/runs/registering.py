@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stillhouse.newest import register_run
 from stillhouse.runs import Runs
-from stillhouse_flows.processes.asking import answer
+from stillhouse_flows.processes.querying import answer
 
 
 def main(argv: Sequence[str]) -> int:

@@ -20,7 +20,7 @@ from stillhouse.errors import BadSetting, MissingData, StillhouseError
 from stillhouse.places import project_root
 from stillhouse_flows.data.pinned import remote
 from stillhouse_flows.data.share import Errand
-from stillhouse_flows.processes.asking import query
+from stillhouse_flows.processes.querying import query
 from stillhouse_flows.runs.board import QUIET_SECONDS
 from stillhouse_flows.runs.parameters import Commit, Device, Pools, RunBranch, StageName
 from stillhouse_flows.runs.request import Request

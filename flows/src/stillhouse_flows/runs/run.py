@@ -10,7 +10,7 @@ from pathlib import Path
 from stillhouse.errors import BadSetting
 from stillhouse.inputs import check_present
 from stillhouse_flows.data.pinned import bring, pin
-from stillhouse_flows.processes.asking import query
+from stillhouse_flows.processes.querying import query
 from stillhouse_flows.processes.warm import Warm
 from stillhouse_flows.runs.request import Prepared, Request, prepared_from
 from stillhouse_flows.stages.child import StageResult

@@ -21,7 +21,7 @@ from stillhouse.files import write_text
 from stillhouse.inputs import outside
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.settings import Settings, find_settings, make_recipe
-from stillhouse_flows.processes.asking import answer
+from stillhouse_flows.processes.querying import answer
 from stillhouse_flows.stages.project import INPUTS
 
 SETTINGS = f"{INPUTS}/settings.json"

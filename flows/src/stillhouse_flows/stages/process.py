@@ -13,8 +13,8 @@ from typing import IO
 
 from stillhouse.errors import TRY_AGAIN, StillhouseError
 from stillhouse.leftovers import temporary
-from stillhouse_flows.processes.asking import ERROR
 from stillhouse_flows.processes.process_group import kill_group
+from stillhouse_flows.processes.querying import ERROR
 from stillhouse_flows.processes.warm import Forked, Warm, main_of
 from stillhouse_flows.stages.child import FAILED, LOCKED, StageResult, result_from
 from stillhouse_flows.stages.project import StageSpec
