@@ -38,7 +38,7 @@ from stillhouse.environment import environment
 
 ROOT = Path(__file__).parent.parent
 CLASSES, GOAL_MIB, SECONDS = 10, 1536, 0.2
-QUALITY, GRAIN = 90, 12.0  # of the JPEG files, and of their noise: a deviation, of 255
+QUALITY = 90  # of the JPEG files
 BATCH = 8  # of a step: what a training takes is up to its batch
 HELD_OUT = 0.025  # of the images, for the evaluation: 200 of 8,000
 STAGE = re.compile(r"^stage ([a-z0-9-]+): done")
@@ -46,15 +46,15 @@ STAGE = re.compile(r"^stage ([a-z0-9-]+): done")
 Record = Mapping[str, Any]  # Any: JSON
 
 
-def write_image(job: tuple[Path, int, int, int, float]) -> int:
+def write_image(job: tuple[Path, int, int, int]) -> int:
     """One image; bytes of its file. Classes differ in brightness: there is something to learn."""
-    path, number, pixels, quality, noise = job
+    path, number, pixels, quality = job
     rng = np.random.default_rng(number)
     coarse = rng.uniform(0, 255, (8, 8, 3)) * 0.5 + 64 + 12 * (number % CLASSES - CLASSES / 2)
     smooth = Image.fromarray(coarse.clip(0, 255).astype(np.uint8)).resize(
         (pixels, pixels), Image.Resampling.BICUBIC
     )
-    grain = rng.normal(0, noise, (pixels, pixels, 1))
+    grain = rng.normal(0, 12, (pixels, pixels, 1))
     seen = (np.asarray(smooth, dtype=np.float32) + grain).clip(0, 255).astype(np.uint8)
     Image.fromarray(seen).save(path, quality=quality)
     return path.stat().st_size
@@ -67,7 +67,6 @@ def make_images(
     *,
     distinct: int = 1 << 62,
     quality: int = QUALITY,
-    grain: float = GRAIN,
 ) -> int:
     """`count` images in a folder a class; bytes of all files. Those after the first `distinct` are
     copies of them with a comment of their own: the same pixels, but no two files are equal.
@@ -76,9 +75,7 @@ def make_images(
         (folder / f"class{number}").mkdir(parents=True, exist_ok=True)
     paths = [folder / f"class{n % CLASSES}" / f"{n:07d}.jpg" for n in range(count)]
     jobs = [
-        (path, n, pixels, quality, grain)
-        for n, path in enumerate(paths[:distinct])
-        if not path.is_file()
+        (path, n, pixels, quality) for n, path in enumerate(paths[:distinct]) if not path.is_file()
     ]
     with Pool(len(os.sched_getaffinity(0))) as pool:
         for _ in pool.imap_unordered(write_image, jobs, 64):
@@ -185,7 +182,6 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=20, help="of teacher and students")
     parser.add_argument("--quality", type=int, default=QUALITY, help="of the JPEG files")
-    parser.add_argument("--grain", type=float, default=GRAIN, help="deviation of their noise")
     parser.add_argument("--held-out", type=float, default=HELD_OUT, help="for the evaluation")
     parser.add_argument("--keep", type=Path, help="where the images stay")
     parser.add_argument("--root", type=Path, help="where the run stays, and is called again")
@@ -199,7 +195,6 @@ def main() -> None:
             given.pixels,
             distinct=given.distinct,
             quality=given.quality,
-            grain=given.grain,
         )
         print(f"{given.images:,} images of {given.pixels} px: {size / 2**20:,.0f} MiB")
         root = given.root or Path(folder) / "root"
@@ -218,7 +213,6 @@ def main() -> None:
             "batch": BATCH,
             "held_out": given.held_out,
             "quality": given.quality,
-            "grain": given.grain,
         },
         "environment": environment("cpu"),
         "peak_mib": highest,
