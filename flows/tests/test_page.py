@@ -1,5 +1,6 @@
 """The page of `flow server` in headless Chromium: it works, and nothing leaves this machine."""
 
+import asyncio
 import http.server
 import json
 import shutil
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from flow_servers import free_port, going, wait_for
 
-from stillhouse_flows.server.page import policy
+from stillhouse_flows.server.page import AGAIN_SECONDS, App, Receive, Scope, Send, patient, policy
 
 if TYPE_CHECKING:
     from conftest import Project
@@ -33,6 +34,85 @@ def test_the_policy_names_the_api_and_its_socket() -> None:
     told = policy("http://127.0.0.1:4200/api")
     assert "connect-src 'self' data: blob: http://127.0.0.1:4200 ws://127.0.0.1:4200;" in told
     assert "wss://box" in policy("https://box/api")
+
+
+class Busy:
+    """An app that answers 503 so often, and raises after it as Starlette does; then its body."""
+
+    def __init__(self, times: int) -> None:
+        self.times, self.calls = times, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.calls += 1
+        body = (await receive())["body"] + (await receive())["body"]
+        busy = self.calls <= self.times
+        status = 503 if busy else 200
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b"later" if busy else body})
+        if busy:
+            raise OSError("database is locked")
+
+
+def run(app: App, receive: Receive, send: Send) -> None:
+    async def once() -> None:
+        await app({"type": "http"}, receive, send)
+
+    asyncio.run(once())
+
+
+def call(app: App) -> list[Scope]:
+    """What a client gets of a request in two parts."""
+    parts = iter(
+        [
+            {"type": "http.request", "body": b"to", "more_body": True},
+            {"type": "http.request", "body": b"gether", "more_body": False},
+        ]
+    )
+    got: list[Scope] = []
+
+    async def receive() -> Scope:
+        return next(parts)
+
+    async def send(message: Scope) -> None:
+        got.append(message)
+
+    run(app, receive, send)
+    return got
+
+
+def test_a_database_that_is_busy_for_a_moment_is_called_again_at_once() -> None:
+    app = Busy(3)
+    start, body = call(patient(app))
+    assert (app.calls, start["status"], body["body"]) == (4, 200, b"together")
+
+
+def test_a_database_that_stays_busy_is_the_clients_to_wait_for() -> None:
+    app = Busy(100)
+    got = list[Scope]()
+
+    async def receive() -> Scope:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Scope) -> None:
+        got.append(message)
+
+    with pytest.raises(OSError, match="locked"):
+        run(patient(app), receive, send)
+    assert app.calls == len(AGAIN_SECONDS) + 1
+    assert [message.get("status") for message in got] == [503, None]
+
+
+def test_other_errors_are_passed_on_once() -> None:
+    calls = list[int]()
+
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        calls.append(1)
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        raise ValueError("a fault")
+
+    with pytest.raises(ValueError, match="a fault"):
+        call(patient(broken))
+    assert calls == [1]
 
 
 def asked(log: Path, origin: str) -> Iterator[str]:

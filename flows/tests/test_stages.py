@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from dvc.repo import Repo
 from dvc.rwlock import rwlock
 
 from stillhouse.errors import StillhouseError
-from stillhouse_flows.stages.child import StageResult, restore
+from stillhouse_flows.stages.child import StageResult
+from stillhouse_flows.stages.kept import Kept, bring_back
 from stillhouse_flows.stages.process import Children, StageFailed, run_stage, share_cores
 from stillhouse_flows.stages.project import StageSpec, plan
 from stillhouse_flows.workspace.sources import stage_environment
@@ -88,13 +90,49 @@ def test_a_changed_dependency_changes_the_key(toy: "Project") -> None:
     assert run(toy, "first").key != before
 
 
-def test_restore_runs_nothing(toy: "Project") -> None:
-    assert not restore(toy.root, f"{PIPELINE}:first")
+def kept_of(project: "Project") -> Kept:
+    stages = plan(project.root, PIPELINE)
+    return Kept(Children(), stages, root=project.root, env=os.environ, folders=())
+
+
+def test_what_is_kept_comes_back_by_one_process_and_nothing_runs(toy: "Project") -> None:
+    stages = plan(toy.root, PIPELINE)
+    assert list(bring_back(toy.root, stages)) == []
     assert not (toy / "runs").exists()
-    run(toy, "first")
-    (toy / "runs/first").unlink()
-    assert restore(toy.root, f"{PIPELINE}:first")
+    ran = {name: run(toy, name) for name in ("first", "left", "right", "last")}
+    shutil.rmtree(toy / "runs")
+    (toy / "pipelines/toy/dvc.lock").unlink()
+    change(toy, "right", "echo other > ran; echo 3 > runs/right")
+
+    said, kept = list[str](), kept_of(toy)
+    back = {name: kept.take(name, said.append) for name in ran}
+    assert said == ["1 of 4 stages are kept", "2 of 4 stages are kept"]
+    for name in ("first", "left"):
+        found = back[name]
+        assert found is not None
+        assert (found.status, found.key, found.outs) == (
+            "restored",
+            ran[name].key,
+            ran[name].outs,
+        )
     assert (toy / "runs/first").read_text() == "one\n"
+    # the one has another command, the other waits for it
+    assert (back["right"], back["last"]) == (None, None)
+    assert not (toy / "ran").exists()
+    assert kept.take("first", said.append) is None  # a stage that is tried again runs
+    assert [run(toy, name).status for name in ran] == ["unchanged", "unchanged", "ran", "ran"]
+
+
+def test_a_stage_that_dvc_refuses_does_not_hide_what_others_kept(toy: "Project") -> None:
+    for name in ("first", "left", "right"):
+        run(toy, name)
+    file = toy / PIPELINE
+    file.write_text(file.read_text().replace("deps: [runs/first, code.py]", "deps: [nowhere]"))
+    kept = kept_of(toy)
+    found = {name: kept.take(name, print) for name in ("first", "left", "right", "last")}
+    assert [name for name, result in found.items() if result] == ["first", "right"]
+    with pytest.raises(StageFailed, match="stage 'left'.*nowhere"):
+        run(toy, "left")
 
 
 def test_a_failing_command_ends_with_its_own_error_line(toy: "Project") -> None:

@@ -45,6 +45,7 @@ from stillhouse_flows.runs.request import Request
 from stillhouse_flows.runs.run import Finished, Run, opened, results_message, start
 from stillhouse_flows.stages import slots
 from stillhouse_flows.stages.child import StageResult
+from stillhouse_flows.stages.kept import Kept
 from stillhouse_flows.stages.process import Children, StageFailed, run_stage, share_cores
 from stillhouse_flows.stages.project import INPUTS, StageSpec, plan
 from stillhouse_flows.upkeep.failures import drop_earlier
@@ -64,6 +65,7 @@ class Line:
 
     run: Run
     children: Children
+    kept: Kept
     board: Board
     device: str
     pools: Pools  # resource -> the work pool that its stages go to
@@ -129,9 +131,11 @@ def distill(
         log_lines(run.headline())
         check_pools(run, pools or {})
         stages = plan(space.root, run.prepared.pipeline)
+        children, root = Children(warm), space.root
         line = Line(
             run=run,
-            children=Children(warm),
+            children=children,
+            kept=Kept(children, stages, root=root, env=run.env, folders=run.folders),
             board=Board(len(stages)),
             device=device,
             pools=pools or {},
@@ -297,7 +301,7 @@ def _results(line: Line, states: Mapping[str, State[StageResult]]) -> list[Stage
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def dvc_stage(spec: StageSpec, line: Line) -> StageResult:
-    """One DVC stage in a child process, on the devices it needs."""
+    """One DVC stage: its earlier results, or else a child process on the devices it needs."""
     started, run, board = time.monotonic(), line.run, line.board
     logger, progress = get_run_logger(), artifacts.Progress(run.prepared.ref, spec.name)
     resumes: list[str] = []
@@ -313,6 +317,11 @@ def dvc_stage(spec: StageSpec, line: Line) -> StageResult:
         board.write(f"           {spec.name} {text}")
         logger.warning(text)
 
+    if spec.name != INPUTS and (found := line.kept.take(spec.name, note_line)):
+        line.seconds[spec.name] = found.seconds
+        board.finish(spec.name, f"{found.status:<10} {found.seconds:6.1f} s")
+        artifacts.stage_table(run.prepared.ref, found)
+        return found
     pool = line.pools.get(spec.resource) if spec.name != INPUTS else None
     names = slots.devices(line.device) if spec.resource == "gpu" and not pool else ()
     owner = f"{run.space.run}/{spec.name}"

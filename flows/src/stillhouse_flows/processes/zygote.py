@@ -51,7 +51,7 @@ FIRST = (
 PRELOADED = (
     *("stillhouse.cli.app", "stillhouse.cli.target", "stillhouse.runs", "stillhouse.reach"),
     *("stillhouse_flows.runs.prepare", "stillhouse_flows.runs.registering"),
-    "stillhouse_flows.stages.child",
+    *("stillhouse_flows.stages.child", "stillhouse_flows.stages.kept"),
 )
 # imported while others work
 REPORT = ("stillhouse.report.pages", "stillhouse.report.terminal", "stillhouse.cli.tables")

@@ -63,7 +63,7 @@ class Progress:
             update_progress_artifact(self.artifact, **words)
 
 
-def stage_table(ref: str, result: StageResult, *, resumed: str, device: str) -> None:
+def stage_table(ref: str, result: StageResult, *, resumed: str = "", device: str = "") -> None:
     """The outputs of one stage with hash and size; how it ended."""
     name = result.stage.rpartition(":")[2]
     rows: list[dict[str, Any]] = [  # Any: cells

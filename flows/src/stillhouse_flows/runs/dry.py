@@ -2,13 +2,13 @@
 it can; the rest would run.
 """
 
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillhouse_flows.processes.hush import hush_dvc
 from stillhouse_flows.runs.request import Request
 from stillhouse_flows.runs.run import Run, opened, start
-from stillhouse_flows.stages.child import restore
+from stillhouse_flows.stages.kept import bring_back
 from stillhouse_flows.stages.process import Children, run_stage
 from stillhouse_flows.stages.project import INPUTS, StageSpec, plan
 from stillhouse_flows.workspace.worktree import workspace
@@ -25,22 +25,23 @@ class Planned:
 
 def dry_run(project: Path, request: Request, *, ref: str = "") -> list[Planned]:
     """The stages of a run in order, with which of them would run."""
-    hush_dvc()
     with workspace(project, f"plan-{request.label()}", ref=ref, keep=False) as space:
         run = opened(space, request, "auto")
         start(run)
-        planned: dict[str, Planned] = {}
-        for spec in plan(space.root, run.prepared.pipeline):
-            ahead = [name for name in spec.upstream if not planned[name].cached]
-            cached = not ahead and _restored(run, spec)
-            planned[spec.name] = Planned(stage=spec, cached=cached, because=", ".join(ahead))
-        return list(planned.values())
+        stages = plan(space.root, run.prepared.pipeline)
+        _note_inputs(run, stages)
+        kept = {INPUTS, *(name for name, _ in bring_back(space.root, stages))}
+        return [_planned(spec, kept) for spec in stages]
 
 
-def _restored(run: Run, spec: StageSpec) -> bool:
-    if spec.name != INPUTS:
-        return restore(run.space.root, spec.address)
-    # what the others are found by
+def _planned(spec: StageSpec, kept: Container[str]) -> Planned:
+    ahead = [name for name in spec.upstream if name not in kept]
+    return Planned(stage=spec, cached=spec.name in kept, because=", ".join(ahead))
+
+
+def _note_inputs(run: Run, stages: Sequence[StageSpec]) -> None:
+    """Run the stage `inputs`: by what it leaves the others are found."""
+    (spec,) = (each for each in stages if each.name == INPUTS)
     run_stage(
         Children(),
         spec,
@@ -50,4 +51,3 @@ def _restored(run: Run, spec: StageSpec) -> bool:
         log=run.folder / f"{spec.name}.log",
         say=list[str]().append,
     )
-    return True

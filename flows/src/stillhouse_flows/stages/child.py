@@ -12,7 +12,6 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import chdir
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -99,19 +98,26 @@ def run_stage(root: Path, address: str) -> StageResult:
     _fork_commands()
     # without waiting, a finished training is thrown away when another DVC holds the lock at its end
     with Repo(str(root), _wait_for_lock=True) as repo:
-        _, before = _read(repo, address)
-        watch = _watching(repo)
-        done = _reproduce(repo, address)
-        repo._reset()  # pyright: ignore[reportPrivateUsage]
-        # DVC hashes what a stage reads again after it ran: its lock names inputs that were not used
-        stage, after = _read(repo, address)
-        outs = tuple(_out(repo, out) for out in stage.outs)
-        moved = stale(root, [Path(dep.fs_path) for dep in stage.deps])
+        return reproduced(repo, address)
+
+
+def reproduced(repo: "Repo", address: str) -> StageResult:
+    """One stage as DVC leaves it; raises ChildError."""
+    started, root = time.monotonic(), Path(repo.root_dir)
+    _, before = _read(repo, address)
+    watch = _watching(repo)
+    done = _reproduce(repo, address)
+    repo._reset()  # pyright: ignore[reportPrivateUsage]
+    # DVC hashes what a stage reads again after it ran: its lock names inputs that were not used
+    stage, after = _read(repo, address)
+    outs = tuple(_out(repo, out) for out in stage.outs)
+    moved = stale(root, [Path(dep.fs_path) for dep in stage.deps])
     if moved or after != before:
         what = ", ".join(moved) or "its inputs"
         raise ChildError(CHANGED, f"{address}: {what} changed while it ran; nothing it left counts")
     status: Status = ("restored" if watch() else "ran") if done else "unchanged"
-    return StageResult(stage=address, status=status, key=before, outs=outs)
+    seconds = round(time.monotonic() - started, 3)
+    return StageResult(stage=address, status=status, key=before, seconds=seconds, outs=outs)
 
 
 def _fork_commands() -> None:
@@ -138,25 +144,6 @@ def _fork_commands() -> None:
             raise StageCmdFailedError(line, code if code > 0 else 128 - code)  # as a shell has it
 
     run._run = command  # pyright: ignore
-
-
-def restore(root: Path, address: str) -> bool:
-    """Bring back a stage's outputs from DVC's run cache; False where it would have to run."""
-    from dvc.repo import Repo, lock_repo
-    from dvc.stage.cache import RunCacheNotFoundError
-
-    # DVC takes the paths of its run cache from the working directory
-    with (
-        chdir(root),
-        Repo(str(root), _wait_for_lock=True) as repo,
-        lock_repo(repo),
-        repo.scm_context(),
-    ):
-        try:
-            repo.stage_cache.restore(_one(repo, address))
-        except RunCacheNotFoundError:
-            return False
-    return True
 
 
 def _reproduce(

@@ -1,5 +1,6 @@
 """The command tree; the last net for errors: one line, exit code 2 for what users can put right."""
 
+import gc
 import io
 import sys
 from collections.abc import Sequence
@@ -95,8 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
     code = _run(argv)
-    if argv is None and code in STOPPED:
-        quiet_end()
+    if argv is None:
+        # going through all that torch has imported once more, at the very end, takes a second
+        gc.freeze()
+        if code in STOPPED:
+            quiet_end()
     return code
 
 
