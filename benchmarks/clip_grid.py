@@ -50,7 +50,7 @@ from stillhouse_clip.recipes.vlm_ood_settings import SHARED, VlmOodSettings
 ROOT = Path(__file__).resolve().parents[1]
 RATES: Mapping[str, tuple[float, ...]] = {
     "clip/vlm_ood": (1e-3, 3e-3, 1e-2),
-    "clip/dc_clip": (1e-3, 3e-3, 1e-2),
+    "clip/dc_clip": (3e-4, 1e-3, 3e-3, 1e-2),
 }
 DC_CLIP, VLM_OOD = "clip/dc_clip", "clip/vlm_ood"
 MAIN = {"clip/vlm_ood": "known_accuracy", "clip/dc_clip": "mean_recall"}
