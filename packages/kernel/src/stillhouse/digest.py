@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import BadData, UnhashableRecipe
-from stillhouse.files import tree
+from stillhouse.files import Below, Stat, below
 
 
 def _unreported(_read: int, _all: int) -> None: ...
@@ -131,14 +131,31 @@ def file_digest(path: Path) -> str:
 
 def path_digest(path: Path) -> str:
     """sha256 of a file, or of a folder's sorted relative names and file digests; a folder that
-    holds nothing counts by its name. Links are followed (see `files.tree`). Large files are read
+    holds nothing counts by its name. Links are followed (see `files.below`). Large files are read
     where they changed since the last time (stillhouse.memo).
     """
+    return _digest(path, _listed(path))
+
+
+def file_digests(files: Sequence[Path]) -> dict[Path, str]:
+    """sha256 of each file's bytes; large ones are read where they changed."""
+    found = [Below(str(file), Stat.of(file.stat())) for file in files]
+    contents = _contents(Path(), found)
+    return {file: sha256 or "" for file, sha256 in zip(files, contents, strict=True)}
+
+
+def _listed(path: Path) -> list[Below]:
+    return [Below("", Stat.of(path.stat()))] if path.is_file() else below(path)
+
+
+def _digest(path: Path, found: Sequence[Below]) -> str:
+    contents = _contents(path, found)
     if path.is_file():
-        return file_digests([path])[path]
-    found = tree(path)
-    digests = file_digests([each for each in found if not each.is_dir()])
-    return text_digest("\n".join(_line(path, each, digests.get(each)) for each in found))
+        return contents[0] or ""
+    total = hashlib.sha256()
+    for number, (each, sha256) in enumerate(zip(found, contents, strict=True)):
+        total.update(_line(path, each.name, sha256, ahead="\n" if number else ""))
+    return total.hexdigest()
 
 
 @contextlib.contextmanager
@@ -151,53 +168,51 @@ def reported(report: Callable[[int, int], None]) -> Generator[None]:
         _report.reset(token)
 
 
-def file_digests(files: Sequence[Path]) -> dict[Path, str]:
-    """sha256 of each file's bytes; large ones are read where they changed (stillhouse.memo)."""
+def _contents(path: Path, found: Sequence[Below]) -> list[str | None]:
+    """sha256 of each file's bytes, None for a folder; large ones are read where they changed."""
     from stillhouse.memo import Memo
 
-    memo, digests = Memo(files), dict[Path, str]()
-    known = {file: memo.recall(file) for file in files}
-    unknown = sum(memo.stats[file].size for file, sha256 in known.items() if sha256 is None)
-    report, read = _report.get(), 0
+    memo = Memo([each.stat for each in found])
+    digests, report, read = memo.recall(), _report.get(), 0
+    unknown = [n for n, each in enumerate(found) if each.stat is not None and not digests[n]]
+    size = sum(stat.size for n in unknown if (stat := found[n].stat))
     try:
-        for file, sha256 in known.items():
-            begun = time.time_ns()
-            digests[file] = sha256 or file_digest(file)
-            if sha256 is None:
-                memo.remember(file, digests[file], begun_ns=begun)
-                read += memo.stats[file].size
-                report(read, unknown)
+        for number in unknown:
+            file, begun = path / found[number].name, time.time_ns()
+            digests[number] = sha256 = file_digest(file)
+            read += memo.remember(number, file, sha256, begun_ns=begun)
+            report(read, size)
     finally:
         memo.close()  # what was hashed before a kill by Ctrl-C need not be again
     return digests
 
 
-def _line(folder: Path, found: Path, sha256: str | None) -> str:
-    name = found.relative_to(folder).as_posix()
+def _line(folder: Path, name: str, sha256: str | None, *, ahead: str) -> bytes:
     try:
-        name.encode()
+        return f"{ahead}{name}/".encode() if sha256 is None else f"{ahead}{name} {sha256}".encode()
     except UnicodeEncodeError as error:  # no text of ours, in JSON or parquet, could hold it
         raise BadData(f"{folder}: the name {name!r} is not UTF-8; rename it") from error
-    return f"{name}/" if sha256 is None else f"{name} {sha256}"
 
 
 def stamp(path: Path) -> int:
     """Changes whenever a file or folder below does, without reading any file."""
-    found = [path] if path.is_file() else tree(path)
-    stats = ((f, f.stat()) for f in found)
-    return hash(
-        tuple((str(f), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for f, s in stats)
-    )
+    return _stamp(_listed(path))
+
+
+def _stamp(found: Sequence[Below]) -> int:
+    return hash(tuple(found))
+
+
+_known: dict[Path, tuple[int, str]] = {}  # path -> its stamp and its digest
 
 
 def known_digest(path: Path) -> str:
     """As `path_digest`; read again only where the stamp differs from that of the last time."""
-    return _stamped_digest(path, stamp(path))
-
-
-@functools.lru_cache(maxsize=256)
-def _stamped_digest(path: Path, stamp: int) -> str:  # noqa: ARG001  the stamp is the cache's key
-    return path_digest(path)
+    found = _listed(path)
+    known, now = _known.get(path), _stamp(found)
+    if known is None or known[0] != now:
+        known = _known[path] = now, _digest(path, found)
+    return known[1]
 
 
 def arrays_digest(arrays: Mapping[str, Any]) -> str:  # Any: numpy arrays or tensors

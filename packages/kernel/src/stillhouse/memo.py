@@ -10,10 +10,10 @@ import os
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from stillhouse.files import Stat
 from stillhouse.places import home
 
 VERIFY = "STILLHOUSE_VERIFY"
@@ -26,101 +26,80 @@ TABLE = """CREATE TABLE IF NOT EXISTS digests (
     PRIMARY KEY (device, inode)) WITHOUT ROWID"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Stat:
-    """What a file is known by."""
-
-    device: int
-    inode: int
-    size: int
-    modified: int  # nanoseconds
-    changed: int
-
-    @classmethod
-    def of(cls, path: Path) -> "_Stat":
-        found = path.stat()
-        return cls(
-            device=found.st_dev,
-            inode=found.st_ino,
-            size=found.st_size,
-            modified=found.st_mtime_ns,
-            changed=found.st_ctime_ns,
-        )
-
-    def settled(self, now_ns: int) -> bool:
-        return max(self.modified, self.changed) < now_ns - RACY_SECONDS * 1e9
-
-
 class Memo:
-    """The known digests of some files; new ones are kept when it is closed."""
+    """The known digests of some files, by what they are known by (None: nothing to know); new ones
+    are kept when it is closed.
+    """
 
-    def __init__(self, files: Iterable[Path]) -> None:
-        self.stats = {path: _Stat.of(path) for path in files}
-        self.large = sum(stat.size for stat in self.stats.values()) >= LARGE
-        self.known: Mapping[tuple[int, int], tuple[_Stat, str]] = {}
-        self.new: list[tuple[_Stat, str]] = []
-        if self.large and not os.environ.get(VERIFY):
-            self.known = _read(self.stats.values())
+    def __init__(self, stats: Sequence[Stat | None]) -> None:
+        self.stats = stats
+        self.large = sum(stat.size for stat in stats if stat) >= LARGE
+        self.new: list[tuple[Stat, str]] = []
 
-    def recall(self, path: Path) -> str | None:
-        """The digest of a file that is as it was."""
-        stat = self.stats[path]
-        found = self.known.get((stat.device, stat.inode))
-        return found[1] if found is not None and found[0] == stat else None
+    def recall(self) -> list[str | None]:
+        """The digests of those files that are as they were."""
+        if not self.large or os.environ.get(VERIFY):
+            return [None] * len(self.stats)
+        return _read(self.stats)
 
-    def remember(self, path: Path, sha256: str, *, begun_ns: int) -> None:
-        """Keep a digest that hashing from `begun_ns` on gave."""
-        stat = self.stats[path]
-        if self.large and stat.settled(begun_ns) and _Stat.of(path) == stat:
+    def remember(self, number: int, path: Path, sha256: str, *, begun_ns: int) -> int:
+        """Keep a digest that hashing from `begun_ns` on gave; the file's size."""
+        stat = self.stats[number]
+        assert stat is not None
+        if self.large and _settled(stat, begun_ns) and Stat.of(path.stat()) == stat:
             self.new.append((stat, sha256))
+        return stat.size
 
     def close(self) -> None:
         if self.new:
             _write(self.new)
 
 
+def _settled(stat: Stat, now_ns: int) -> bool:
+    return max(stat.modified, stat.changed) < now_ns - RACY_SECONDS * 1e9
+
+
 def remember_written(files: Mapping[Path, str]) -> None:
     """Keep the digests of files that this process has just written and nobody else knows; those
     written in the last moment are hashed once more by whoever reads them.
     """
-    stats = {path: _Stat.of(path) for path in files}
+    stats = {path: Stat.of(path.stat()) for path in files}
     if sum(stat.size for stat in stats.values()) >= LARGE:
         now = time.time_ns()
-        _write([(stat, files[path]) for path, stat in stats.items() if stat.settled(now)])
+        _write([(stat, files[path]) for path, stat in stats.items() if _settled(stat, now)])
 
 
 def _file() -> Path:
     return home() / FILE
 
 
-def _read(stats: Iterable[_Stat]) -> dict[tuple[int, int], tuple[_Stat, str]]:
-    found: dict[tuple[int, int], tuple[_Stat, str]] = {}
+def _read(stats: Sequence[Stat | None]) -> list[str | None]:
+    found: list[str | None] = [None] * len(stats)
     if not _file().is_file():
         return found
-    nodes = defaultdict[int, list[int]](list)
-    for stat in stats:
-        nodes[stat.device].append(stat.inode)
+    numbers = defaultdict[int, list[int]](list)  # device -> of its files
+    for number, stat in enumerate(stats):
+        if stat is not None:
+            numbers[stat.device].append(number)
     # a memo that cannot be read knows nothing
     with contextlib.suppress(sqlite3.Error), contextlib.closing(_opened()) as base:
-        for device, each in nodes.items():
+        for device, each in numbers.items():
             for first in range(0, len(each), MOST):
-                some = each[first : first + MOST]
+                some = {n: stat for n in each[first : first + MOST] if (stat := stats[n])}
                 marks = ",".join("?" * len(some))  # pairs in place of these would read every row
                 rows = base.execute(
                     "SELECT inode, size, modified, changed, sha256 FROM digests "
                     f"WHERE device = ? AND inode IN ({marks})",
-                    [device, *some],
+                    [device, *(stat.inode for stat in some.values())],
                 )
-                for inode, size, modified, changed, sha256 in rows:
-                    stat = _Stat(
-                        device=device, inode=inode, size=size, modified=modified, changed=changed
-                    )
-                    found[device, inode] = stat, sha256
+                known = {Stat(device, *row[:4]): row[4] for row in rows}
+                for number, stat in some.items():
+                    found[number] = known.get(stat)
     return found
 
 
-def _write(digests: Iterable[tuple[_Stat, str]]) -> None:
-    rows = [(s.device, s.inode, s.size, s.modified, s.changed, text) for s, text in digests]
+def _write(digests: Iterable[tuple[Stat, str]]) -> None:
+    rows = [(*stat, sha256) for stat, sha256 in digests]
     # what is not kept is computed again
     with contextlib.suppress(sqlite3.Error, OSError):
         _file().parent.mkdir(parents=True, exist_ok=True)
