@@ -19,7 +19,13 @@ from stillhouse.data.data import Columns
 from stillhouse.data.images import IMAGE_SUFFIXES
 from stillhouse.data.notes import note
 from stillhouse.data.parquet import column_of
-from stillhouse.data.sources import check_apart, copied, note_left_out, visible_files
+from stillhouse.data.sources import (
+    check_apart,
+    copied,
+    listed_once,
+    note_left_out,
+    visible_files,
+)
 from stillhouse.data.splits import Split, check_classes, parts
 from stillhouse.errors import BadData
 from stillhouse.work import Work
@@ -108,7 +114,8 @@ def find_samples(source: Path, names: Sequence[str]) -> dict[str, list[Sample]]:
     Raises BadData for a layout it does not know, for a class that one part lacks and for a file
     that is in both parts.
     """
-    found = _in_parquet(source) or _in_folders(source, names)
+    with listed_once():
+        found = _in_parquet(source) or _in_folders(source, names)
     check_apart({split: [(s.where, s.encoded) for s in rows] for split, rows in found.items()})
     return found
 

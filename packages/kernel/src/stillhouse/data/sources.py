@@ -7,20 +7,20 @@ import contextlib
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from stillhouse.data.notes import note
 from stillhouse.errors import BadData
-from stillhouse.files import in_order
 
 # what archives, NAS and desktops leave beside data, and whatever begins with a dot
 CLUTTER = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini")
 HEAD = 1 << 12  # bytes that are compared before whole files are
-# of each folder that was walked; None where each walk is a new one
-_listed: ContextVar[dict[tuple[str, Path], list[Path]] | None] = ContextVar("listed", default=None)
+# what lies in each folder that was read; None where each look is a new one
+_Entries = list[tuple[Path, bool]]  # and whether it is a folder itself
+_listed: ContextVar[dict[Path, _Entries] | None] = ContextVar("listed", default=None)
 
 
 @runtime_checkable
@@ -58,21 +58,12 @@ def visible_files(source: Path) -> list[Path]:
     """
     if source.is_file():
         return [source]
-    return _known("files", source, lambda: in_order(_files(source, (source.resolve(),))))
+    return list(_files(source, (source.resolve(),)))
 
 
 def visible_folders(folder: Path) -> list[Path]:
     """The folders in a folder, but hidden ones, in order."""
-    return _known("folders", folder, lambda: in_order(p for p, holds in _visible(folder) if holds))
-
-
-def _known(what: str, folder: Path, walk: Callable[[], list[Path]]) -> list[Path]:
-    known = _listed.get()
-    if known is None:
-        return walk()
-    if (what, folder) not in known:
-        known[what, folder] = walk()
-    return list(known[what, folder])
+    return [path for path, holds in _visible(folder) if holds]
 
 
 def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
@@ -86,23 +77,35 @@ def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
         yield from _files(path, (*above, real))
 
 
-def _visible(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """What lies in a folder, and whether it is a folder itself."""
+def _visible(folder: Path) -> _Entries:
+    """What lies in a folder, by name."""
+    known = _listed.get()
+    if known is None:
+        return _read(folder)
+    if folder not in known:
+        known[folder] = _read(folder)
+    return known[folder]
+
+
+def _read(folder: Path) -> _Entries:
     try:
         with os.scandir(folder) as entries:
             found = [entry for entry in entries if not hidden(entry.name)]
     except OSError as error:
         raise BadData(f"{folder}: cannot be read ({error.strerror}); check the folder") from error
-    for entry in found:
-        path = folder / entry.name
-        if not _decodable(entry.name):
-            raise BadData(f"{folder}: the name {entry.name!a} in it is not UTF-8; rename the file")
-        if entry.is_symlink() and not path.exists():
-            raise BadData(
-                f"{path}: a link to {str(path.readlink())!a}, which is not found; "
-                "restore the file or remove the link"
-            )
-        yield path, entry.is_dir()
+    return [_checked(folder, entry) for entry in sorted(found, key=lambda entry: entry.name)]
+
+
+def _checked(folder: Path, entry: os.DirEntry[str]) -> tuple[Path, bool]:
+    if not _decodable(entry.name):
+        raise BadData(f"{folder}: the name {entry.name!a} in it is not UTF-8; rename the file")
+    path = folder / entry.name
+    if entry.is_symlink() and not path.exists():
+        raise BadData(
+            f"{path}: a link to {str(path.readlink())!a}, which is not found; "
+            "restore the file or remove the link"
+        )
+    return path, entry.is_dir()
 
 
 def _decodable(name: str) -> bool:
