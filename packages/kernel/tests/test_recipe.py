@@ -18,7 +18,6 @@ from stillhouse.digest import (
     digest,
     known_digest,
     path_digest,
-    stamp,
     text_digest,
 )
 from stillhouse.errors import BadData, BadRecipe, UnhashableRecipe, UnknownName
@@ -164,7 +163,7 @@ def test_links_that_lead_nowhere_or_back_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "gone.png").symlink_to("missing.png")
     message = r"a/gone.png: a link to missing.png, which was not found; remove the link"
-    for read in (path_digest, stamp):
+    for read in (path_digest, known_digest):
         with pytest.raises(BadData, match=message):
             read(tmp_path)
     (tmp_path / "a" / "gone.png").unlink()

@@ -65,7 +65,6 @@ class Progress:
 
 def stage_table(ref: str, result: StageResult, *, resumed: str = "", device: str = "") -> None:
     """The outputs of one stage with hash and size; how it ended."""
-    name = result.stage.rpartition(":")[2]
     rows: list[dict[str, Any]] = [  # Any: cells
         {"output": out.path, "hash": out.hash, "MiB": round(out.size / 2**20, 3)}
         for out in result.outs
@@ -73,9 +72,9 @@ def stage_table(ref: str, result: StageResult, *, resumed: str = "", device: str
     ended = " ".join(filter(None, (result.status, resumed)))
     create_table_artifact(
         rows,
-        key=key(ref, name, "outputs"),
+        key=key(ref, result.name, "outputs"),
         description=(
-            f"**{ref} {name}**: {ended}, {result.seconds:.1f} s"
+            f"**{ref} {result.name}**: {ended}, {result.seconds:.1f} s"
             f"{f', on {device}' if device else ''}. Input key `{result.key[:12]}`"
         ),
     )
@@ -87,13 +86,12 @@ def run_summary(
     """One table of the whole run: each stage's state, time, and input key."""
     rows: list[dict[str, Any]] = [  # Any: cells
         {
-            "stage": name,
+            "stage": result.name,
             "status": result.status,
-            "seconds": round(seconds.get(name, result.seconds), 1),
+            "seconds": round(seconds.get(result.name, result.seconds), 1),
             "input key": result.key[:12],
         }
         for result in results
-        for name in [result.stage.rpartition(":")[2]]
     ]
     where = f"branch `{run.space.branch}`, commit `{commit[:12]}`" if commit else "not in git"
     create_table_artifact(

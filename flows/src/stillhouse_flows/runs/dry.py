@@ -30,7 +30,7 @@ def dry_run(project: Path, request: Request, *, ref: str = "") -> list[Planned]:
         start(run)
         stages = plan(space.root, run.prepared.pipeline)
         _note_inputs(run, stages)
-        kept = {INPUTS, *(name for name, _ in bring_back(space.root, stages))}
+        kept = {INPUTS, *(result.name for result in bring_back(space.root, stages))}
         return [_planned(spec, kept) for spec in stages]
 
 

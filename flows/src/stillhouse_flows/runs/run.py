@@ -197,5 +197,5 @@ def _held(space: RunWorkspace, name: str) -> bool:
 
 def results_message(run: Run, results: Sequence[StageResult]) -> str:
     """The subject and body of the run's last commit."""
-    lines = [f"{result.stage.rpartition(':')[2]}: {result.status}" for result in results]
+    lines = [f"{result.name}: {result.status}" for result in results]
     return "\n".join([f"Results of {run.prepared.ref}", "", *lines, ""])

@@ -52,6 +52,11 @@ class StageResult:
     error: str = ""
     exit_status: int | None = None  # of the stage's command where it failed; negative for a signal
 
+    @property
+    def name(self) -> str:
+        """Within its pipeline."""
+        return self.stage.rpartition(":")[2]
+
 
 def result_from(text: str) -> StageResult:
     """The result that a child left."""

@@ -37,7 +37,7 @@ class _WouldRunError(Exception):
     """DVC has no earlier result of a stage."""
 
 
-def bring_back(root: Path, stages: Sequence[StageSpec]) -> Iterator[tuple[str, StageResult]]:
+def bring_back(root: Path, stages: Sequence[StageSpec]) -> Iterator[StageResult]:
     """Each stage that DVC finds done, or has in its run cache, once its outputs are there. The
     stage `inputs`, which says what the others read, must have run.
     """
@@ -60,7 +60,7 @@ def bring_back(root: Path, stages: Sequence[StageSpec]) -> Iterator[tuple[str, S
             except ChildError:  # a process of its own will say what is wrong, if anything is
                 continue
             done.add(spec.name)
-            yield spec.name, result
+            yield result
 
 
 @contextlib.contextmanager
@@ -139,8 +139,8 @@ class Kept:
             command = [sys.executable, "-m", module, *words]
             self.children.run(command, env=self.env, cwd=self.root, say=say)
             lines = results.read_text().splitlines(keepends=True) if results.is_file() else []
-        whole = [json.loads(line) for line in lines if line.endswith("\n")]
-        return {name: result_from(json.dumps(record)) for name, record in whole}
+        found = [result_from(line) for line in lines if line.endswith("\n")]
+        return {result.name: result for result in found}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -153,8 +153,8 @@ def main(argv: Sequence[str]) -> int:
         return REFUSED
     specs = [StageSpec(**record) for record in json.loads(Path(stages).read_text())]
     with Path(target).open("w", buffering=1) as stream:
-        for count, (name, result) in enumerate(bring_back(Path(root), specs), 1):
-            stream.write(json.dumps([name, asdict(result)]) + "\n")
+        for count, result in enumerate(bring_back(Path(root), specs), 1):
+            stream.write(json.dumps(asdict(result)) + "\n")
             print(f"{count} of {len(specs)} stages are kept", flush=True)
     return 0
 

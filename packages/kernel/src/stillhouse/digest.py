@@ -174,13 +174,16 @@ def _contents(path: Path, found: Sequence[Below]) -> list[str | None]:
 
     memo = Memo([each.stat for each in found])
     digests, report, read = memo.recall(), _report.get(), 0
-    unknown = [n for n, each in enumerate(found) if each.stat is not None and not digests[n]]
-    size = sum(stat.size for n in unknown if (stat := found[n].stat))
+    unknown = [
+        (n, each.name, each.stat) for n, each in enumerate(found) if each.stat and not digests[n]
+    ]
+    size = sum(stat.size for _, _, stat in unknown)
     try:
-        for number in unknown:
-            file, begun = path / found[number].name, time.time_ns()
+        for number, name, stat in unknown:
+            file, begun = path / name, time.time_ns()
             digests[number] = sha256 = file_digest(file)
-            read += memo.remember(number, file, sha256, begun_ns=begun)
+            memo.remember(file, stat, sha256, begun_ns=begun)
+            read += stat.size
             report(read, size)
     finally:
         memo.close()  # what was hashed before a kill by Ctrl-C need not be again
@@ -194,22 +197,14 @@ def _line(folder: Path, name: str, sha256: str | None, *, ahead: str) -> bytes:
         raise BadData(f"{folder}: the name {name!r} is not UTF-8; rename it") from error
 
 
-def stamp(path: Path) -> int:
-    """Changes whenever a file or folder below does, without reading any file."""
-    return _stamp(_listed(path))
-
-
-def _stamp(found: Sequence[Below]) -> int:
-    return hash(tuple(found))
-
-
-_known: dict[Path, tuple[int, str]] = {}  # path -> its stamp and its digest
+# path -> a hash of what lies there, which no file need be read for, and its digest
+_known: dict[Path, tuple[int, str]] = {}
 
 
 def known_digest(path: Path) -> str:
-    """As `path_digest`; read again only where the stamp differs from that of the last time."""
+    """As `path_digest`; read again only where a file or folder below has changed since."""
     found = _listed(path)
-    known, now = _known.get(path), _stamp(found)
+    known, now = _known.get(path), hash(tuple(found))
     if known is None or known[0] != now:
         known = _known[path] = now, _digest(path, found)
     return known[1]

@@ -42,13 +42,10 @@ class Memo:
             return [None] * len(self.stats)
         return _read(self.stats)
 
-    def remember(self, number: int, path: Path, sha256: str, *, begun_ns: int) -> int:
-        """Keep a digest that hashing from `begun_ns` on gave; the file's size."""
-        stat = self.stats[number]
-        assert stat is not None
+    def remember(self, path: Path, stat: Stat, sha256: str, *, begun_ns: int) -> None:
+        """Keep a digest that hashing from `begun_ns` on gave."""
         if self.large and _settled(stat, begun_ns) and Stat.of(path.stat()) == stat:
             self.new.append((stat, sha256))
-        return stat.size
 
     def close(self) -> None:
         if self.new:

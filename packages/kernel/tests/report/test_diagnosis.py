@@ -230,7 +230,7 @@ def test_a_healthy_run_is_told_nothing(tmp_path: Path) -> None:
             {
                 "distillation term too small": "kd make 0.",
                 "distillation gradient too small": "of the gradient in the student",
-                "too few seeds": "is told from noise by about",
+                "too few seeds": "is distinguished from noise by about",
             },
         ),
         ({"lr": 1e-7, "seeds": 1}, {"distillation term not learned": "'kd' of kd-0 went from"}),

@@ -171,7 +171,7 @@ def no_certain_gain(s: Subject) -> Iterator[Finding]:
         f"{number(spread, s.primary)} {s.primary.points}".rstrip()
     )
     if count := seeds_needed(abs(gap.mean), spread):
-        figure += f": a gain of that size is told from noise by about {count:,} seeds"
+        figure += f": a gain of that size is distinguished from noise by about {count:,} seeds"
     point = 0.01  # of a fraction
     if s.primary.unit == FRACTION and abs(gap.mean) < point:
         figure += f", one of {number(point, s.primary)} points by about "

@@ -64,7 +64,8 @@ def _differences(document: Document, primary: Score) -> Plot:
     return Plot(
         name="differences",
         title=f"Difference to {document.baseline}",
-        caption="Difference seed by seed. An interval that crosses zero is not told from chance."
+        caption="Difference seed by seed. An interval that crosses zero is not distinguished from "
+        "chance."
         if any(r.differences[primary.name].low is not None for r in _students(document, primary))
         else "One seed, so no interval: a difference may be chance.",
         alt=f"{primary.label}, difference to {document.baseline}: {'; '.join(facts)}.",

@@ -166,9 +166,9 @@ def _plot(entries: Sequence[Entry]) -> Plot:
     return Plot(
         name="gains",
         title="Gain over the baseline",
-        caption="Bands are 95 % intervals over seeds. What is grey is not told from chance: its "
-        "interval crosses zero, or one seed gives none. Reports whose headline is withheld are "
-        "left out.",
+        caption="Bands are 95 % intervals over seeds. What is grey is not distinguished from "
+        "chance: its interval crosses zero, or one seed gives none. Reports whose headline "
+        "is withheld are left out.",
         alt=f"Method against baseline, percent of the baseline's score: {'; '.join(facts)}.",
         svg=adaptive(draw),
     )
