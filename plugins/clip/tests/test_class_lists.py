@@ -109,6 +109,13 @@ def test_captions_go_with_their_images(lists: Path) -> None:
     assert captions == ["", "an ant on a leaf", "", "", "", ""]
 
 
+def test_a_line_of_a_list_ends_at_a_line_feed_alone(lists: Path) -> None:
+    (lists / "captions.txt").write_text("train/a_bird/train_1.png\tan ant\u2028on a leaf\n")
+    (lists / "chatgpt.txt").write_text("zebra-like.\nsix\u2028legs.\nfurry.\nlarge.\n")
+    assert read_lists(lists).known[0].description == "six\u2028legs."
+    assert made(lists, shots=1)["train"]["captions"][1] == "an ant\u2028on a leaf"
+
+
 WRONG: list[tuple[Callable[[Path], Any], str]] = [
     (
         lambda at: (at / "chatgpt.txt").write_text("one\ntwo\n"),
@@ -216,11 +223,11 @@ def test_a_parquet_folder_is_split_by_class(parquet: Path) -> None:
 
 def test_descriptions_by_wnid_come_from_another_file(parquet: Path, tmp_path: Path) -> None:
     file = tmp_path / "texts.jsonl"
-    rows = [{"wnid": f"n{i}", "description": f"looks {i}."} for i in range(5)]
-    file.write_text("\n".join(map(json.dumps, rows)))
+    rows = [{"wnid": f"n{i}", "description": f"looks\u2028{i}."} for i in range(5)]
+    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
     read = ReadClasses(size=16, known=0.6, shots=1)
     found = read({"source": parquet, "descriptions": file}, work=Work())
-    assert sorted(found["classes"]["description"]) == [f"looks {i}." for i in range(5)]  # type: ignore[index]
+    assert sorted(found["classes"]["description"]) == [f"looks\u2028{i}." for i in range(5)]  # type: ignore[index]
     file.write_text("\n".join(map(json.dumps, rows[:3])))
     with pytest.raises(BadData, match=r"texts.jsonl: describes no class n3 \('thing 3'\)"):
         read({"source": parquet, "descriptions": file}, work=Work())

@@ -33,6 +33,7 @@ from stillhouse_language.arte.drafting import (
 from stillhouse_language.arte.endpoint import Endpoint
 from stillhouse_language.arte.pairing import BuildPairs
 from stillhouse_language.arte.preferring import ChooseItems, CollectPreferences
+from stillhouse_language.arte.published import read_jsonl
 from stillhouse_language.arte.reading import ReadTasks
 from stillhouse_language.arte.tailoring import ChooseExamples, PickDrafts, WriteExamples
 from stillhouse_language.arte.tasks import (
@@ -180,6 +181,15 @@ def test_published_tasks_are_read_as_they_are_published(tmp_path: Path) -> None:
     }  # fmt: skip
     tested = set(found["test"]["question"])  # pyright: ignore
     assert not tested & {q for p in ("seeds", "validation", "pool") for q in found[p]["question"]}  # pyright: ignore
+
+
+def test_a_line_of_a_file_ends_at_a_line_feed_alone(tmp_path: Path) -> None:
+    """JSON leaves a line separator in a text as it is; GSM8K's training questions have two."""
+    file = tmp_path / "train.jsonl"
+    rows = [{"question": f"one\u2028two\x85{n}"} for n in range(2)]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    file.write_bytes("\r\n".join(lines).encode())
+    assert list(read_jsonl(file)) == [(1, rows[0]), (2, rows[1])]
 
 
 def test_missing_data_say_how_to_get_them(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def _lines(root: Path, part: str) -> list[str]:
     """<part>/<class>/<image> of each image, in order."""
     name, folder = PARTS[part]
     if (root / name).is_file():
-        found = [line.strip() for line in _text(root / name).splitlines() if line.strip()]
+        found = [line.strip() for line in _text(root / name).split("\n") if line.strip()]
         for number, line in enumerate(found, 1):
             if line.count("/") < 2:
                 raise BadData(f"{root / name}: line {number}: expected <part>/<class>/<image>")
@@ -129,13 +129,13 @@ def class_texts(root: Path, folders: Sequence[str]) -> dict[str, ClassText]:
                 "<class folder> <number> <name> a line"
             )
         return {name: ClassText(folder=name, name=plain_name(name)) for name in folders}
-    rows = [line.split() for line in _text(labels).splitlines() if line.strip()]
+    rows = [line.split() for line in _text(labels).split("\n") if line.strip()]
     for number, row in enumerate(rows, 1):
         if len(row) != 3:
             raise BadData(f"{labels}: line {number}: expected <class folder> <number> <name>")
     texts = [""] * len(rows)
     if described.is_file():
-        texts = [line.strip() for line in _text(described).strip("\n").splitlines()]
+        texts = [line.strip() for line in _text(described).strip("\n").split("\n")]
         if len(texts) != len(rows):
             raise BadData(
                 f"{described}: {len(texts)} lines, and {LABELS} has {len(rows)}: line i describes "
@@ -163,7 +163,7 @@ def _captions(root: Path) -> dict[str, str]:
     file = root / CAPTIONS
     if not file.is_file():
         return {}
-    rows = [line.split("\t") for line in _text(file).splitlines() if line.strip()]
+    rows = [line.split("\t") for line in _text(file).split("\n") if line.strip()]
     for number, row in enumerate(rows, 1):
         if len(row) != 2:
             raise BadData(f"{file}: line {number}: expected <image>, a tab, <caption>")

@@ -199,7 +199,7 @@ def described_by(file: Path) -> dict[str, str]:
     """The description of each wnid in a JSONL file."""
     if not file.is_file():
         raise MissingData(f"{file} not found; give a JSONL file with wnid and description")
-    rows = [_json(file, line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+    rows = [_json(file, line) for line in file.read_text(encoding="utf-8").split("\n") if line]
     return {str(row["wnid"]): str(row["description"]) for row in rows}
 
 

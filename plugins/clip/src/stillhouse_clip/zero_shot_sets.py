@@ -130,7 +130,7 @@ def _listed(folder: Path, classes: int) -> Iterator[tuple[Path, Sequence[int]]]:
     file = folder / LISTED
     if not file.is_file():
         raise MissingData(f"{file} not found; list <image><tab><number of its class> a line")
-    rows = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
     if not rows:
         raise BadData(f"{file}: lists no image")
     for number, line in enumerate(rows, 1):

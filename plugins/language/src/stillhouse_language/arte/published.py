@@ -99,7 +99,7 @@ def grade_school(row: Mapping[str, Any], where: str) -> Question:
             "answer": "",
             "whole": " ".join(plain.split()),
             "equations": ", ".join(equations),
-            "last": plain.strip().splitlines()[-1].strip() if plain.strip() else "",
+            "last": plain.strip().rpartition("\n")[2].strip() if plain.strip() else "",
         },
     )
 
@@ -169,7 +169,7 @@ def read_jsonl(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     if not file.is_file():
         raise MissingData(f"{file}: not found")
     text = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    for number, line in enumerate(text.decode("utf-8", errors="strict").splitlines(), 1):
+    for number, line in enumerate(text.decode("utf-8", errors="strict").split("\n"), 1):
         if not line.strip():
             continue
         try:
