@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from stillhouse.batching import BOUND, each_batch, fitting, peak_bytes
 from stillhouse.data.data import Ragged, TensorData
-from stillhouse.errors import BadSetting, OutOfMemory
+from stillhouse.errors import BadData, BadSetting, OutOfMemory
 from stillhouse.metrics import Classification, Latencies, Latency, Memory
 from stillhouse.objectives.objective import Tensors
 from stillhouse.work import Work
@@ -117,6 +117,13 @@ def test_rows_come_once_each_and_in_order(monkeypatch: pytest.MonkeyPatch) -> No
     found = torch.cat(list(each_batch(rows(300), twice, most=250, device=CPU)))
     assert twice.counts == [1, 2, 128, 128, 44]
     assert torch.equal(found, Twice()(batch(300)))
+
+
+def test_data_without_rows_give_no_batch() -> None:
+    assert list(each_batch(rows(0), Twice(), most=4, device=CPU)) == []
+    empty = TensorData({"images": torch.zeros(0, 3, 32, 32), "labels": torch.zeros(0).long()})
+    with pytest.raises(BadData, match="the evaluation data hold no sample"):
+        Classification()({"student": Convolved()}, empty, work=Work())
 
 
 def test_no_gradient_and_the_same_random_numbers() -> None:

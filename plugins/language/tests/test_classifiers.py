@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from stillhouse.artifact import Built, load_model, save_model
 from stillhouse.data.data import TensorData
@@ -20,10 +21,11 @@ from stillhouse_language.classifier import AddHead, Classifier, Pool
 from stillhouse_language.encoder import Encoder
 from stillhouse_language.encoders import LoadEncoder, NewEncoder
 from stillhouse_language.predict import predict
+from stillhouse_language.studies import TaskTable
 from stillhouse_language.texts import ReadTask
 from stillhouse_language.tokenizing import ASSET, encoded, open_tokenizer
 from stillhouse_language.transformers_folder import write_folder
-from stillhouse_language.tuning import Lesson, Tuning
+from stillhouse_language.tuning import Lesson, Tuning, accuracy, matthews
 
 GOOD, BAD = ["good", "fine", "great", "nice"], ["bad", "poor", "awful", "sad"]
 TEXTS = [f"{word} {other}" for words in (GOOD, BAD) for word in words for other in ("film", "plot")]
@@ -94,6 +96,34 @@ def test_fine_tuning_learns_what_is_there_to_learn(tmp_path: Path) -> None:
     assert found > 0.9
     # the same numbers again, and the encoder as it was
     assert found == lesson.accuracy(encoder.module, train, test, Work.seeded(1, ctx=ctx))
+
+
+class Says(nn.Module):
+    """Answers with the column 'says'."""
+
+    def forward(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"logits": nn.functional.one_hot(rows["says"], 2).float()}
+
+
+def test_matthews_by_hand() -> None:
+    """3 true and 1 false positive, 2 true and 2 false negatives: (6 - 2) / sqrt(4 5 3 4)."""
+    says = torch.tensor([1, 1, 1, 1, 0, 0, 0, 0])
+    labels = torch.tensor([1, 1, 1, 0, 0, 0, 1, 1])
+    data = TensorData({"says": says, "labels": labels})
+    assert matthews(Says(), data, device="cpu", batch=3) == pytest.approx(4 / 240**0.5, abs=1e-6)
+    assert accuracy(Says(), data, device="cpu", batch=3) == 5 / 8
+    same = TensorData({"says": torch.ones(8, dtype=torch.long), "labels": labels})
+    assert matthews(Says(), same, device="cpu") == 0
+    with pytest.raises(BadData, match="hold no sample"):
+        matthews(Says(), TensorData({"says": says[:0], "labels": labels[:0]}), device="cpu")
+
+
+def test_the_table_names_what_a_column_is_scored_by() -> None:
+    table = TaskTable(
+        lines={}, lessons={}, labels={"a_9": "a", "b_9": "b, Matthews"}, matthews=("b_9",)
+    )
+    units = {score.name: score.unit for score in table.scores()}
+    assert units == {"a_9": "%", "a_9_error": "%", "b_9": "", "b_9_error": ""}
 
 
 PROGRAM = """

@@ -32,7 +32,8 @@ def each_batch(
     data: Data, compute: Callable[[Tensors], Found], *, most: int, device: torch.device | str
 ) -> Iterator[Found]:
     """What `compute` gives of each batch of `data`, in order, without gradient; `most` rows a
-    batch, or as many as fit the memory of `device`, where `compute` runs its networks.
+    batch, or as many as fit the memory of `device`, where `compute` runs its networks; nothing of
+    data without rows.
 
     `compute` is a pure function of the rows: to see what they take, it is also called with the
     first row once and twice. Raises OutOfMemory where a single row does not fit.
@@ -42,7 +43,7 @@ def each_batch(
     if first and len(first["id"]):
         size = fitting(compute, first, most)
     for batch in data.batches(size, rng=None):
-        waiting = micro_batches(batch, size)
+        waiting = micro_batches(batch, size) if len(batch["id"]) else []
         while waiting:
             found = _computed(compute, waiting[0], device)
             if found is None:  # and from here on

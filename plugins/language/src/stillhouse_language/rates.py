@@ -54,7 +54,7 @@ class ChooseRate:
             again = Work.seeded(mix(work.seed, 0), ctx=own.ctx)
             return record_of(lesson.accuracy(encoder.module, train_rows, validation, again))
 
-        found = [r[ACCURACY] for _, (_, r) in trainings(keys, train, of=self, work=work)]
+        found = [r["score"] for _, (_, r) in trainings(keys, train, of=self, work=work)]
         numbers = {RATE: list(self.rates), ACCURACY: found}
         return {RATE: {k: torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()}}
 

@@ -26,7 +26,7 @@ from stillhouse_language.proxy import PreparedRelations, RelationScore, superlm_
 from stillhouse_language.rates import RATE, best_rate
 from stillhouse_language.spaces import Spaces, SubSpace, decoded, encoding_of
 from stillhouse_language.subnets import extract
-from stillhouse_language.tuning import Lesson, means, record_of
+from stillhouse_language.tuning import Lesson, accuracy, matthews, means, record_of
 
 # of one loss entry of about 1e-3: a table that shows two digits would show zeros
 LOSS_UNIT = 1e4
@@ -128,7 +128,8 @@ class Choices(Metric):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskTable(Metric):
-    """Accuracy on several tasks with few and with all labels, a line an encoder.
+    """Accuracy on several tasks with few and with all labels, a line an encoder; Matthews'
+    correlation in the columns named in `matthews`.
 
     `lines` are roles by line; those of `fresh` are trained from fresh weights. `lessons` are by
     the name of the score ("cola_100"): the ports of training and test rows, and the lesson. `rates`
@@ -142,6 +143,7 @@ class TaskTable(Metric):
     seeds: int = 1
     fresh: tuple[str, ...] = ()
     rates: Mapping[str, str] = field(default_factory=dict[str, str])
+    matthews: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -171,11 +173,13 @@ class TaskTable(Metric):
             train_rows = work.data[train_port]
             assert isinstance(train_rows, RowData)
             encoder = _encoder(models, self.lines[line])
-            return record_of(lesson.accuracy(encoder, train_rows, work.data[test_port], again))
+            tuned, test = lesson.tuned(encoder, train_rows, again), work.data[test_port]
+            score = matthews if name in self.matthews else accuracy
+            return record_of(score(tuned, test, device=work.device))
 
         values = dict[tuple[str, str], list[float]]()
         for key, (_, record) in trainings(list(numbers), train, of=self, work=work):
-            values.setdefault(numbers[key][0], []).append(record["accuracy"])
+            values.setdefault(numbers[key][0], []).append(record["score"])
         found = dict[tuple[str, str], float]()
         for (line, name), each in values.items():
             found[line, name], error = means(each)
@@ -188,10 +192,13 @@ class TaskTable(Metric):
             score
             for name, label in self.labels.items()
             for score in (
-                Score(name=name, better="higher", unit="%", label=label),
-                Score(name=f"{name}_error", better="neither", unit="%", label="s.e."),
+                Score(name=name, better="higher", unit=self._unit(name), label=label),
+                Score(name=f"{name}_error", better="neither", unit=self._unit(name), label="s.e."),
             )
         ]
+
+    def _unit(self, name: str) -> str:
+        return "" if name in self.matthews else "%"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +246,7 @@ class RankSubnets:
             return record_of(lesson.accuracy(encoder, train_rows, test, again))
 
         for key, (_, record) in trainings(keys, train, of=self, work=work):
-            values.setdefault(int(key.split("-")[0]), []).append(record["accuracy"])
+            values.setdefault(int(key.split("-")[0]), []).append(record["score"])
         return {"subnets": self._table(prepared, chosen, values)}
 
     def subnets(self) -> list[tuple[str, Architecture]]:

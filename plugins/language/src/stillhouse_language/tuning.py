@@ -71,7 +71,11 @@ class Lesson:
         return replace(self, tuning=replace(self.tuning, lr=rate, fresh_lr=rate))
 
     def accuracy(self, encoder: nn.Module, train: RowData, test: Data, work: Work) -> float:
-        """On `test` after the last step; rows, head and batches are drawn by the work's seed."""
+        """On `test` after the last step."""
+        return accuracy(self.tuned(encoder, train, work), test, device=work.device)
+
+    def tuned(self, encoder: nn.Module, train: RowData, work: Work) -> nn.Module:
+        """After the last step, on the work's device; rows, head and batches by the work's seed."""
         rng = torch.Generator().manual_seed(mix(work.seed, DRAW))
         rows = labelled(train, self.labels, rng)
         spec, module = self.head.made(encoder, classes_of(train), seed=mix(work.seed, HEAD))
@@ -82,7 +86,7 @@ class Lesson:
         with torch.random.fork_rng(), torch.enable_grad():
             module.requires_grad_(True)
             fit(objective, models, TensorData(rows), setup=setup, ctx=work.ctx)
-        return accuracy(models["student"].to(work.device), test, device=work.device)
+        return models["student"].to(work.device)
 
 
 def labelled(train: RowData, count: int, rng: torch.Generator) -> Columns:
@@ -94,21 +98,39 @@ def labelled(train: RowData, count: int, rng: torch.Generator) -> Columns:
 
 def accuracy(model: nn.Module, data: Data, *, device: str, batch: int = 128) -> float:
     """The share of rows whose largest logit is their label's; raises BadData without rows."""
+    answers, labels = _answers(model, data, device=device, batch=batch)
+    return float((answers == labels).double().mean())
 
-    def right(rows: Tensors) -> Tensor:
+
+def matthews(model: nn.Module, data: Data, *, device: str, batch: int = 128) -> float:
+    """Matthews' correlation of largest logits and labels, -1 to 1 and 0 for one answer to all, as
+    GLUE scores CoLA; raises BadData without rows.
+    """
+    from torchmetrics.functional.classification import multiclass_matthews_corrcoef  # slow import
+
+    answers, labels = _answers(model, data, device=device, batch=batch)
+    if min(len(answers.unique()), len(labels.unique())) == 1:
+        return 0.0  # torchmetrics gives a number between that follows from no table of counts
+    classes = int(max(answers.max(), labels.max())) + 1
+    return float(multiclass_matthews_corrcoef(answers, labels, num_classes=max(classes, 2)))
+
+
+def _answers(model: nn.Module, data: Data, *, device: str, batch: int) -> tuple[Tensor, Tensor]:
+    def one(rows: Tensors) -> tuple[Tensor, Tensor]:
         moved = {name: value.to(device) for name, value in rows.items()}
-        return (model(moved)["logits"].argmax(1) == moved["labels"]).cpu()
+        return model(moved)["logits"].argmax(1).cpu(), rows["labels"].cpu()
 
     with torch.no_grad():
-        found = list(each_batch(data, right, most=batch, device=device))
+        found = list(each_batch(data, one, most=batch, device=device))
     if not found:
         raise BadData("the evaluation data hold no sample")
-    return float(torch.cat(found).double().mean())
+    answers, labels = zip(*found, strict=True)
+    return torch.cat(answers), torch.cat(labels)
 
 
 def record_of(value: float) -> State:
-    """What a training of many leaves: no tensor, and its accuracy."""
-    return {}, {"accuracy": value}
+    """What a training of many leaves: no tensor, and its score."""
+    return {}, {"score": value}
 
 
 def means(values: Sequence[float]) -> tuple[float, float]:

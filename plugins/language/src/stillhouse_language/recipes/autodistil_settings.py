@@ -73,6 +73,9 @@ class AutoDistil(Settings):
         {}, description="labelled tasks by name: file:, data: or builtin: of each"
     )
     task_length: int = Field(128, ge=6, description="tokens of a task's row")
+    matthews: tuple[str, ...] = Field(
+        (), description="those of the tasks that the table scores by Matthews' correlation"
+    )
     few: int = Field(100, ge=2, description="labels of the first task that students are tuned on")
     many: int = Field(0, ge=0, description="labels of the table's other columns; 0: all")
     pool: Literal["mean", "first"] = Field(

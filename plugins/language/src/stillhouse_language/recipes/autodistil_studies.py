@@ -143,7 +143,8 @@ def _tasks(settings: AutoDistil, parts: "Parts") -> Evaluate:
             if place or tuning is many:
                 lesson = Lesson(tuning=tuning, head=head, labels=count)
                 lessons[f"{name}_{title}"] = (*ports, lesson)
-                labels[f"{name}_{title}"] = f"{name}, {title} labels"
+                by = ", Matthews" if name in settings.matthews else ""
+                labels[f"{name}_{title}"] = f"{name}, {title} labels{by}"
     encoders = parts.encoders()
     lines = {ALONE: "chosen"} | {title: role for role, title in TABLE.items()}
     rates: dict[str, Ref] = {}
@@ -158,6 +159,7 @@ def _tasks(settings: AutoDistil, parts: "Parts") -> Evaluate:
         seeds=settings.table_seeds,
         fresh=(ALONE,),
         rates=ports_of,
+        matthews=tuple(name for name in lessons if name.rpartition("_")[0] in settings.matthews),
     )
     data: dict[str, Ref] = {}
     for place, (name, task) in enumerate(zip(settings.tasks, parts.tasks, strict=True)):
