@@ -10,10 +10,11 @@ from torch import nn
 
 from stillhouse.artifact import Built, load_model
 from stillhouse.data.data import TensorData
+from stillhouse.embedding import Embed
 from stillhouse.errors import BadData
 from stillhouse.work import Work
 from stillhouse_vision.models import ImageSpec, channels, named_upscaled, output_shapes
-from stillhouse_vision.models.upscaled import Embed, FitHead, LoadPretrained, Upscaled, fit_head
+from stillhouse_vision.models.upscaled import FitHead, LoadPretrained, Upscaled, fit_head
 
 SMALL = "tf_efficientnet_lite0"
 SPEC = named_upscaled(

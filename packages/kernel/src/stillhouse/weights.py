@@ -166,6 +166,16 @@ def as_named(state: State) -> tuple[State, ...]:
     return state, unwrapped(state)
 
 
+def as_ordered(state: State, wanted: State) -> tuple[State, ...]:
+    """As `as_named`, and under the names of `wanted` where the file's tensors are as many, in the
+    same order and of the same shapes: another implementation's of the same network.
+    """
+    pairs = list(zip(wanted.items(), state.values(), strict=False))
+    if len(wanted) == len(state) and all(s.shape == v.shape for (_, s), v in pairs):
+        return *as_named(state), {name: value for (name, _), value in pairs}
+    return as_named(state)
+
+
 def import_checkpoint(
     source: Built | Path,
     out: Path,

@@ -7,7 +7,7 @@ is learned on pairs of images and texts: locked-image tuning turned to the image
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stillhouse.artifact import Built, Model, recorded, save_model, spec_of
 from stillhouse.errors import BadData
-from stillhouse.weights import State, as_named, checkpoint_file, load_strictly, read_state
+from stillhouse.weights import as_named, as_ordered, checkpoint_file, load_strictly, read_state
 from stillhouse.work import Work
 from stillhouse_clip.images import ImageSpec
 from stillhouse_clip.tokens import ASSET
@@ -69,21 +69,13 @@ class LoadImages:
         file = checkpoint_file(Path(inputs["weights"]))
         state, images = read_state(file), self.images.json()
         whole = image_tower(name=self.name, dim=self.classes, images=images)
-        load_strictly(whole.get_submodule("net"), _ways(state, whole), where=str(file))
+        net = whole.get_submodule("net")
+        load_strictly(net, as_ordered(state, net.state_dict()), where=str(file))
         spec = Model(build=image_tower, kwargs={"name": self.name, "dim": 0, "images": images})
         module = spec.new()
         kept = {k: v for k, v in whole.state_dict().items() if k in module.state_dict()}
         module.load_state_dict(kept)
         save_model(out, Built(spec=spec, module=module))
-
-
-def _ways(state: State, module: nn.Module) -> Iterable[State]:
-    """The file's names, and the network's in their order where all shapes agree."""
-    yield from as_named(state)
-    slots = module.get_submodule("net").state_dict()
-    pairs = list(zip(slots.items(), state.values(), strict=False))
-    if len(slots) == len(state) and all(s.shape == v.shape for (_, s), v in pairs):
-        yield {name: value for (name, _), value in pairs}
 
 
 UNUSED = re.compile(r"(^|\.)(embeddings\.position_ids|pooler\.dense\.(weight|bias))$")

@@ -4,16 +4,20 @@ The same in any batch, in any order, on any day: that is what lets teacher outpu
 Images and points are changed together by torchvision's v2 transforms.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
+from stillhouse.data.data import Data
 from stillhouse.errors import BadSetting
 from stillhouse.objectives.inputs import fraction, not_negative
 from stillhouse.objectives.objective import Tensors
-from stillhouse.training import mix
+from stillhouse.training import Augment, mix
 from stillhouse_landmarks.layouts import layout_of
+
+BATCH = 256  # faces that are augmented at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,3 +160,10 @@ def _keypoints(points: Tensor, image: Tensor) -> Tensor:
 
     height, width = image.shape[-2:]
     return KeyPoints(points, canvas_size=(height, width))  # pyright: ignore[reportCallIssue]  it is made by __new__
+
+
+def views_of(data: Data, augment: Augment, views: int) -> Iterator[Tensors]:
+    """The first `views` views of all faces under `augment`, batch after batch, view 0 first."""
+    for view in range(views):
+        for batch in data.batches(BATCH, rng=None):
+            yield augment({**batch, "view": torch.full_like(batch["id"], view)})

@@ -20,8 +20,8 @@ def face_reader(settings: TwoTeacherSettings) -> ReadFaces:
     )
 
 
-def face_copies(settings: TwoTeacherSettings) -> Copies:
-    """What changes a face from copy to copy."""
+def face_copies(settings: TwoTeacherSettings, columns: tuple[str, ...] = ("landmarks",)) -> Copies:
+    """What changes a face from copy to copy, with all `columns` of points."""
     return Copies(
         augment=FaceAugment(
             flip=settings.flip,
@@ -30,5 +30,6 @@ def face_copies(settings: TwoTeacherSettings) -> Copies:
             translation=settings.shift,
             occlusion=settings.occlusion,
             swap=settings.mirrored(),
+            columns=columns,
         )
     )

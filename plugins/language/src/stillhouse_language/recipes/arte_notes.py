@@ -18,8 +18,8 @@ NOTES = (
     "The share of answers with a tag and the likeliest option separate form from knowledge.",
 )
 FROM_DATA = (
-    "drafts come from the data and from template styles, and the teacher, which is the student's "
-    "own model, chooses among them instead of writing"
+    "Drafts come from the data and from template styles, and the teacher, which is the student's "
+    "own model, chooses among them instead of writing."
 )
 
 
@@ -27,4 +27,4 @@ def caution(settings: ArteSettings) -> str:
     """Why a headline may mislead, by what was run."""
     if settings.drafts == "data":
         return FROM_DATA
-    return "models of some 100,000 parameters on sums of digits" if settings.trained_here else ""
+    return "Models of some 100,000 parameters, on sums of digits." if settings.trained_here else ""

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from stillhouse.artifact import Built, Model, save_model
 from stillhouse.batching import each_batch
-from stillhouse.data.data import Columns, RowData
+from stillhouse.data.data import RowData
+from stillhouse.embedding import FEATURES
 from stillhouse.errors import BadData
 from stillhouse.recipe import Resource
 from stillhouse.weights import State, as_named, checkpoint_file, read_state
@@ -25,10 +26,8 @@ from stillhouse.work import Work
 from stillhouse_vision.models.classifier import ImageSpec
 from stillhouse_vision.models.from_timm import TimmClassifier
 
-FEATURES = "features"  # the column of embeddings that are stored beside images
 HEAD_TENSORS = 2  # weight and bias of the classes that a file's network knows
 MOST_ROWS = 250  # images that are computed at a time
-TOGETHER = 64  # images whose features are computed at a time
 FOLDS = 5
 MANY = 5000  # labelled images of which one fold is enough to choose by
 # L2 of scikit-learn's logistic regression on standardized features, strongest first
@@ -159,31 +158,6 @@ def _backbone(state: State, wanted: State, names: Sequence[str], file: Path) -> 
                 f"{list(wanted[name].shape)}; set pretrained_name to the network of these weights"
             )
     return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class Embed:
-    """A `make`: the images of the port "data" with a column "features" [N, D], their embeddings by
-    the network of the port "network", to the port "embedded"; computed once for all heads behind.
-    """
-
-    resource: ClassVar[Resource] = "gpu"
-
-    def __call__(self, inputs: Mapping[str, Any], *, work: Work) -> Mapping[str, Columns]:
-        # Any: what each input's opener returns
-        built: Built = inputs["network"]
-        data: RowData = inputs["data"]
-        network = built.module.to(work.device).eval()
-
-        def compute(first: int, last: int, _: torch.Generator) -> Columns:
-            images = data.rows(torch.arange(first, last))["images"].to(work.device)
-            with torch.no_grad():
-                parts = [network({"images": each})["embedding"] for each in images.split(TOGETHER)]
-            return {FEATURES: torch.cat(parts).float().cpu()}
-
-        found = list(work.parts(FEATURES, len(data), compute, of=self))
-        features = torch.cat([columns[FEATURES] for columns in found])  # pyright: ignore[reportCallIssue, reportArgumentType]
-        return {"embedded": {**data.select(torch.arange(len(data))), FEATURES: features}}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from itertools import product
 from stillhouse.artifact import Model
 from stillhouse.comparison import Scores, costed
 from stillhouse.data.sampling import Mix
+from stillhouse.embedding import Embed
 from stillhouse.metrics import Classification, On
 from stillhouse.objectives.logits import dkd_loss
 from stillhouse.objectives.methods import MethodEntry
@@ -29,7 +30,7 @@ from stillhouse.stages.choosing import (
 from stillhouse_vision.drawing import DrawLabels, KeepApart
 from stillhouse_vision.figures import Confusion, Mistakes, Predictions
 from stillhouse_vision.models import named_upscaled
-from stillhouse_vision.models.upscaled import Embed, FitHead, LoadPretrained
+from stillhouse_vision.models.upscaled import FitHead, LoadPretrained
 from stillhouse_vision.objectives.few_labels import (
     UNLABELLED,
     completed_dkd_loss,
