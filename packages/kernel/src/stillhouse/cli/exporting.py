@@ -13,7 +13,7 @@ from stillhouse.quantize.onnx_network import ONNX
 if TYPE_CHECKING:
     from stillhouse.cli.target import Target
 
-FILES = {"onnx": (ONNX,), "safetensors": (SPEC, WEIGHTS)}
+FILES = {"onnx": (ONNX,), "openvino": (ONNX,), "safetensors": (SPEC, WEIGHTS)}
 
 
 def student_of(target: "Target") -> Artifact:
@@ -45,11 +45,12 @@ def student_of(target: "Target") -> Artifact:
 def export_student(target: "Target", to: str, out: Path) -> list[Path]:
     """Copy the student's files of one format, and what belongs to both (model card, export.json,
     assets and what a plugin adds, folders among it), into the new folder `out`; whole, or not at
-    all. A student of several networks may have an ONNX file each instead of one.
+    all. A student of several networks may have an ONNX file each instead of one. Of "openvino" the
+    files are made of the ONNX files, see `write_openvino` for what it raises.
     """
     folder = student_of(target).path
     there = _names(folder)
-    several = to == "onnx" and any(name.endswith(".onnx") for name in there)
+    several = to != "safetensors" and any(name.endswith(".onnx") for name in there)
     for name in () if several else FILES[to]:
         if name not in there:
             raise MissingData(
@@ -58,14 +59,20 @@ def export_student(target: "Target", to: str, out: Path) -> list[Path]:
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise BadSetting(f"{out} is not a new or empty folder; give one with --out")
     names = [name for name in there if _format(name) in (to, "")]
+    made: list[str] = []
     with writing(out) as aside:
+        if to == "openvino":
+            from stillhouse.openvino_files import write_openvino
+
+            for name in (name for name in there if name.endswith(".onnx")):
+                made += write_openvino(folder / name, aside)
         for name in names:
             # not their permissions: the files of a stage may be DVC's, which are read-only
             shutil.copyfile(folder / name, aside / name)
         for below in sorted(path for path in folder.iterdir() if path.is_dir()):
             shutil.copytree(below, aside / below.name, copy_function=shutil.copyfile)
             names.append(below.name)
-    return [out / name for name in names]
+    return [out / name for name in sorted([*names, *made])]
 
 
 def _format(name: str) -> str:

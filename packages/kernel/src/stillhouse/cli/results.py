@@ -178,7 +178,7 @@ def _report_of(name: str) -> Path:
 
 def export(
     recipe: Finished,
-    to: Annotated[Literal["onnx", "safetensors"], typer.Option(help="The format.")],
+    to: Annotated[Literal["onnx", "openvino", "safetensors"], typer.Option(help="The format.")],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A new folder for the files.")
     ] = None,
