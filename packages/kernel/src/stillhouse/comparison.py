@@ -137,7 +137,8 @@ class Comparison:
     exported from its first seed. Teachers and compressed students are scored as students are,
     unless scores of their own are given. `finish` leads from what was trained to the stage whose
     first output is scored and exported: the stage itself, or a merge. `files` are the exported
-    student's as ONNX, "onnx" and "int8", which are exported with it.
+    student's as ONNX, "onnx" and "int8", which are exported with it. `seeded_teachers` are those of
+    which each seed has its own, by title; side by side with others the first stands for them.
     """
 
     teachers: Mapping[str, Stage]
@@ -151,12 +152,13 @@ class Comparison:
     compressed_scores: Scores | None = None
     files: Mapping[str, str] = field(default_factory=dict[str, str])
     finish: Callable[[Stage], Stage] = as_trained
+    seeded_teachers: Mapping[str, Stages] = field(default_factory=dict[str, Stages])
 
     def __post_init__(self) -> None:
         for what, name in (("baseline", self.baseline), ("exported student", self.exported)):
             if name not in self.students:
                 raise UnknownName(what, name, self.students, where="comparison")
-        titles = [*self.teachers, *map(self.title, self.students), *self.compressed]
+        titles = [*self._taught_by, *map(self.title, self.students), *self.compressed]
         for title, times in Counter(titles).items():
             if times > 1:
                 raise BadRecipe(f"comparison: {times} rows are called '{title}'; rename them")
@@ -164,6 +166,11 @@ class Comparison:
     def title(self, name: str) -> str:
         """The title of a student's row."""
         return self.titles.get(name, name)
+
+    @property
+    def _taught_by(self) -> Mapping[str, Stages]:
+        """All teachers by title."""
+        return {**{title: (one,) for title, one in self.teachers.items()}, **self.seeded_teachers}
 
     @property
     def first(self) -> Stage:
@@ -181,7 +188,7 @@ class Comparison:
 
     def lines(self) -> dict[str, str]:
         """Title -> role of the teachers and of each row's student, side by side in one stage."""
-        return {title: stage.name for title, stage in self.teachers.items()} | {
+        return {title: stages[0].name for title, stages in self._taught_by.items()} | {
             self.title(name): f"student-{name}" for name in self.students
         }
 
@@ -195,7 +202,7 @@ class Comparison:
                     f"comparison: roles({seed}): student '{name}' has {len(stages)} of them, "
                     f"roles(0) to roles({len(stages) - 1})"
                 )
-        return {stage.name: self.model(stage) for stage in self.teachers.values()} | {
+        return {s[0].name: self.model(s[0]) for s in self._taught_by.values()} | {
             f"student-{name}": self.model(stages[seed]) for name, stages in self.students.items()
         }
 
@@ -283,8 +290,11 @@ class Comparison:
         """What a row is and its evaluations, by title."""
         rows: dict[str, tuple[Kind, list[Evaluate]]] = {}
         large, small = self.teacher_scores or self.scores, self.compressed_scores or self.scores
-        for title, stage in self.teachers.items():
-            rows[title] = "teacher", [large.of(stage, self.model(stage))]
+        for title, stages in self._taught_by.items():
+            rows[title] = (
+                "teacher",
+                [large.of(s, self.model(s), measured=s == stages[0]) for s in stages],
+            )
         for name, stages in self.students.items():
             kind = "baseline" if name == self.baseline else "student"
             rows[self.title(name)] = kind, [self.scored(stage) for stage in stages]

@@ -179,9 +179,19 @@ def test_a_partial_report_says_so(tmp_path: Path) -> None:
     page = report(recipe, runs, partial=True)
     Page(page.read_text())
     assert "1 of 22 stages have not run" in page.read_text()
-    assert "> **Unfinished.** These stages have not run: export." in (
+    assert "> **Unfinished.** 1 of 22 stages have not run: export." in (
         page.with_name("report.md").read_text()
     )
+
+
+def test_of_many_stages_that_have_not_run_the_first_are_named(tmp_path: Path) -> None:
+    runs = Runs(root=tmp_path, recipe="vision/distill", variant="small")
+    names = tuple(stage.name for stage in THREE.recipe().stages)
+    page = report(write_run(THREE, runs.folder, without=names[2:]), runs, partial=True)
+    for text in (page.read_text(), page.with_name("report.md").read_text()):
+        assert "20 of 22 stages have not run" in text
+        assert f"{names[13]} and 8 more." in text
+        assert f"{names[14]}," not in text.partition("and 8 more")[0]
 
 
 def test_nothing_finished_still_gives_a_page(tmp_path: Path) -> None:

@@ -11,15 +11,15 @@ import torch
 from stillhouse.artifact import Model
 from stillhouse.cache import Cache
 from stillhouse.card import Card
-from stillhouse.comparison import Scores, by_line, costed
+from stillhouse.comparison import Comparison, Scores, by_line, costed
 from stillhouse.data.sampling import Mix
 from stillhouse.embedding import Embed
 from stillhouse.export import Export
 from stillhouse.metrics import On
 from stillhouse.objectives.objective import Composed, Constant, Cosine, Optimizer, Phase, Weighted
 from stillhouse.objectives.term import Term
-from stillhouse.recipe import Kind, Recipe, Row, Stage
-from stillhouse.references import Ref, collected, out
+from stillhouse.recipe import Recipe
+from stillhouse.references import Ref, out
 from stillhouse.stages import Convert, Evaluate, Make, Train
 from stillhouse.stages.choosing import (
     CHOICES,
@@ -96,51 +96,31 @@ def few_faces(settings: TwoTeacherSettings) -> Recipe:
     `--set noise=0.03`.
     """
     draws = [_Draw(settings, seed) for seed in range(settings.seeds)]
-    tested = _data(settings)[settings.scored_on]
+    data, exported = _data(settings), _exported(settings)
     quality = functools.partial(Landmarks, normalizer=settings.normalizer)
-    scores = costed(quality(), inputs={"data": tested})
-    exported = _exported(settings)
-    rows: dict[str, tuple[Kind, list[Evaluate]]] = {
-        f"{name} teacher": ("teacher", [_teacher_scores(settings, draw, name) for draw in draws])
-        for name in TEACHERS
-    }
-    for row in settings.all_rows:
-        stages = [draw.student(row) for draw in draws]
-        rows[title(row)] = (
-            "baseline" if row == ALONE else "student",
-            [scores.of(stage, out(stage), measured=not seed) for seed, stage in enumerate(stages)],
-        )
-    first = draws[0].student(exported)
-    what = f"{settings.student}, {settings.points} facial landmarks, {title(exported)}"
-    export = Convert(
-        name="export",
-        convert=Export(
-            outputs=("landmarks",),
-            card=Card(title=what, task="keypoint-detection", paper=PAPER),
-            usage=regressor_usage,
-        ),
-        inputs={
-            "data": _data(settings)["train"],
-            "student": out(first),
-            "scores": out(rows[title(exported)][1][0]),
+    made = Comparison(
+        teachers={},
+        seeded_teachers={
+            f"{name} teacher": [draw.used(name) for draw in draws] for name in TEACHERS
         },
+        students={row: [draw.student(row) for draw in draws] for row in settings.all_rows},
+        titles={row: title(row) for row in settings.all_rows},
+        baseline=ALONE,
+        exported=exported,
+        scores=costed(quality(), inputs={"data": data[settings.scored_on]}),
+        teacher_scores=_teacher_scores(settings),
     )
-    studies: dict[str, list[Evaluate]] = {
-        "Spread of the errors, first seed": [_errors(settings, draws[0])]
-    }
+    what = f"{settings.student}, {settings.points} facial landmarks, {title(exported)}"
+    card = Card(title=what, task="keypoint-detection", paper=PAPER)
+    export = Export(outputs=("landmarks",), card=card, usage=regressor_usage)
+    studies = {"Spread of the errors, first seed": [_errors(settings, made)]}
     if settings.rates:
         studies[CHOICES] = [choices(settings)]
-    scored = [stage for _, found in rows.values() for stage in found]
-    return Recipe(
+    return made.recipe(
         name="landmarks/two_teacher",
         reference=PAPER,
-        stages=collected(*scored, *(s for each in studies.values() for s in each), export),
-        rows={
-            name: Row(kind=kind, stages=tuple(stage.name for stage in found))
-            for name, (kind, found) in rows.items()
-        },
-        method=title(exported),
-        studies={name: tuple(s.name for s in each) for name, each in studies.items()},
+        export=Convert(name="export", convert=export, inputs={"data": data["train"]}),
+        studies=studies,
         notes=(*NOTES, *([choice_note(settings)] if settings.rates else [])),
     )
 
@@ -370,36 +350,33 @@ def _completed(term: Term) -> Term:
     return Term(filled, *term.reads, "tough.landmarks", **term.hyperparameters)
 
 
-def _teacher_scores(settings: TwoTeacherSettings, draw: _Draw, name: str) -> Evaluate:
+def _teacher_scores(settings: TwoTeacherSettings) -> Scores:
     """On stored maps; what it costs is that of the whole."""
     tested = _data(settings)[settings.scored_on]
     metric = Landmarks(role="teacher", normalizer=settings.normalizer)
-    scores: Scores = replace(
-        costed(
-            On(data="embedded", metric=metric),
-            inputs={"data": tested, "embedded": _embedded(settings, "test-features", tested)},
-            role="teacher",
-        ),
-        data=("data", "embedded"),
+    maps = _embedded(settings, "test-features", tested)
+    scores = costed(
+        On(data="embedded", metric=metric),
+        inputs={"data": tested, "embedded": maps},
+        role="teacher",
     )
-    stage: Stage = draw.used(name)
-    return scores.of(stage, out(stage), measured=not draw.seed)
+    return replace(scores, data=("data", "embedded"))
 
 
-def _errors(settings: TwoTeacherSettings, draw: _Draw) -> Evaluate:
+def _errors(settings: TwoTeacherSettings, made: Comparison) -> Evaluate:
     """How the errors of the tough teacher, the labels alone and the method spread, and their points
     on faces.
     """
-    lines = {"tough teacher": "teacher"}
-    roles: dict[str, Ref] = {"teacher": out(draw.used("tough"))}
-    for row in (ALONE, _exported(settings)):
-        lines[title(row)] = f"student-{row}"
-        roles[f"student-{row}"] = out(draw.student(row))
+    shown = ("tough teacher", title(ALONE), title(_exported(settings)))
+    lines, roles = {line: made.lines()[line] for line in shown}, made.roles()
     normalizer = settings.normalizer
     return Evaluate(
         name="errors",
         metrics=(by_line(functools.partial(Quantiles, normalizer=normalizer), lines),),
-        inputs={"data": _data(settings)[settings.scored_on], **roles},
+        inputs={
+            "data": made.scores.inputs["data"],
+            **{role: roles[role] for role in lines.values()},
+        },
         figures=(Faces(lines=lines),),
-        plots=(Ced(lines=lines, dashed=("tough teacher",), normalizer=normalizer),),
+        plots=(Ced(lines=lines, dashed=(lines["tough teacher"],), normalizer=normalizer),),
     )
