@@ -1,7 +1,12 @@
-"""How the settings have faces read and augmented."""
+"""How the settings have faces read and augmented, and networks trained on them."""
 
+import torch
+
+from stillhouse.objectives.objective import Constant, Cosine, Optimizer, Phase
+from stillhouse.stages import Make
 from stillhouse_landmarks.augment import FaceAugment
 from stillhouse_landmarks.data import ReadFaces
+from stillhouse_landmarks.models import ImageSpec
 from stillhouse_landmarks.recipes.soft_faces import Copies
 from stillhouse_landmarks.recipes.two_teacher_settings import TwoTeacherSettings
 
@@ -33,3 +38,28 @@ def face_copies(settings: TwoTeacherSettings, columns: tuple[str, ...] = ("landm
             columns=columns,
         )
     )
+
+
+def data_stage(settings: TwoTeacherSettings) -> Make:
+    """The faces of the source, in three parts."""
+    return Make(
+        name="data",
+        make=face_reader(settings),
+        inputs={"source": settings.data},
+        ports=("train", "validation", "test"),
+    )
+
+
+def image_spec(settings: TwoTeacherSettings) -> ImageSpec:
+    """The crops that networks take."""
+    return ImageSpec(
+        size=settings.size, mean=settings.mean, std=settings.std, points=settings.points
+    )
+
+
+def phase_of(settings: TwoTeacherSettings, role: str, lr: float) -> Phase:
+    """How a role is trained."""
+    schedule = (Constant if settings.schedule == "constant" else Cosine)(warmup=settings.warmup)
+    kwargs = {"weight_decay": settings.weight_decay}
+    optimizer = Optimizer(build=torch.optim.AdamW, lr=lr, kwargs=kwargs)
+    return Phase(trains=(role,), optimizer=optimizer, schedule=schedule)

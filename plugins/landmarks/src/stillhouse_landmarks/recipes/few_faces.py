@@ -6,8 +6,6 @@ import functools
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
-
 from stillhouse.artifact import Model
 from stillhouse.cache import Cache
 from stillhouse.card import Card
@@ -16,7 +14,7 @@ from stillhouse.data.sampling import Mix
 from stillhouse.embedding import Embed
 from stillhouse.export import Export
 from stillhouse.metrics import On
-from stillhouse.objectives.objective import Composed, Constant, Cosine, Optimizer, Phase, Weighted
+from stillhouse.objectives.objective import Composed, Weighted
 from stillhouse.objectives.term import Term
 from stillhouse.recipe import Recipe
 from stillhouse.references import Ref, out
@@ -47,13 +45,10 @@ from stillhouse_landmarks.few_labels import (
 )
 from stillhouse_landmarks.figures import Ced, Faces
 from stillhouse_landmarks.metrics import Landmarks
-from stillhouse_landmarks.models import ImageSpec, model
-from stillhouse_landmarks.objectives import (
-    PAPER as PAPER_LOSS,
-)
+from stillhouse_landmarks.models import model
 from stillhouse_landmarks.objectives import assistive_loss, l1_loss, paper_main_loss
 from stillhouse_landmarks.pretrained import FitRidge, LoadFrozen, WithoutFolds, frozen_regressor
-from stillhouse_landmarks.recipes.face_data import face_copies, face_reader
+from stillhouse_landmarks.recipes.face_data import data_stage, face_copies, image_spec, phase_of
 from stillhouse_landmarks.recipes.few_faces_settings import ALL, ALONE, REST_ROWS, SELF
 from stillhouse_landmarks.recipes.scores import Quantiles
 from stillhouse_landmarks.recipes.two_teacher_notes import PAPER
@@ -96,7 +91,7 @@ def few_faces(settings: TwoTeacherSettings) -> Recipe:
     `--set noise=0.03`.
     """
     draws = [_Draw(settings, seed) for seed in range(settings.seeds)]
-    data, exported = _data(settings), _exported(settings)
+    data, exported = data_stage(settings), _exported(settings)
     quality = functools.partial(Landmarks, normalizer=settings.normalizer)
     made = Comparison(
         teachers={},
@@ -158,7 +153,7 @@ def _chosen(settings: TwoTeacherSettings, row: str) -> Choose:
     return chosen_of(
         _Draw(settings, 0).candidates(row),
         name=f"choose-{row}",
-        validation=_data(settings)["validation"],
+        validation=data_stage(settings)["validation"],
         steps=settings.choose_steps,
         metric=Landmarks(normalizer=settings.normalizer),
         score="nme_error",
@@ -171,15 +166,6 @@ def _exported(settings: TwoTeacherSettings) -> str:
     return next(row for row in order if row in settings.all_rows)
 
 
-def _data(settings: TwoTeacherSettings) -> Make:
-    return Make(
-        name="data",
-        make=face_reader(settings),
-        inputs={"source": settings.data},
-        ports=("train", "validation", "test"),
-    )
-
-
 def _spec(settings: TwoTeacherSettings) -> Model:
     return Model(
         build=frozen_regressor,
@@ -189,14 +175,8 @@ def _spec(settings: TwoTeacherSettings) -> Model:
             "side": settings.pretrained_side,
             "mean": list(settings.pretrained_mean),
             "std": list(settings.pretrained_std),
-            "images": _images(settings).json(),
+            "images": image_spec(settings).json(),
         },
-    )
-
-
-def _images(settings: TwoTeacherSettings) -> ImageSpec:
-    return ImageSpec(
-        size=settings.size, mean=settings.mean, std=settings.std, points=settings.points
     )
 
 
@@ -221,7 +201,7 @@ def _embedded(settings: TwoTeacherSettings, name: str, data: Ref) -> Ref:
 
 def _copies(settings: TwoTeacherSettings) -> Ref:
     """Augmented copies of all training faces, with the network's maps, and each seed's noise."""
-    faces, columns = _data(settings)["train"], (POINTS,)
+    faces, columns = data_stage(settings)["train"], (POINTS,)
     if settings.noise > 0:
         add = AddNoise(noise=settings.noise, seeds=settings.seeds)
         faces = out(Make(name="noise", make=add, inputs={"data": faces}, ports=("train",)))
@@ -296,11 +276,8 @@ class _Draw:
 
     def _train(self, row: str, lr: float) -> Train:
         settings = self.settings
-        schedule = (Constant if settings.schedule == "constant" else Cosine)(warmup=settings.warmup)
-        kwargs = {"weight_decay": settings.weight_decay}
-        optimizer = Optimizer(build=torch.optim.AdamW, lr=lr, kwargs=kwargs)
-        phase = Phase(trains=("student",), optimizer=optimizer, schedule=schedule)
-        objective = Composed(phases={"student": phase}, losses=_losses(settings, row))
+        phases = {"student": phase_of(settings, "student", lr)}
+        objective = Composed(phases=phases, losses=_losses(settings, row))
         everywhere: dict[str, Ref] = {name: out(stage) for name, stage in self.teachers.items()}
         if row == SELF:
             everywhere["labeller"] = out(self.student(ALONE))
@@ -313,7 +290,7 @@ class _Draw:
             objective=objective,
             inputs={**(ports or {"data": self.faces["labelled"]}), **read},
             data=Mix(parts=parts, fill={POINTS: UNLABELLED}) if mixed else None,
-            fresh={"student": model(settings.student, images=_images(settings))},
+            fresh={"student": model(settings.student, images=image_spec(settings))},
             cache={role: Cache(outputs=objective.outputs_of(role)) for role in read},
             steps=settings.steps,
             batch=settings.batch,
@@ -336,7 +313,9 @@ def _losses(settings: TwoTeacherSettings, row: str) -> Mapping[str, Weighted]:
         weighted = Weighted(term=teacher, weight=settings.teacher_weight)
         losses: Mapping[str, Weighted] = {**plain, "teacher": weighted}
     else:
-        losses = (settings.loss("paper") or PAPER_LOSS).losses()
+        loss = settings.loss("paper")
+        assert loss is not None
+        losses = loss.losses()
     if not row.endswith(ALL):
         return losses
     return {name: replace(loss, term=_completed(loss.term)) for name, loss in losses.items()}
@@ -352,7 +331,7 @@ def _completed(term: Term) -> Term:
 
 def _teacher_scores(settings: TwoTeacherSettings) -> Scores:
     """On stored maps; what it costs is that of the whole."""
-    tested = _data(settings)[settings.scored_on]
+    tested = data_stage(settings)[settings.scored_on]
     metric = Landmarks(role="teacher", normalizer=settings.normalizer)
     maps = _embedded(settings, "test-features", tested)
     scores = costed(

@@ -4,15 +4,13 @@ import functools
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
-
 from stillhouse.artifact import Model
 from stillhouse.cache import Cache
 from stillhouse.card import Card
 from stillhouse.comparison import Comparison, by_line, costed, in_int8, seeded
 from stillhouse.export import Export
 from stillhouse.metrics import Latency
-from stillhouse.objectives.objective import Composed, Constant, Cosine, Optimizer, Phase, Weighted
+from stillhouse.objectives.objective import Composed, Weighted
 from stillhouse.objectives.term import Term
 from stillhouse.recipe import Recipe, Stage
 from stillhouse.references import Ref, out
@@ -21,7 +19,7 @@ from stillhouse_landmarks.figures import Ced, Faces
 from stillhouse_landmarks.metrics import Landmarks
 from stillhouse_landmarks.models import ImageSpec, LoadCheckpoint, model
 from stillhouse_landmarks.objectives import l1_loss, l2_loss
-from stillhouse_landmarks.recipes.face_data import face_copies, face_reader
+from stillhouse_landmarks.recipes.face_data import data_stage, face_copies, image_spec, phase_of
 from stillhouse_landmarks.recipes.few_faces import few_faces
 from stillhouse_landmarks.recipes.scores import Quantiles, Softness, TeacherGap
 from stillhouse_landmarks.recipes.soft_faces import SoftFaces
@@ -63,7 +61,7 @@ def two_teacher(settings: TwoTeacherSettings) -> Recipe:
     """
     if settings.few:
         return few_faces(settings)
-    made, faces = _comparison(settings), {"data": _data(settings)["train"]}
+    made, faces = _comparison(settings), {"data": data_stage(settings)["train"]}
     studies = {"Spread of the errors, first seed": [_errors(settings, made)]}
     exported: dict[str, str] = {**faces}
     if settings.int8:
@@ -87,10 +85,11 @@ def two_teacher(settings: TwoTeacherSettings) -> Recipe:
 
 
 def _comparison(settings: TwoTeacherSettings) -> Comparison:
-    data, quality = _data(settings), functools.partial(Landmarks, normalizer=settings.normalizer)
-    images = ImageSpec(
-        size=settings.size, mean=settings.mean, std=settings.std, points=settings.points
+    data, quality = (
+        data_stage(settings),
+        functools.partial(Landmarks, normalizer=settings.normalizer),
     )
+    images = image_spec(settings)
     teachers = {name: _teacher(settings, name, images) for name in TEACHERS}
     refs = {name: out(stage) for name, stage in teachers.items()}
     student = {"student": model(settings.student, images=images)}
@@ -121,18 +120,9 @@ def _comparison(settings: TwoTeacherSettings) -> Comparison:
     )
 
 
-def _data(settings: TwoTeacherSettings) -> Make:
-    return Make(
-        name="data",
-        make=face_reader(settings),
-        inputs={"source": settings.data},
-        ports=("train", "validation", "test"),
-    )
-
-
 def _soft(settings: TwoTeacherSettings) -> Ref:
     """The training faces' copies, with soft landmarks."""
-    augment, faces = face_copies(settings), {"data": _data(settings)["train"]}
+    augment, faces = face_copies(settings), {"data": data_stage(settings)["train"]}
     fit = FitShape(variance=settings.variance, augment=augment, views=settings.copies)
     shape = Convert(name="shape", convert=fit, inputs=faces)
     soften = SoftFaces(augment=augment, views=settings.copies)
@@ -170,12 +160,8 @@ def _training(
     teachers: Mapping[str, Ref],
 ) -> Train:
     (role,) = fresh
-    schedule = (Constant if settings.schedule == "constant" else Cosine)(warmup=settings.warmup)
     lr = settings.lr if "student" in fresh else settings.teacher_lr
-    kwargs = {"weight_decay": settings.weight_decay}
-    optimizer = Optimizer(build=torch.optim.AdamW, lr=lr, kwargs=kwargs)
-    phase = Phase(trains=(role,), optimizer=optimizer, schedule=schedule)
-    objective = Composed(phases={role: phase}, losses=losses)
+    objective = Composed(phases={role: phase_of(settings, role, lr)}, losses=losses)
     read = {teacher: ref for teacher, ref in teachers.items() if teacher in objective.roles}
     return Train(
         name=name,
