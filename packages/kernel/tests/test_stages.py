@@ -9,7 +9,7 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from stillhouse.artifact import Artifact, Built, Model, load_model, save_model
 from stillhouse.cache import Cache
@@ -21,7 +21,7 @@ from stillhouse.data.shards import load_data
 from stillhouse.errors import BadRecipe, BadSetting, ContractError, OutOfMemory, UnknownName
 from stillhouse.export import Export
 from stillhouse.inputs import outside
-from stillhouse.metrics import Classification, Latency, Memory, Profile
+from stillhouse.metrics import Classification, Latencies, Latency, Memory, Profile
 from stillhouse.metrics.metric import Metric
 from stillhouse.metrics.scores import Score
 from stillhouse.objectives.objective import (
@@ -263,6 +263,33 @@ def test_costs_by_hand() -> None:
     assert Memory()(models, toy_data(), work=Work())["peak_memory_mib"] >= 32 * 4 * 64 * 4 / 2**20
     with pytest.raises(BadSetting, match="runs and batch sizes must be >= 1"):
         Latency(runs=0)
+
+
+@pytest.mark.parametrize(("seconds", "forwards"), [(0.001, 5 + 30), (6.0, 1 + 3), (1.0, 3 + 11)])
+def test_forwards_that_take_long_are_timed_fewer_times(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, forwards: int
+) -> None:
+    clock, calls = [0.0], list[int]()
+
+    class Slow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(()))
+
+        def forward(self, batch: object) -> dict[str, Tensor]:
+            calls.append(1)
+            clock[0] += seconds
+            return {"logits": self.weight}
+
+    monkeypatch.setattr("stillhouse.profile.time.perf_counter", lambda: clock[0])
+    found = Latency(batches=(1,))({"student": Slow()}, toy_data(), work=Work())
+    assert found["latency_b1_ms"] == pytest.approx(1000 * seconds)
+    assert len(calls) == forwards
+    calls.clear()
+    lines = {"a": "student", "b": "student"}
+    in_turns = Latencies(lines=lines, batches=(1,))({"student": Slow()}, toy_data(), work=Work())
+    assert in_turns["b", "latency_b1_ms"] == pytest.approx(1000 * seconds)
+    assert len(calls) == 2 * forwards
 
 
 def test_directions_of_scores() -> None:

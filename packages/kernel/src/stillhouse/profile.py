@@ -26,7 +26,10 @@ from stillhouse.metrics.scores import Score
 from stillhouse.objectives.objective import Models, Tensors
 from stillhouse.work import Work
 
-WARMUP = 5
+# of a timing: rounds that do not count, or those of the first seconds; least rounds that count, and
+# the seconds after which no more are made
+WARMUP, WARM_SECONDS = 5, 2.0
+LEAST, SECONDS = 3, 10.0
 
 
 def first_batch(data: Data, size: int, device: torch.device) -> Tensors:
@@ -196,7 +199,7 @@ class Profile(Metric):
 class Latency(Metric):
     """latency_b<size>_ms: median seconds of `runs` forwards after a warm-up, in milliseconds, at
     each batch size; in micro-batches, one after another, where a batch does not fit the memory
-    (see `stillhouse.batching`).
+    (see `stillhouse.batching`). Of forwards that take long fewer are made, three at least.
     """
 
     role: str = "student"
@@ -219,8 +222,8 @@ class Latency(Metric):
 
     def _median(self, module: nn.Module, data: Data, size: int) -> float:
         batches = _fitting_batches(module, data, size)
-        times = [_timed(module, batches) for _ in range(WARMUP + self.runs)]
-        return 1000 * statistics.median(times[WARMUP:])
+        times = [(counts, _timed(module, batches)) for counts in _rounds(self.runs)]
+        return 1000 * statistics.median(seconds for counts, seconds in times if counts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,10 +259,29 @@ class Latencies(Metric):
         batches = {
             line: _fitting_batches(models[role], data, size) for line, role in self.lines.items()
         }
-        for _ in range(WARMUP + self.runs):
+        for counts in _rounds(self.runs, contestants=len(self.lines)):
             for line, role in self.lines.items():
-                times[line].append(_timed(models[role], batches[line]))
-        return {line: 1000 * statistics.median(t[WARMUP:]) for line, t in times.items()}
+                seconds = _timed(models[role], batches[line])
+                if counts:
+                    times[line].append(seconds)
+        return {line: 1000 * statistics.median(each) for line, each in times.items()}
+
+
+def _rounds(runs: int, *, contestants: int = 1) -> Generator[bool]:
+    """Of each round of a timing, whether it counts: a warm-up, then `runs`, or fewer where they
+    take long for each of the `contestants`.
+    """
+    begin, seconds = time.perf_counter(), 0.0
+    for number in range(WARMUP):
+        if number and seconds > WARM_SECONDS * contestants:
+            break
+        yield False
+        seconds = time.perf_counter() - begin
+    begin = time.perf_counter()
+    for number in range(runs):
+        if number >= LEAST and time.perf_counter() - begin > SECONDS * contestants:
+            break
+        yield True
 
 
 def _fitting_batches(module: nn.Module, data: Data, size: int) -> list[Tensors]:

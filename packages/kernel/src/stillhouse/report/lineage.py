@@ -3,7 +3,7 @@
 import hashlib
 import importlib.metadata
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -15,6 +15,8 @@ from stillhouse.recipe import OUTSIDE, Recipe, Stage
 from stillhouse.report.collect import Finished
 from stillhouse.report.document import Lineage
 from stillhouse.runs import stage_key
+
+MOST_NAMES = 12  # of stages in a sentence
 
 
 def lineage(recipe: Recipe, root: Path, finished: Mapping[str, Finished]) -> Lineage:
@@ -62,9 +64,15 @@ def _stale(recipe: Recipe, finished: Mapping[str, Finished]) -> tuple[str, ...]:
     ]
     notes = [note for stage in stages for note in _older_inputs(stage, finished)]
     if other:
-        names = "all stages" if len(other) == len(finished) else ", ".join(other)
+        names = "all stages" if len(other) == len(finished) else some_of(other)
         notes.insert(0, f"Run with other code or settings than this checkout has: {names}.")
     return tuple(notes)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first of many names, and how many more there are."""
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _key(recipe: Recipe, stage: Stage, done: Finished) -> str:

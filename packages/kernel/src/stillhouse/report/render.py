@@ -15,6 +15,7 @@ from stillhouse.report import tables
 from stillhouse.report.cards import cards
 from stillhouse.report.document import Document, FigureFile
 from stillhouse.report.drawing import Plot
+from stillhouse.report.lineage import some_of
 from stillhouse.report.palette import MODES, THEMES, colours
 from stillhouse.report.studies import row_tables, study_tables
 
@@ -170,6 +171,7 @@ def _environment(*, escaping: bool) -> jinja2.Environment:
         "fact_name": fact_name,
         "svg_uri": _svg_uri,
         "svg_size": svg_size,
+        "some_of": some_of,
     }
     environment.filters.update(filters)
     return environment
