@@ -164,6 +164,20 @@ def test_stages_rows_and_export_of_a_comparison() -> None:
     }  # fmt: skip
 
 
+def test_a_teacher_of_its_own_for_each_seed_is_a_row_and_timed_once() -> None:
+    own = tuple(replace(TEACHER, name=f"given-{seed}") for seed in range(2))
+    timed = replace(comparison().teacher_scores or comparison().scores, measures=(Counted(),))
+    made = comparison(teachers={}, seeded_teachers={"large": own}, teacher_scores=timed)
+    whole = recipe(made)
+    assert whole.rows["large"] == Row(kind="teacher", stages=("given-0-scores", "given-1-scores"))
+    scored = [whole.stage(f"given-{seed}-scores") for seed in range(2)]
+    assert [len(stage.measures) for stage in scored if isinstance(stage, Evaluate)] == [1, 0]
+    assert made.lines()["large"] == "given-0"
+    assert made.roles()["given-0"] == out(own[0])
+    with pytest.raises(BadRecipe, match="2 rows are called 'large'"):
+        comparison(seeded_teachers={"large": own})
+
+
 def test_what_is_timed_and_drawn_and_in_which_role() -> None:
     made = recipe(comparison())
     scored = {s.name: s for s in made.stages if isinstance(s, Evaluate)}

@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from stillhouse.artifact import Built, load_model
+from stillhouse.artifact import Built, Model, load_model
 from stillhouse.data.data import TensorData
 from stillhouse.errors import BadData, BadSetting
 from stillhouse.recipe import Context
@@ -189,11 +189,11 @@ def test_a_labelled_face_is_answered_for_by_a_fit_without_it(weights: Path, tmp_
     given = {"network": built, "data": TensorData(columns)}
     FitRidge(folds=3)(given, tmp_path / "tough", work=work)
     teacher = load_model(tmp_path / "tough")
-    asked = {"images": images, "features": maps.half()}
-    crossed = teacher.module({**asked, "fold": fold})["landmarks"]
-    plain = teacher.module(asked)["landmarks"]
+    rows = {"images": images, "features": maps.half()}
+    crossed = teacher.module({**rows, "fold": fold})["landmarks"]
+    plain = teacher.module(rows)["landmarks"]
     torch.testing.assert_close(
-        teacher.module({**asked, "fold": -torch.ones(12)})["landmarks"], plain
+        teacher.module({**rows, "fold": -torch.ones(12)})["landmarks"], plain
     )
     assert not torch.allclose(crossed, plain)
     # other points of fold 1: the answers for fold 1 alone stay as they are
@@ -201,7 +201,7 @@ def test_a_labelled_face_is_answered_for_by_a_fit_without_it(weights: Path, tmp_
     moved[fold == 1] += 0.3
     given["data"] = TensorData({**columns, "landmarks": moved})
     FitRidge(folds=3)(given, tmp_path / "moved", work=work)
-    again = load_model(tmp_path / "moved").module({**asked, "fold": fold})["landmarks"]
+    again = load_model(tmp_path / "moved").module({**rows, "fold": fold})["landmarks"]
     assert not torch.allclose(again[fold != 1], crossed[fold != 1], atol=1e-3)
     WithoutFolds()({"network": teacher}, tmp_path / "used", work=work)
     used = load_model(tmp_path / "used").module
@@ -211,9 +211,7 @@ def test_a_labelled_face_is_answered_for_by_a_fit_without_it(weights: Path, tmp_
     torch.testing.assert_close(used({"images": images})["landmarks"], plain, rtol=0, atol=5e-3)
 
 
-def make_spec(kwargs: Mapping[str, Any]) -> Any:
-    from stillhouse.artifact import Model
-
+def make_spec(kwargs: Mapping[str, Any]) -> Model:
     return Model(build=frozen_regressor, kwargs=kwargs)
 
 

@@ -158,7 +158,8 @@ class Comparison:
         for what, name in (("baseline", self.baseline), ("exported student", self.exported)):
             if name not in self.students:
                 raise UnknownName(what, name, self.students, where="comparison")
-        titles = [*self._taught_by, *map(self.title, self.students), *self.compressed]
+        teachers = [*self.teachers, *self.seeded_teachers]
+        titles = [*teachers, *map(self.title, self.students), *self.compressed]
         for title, times in Counter(titles).items():
             if times > 1:
                 raise BadRecipe(f"comparison: {times} rows are called '{title}'; rename them")

@@ -1,9 +1,9 @@
 """Losses of batches in which only some faces have points: the others' are all `UNLABELLED`.
 
 B: faces of the batch. C: coordinates, as in `objectives`. `filler` [B, C] are the points that stand
-in for a face without its own: those of a teacher or of a student trained before. What is no truth
-is no truth: these losses are ours, not those of Fard & Mahoor 2022 (arXiv 2111.07047), whose faces
-all have points; where they have, they are the same.
+in for a face without its own: those of a teacher or of a student trained before. That is ours: in
+Fard & Mahoor 2022 (arXiv 2111.07047) all faces have points. Where faces have them, these losses are
+the paper's.
 """
 
 from jaxtyping import Float
