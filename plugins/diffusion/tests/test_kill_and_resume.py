@@ -93,7 +93,11 @@ def test_a_training_killed_goes_on_to_the_same_bits(name: str, step: int, tmp_pa
 
 def killed(*words: str) -> None:
     """Have a process of its own run a function of this module; it must end by SIGKILL."""
-    code = "import sys, test_kill_and_resume as here; getattr(here, sys.argv[1])(*sys.argv[2:])"
+    # one thread, as conftest.py has it: sums in one order
+    code = (
+        "import sys, torch, test_kill_and_resume as here; torch.set_num_threads(1); "
+        "getattr(here, sys.argv[1])(*sys.argv[2:])"
+    )
     here = Path(__file__).parent
     ran = subprocess.run(
         [sys.executable, "-c", code, *words],

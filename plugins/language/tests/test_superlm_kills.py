@@ -107,6 +107,7 @@ def sigkill_at_checkpoint(event: Event) -> None:
 
 
 def train_and_die(kind: str, folder: str) -> None:
+    torch.set_num_threads(1)  # as conftest.py has it: sums in one order
     run(kind, Path(folder), sigkill_at_checkpoint)
 
 
