@@ -43,7 +43,7 @@ def each_batch(
     if first and len(first["id"]):
         size = fitting(compute, first, most)
     for batch in data.batches(size, rng=None):
-        waiting = micro_batches(batch, size) if len(batch["id"]) else []
+        waiting = micro_batches(batch, size)
         while waiting:
             found = _computed(compute, waiting[0], device)
             if found is None:  # and from here on

@@ -271,17 +271,19 @@ def _rounds(runs: int, *, contestants: int = 1) -> Generator[bool]:
     """Of each round of a timing, whether it counts: a warm-up, then `runs`, or fewer where they
     take long for each of the `contestants`.
     """
-    begin, seconds = time.perf_counter(), 0.0
-    for number in range(WARMUP):
-        if number and seconds > WARM_SECONDS * contestants:
-            break
+    for _ in _repeats(WARMUP, least=1, seconds=WARM_SECONDS * contestants):
         yield False
-        seconds = time.perf_counter() - begin
-    begin = time.perf_counter()
-    for number in range(runs):
-        if number >= LEAST and time.perf_counter() - begin > SECONDS * contestants:
-            break
+    for _ in _repeats(runs, least=LEAST, seconds=SECONDS * contestants):
         yield True
+
+
+def _repeats(most: int, *, least: int, seconds: float) -> Generator[int]:
+    """`most` numbers; after `least` none once the seconds are over."""
+    begin = time.perf_counter()
+    for number in range(most):
+        if number >= least and time.perf_counter() - begin > seconds:
+            return
+        yield number
 
 
 def _fitting_batches(module: nn.Module, data: Data, size: int) -> list[Tensors]:

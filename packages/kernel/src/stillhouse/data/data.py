@@ -74,6 +74,11 @@ class PlannedData(ABC):
         return batches_of(self.read, self.plan(size, rng=rng), stored=self.stored)
 
 
+def pieces(order: Tensor, size: int) -> Sequence[Tensor]:
+    """The rows of an order, `size` at a time; none of no row, of which torch's split makes one."""
+    return order.split(size) if len(order) else ()
+
+
 def is_stored(data: Data) -> bool:
     """Whether reading a batch of data is work for other processes; not for data that plan none."""
     return isinstance(data, PlannedData) and data.stored
@@ -145,7 +150,7 @@ class RowData(PlannedData):
         order = (
             torch.randperm(len(self), generator=rng) if rng is not None else torch.arange(len(self))
         )
-        return ({ROWS: index} for index in order.split(size))
+        return ({ROWS: index} for index in pieces(order, size))
 
     def read(self, plan: Plan) -> dict[str, Tensor]:
         return self.rows(plan[ROWS])
@@ -263,7 +268,7 @@ class Rows(PlannedData):
         order = (
             torch.randperm(len(self), generator=rng) if rng is not None else torch.arange(len(self))
         )
-        return ({ROWS: self.index[picked]} for picked in order.split(size))
+        return ({ROWS: self.index[picked]} for picked in pieces(order, size))
 
     def read(self, plan: Plan) -> dict[str, Tensor]:
         return self.data.read(plan)

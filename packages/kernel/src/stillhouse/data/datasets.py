@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, default_collate
 
-from stillhouse.data.data import ROWS, Data, Plan, PlannedData
+from stillhouse.data.data import ROWS, Data, Plan, PlannedData, pieces
 from stillhouse.errors import BadData
 
 INPUTS, LABELS, ID = "inputs", "labels", "id"
@@ -76,7 +76,7 @@ class Samples(PlannedData):
         count = len(self)
         shuffled = rng is not None and self.shuffled
         order = torch.randperm(count, generator=rng) if shuffled else torch.arange(count)
-        return ({ROWS: index} for index in order.split(size))
+        return ({ROWS: index} for index in pieces(order, size))
 
     def read(self, plan: Plan) -> dict[str, Tensor]:
         index = plan[ROWS]
